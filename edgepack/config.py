@@ -1,0 +1,183 @@
+"""The recipe: what the user wants built, from ``edgepack.yaml`` and the command line."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from edgepack.errors import ConfigError
+from edgepack.strict import Strict, parse, read_yaml
+from edgepack.target import Gate
+
+Observer = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
+Method = Literal["auto", "static", "dynamic", "weight_only", "float"]
+
+
+class ImageInput(Strict):
+    """How an image file becomes one input tensor ``[1, C, H, W]`` or ``[1, H, W, C]``.
+
+    ``value = (pixel - mean) / std`` with pixels from 0 to 255; ``mean`` and ``std`` are one number or one per
+    channel in the order of ``color``.
+    """
+
+    height: Annotated[int, Field(gt=0)] | None = None
+    """Pixels; with only one of height and width the other keeps the aspect ratio, rounded up."""
+    width: Annotated[int, Field(gt=0)] | None = None
+    min_width: Annotated[int, Field(gt=0)] = 1
+    """Least width where the width follows the aspect ratio."""
+    fit: Literal["stretch", "crop"] = "stretch"
+    """stretch: resize to height and width. crop: resize the shorter side to resize_short, cut the centre."""
+    resize_short: Annotated[int, Field(gt=0)] | None = None
+    filter: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    color: Literal["rgb", "bgr", "gray"] = "rgb"
+    mean: float | tuple[float, ...] = 0.0
+    std: float | tuple[float, ...] = 1.0
+    layout: Literal["nchw", "nhwc"] = "nchw"
+
+
+class Labels(Strict):
+    """Where the labels of evaluation samples come from; exactly one of the three."""
+
+    array: str | None = None
+    """Name of an array in the .npz."""
+    filename: str | None = None
+    """A regular expression with one group, applied to the file's name: `(\\d+)` in `0042.jpg` gives 42."""
+    file: Path | None = None
+    """A .tsv: file name or stem, then one or more columns; several rows of one file are kept together."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "Labels":
+        if sum(x is not None for x in (self.array, self.filename, self.file)) != 1:
+            raise ValueError("give exactly one of array, filename, file")
+        return self
+
+
+class Data(Strict):
+    """One part of the sample data."""
+
+    path: str
+    """A folder of images, .npz or .npy files; one .npz or .npy; or `module:function`, which yields feeds."""
+    samples: Annotated[int, Field(gt=0)] | None = None
+    """Use at most this many (evenly spread); all by default."""
+    labels: Labels | None = None
+
+
+class Calibration(Strict):
+    """How activation ranges are measured."""
+
+    observer: Observer = "percentile"
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    """For the percentile observer."""
+    momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """For the moving average: weight of the past."""
+    bins: Annotated[int, Field(ge=128, le=16384)] = 2048
+    """Bins of the streaming histograms."""
+
+
+class Override(Strict):
+    """An exception to the method, for nodes by name or by operator type; a name wins over a type."""
+
+    nodes: tuple[str, ...] = ()
+    """Node names; `*` and `?` work as in a shell."""
+    op_types: tuple[str, ...] = ()
+    method: Method
+    reason: str = "the recipe says so"
+
+
+class Quantize(Strict):
+    """How the model becomes integer."""
+
+    method: Method = "auto"
+    """auto measures the candidates that the target has and takes the fastest that keeps the accuracy."""
+    optimize_for: Literal["speed", "size"] = "speed"
+    """speed: what is measured slower than float stays float. size: int8 wherever it is accurate."""
+    overrides: tuple[Override, ...] = ()
+
+
+class Bench(Strict):
+    """How latency is measured: original and built models take turns."""
+
+    warmup: Annotated[int, Field(ge=0)] = 5
+    runs: Annotated[int, Field(ge=3)] = 50
+
+
+class Recipe(Strict):
+    """Everything a build needs to know, all paths resolved."""
+
+    model: Path
+    target: tuple[str, ...] = ()
+    output: str = "dist/{target}"
+    """Folder of the artifacts; `{target}` is replaced by the target's name."""
+    calibration_data: Data | None = None
+    evaluation_data: Data | None = None
+    images: dict[str, ImageInput] = {}
+    """Preprocessing by model input name, for image folders."""
+    metric: str | None = None
+    """top1, accuracy, auc, or `module:function(outputs, labels) -> float`; higher is better."""
+    calibration: Calibration = Calibration()
+    quantize: Quantize = Quantize()
+    bench: Bench = Bench()
+    gate: Gate | None = None
+    """Replaces the target's gate."""
+    seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_target_may_be_a_word(cls, content: Any) -> Any:
+        if isinstance(content, dict) and isinstance(content.get("target"), str):
+            return {**content, "target": [content["target"]]}
+        return content
+
+
+def load_recipe(path: Path | None, changes: dict[str, Any]) -> Recipe:
+    """The recipe in ``path`` with ``changes`` (from the command line) put over it.
+
+    Paths in the file are relative to the file. Without a file, ``changes`` must be complete.
+
+    Raises:
+        ConfigError: unknown keys, wrong values, or no model.
+    """
+    content: dict[str, Any] = {}
+    if path is not None:
+        content = _relative_to(path.parent, read_yaml(path))
+    content = _merge(content, changes)
+    if "model" not in content:
+        raise ConfigError(
+            "no model: name one (`edgepack build model.onnx`) or run where an edgepack.yaml has a `model:` key"
+        )
+    return parse(Recipe, content, str(path) if path else "command line")
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if value is None:
+            continue
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _relative_to(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Paths of a recipe file made relative to the file's folder instead of the working directory."""
+
+    def located(text: Any) -> Any:
+        return str(folder / text) if isinstance(text, str) and ":" not in text else text
+
+    moved = dict(content)
+    for key in ("model", "output"):
+        if key in moved:
+            moved[key] = located(moved[key])
+    for key in ("calibration_data", "evaluation_data"):
+        part = moved.get(key)
+        if isinstance(part, str):
+            moved[key] = located(part)
+        elif isinstance(part, dict):
+            part = dict(part)
+            if "path" in part:
+                part["path"] = located(part["path"])
+            labels = part.get("labels")
+            if isinstance(labels, dict) and "file" in labels:
+                part["labels"] = {**labels, "file": located(labels["file"])}
+            moved[key] = part
+    return moved

@@ -1,0 +1,103 @@
+"""Quantization arithmetic in plain NumPy; knows nothing of ONNX."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from edgepack.scheme import QuantParams, QuantScheme, QuantType
+
+Array = npt.NDArray[np.floating]
+
+# A scale below the smallest normal float32 makes the runtimes divide by zero or by a denormal.
+MIN_SCALE = np.float32(1e-30)
+
+
+def choose_params(low: float, high: float, scheme: QuantScheme) -> QuantParams:
+    """Per-tensor parameters that cover ``[low, high]`` (real values, zero always included).
+
+    Asymmetric: the zero point is an exact stored integer, so that padding with zeros is exact. Symmetric:
+    the zero point is the middle of the type (0 for int8, 128 for uint8).
+
+    Raises:
+        ValueError: a bound is not finite, or ``low > high``.
+    """
+    if not (np.isfinite(low) and np.isfinite(high)) or low > high:
+        raise ValueError(f"not a range: [{low}, {high}]")
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    qmin, qmax = scheme.type.qmin, scheme.type.qmax
+    if scheme.symmetric:
+        middle = 0 if qmin < 0 else (qmin + qmax + 1) // 2
+        scale = np.float32(max(max(-low, high) / (qmax - middle), float(MIN_SCALE)))
+        return QuantParams(scheme.type, np.asarray(scale), np.asarray(middle, scheme.type.dtype))
+    scale = np.float32(max((high - low) / (qmax - qmin), float(MIN_SCALE)))
+    zero_point = int(np.clip(round(qmin - low / float(scale)), qmin, qmax))
+    return QuantParams(scheme.type, np.asarray(scale), np.asarray(zero_point, scheme.type.dtype))
+
+
+def choose_weight_params(weight: Array, scheme: QuantScheme, axis: int | None) -> QuantParams:
+    """Symmetric parameters for a weight, one scale per index of ``axis`` (``None``: one for all).
+
+    The range used is ``[-qmax, qmax]``: the one value more on the negative side would make the grid
+    asymmetric and, on x86 without VNNI, lets ``-128 × 255`` pairs saturate.
+    """
+    qmax = scheme.type.qmax >> 1 if scheme.reduce_range else scheme.type.qmax
+    other = tuple(i for i in range(weight.ndim) if i != axis) if axis is not None else None
+    peak = np.abs(weight).max(axis=other) if weight.size else np.zeros(())
+    scale = np.maximum(peak / qmax, MIN_SCALE).astype(np.float32)
+    return QuantParams(scheme.type, scale, np.zeros(scale.shape, scheme.type.dtype), axis)
+
+
+def _spread(params: QuantParams, ndim: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    """Scale and zero point, shaped to broadcast against a tensor of ``ndim`` dimensions."""
+    zero_point = params.zero_point.astype(np.int32)
+    if params.axis is None:
+        return params.scale, zero_point
+    shape = [1] * ndim
+    shape[params.axis] = -1
+    return params.scale.reshape(shape), zero_point.reshape(shape)
+
+
+def quantize(x: Array, params: QuantParams) -> npt.NDArray[np.integer]:
+    """Stored values of ``x``: round half to even, add the zero point, saturate (ONNX QuantizeLinear)."""
+    scale, zero_point = _spread(params, x.ndim)
+    q = np.clip(np.rint(x / scale) + zero_point, params.type.qmin, params.type.qmax)
+    return np.asarray(q, params.type.dtype)
+
+
+def dequantize(q: npt.NDArray[np.integer], params: QuantParams) -> npt.NDArray[np.float32]:
+    """Real values of stored ``q`` (ONNX DequantizeLinear)."""
+    scale, zero_point = _spread(params, q.ndim)
+    return np.asarray((q.astype(np.int32) - zero_point).astype(np.float32) * scale, np.float32)
+
+
+def bias_params(input_scale: npt.NDArray[np.float32], weight: QuantParams) -> QuantParams:
+    """Parameters of an int32 bias: its scale is the product of the input's and the weight's."""
+    scale = (np.asarray(input_scale, np.float32) * weight.scale).astype(np.float32)
+    axis = None if weight.axis is None else 0
+    return QuantParams(QuantType.INT32, scale, np.zeros(scale.shape, np.int32), axis)
+
+
+def sqnr_db(reference: Sequence[Array] | Array, other: Sequence[Array] | Array) -> float:
+    """Signal to quantization noise in dB over all arrays together; ``inf`` when they are equal.
+
+    Raises:
+        ValueError: the two sides differ in number or shapes.
+    """
+    left = [reference] if isinstance(reference, np.ndarray) else list(reference)
+    right = [other] if isinstance(other, np.ndarray) else list(other)
+    signal = noise = 0.0
+    for a, b in zip(left, right, strict=True):
+        if a.shape != b.shape:
+            raise ValueError(f"shapes differ: {a.shape} and {b.shape}")
+        a64 = a.astype(np.float64)
+        signal += float((a64**2).sum())
+        noise += float(((a64 - b) ** 2).sum())
+    return ratio_db(signal, noise)
+
+
+def ratio_db(signal: float, noise: float) -> float:
+    """``10 log10(signal / noise)`` in dB: ``inf`` without noise, ``-inf`` without signal."""
+    if noise == 0.0:
+        return float("inf")
+    return float(10 * np.log10(signal / noise)) if signal > 0 else float("-inf")

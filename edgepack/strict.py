@@ -1,0 +1,96 @@
+"""Strict YAML: a mapping becomes a frozen, typed model, and what does not fit is an error with a place."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from edgepack.errors import ConfigError, did_you_mean
+
+
+class Strict(BaseModel):
+    """Base of all configuration: immutable, and a key that no field has is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+S = TypeVar("S", bound=Strict)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML says that keys are unique; PyYAML silently keeps the last one."""
+
+
+def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key!r} is given twice", key_node.start_mark
+            )
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: no file, not YAML, a key given twice, or not a mapping.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds {type(content).__name__}, a mapping of keys was expected")
+    return content
+
+
+def parse(kind: type[S], content: dict[str, Any], where: str) -> S:
+    """``content`` as a ``kind``.
+
+    Raises:
+        ConfigError: one line per key that is unknown ("did you mean"), missing or of a wrong type.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(kind, problem) for problem in error.errors(include_url=False)]
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from error
+
+
+def _explain(kind: type[BaseModel], problem: Any) -> str:
+    place = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    dotted = ".".join(map(str, place)) or "(top level)"
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(kind, place[:-1])
+        return f"unknown key {dotted!r}, {did_you_mean(str(place[-1]), known)}"
+    if problem["type"] == "missing":
+        return f"the key {dotted!r} is missing"
+    return f"{dotted}: {problem['msg']} (given: {problem['input']!r})"
+
+
+def _fields_at(kind: type[BaseModel], place: list[int | str]) -> list[str]:
+    """Names of the fields of the nested model at ``place``."""
+    for part in place:
+        field = kind.model_fields.get(str(part))
+        if field is None:
+            continue  # an index or a mapping key: the model stays the one found in the annotation
+        nested = _nested_models(field.annotation)
+        if nested:
+            kind = nested[0]
+    return list(kind.model_fields)
+
+
+def _nested_models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for arg in getattr(annotation, "__args__", ()) for m in _nested_models(arg)]

@@ -1,0 +1,132 @@
+"""Targets: what a device can do. A target is a YAML file, never code."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from edgepack.errors import ConfigError, did_you_mean
+from edgepack.scheme import Granularity, QuantScheme, QuantType
+from edgepack.strict import Strict, parse, read_yaml
+
+Format = Literal["onnx", "ort"]
+
+
+class Runtime(Strict):
+    """The runtime that will execute the model, and how to open a session like it on the build host."""
+
+    provider: str = "CPUExecutionProvider"
+    """onnxruntime execution provider."""
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    """Intra-op threads of a session."""
+    session_config: dict[str, str] = {}
+    """onnxruntime session configuration entries, such as session.qdqisint8allowed."""
+    disabled_optimizers: tuple[str, ...] = ()
+    """onnxruntime graph optimizers that a session for this target must not run."""
+
+
+class Kernels(Strict):
+    """Which ONNX operators the runtime executes on integers. Everything else stays float."""
+
+    integer: tuple[str, ...]
+    """Operators with an integer kernel between a DequantizeLinear and a QuantizeLinear."""
+    same_scale: tuple[str, ...]
+    """Operators that only move data: output and input share one scale, so they run on stored integers."""
+    dynamic: tuple[str, ...] = ()
+    """Operators whose weights can be int8 while activation ranges are found at run time."""
+    weight_only: tuple[str, ...] = ()
+    """Operators whose weights can be stored int8 and used in float."""
+
+
+class Quantization(Strict):
+    """The integer arithmetic of the target."""
+
+    activation_type: QuantType = QuantType.UINT8
+    activation_symmetric: bool = False
+    weight_type: QuantType = QuantType.INT8
+    weight_granularity: Granularity = Granularity.PER_CHANNEL
+    reduce_range: bool = False
+    """Drop one weight bit: x86 without VNNI adds pairs of u8 × s8 products in saturating 16 bits."""
+
+    @property
+    def activation(self) -> QuantScheme:
+        """The scheme of activations."""
+        return QuantScheme(self.activation_type, self.activation_symmetric)
+
+    @property
+    def weight(self) -> QuantScheme:
+        """The scheme of weights, always symmetric."""
+        return QuantScheme(self.weight_type, True, self.weight_granularity, self.reduce_range)
+
+
+class Gate(Strict):
+    """Limits that a build must keep; a limit that is absent is not checked."""
+
+    max_metric_drop: Annotated[float, Field(ge=0)] | None = None
+    """Largest allowed loss of the user's metric against the original (0.005 is half a point of accuracy)."""
+    min_sqnr_db: float | None = None
+    """Least fidelity of the outputs to the original's, in dB."""
+    min_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Least share of samples whose argmax equals the original's."""
+    max_bytes: Annotated[int, Field(gt=0)] | None = None
+    """Largest allowed file size in bytes."""
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    """Largest allowed median latency on the bench, in milliseconds."""
+    min_speedup: Annotated[float, Field(gt=0)] | None = None
+    """Least ratio of the original's median latency to the built model's, measured interleaved."""
+
+
+class Target(Strict):
+    """One kind of device."""
+
+    name: str
+    description: str
+    formats: tuple[Format, ...]
+    """Which files a build writes."""
+    min_opset: Annotated[int, Field(ge=13)] = 13
+    """The model is raised to at least this opset (13 is the first with per-channel QuantizeLinear)."""
+    max_opset: int = 21
+    """The newest opset that the runtime loads."""
+    runtime: Runtime = Runtime()
+    quantization: Quantization = Quantization()
+    kernels: Kernels
+    gate: Gate = Gate()
+
+
+def target_folders() -> list[Path]:
+    """Where targets are looked for: ``$EDGEPACK_TARGETS``, ``./targets``, those shipped with edgepack."""
+    extra = os.environ.get("EDGEPACK_TARGETS")
+    shipped = Path(__file__).parent / "_targets"
+    # In a checkout the package has no copy: the folder stands beside it.
+    beside = Path(__file__).parent.parent / "targets"
+    folders = [*([Path(extra)] if extra else []), Path("targets"), shipped, beside]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def list_targets() -> dict[str, Path]:
+    """All targets by name; where two folders have the same name, the first folder wins."""
+    found: dict[str, Path] = {}
+    for folder in target_folders():
+        for path in sorted(folder.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def load_target(name: str) -> Target:
+    """The target of that name, or of that ``.yaml`` file.
+
+    Raises:
+        ConfigError: unknown name, or the file is not a valid target.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+    else:
+        known = list_targets()
+        if name not in known:
+            raise ConfigError(
+                f"unknown target {name!r}: {did_you_mean(name, known)} "
+                "(list them with `edgepack targets`; a path to a .yaml file works too)"
+            )
+        path = known[name]
+    return parse(Target, read_yaml(path), str(path))
