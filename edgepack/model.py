@@ -284,7 +284,12 @@ def fresh_name(graph: ir.Graph, base: str) -> str:
 def new_initializer(graph: ir.Graph, name: str, content: Array | ir.TensorProtocol) -> ir.Value:
     """A constant in the main ``graph``, named ``name`` or, if that is taken, a name made from it."""
     name = fresh_name(graph, name)
-    tensor = ir.tensor(content, name=name) if isinstance(content, np.ndarray) else content
+    # NumPy makes scalars of arrays without dimensions at every turn, so those are welcome too.
+    tensor: ir.TensorProtocol
+    if isinstance(content, np.ndarray | np.generic):
+        tensor = ir.tensor(np.asarray(content), name=name)
+    else:
+        tensor = content
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=_shape(tensor), const_value=tensor)
     graph.register_initializer(value)
     return value

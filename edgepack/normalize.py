@@ -34,7 +34,7 @@ from edgepack.errors import ModelError
 from edgepack.model import clone, constant, constant_tensor, name_of, tensor_digest, walk_nodes
 from edgepack.rules import DONE, Rule, is_op
 from edgepack.rules_affine import FOLDING, GEMM
-from edgepack.rules_cleanup import CLEANING
+from edgepack.rules_cleanup import AFTER_FOLDING, BEFORE_FOLDING, CLEANING
 from edgepack.rules_ops import ACTIVATIONS, PADDING, hard_swish_input
 
 _FOLD_INPUT_ELEMENTS = 1 << 24
@@ -44,6 +44,9 @@ _FOLD_BUDGET_BYTES = 256 << 20
 """Constants that folding may write anew in all: a model of gigabytes must not be copied into memory."""
 _MAX_SWEEPS = 32
 _HARD_SWISH_OPSET = 14
+_LAST_OLD_RESIZE = 10
+_MIN_IR_VERSION = 4
+"""The first in which constants need not be inputs too."""
 _UNFOLDABLE = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
@@ -232,6 +235,7 @@ def _shapes_and_fold(model: ir.Model, log: _Log) -> None:
 
     _infer_shapes(model)
     before = sum(1 for _ in walk_nodes(model.graph))
+    _apply(model, _Log(), BEFORE_FOLDING)
     fold_constants_ir(
         model,
         onnx_shape_inference=True,
@@ -241,6 +245,7 @@ def _shapes_and_fold(model: ir.Model, log: _Log) -> None:
     )
     passes.RemoveUnusedNodesPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _apply(model, _Log(), AFTER_FOLDING)
     log.applied["fold_constant"] += before - sum(1 for _ in walk_nodes(model.graph))
 
 
@@ -290,7 +295,20 @@ def _raise_opset(model: ir.Model, log: _Log, wanted: int) -> None:
             f"the model cannot be raised from opset {now} to {wanted}: the ONNX version converter gave up; "
             f"export it with opset {wanted}"
         )
+    if now <= _LAST_OLD_RESIZE:
+        _old_resizes(model)
     log.applied["raise_opset"] += wanted - now
+
+
+def _old_resizes(model: ir.Model) -> None:
+    """Say what Resize and Upsample meant up to opset 10: the converter leaves the new defaults in force."""
+    for node in walk_nodes(model.graph):
+        if not is_op(node, "Resize"):
+            continue
+        scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        smaller = scales is not None and bool((scales < 1).any())
+        node.attributes.add(ir.AttrString("coordinate_transformation_mode", "asymmetric"))
+        node.attributes.add(ir.AttrString("nearest_mode", "ceil" if smaller else "floor"))
 
 
 def _merge(model: ir.Model, log: _Log) -> None:
@@ -330,6 +348,11 @@ def _finish(model: ir.Model) -> None:
         passes.NameFixPass(),
     ):
         step(model)
+    needed = onnx.helper.find_min_ir_version_for(
+        [onnx.helper.make_opsetid(domain, version) for domain, version in model.graph.opset_imports.items()],
+        ignore_unknown=True,
+    )
+    model.ir_version = max(model.ir_version, needed, _MIN_IR_VERSION)
     _infer_shapes(model)
     for graph in model.graphs():
         for value in (*graph.initializers.values(), *(v for node in graph for v in node.outputs)):

@@ -60,7 +60,9 @@ def affine_of(node: ir.Node) -> Affine | None:
     else:
         return None
     parts = [] if found is None else [p for p in (found.scale, found.shift) if p is not None]
-    return found if all(np.isfinite(p.astype(np.float32)).all() for p in parts) else None
+    with np.errstate(over="ignore"):  # what does not fit into float32 is what is looked for
+        fits = all(np.isfinite(p.astype(np.float32)).all() for p in parts)
+    return found if fits else None
 
 
 def _binary(node: ir.Node) -> Affine | None:
@@ -534,7 +536,7 @@ def matmul_add_to_gemm(main: ir.Graph, node: ir.Node) -> Outcome:
     if x is None or x.shape is None or weight is None or b is None or len(weight.shape) != 2:
         return None
     if len(x.shape) != 2:
-        return f"x has {len(x.shape)} dimensions and Gemm takes 2"
+        return None
     if tuple(b.shape) not in ((weight.shape[1],), (1, weight.shape[1]), (1,), ()):
         return "the bias is not one number per column"
     substitute(node, "Gemm", [x, w, bias])

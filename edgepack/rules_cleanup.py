@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from edgepack.model import constant, new_initializer, only_consumer
+from edgepack.model import constant, fresh_name, new_initializer, only_consumer
 from edgepack.rules import (
     DONE,
     Outcome,
@@ -134,12 +134,14 @@ def constant_reshape(main: ir.Graph, node: ir.Node) -> Outcome:
     Result:: y = Reshape(x, [0, -1, 64])                         0 means "copy", -1 "what is left"
     """
     x, concat = node.inputs[0], producer(node.inputs[1], "Concat")
-    if x is None or concat is None or int_attribute(node, "allowzero", 0):
+    if x is None or concat is None:
         return None
     shape: list[int] = []
     for part in concat.inputs:
         numbers = constant(part)
         if numbers is not None:
+            if not numbers.all() and int_attribute(node, "allowzero", 0):
+                return "it has a dimension of size 0"
             shape += numbers.tolist()
         elif static_shape(part) != (1,):
             return "it computes its shape at run time"
@@ -150,12 +152,16 @@ def constant_reshape(main: ir.Graph, node: ir.Node) -> Outcome:
         return "it computes several dimensions at run time"
     value = new_initializer(main, f"{concat.outputs[0].name}_constant", np.array(shape, np.int64))
     node.replace_input_with(1, value)
+    node.attributes.pop("allowzero", None)
     return DONE
 
 
 def _dimension(value: ir.Value | None) -> tuple[ir.Value, int] | None:
     """``(y, i)`` when ``value`` is ``Shape(y)[i]``."""
     inner = _through(value, "Unsqueeze", "Squeeze", "Reshape", "Cast")
+    part = producer(inner, "Shape")
+    if part is not None and part.inputs[0] is not None and int_attribute(part, "start", 0) >= 0:
+        return part.inputs[0], int_attribute(part, "start", 0)  # one element, as the caller knows
     gather = producer(inner, "Gather", "Slice")
     shape = None if gather is None else producer(_through(gather.inputs[0], "Cast"), "Shape")
     if gather is None or shape is None or shape.attributes or shape.inputs[0] is None:
@@ -165,7 +171,7 @@ def _dimension(value: ir.Value | None) -> tuple[ir.Value, int] | None:
         return None
     index, y = int(first.item()), shape.inputs[0]
     if gather.op_type == "Slice" and len(gather.inputs) > 4 and not same_number(gather.inputs[4], 1):
-        return None  # one element, as the caller knows, so without a step it is the one at the start
+        return None  # of one element, so without a step it is the one at the start
     if index < 0:
         index += -1 if y.shape is None else len(y.shape)
     return (y, index) if index >= 0 else None
@@ -190,6 +196,62 @@ def _same_dimension(x: ir.Value, i: int, y: ir.Value, k: int) -> bool:
     if isinstance(a, int) or isinstance(b, int) or a.value is None:
         return False
     return a.value == b.value and "?" not in a.value  # Paddle writes ? for a dimension that it does not know
+
+
+def slice_of_shape(main: ir.Graph, node: ir.Node) -> Outcome:
+    """A Gather, which constant folding understands where a shape is partly known.
+
+    Given::  y = Slice(Shape(x), [2], [4])
+    Result:: y = Gather(Shape(x), [2, 3])
+    """
+    shape = producer(node.inputs[0], "Shape")
+    x = None if shape is None else shape.inputs[0]
+    if shape is None or x is None or x.shape is None or shape.attributes or len(node.inputs) < 3:
+        return None
+    numbers = [constant(v) for v in node.inputs[1:]]
+    if any(n is None or n.size != 1 for n in numbers):
+        return None
+    start, end, _, step = [int(n.item()) for n in numbers if n is not None] + [0, 1][len(numbers) - 2 :]
+    taken = np.arange(len(x.shape), dtype=np.int64)[start:end:step]
+    index = new_initializer(main, f"{node.outputs[0].name}_index", taken)
+    substitute(node, "Gather", [shape.outputs[0], index], axis=0)
+    return DONE
+
+
+def gather_vector(main: ir.Graph, node: ir.Node) -> Outcome:
+    """Undone by :func:`gather_scalar`; between the two, constant folding sees only the form that it knows.
+
+    Given::  y = Gather(Shape(x), 2)
+    Result:: y = Reshape(Gather(Shape(x), [2]), [])
+    """
+    shape, index = producer(node.inputs[0], "Shape"), constant(node.inputs[1])
+    if shape is None or index is None or index.ndim > 0:
+        return None
+    vector = new_initializer(main, f"{node.outputs[0].name}_index", index.reshape(1))
+    gather = ir.node("Gather", [shape.outputs[0], vector], attributes={"axis": 0})
+    gather.outputs[0].name = fresh_name(main, f"{node.outputs[0].name}_vector")
+    assert isinstance(node.graph, ir.Graph)
+    node.graph.insert_before(node, gather)
+    scalar = new_initializer(main, f"{node.outputs[0].name}_shape", np.zeros(0, np.int64))
+    substitute(node, "Reshape", [gather.outputs[0], scalar])
+    return DONE
+
+
+def gather_scalar(main: ir.Graph, node: ir.Node) -> Outcome:
+    """A number of its own index.
+
+    Given::  y = Reshape(Gather(x, [2]), [])
+    Result:: y = Gather(x, 2)
+    """
+    gather, shape = producer(node.inputs[0], "Gather"), constant(node.inputs[1])
+    index = None if gather is None else constant(gather.inputs[1])
+    if gather is None or shape is None or index is None or shape.size or index.shape != (1,):
+        return None
+    if gather.inputs[0] is None or gather.inputs[0].shape is None or len(gather.inputs[0].shape) != 1:
+        return None
+    scalar = new_initializer(main, f"{node.outputs[0].name}_index", index.reshape(()))
+    substitute(node, "Gather", [gather.inputs[0], scalar], axis=0)
+    return DONE
 
 
 def drop_flatten(main: ir.Graph, node: ir.Node) -> Outcome:
@@ -252,6 +314,8 @@ def _bounds(node: ir.Node) -> tuple[float | None, float | None]:
     return bounds[0], bounds[1]
 
 
+BEFORE_FOLDING: tuple[Rule, ...] = (Rule("gather_vector", frozenset({"Gather"}), gather_vector),)
+AFTER_FOLDING: tuple[Rule, ...] = (Rule("gather_scalar", frozenset({"Reshape"}), gather_scalar),)
 CLEANING: tuple[Rule, ...] = (
     Rule(
         "drop_no_op",
@@ -262,6 +326,7 @@ CLEANING: tuple[Rule, ...] = (
         drop_no_op,
     ),
     Rule("merge_transposes", frozenset({"Transpose"}), merge_transposes),
+    Rule("slice_of_shape", frozenset({"Slice"}), slice_of_shape),
     Rule("constant_reshape", frozenset({"Reshape"}), constant_reshape),
     Rule("drop_flatten", frozenset({"Reshape"}), drop_flatten),
     Rule("merge_reshapes", frozenset({"Reshape"}), merge_reshapes),
