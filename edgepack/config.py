@@ -11,6 +11,7 @@ from edgepack.target import Gate
 
 Observer = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
 Method = Literal["auto", "static", "dynamic", "weight_only", "float"]
+Preset = Literal["fast", "balanced"]
 
 
 class ImageInput(Strict):
@@ -65,7 +66,7 @@ class Data(Strict):
 class Calibration(Strict):
     """How activation ranges are measured."""
 
-    observer: Observer = "percentile"
+    observer: Observer = "mse"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     """For the percentile observer."""
     momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9
@@ -115,6 +116,8 @@ class Recipe(Strict):
     metric: str | None = None
     """top1, accuracy, auc, or `module:function(outputs, labels) -> float`; higher is better."""
     calibration: Calibration = Calibration()
+    preset: Preset = "balanced"
+    """fast: rounding to nearest with bias correction. balanced: second-order rounding, then the same."""
     quantize: Quantize = Quantize()
     bench: Bench = Bench()
     gate: Gate | None = None
@@ -143,7 +146,7 @@ def load_recipe(path: Path | None, changes: dict[str, Any]) -> Recipe:
     content = _merge(content, changes)
     if "model" not in content:
         raise ConfigError(
-            "no model: name one (`edgepack build model.onnx`) or run where an edgepack.yaml has a `model:` key"
+            "no model: name one (`edgepack build model.onnx`), or run in a folder whose edgepack.yaml has `model:`"
         )
     return parse(Recipe, content, str(path) if path else "command line")
 
@@ -154,7 +157,10 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         if value is None:
             continue
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(value, dict):
+            value = _merge(old if isinstance(old, dict) else {}, value)
+        if value != {}:
+            merged[key] = value
     return merged
 
 

@@ -35,13 +35,18 @@ def choose_params(low: float, high: float, scheme: QuantScheme) -> QuantParams:
     return QuantParams(scheme.type, np.asarray(scale), np.asarray(zero_point, scheme.type.dtype))
 
 
+def weight_limit(scheme: QuantScheme) -> int:
+    """The largest stored magnitude of a weight."""
+    return scheme.type.qmax >> 1 if scheme.reduce_range else scheme.type.qmax
+
+
 def choose_weight_params(weight: Array, scheme: QuantScheme, axis: int | None) -> QuantParams:
     """Symmetric parameters for a weight, one scale per index of ``axis`` (``None``: one for all).
 
     The range used is ``[-qmax, qmax]``: the one value more on the negative side would make the grid
     asymmetric and, on x86 without VNNI, lets ``-128 × 255`` pairs saturate.
     """
-    qmax = scheme.type.qmax >> 1 if scheme.reduce_range else scheme.type.qmax
+    qmax = weight_limit(scheme)
     other = tuple(i for i in range(weight.ndim) if i != axis) if axis is not None else None
     peak = np.abs(weight).max(axis=other) if weight.size else np.zeros(())
     scale = np.maximum(peak / qmax, MIN_SCALE).astype(np.float32)

@@ -1,0 +1,405 @@
+"""The line: from a model and samples to a measured package. The only module that knows the order."""
+
+import hashlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edgepack import __version__
+from edgepack.calibrate.ranges import RangeTable, load_ranges
+from edgepack.calibrate.run import calibrate
+from edgepack.choose import Choice, Floor, Methods, TrialBench, choose
+from edgepack.config import Recipe
+from edgepack.data import Samples, check_disjoint, open_samples
+from edgepack.errors import ConfigError, ExportError
+from edgepack.export.onnx import export_onnx
+from edgepack.export.ort import export_ort
+from edgepack.feeds import Feeds
+from edgepack.gate import judge
+from edgepack.measure.bench import Latency, bench
+from edgepack.measure.check import Baseline, baseline, check
+from edgepack.measure.environment import environment
+from edgepack.measure.fused import what_the_runtime_did
+from edgepack.metrics import Metric, resolve_metric
+from edgepack.model import fingerprint, input_specs, load_model, model_bytes, require_float
+from edgepack.normalize import normalize
+from edgepack.quantize.apply import apply_plan
+from edgepack.quantize.plan import Method, QuantPlan, make_plan, requested_methods, tensors_to_observe
+from edgepack.quantize.rounding import Rounder, round_weights
+from edgepack.quantize.units import Unit, find_units
+from edgepack.report import BuildReport, Fidelity, ModelFigures, StageReport, UnitRow, text
+from edgepack.target import Target
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, the steps done and the steps in all (0 when unknown)."""
+
+PROBES = 16
+"""Calibration samples that candidates are timed and compared on."""
+ROUNDING_SAMPLES = 64
+"""Samples that second moments are measured on; more change the result by less than its noise."""
+HELD_OUT = 5
+"""Without evaluation data one calibration sample in this many is kept for the check."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one build works on; everything is read and nothing is changed."""
+
+    recipe: Recipe
+    target: Target
+    base: Path
+    """Folder that ``module:function`` references are relative to."""
+    command: str
+    ranges: Path | None = None
+    progress: Progress = lambda stage, done, total: None
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    calibration: Samples
+    evaluation: Samples
+    metric: Metric | None
+    notes: tuple[str, ...]
+
+
+class _Clock:
+    """Collects one StageReport per stage."""
+
+    def __init__(self) -> None:
+        self.stages: list[StageReport] = []
+
+    @contextmanager
+    def stage(self, name: str, notes: list[str]) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.stages.append(StageReport(name, round(time.perf_counter() - started, 3), tuple(notes)))
+
+
+def build(job: Job) -> tuple[BuildReport, Path]:
+    """Run the whole line and write the package; gives its report and its folder.
+
+    A build that fails or is killed leaves nothing in the output folder, and never touches its inputs. A
+    gate that is not met is no failure here: the report says so in ``passed``.
+
+    Raises:
+        EdgepackError: see :mod:`edgepack.errors`.
+    """
+    output = output_folder(job.recipe, job.target)
+    with _scratch(output) as scratch:
+        package = scratch / "package"
+        package.mkdir()
+        report = _build_into(job, package, scratch)
+        (package / "report.json").write_text(report.to_json(), encoding="utf-8")
+        (package / "report.txt").write_text(text(report), encoding="utf-8")
+        publish(package, output)
+    return report, output
+
+
+def output_folder(recipe: Recipe, target: Target) -> Path:
+    """The folder that the recipe names for ``target``.
+
+    Raises:
+        ConfigError: several targets would write to one folder.
+    """
+    if len(recipe.target) > 1 and "{target}" not in recipe.output:
+        raise ConfigError(
+            f"output {recipe.output!r}: several targets would write there; put {{target}} into the path"
+        )
+    return Path(recipe.output.replace("{target}", target.name))
+
+
+@contextmanager
+def _scratch(output: Path) -> Iterator[Path]:
+    """A hidden folder beside the output, on the same disk so that publishing is a rename; always removed."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.exists() and not output.is_dir():
+            raise ExportError(f"{output}: is a file; the output must be a folder, name another with -o")
+        folder = Path(tempfile.mkdtemp(prefix=".edgepack-", dir=output.parent))
+        if output.exists():  # writable too?
+            Path(tempfile.mkdtemp(prefix=".edgepack-", dir=output)).rmdir()
+    except OSError as error:
+        raise ExportError(
+            f"{output}: cannot be written ({error.strerror}); name a folder that you may write to with -o"
+        ) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(package: Path, output: Path) -> None:
+    """Move a finished package to its place: whole if the folder is new or empty, else file by file.
+
+    The report goes last, so that a folder with a new report has all that it speaks of.
+    """
+    if not output.exists() or not any(output.iterdir()):
+        package.replace(output)
+        return
+    for file in sorted(package.iterdir(), key=lambda f: (f.name.startswith("report."), f.name)):
+        file.replace(output / file.name)
+
+
+def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
+    recipe, target, progress = job.recipe, job.target, job.progress
+    clock = _Clock()
+    with clock.stage("load", notes := []):
+        progress("load", 0, 0)
+        original = load_model(recipe.model)
+        require_float(original, recipe.model)
+        data = _open_data(job, original)
+        notes += data.notes
+    with clock.stage("normalize", notes := []):
+        progress("normalize", 0, 0)
+        model, normalized = normalize(original, min_opset=target.min_opset, max_opset=target.max_opset)
+        notes += [f"{rule}: {count}" for rule, count in normalized.applied.items()]
+    units = find_units(model, target.kernels)
+    with clock.stage("calibrate", notes := []):
+        table = _ranges(job, model, units, data.calibration)
+        table.save(package / "ranges.json")
+        notes.append(f"{len(table.ranges)} tensors, {table.samples} samples, {table.observer}")
+    with clock.stage("round", notes := []):
+        rounder = _rounder(job, model, units, table, data.calibration)
+        notes.append(f"{len(rounder.rounded)} weights by second order, {len(rounder.means)} biases corrected")
+    with clock.stage("check original", notes := []):
+        reference = baseline(
+            recipe.model,
+            data.evaluation,
+            target.runtime,
+            data.metric,
+            _counter(job, "original", data.evaluation),
+        )
+    with clock.stage("choose", notes := []):
+        choice = _choose(job, model, units, table, rounder, data, reference, scratch)
+        notes += [line.name for line in choice.candidates]
+    with clock.stage("export", notes := []):
+        progress("export", 0, 0)
+        files = _export(job, choice, table, package)
+    with clock.stage("check", notes := []):
+        fidelity = {
+            name: check(
+                path,
+                data.evaluation,
+                target.runtime,
+                reference,
+                data.metric,
+                _counter(job, name, data.evaluation),
+            )
+            for name, path in files.items()
+        }
+    with clock.stage("bench", notes := []):
+        progress("bench", 0, 0)
+        feeds = _probes(data.evaluation)
+        latencies = bench(
+            {"original": recipe.model, **files},
+            target.runtime,
+            feeds,
+            warmup=recipe.bench.warmup,
+            runs=recipe.bench.runs,
+        )
+    models = _figures(recipe.model, files, latencies, {"original": reference.fidelity, **fidelity})
+    gate = judge(recipe.gate or target.gate, models, asked_for=recipe.gate is not None)
+    return BuildReport(
+        edgepack_version=__version__,
+        model=recipe.model.name,
+        target=target.name,
+        command=job.command,
+        passed=all(line.passed for line in gate),
+        models=models,
+        gate=gate,
+        candidates=tuple(choice.candidates),
+        units=_rows(choice.plan, model),
+        runtime=what_the_runtime_did(files["onnx"], target.runtime).as_dict(),
+        stages=tuple(clock.stages),
+        environment={**environment(), "threads": target.runtime.threads},
+        fingerprints={
+            "model": fingerprint(original),
+            "calibration": table.samples_fingerprint,
+            "recipe": _digest(recipe.model_dump_json()),
+            "target": _digest(target.model_dump_json()),
+        },
+    )
+
+
+def _open_data(job: Job, model: ir.Model) -> _Data:
+    recipe = job.recipe
+    inputs = input_specs(model)
+    if recipe.calibration_data is None:
+        raise ConfigError(
+            "no calibration data: give sample inputs with --calibration-data FOLDER_OR_FILE, or "
+            "`calibration_data:` in the recipe"
+        )
+    calibration = open_samples(recipe.calibration_data, "calibration", inputs, recipe.images, base=job.base)
+    metric = resolve_metric(recipe.metric, job.base) if recipe.metric else None
+    if recipe.evaluation_data is not None:
+        evaluation = open_samples(recipe.evaluation_data, "evaluation", inputs, recipe.images, base=job.base)
+        check_disjoint(calibration, evaluation)
+        return _Data(calibration, evaluation, metric, ())
+    if metric is not None:
+        raise ConfigError("the recipe names a metric but no evaluation_data with labels")
+    if len(calibration) < 2:
+        raise ConfigError(
+            f"{calibration.source}: holds one sample; without evaluation data at least two are needed, one "
+            "to calibrate and one to check"
+        )
+    kept = calibration.indices[HELD_OUT - 1 :: HELD_OUT] or calibration.indices[-1:]
+    rest = tuple(i for i in calibration.indices if i not in set(kept))
+    note = f"no evaluation data: {len(kept)} of {len(calibration)} calibration samples kept for the check"
+    return _Data(replace(calibration, indices=rest), replace(calibration, indices=kept), None, (note,))
+
+
+def _ranges(job: Job, model: ir.Model, units: Sequence[Unit], samples: Samples) -> RangeTable:
+    names = tensors_to_observe(units)
+    if job.ranges is not None:
+        table = load_ranges(job.ranges)
+        table.require(names, fingerprint(model), str(job.ranges))
+        return table
+    return calibrate(
+        model,
+        samples,
+        names,
+        job.recipe.calibration,
+        threads=job.target.runtime.threads,
+        on_sample=_counter(job, "calibrate", samples),
+    )
+
+
+def _rounder(
+    job: Job, model: ir.Model, units: Sequence[Unit], table: RangeTable, samples: Samples
+) -> Rounder:
+    """Round every weight that some form may store; the forms differ in where they use them."""
+    widest = {u.name: (Method.STATIC, "") for u in units}
+    return round_weights(
+        model,
+        make_plan(model, units, table.ranges, job.target, widest),
+        _spread(samples, ROUNDING_SAMPLES),
+        second_order=job.recipe.preset != "fast",
+        threads=job.target.runtime.threads,
+        seed=job.recipe.seed,
+        on_sample=_counter(job, "round", samples),
+    )
+
+
+def _spread(samples: Samples, count: int) -> Samples:
+    """At most ``count`` of the samples, evenly spread."""
+    count = min(count, len(samples))
+    return replace(samples, indices=tuple(samples.indices[i * len(samples) // count] for i in range(count)))
+
+
+def _counter(job: Job, stage: str, samples: Samples) -> Callable[[], None]:
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        job.progress(stage, done, len(samples))
+
+    return step
+
+
+def _probes(samples: Samples) -> list[Feeds]:
+    """The feeds of a few samples, evenly spread."""
+    return [sample.feeds for sample in _spread(samples, PROBES)]
+
+
+def _choose(
+    job: Job,
+    model: ir.Model,
+    units: Sequence[Unit],
+    table: RangeTable,
+    rounder: Rounder,
+    data: _Data,
+    reference: Baseline,
+    scratch: Path,
+) -> Choice:
+    recipe, target = job.recipe, job.target
+    fixed = requested_methods(units, recipe.quantize.overrides)
+    limits = recipe.gate or target.gate
+
+    def form(methods: Methods) -> tuple[QuantPlan, ir.Model]:
+        plan = make_plan(model, units, table.ranges, target, methods)
+        return plan, apply_plan(model, plan, rounder(plan))
+
+    def verify(path: Path) -> Fidelity | None:
+        if data.metric is None or limits.max_metric_drop is None:
+            return None
+        return check(path, data.evaluation, target.runtime, reference, data.metric)
+
+    return choose(
+        units,
+        TrialBench(recipe.model, target, _probes(data.calibration), scratch),
+        form,
+        fixed,
+        Floor(limits.min_sqnr_db, limits.min_agreement, limits.max_metric_drop, reference.fidelity.metric),
+        verify,
+        method=recipe.quantize.method,
+        optimize_for=recipe.quantize.optimize_for,
+        on_trial=lambda name: job.progress(f"try {name}", 0, 0),
+    )
+
+
+def _export(job: Job, choice: Choice, table: RangeTable, package: Path) -> dict[str, Path]:
+    """Write the artifacts of the target's formats; gives them by format, the ``.onnx`` always among them."""
+    facts = {
+        "target": job.target.name,
+        "target_digest": _digest(job.target.model_dump_json()),
+        "recipe_digest": _digest(job.recipe.model_dump_json()),
+        "samples_digest": table.samples_fingerprint,
+        "model_digest": table.model_fingerprint,
+        "ranges": {name: [r.low, r.high] for name, r in table.ranges.items()},
+    }
+    files = {"onnx": package / "model.onnx"}
+    export_onnx(choice.model, files["onnx"], facts)
+    if "ort" in job.target.formats:
+        files["ort"] = package / "model.ort"
+        export_ort(files["onnx"], files["ort"], job.target.runtime)
+    return files
+
+
+def _figures(
+    original: Path,
+    files: dict[str, Path],
+    latencies: dict[str, Latency],
+    fidelity: dict[str, Fidelity],
+) -> tuple[ModelFigures, ...]:
+    return tuple(
+        ModelFigures(
+            name=name,
+            file=path.name,
+            size_bytes=model_bytes(path) if path.suffix == ".onnx" else path.stat().st_size,
+            latency_ms_p50=latencies[name].p50_ms,
+            latency_ms_p90=latencies[name].p90_ms,
+            latency_ms_min=latencies[name].min_ms,
+            speedup=latencies[name].speedup,
+            cold_start_ms=latencies[name].cold_start_ms,
+            peak_memory_bytes=latencies[name].peak_memory_bytes,
+            fidelity=fidelity.get(name),
+        )
+        for name, path in {"original": original, **files}.items()
+    )
+
+
+def _rows(plan: QuantPlan, model: ir.Model) -> tuple[UnitRow, ...]:
+    sizes = {
+        v.name: v.const_value.size for v in model.graph.initializers.values() if v.const_value is not None
+    }
+    return tuple(
+        UnitRow(
+            u.unit.name,
+            u.unit.op_type,
+            str(u.method),
+            u.reason,
+            sum(sizes.get(n or "", 0) for n in (u.unit.weight, u.unit.bias, *u.unit.constants)),
+        )
+        for u in plan.units
+    )
+
+
+def _digest(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()

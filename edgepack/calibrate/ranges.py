@@ -1,0 +1,73 @@
+"""Ranges as data: measured once, saved as JSON with fingerprints, used again."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from edgepack.errors import CalibrationError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The range of one activation: what its integers cover, and the extremes that were seen."""
+
+    low: float
+    high: float
+    minimum: float
+    maximum: float
+
+
+@dataclass(frozen=True, slots=True)
+class RangeTable:
+    """Ranges by value name, with what they were measured on."""
+
+    ranges: Mapping[str, Range]
+    observer: str
+    model_fingerprint: str
+    samples_fingerprint: str
+    samples: int
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, keys sorted, floats with all their digits."""
+        content = {"edgepack_ranges": FORMAT, **asdict(self)}
+        path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+    def require(self, names: list[str], model_fingerprint: str, where: str) -> None:
+        """Check that the table belongs to the model and covers ``names``.
+
+        Raises:
+            CalibrationError: measured on another model, or a tensor is missing.
+        """
+        if self.model_fingerprint != model_fingerprint:
+            raise CalibrationError(
+                f"{where}: these ranges were measured on another model (fingerprint "
+                f"{self.model_fingerprint[:12]}, this model has {model_fingerprint[:12]}); calibrate again"
+            )
+        missing = [name for name in names if name not in self.ranges]
+        if missing:
+            raise CalibrationError(
+                f"{where}: has no range for tensor {missing[0]!r} ({len(missing)} missing); calibrate again"
+            )
+
+
+def load_ranges(path: Path) -> RangeTable:
+    """The table saved in ``path``.
+
+    Raises:
+        CalibrationError: no such file, not a table of ranges, or of a newer format.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content.pop("edgepack_ranges")
+        if version != FORMAT:
+            raise CalibrationError(f"{path}: ranges of format {version}, this edgepack reads {FORMAT}")
+        ranges = {name: Range(**entry) for name, entry in content.pop("ranges").items()}
+        return RangeTable(ranges=ranges, **content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CalibrationError(
+            f"{path}: is not a table of ranges ({type(error).__name__}: {error}); "
+            "give the ranges.json of an earlier build"
+        ) from error

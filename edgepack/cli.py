@@ -1,0 +1,278 @@
+"""The command line: one command is one library call; only this module prints."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgepack import __version__
+from edgepack.errors import ConfigError, EdgepackError, GateFailed
+
+if TYPE_CHECKING:
+    from edgepack.build import Progress
+    from edgepack.config import Recipe
+
+app = typer.Typer(
+    name="edgepack",
+    help="From an ONNX model and sample data to a measured int8 package for an edge device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DEFAULT_RECIPE = Path("edgepack.yaml")
+INTERRUPTED = 130
+
+ModelPath = Annotated[Path | None, typer.Argument(help="The float ONNX model; by default the recipe's.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+TargetName = Annotated[str | None, typer.Option("--target", "-t", help="A target's name, or a .yaml file.")]
+
+
+@app.command()
+def build(
+    model: ModelPath = None,
+    target: Annotated[
+        list[str] | None, typer.Option("--target", "-t", help="Target, several times for several.")
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", "-r", help="Default: ./edgepack.yaml.")] = None,
+    calibration_data: Annotated[
+        str | None, typer.Option(help="Folder of images, .npz or .npy; one .npz or .npy; module:function.")
+    ] = None,
+    evaluation_data: Annotated[str | None, typer.Option(help="The same, for the check.")] = None,
+    metric: Annotated[str | None, typer.Option(help="top1, accuracy, auc, or module:function.")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Default: dist/{target}.")] = None,
+    method: Annotated[str | None, typer.Option(help="auto, static, dynamic, weight_only or float.")] = None,
+    preset: Annotated[str | None, typer.Option(help="fast or balanced.")] = None,
+    observer: Annotated[
+        str | None, typer.Option(help="minmax, moving_average, percentile, entropy or mse.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Calibrate on at most this many samples.")] = None,
+    ranges: Annotated[
+        Path | None, typer.Option(help="Use the ranges.json of an earlier build; no calibration.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Build the int8 package for one or more targets, check it, measure it, judge it."""
+    from edgepack.build import Job
+    from edgepack.build import build as build_package
+    from edgepack.report import text
+    from edgepack.target import load_target
+
+    changes = {
+        "model": str(model) if model else None,
+        "target": target or None,
+        "output": output,
+        "metric": metric,
+        "preset": preset,
+        "calibration_data": _data(calibration_data, samples),
+        "evaluation_data": _data(evaluation_data, None),
+        "quantize": {"method": method},
+        "calibration": {"observer": observer},
+    }
+    loaded, base = _recipe(recipe, changes, model)
+    if not loaded.target:
+        raise ConfigError(f"no target: choose one with --target ({', '.join(_target_names())})")
+    failed = False
+    for name in loaded.target:
+        with _progress(as_json) as progress:
+            job = Job(
+                loaded, load_target(name), base, shlex.join(["edgepack", *sys.argv[1:]]), ranges, progress
+            )
+            report, folder = build_package(job)
+        failed |= not report.passed
+        if as_json:
+            print(report.to_json(), end="")
+        else:
+            print(text(report), end="")
+            print(f"\nfiles in {folder}: {', '.join(sorted(f.name for f in folder.iterdir()))}")
+    if failed:
+        raise GateFailed("the gate is not met; the package is kept, see the lines marked FAIL")
+
+
+@app.command()
+def inspect(model: ModelPath = None, target: TargetName = None, as_json: Json = False) -> None:
+    """Show operators, parameters and bytes, and with a target what will be integer and why the rest won't."""
+    from edgepack.inspect import inspect_model, inspection_text
+    from edgepack.target import load_target
+
+    path = _model_path(model)
+    found = inspect_model(path, load_target(target) if target else None)
+    print(
+        json.dumps(found.as_dict(), indent=1) if as_json else inspection_text(found),
+        end="\n" if as_json else "",
+    )
+
+
+@app.command()
+def plan(model: ModelPath = None, target: TargetName = None, as_json: Json = False) -> None:
+    """Show the plan for a target, a reason for every node that stays float; no data needed."""
+    from edgepack.inspect import plan_rows, plan_text
+    from edgepack.target import load_target
+
+    path = _model_path(model)
+    rows = plan_rows(path, load_target(target or "x86-cpu"))
+    print(json.dumps(rows, indent=1) if as_json else plan_text(rows), end="\n" if as_json else "")
+
+
+@app.command()
+def check(
+    original: Annotated[Path, typer.Argument(help="The float model.")],
+    built: Annotated[list[Path], typer.Argument(help="One or more built models.")],
+    data: Annotated[str | None, typer.Option(help="Evaluation samples; by default the recipe's.")] = None,
+    metric: Annotated[str | None, typer.Option(help="top1, accuracy, auc, or module:function.")] = None,
+    target: TargetName = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", "-r", help="Default: ./edgepack.yaml.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare built models with the original: fidelity, agreement, and the user's own metric."""
+    from edgepack.compare import check_models, check_text
+    from edgepack.target import load_target
+
+    changes = {"model": str(original), "metric": metric, "evaluation_data": _data(data, None)}
+    loaded, base = _recipe(recipe, changes, None)
+    name = target or next(iter(loaded.target), "x86-cpu")
+    with _progress(as_json) as progress:
+        rows = check_models(original, built, loaded, base, load_target(name), progress)
+    print(json.dumps(rows, indent=1) if as_json else check_text(rows), end="\n" if as_json else "")
+
+
+@app.command()
+def bench(
+    models: Annotated[list[Path], typer.Argument(help="Two or more models; the first is the yardstick.")],
+    data: Annotated[
+        str | None, typer.Option(help="Sample inputs; by default the recipe's, or random.")
+    ] = None,
+    target: TargetName = None,
+    threads: Annotated[int | None, typer.Option(help="Default: the target's.")] = None,
+    runs: Annotated[int, typer.Option(help="Rounds in which every model runs once.")] = 50,
+    ops: Annotated[bool, typer.Option("--ops", help="Also the time per operator type.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Time models, taking turns: p50, p90, min, cold start, peak memory."""
+    from edgepack.compare import bench_models, bench_text
+    from edgepack.target import load_target
+
+    chosen = load_target(target or "x86-cpu")
+    rows = bench_models(models, data, chosen, threads=threads, runs=runs, ops=ops)
+    print(json.dumps(rows, indent=1) if as_json else bench_text(rows), end="\n" if as_json else "")
+
+
+@app.command()
+def targets(
+    name: Annotated[str | None, typer.Argument(help="Show this target; by default list all.")] = None,
+    schema: Annotated[
+        str | None, typer.Option(help="Print the JSON schema of target or recipe files, for editors.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List targets, show one, or print the JSON schema of target and recipe files."""
+    from edgepack.config import Recipe
+    from edgepack.target import Target, list_targets, load_target
+
+    if schema is not None:
+        kinds = {"target": Target, "recipe": Recipe}
+        if schema not in kinds:
+            raise ConfigError(f"--schema {schema}: known: target, recipe")
+        print(json.dumps(kinds[schema].model_json_schema(), indent=1))
+    elif name is not None:
+        print(load_target(name).model_dump_json(indent=1))
+    else:
+        found = {n: load_target(str(path)) for n, path in list_targets().items()}
+        if as_json:
+            print(json.dumps({n: t.model_dump(mode="json") for n, t in found.items()}, indent=1))
+        else:
+            width = max(map(len, found), default=0)
+            for n, t in found.items():
+                print(f"{n.ljust(width)}  {t.description}  [{', '.join(t.formats)}]")
+
+
+def _recipe(path: Path | None, changes: dict[str, Any], model: Path | None) -> tuple["Recipe", Path]:
+    """The recipe and the folder that its references are relative to.
+
+    ``./edgepack.yaml`` is read when no recipe is named, but not for a model given by name: another model's
+    data and limits would be applied to it.
+    """
+    from edgepack.config import load_recipe
+
+    if path is None and model is None and DEFAULT_RECIPE.is_file():
+        path = DEFAULT_RECIPE
+    return load_recipe(path, changes), path.parent if path else Path()
+
+
+def _model_path(model: Path | None) -> Path:
+    if model is not None:
+        return model
+    return _recipe(None, {}, None)[0].model
+
+
+def _data(path: str | None, samples: int | None) -> dict[str, Any] | None:
+    changes = {"path": path, "samples": samples}
+    return {k: v for k, v in changes.items() if v is not None} or None
+
+
+def _target_names() -> list[str]:
+    from edgepack.target import list_targets
+
+    return sorted(list_targets())
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator["Progress"]:
+    """A bar on a terminal; nothing elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda stage, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        row = bars.add_task("start", total=None)
+
+        def show(stage: str, done: int, total: int) -> None:
+            bars.update(row, description=stage, completed=done, total=total or None)
+
+        yield show
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"edgepack {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: runs the command line; an edgepack error becomes one message and its exit code."""
+    sys.exit(run(app))
+
+
+def run(command: Callable[[], None]) -> int:
+    """The exit code of ``command``."""
+    try:
+        command()
+    except EdgepackError as error:
+        label = "gate" if isinstance(error, GateFailed) else "error"
+        print(f"edgepack: {label}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("edgepack: stopped; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    return 0

@@ -1,0 +1,1 @@
+"""Measurements: sessions, latency, fidelity, what the runtime fused, where it was measured."""

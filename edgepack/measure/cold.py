@@ -1,0 +1,36 @@
+"""Run as a process of its own: one cold start of a model, as one line of JSON."""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from edgepack.measure.session import open_session
+from edgepack.target import Runtime
+
+
+def main(model: str, inputs: str, runtime: str) -> None:
+    """Open ``model``, run it once on the arrays of the .npz ``inputs``, and write time and memory."""
+    settings = Runtime.model_validate_json(runtime)
+    with np.load(inputs) as arrays:
+        feed = {name: arrays[name] for name in arrays.files}
+    import onnxruntime  # noqa: F401, PLC0415  # loading the library is not the model's doing
+
+    before = _peak_bytes()
+    started = time.perf_counter()
+    session = open_session(Path(model), settings)
+    session.run(None, feed)
+    milliseconds = (time.perf_counter() - started) * 1e3
+    result = {"milliseconds": milliseconds, "memory_bytes": max(_peak_bytes() - before, 0)}
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

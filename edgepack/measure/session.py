@@ -1,0 +1,67 @@
+"""onnxruntime sessions as a target's runtime opens them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgepack.errors import ConfigError, ModelError, did_you_mean
+from edgepack.feeds import Array, Feeds
+from edgepack.target import Runtime
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+QUIET = 3
+
+
+def open_session(
+    model: Path,
+    runtime: Runtime,
+    *,
+    lean: bool = False,
+    optimized_path: Path | None = None,
+    profile_prefix: Path | None = None,
+) -> "ort.InferenceSession":
+    """A session of ``model`` with the target's provider, threads and settings.
+
+    ``lean`` keeps no memory between runs (for calibration, where shapes vary); ``optimized_path`` has the
+    runtime write the graph that it made of the model; ``profile_prefix`` turns profiling on.
+
+    Raises:
+        ConfigError: the provider is not in this onnxruntime.
+        ModelError: the runtime refuses the model.
+    """
+    import onnxruntime as ort  # noqa: PLC0415  # a third of a second that --help must not cost
+
+    available = ort.get_available_providers()
+    if runtime.provider not in available:
+        raise ConfigError(
+            f"runtime.provider: this onnxruntime has no {runtime.provider!r}, "
+            f"{did_you_mean(runtime.provider, available)}"
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = runtime.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = QUIET
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = not lean
+    for key, value in runtime.session_config.items():
+        options.add_session_config_entry(key, value)
+    if optimized_path is not None:
+        options.optimized_model_filepath = str(optimized_path)
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_prefix)
+    try:
+        return ort.InferenceSession(
+            str(model),
+            options,
+            providers=[runtime.provider],
+            disabled_optimizers=list(runtime.disabled_optimizers) or None,
+        )
+    except Exception as error:  # onnxruntime's exceptions share no base of their own
+        raise ModelError(f"{model}: onnxruntime refuses it: {str(error).splitlines()[0]}") from error
+
+
+def run(session: "ort.InferenceSession", feeds: Feeds) -> dict[str, Array]:
+    """The outputs of one run, by name."""
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(feeds)), strict=True))

@@ -1,0 +1,1 @@
+"""From ranges to an integer model: units, plan, rounding, apply, choice."""

@@ -1,0 +1,54 @@
+"""Dynamic units: integer products whose activation range is found at run time.
+
+Given::
+
+    MatMul(x, w) -> y
+
+Result (the runtime fuses it into one kernel)::
+
+    DynamicQuantizeLinear(x) -> xq, xs, xz
+    MatMulInteger(xq, w int8, xz, wz) -> Cast(float) -> Mul(xs * ws) -> y
+"""
+
+import numpy as np
+import onnx_ir as ir
+
+from edgepack.model import name_of
+from edgepack.quantize.emit import Emitter
+from edgepack.quantize.plan import UnitPlan
+from edgepack.quantize.rounding import Rounded
+
+
+def apply_dynamic(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Rounded) -> None:
+    """Rewrite one MatMul or Gemm with a constant weight."""
+    params = unit_plan.weight
+    assert params is not None
+    assert unit_plan.unit.weight is not None
+    x, output = node.inputs[0], node.outputs[0]
+    assert x is not None
+    base, out = unit_plan.unit.weight, name_of(output)
+    # Gemm with transB stores [N, K]; the integer product wants [K, N].
+    flipped = node.op_type == "Gemm" and params.axis == 0
+    integers = np.ascontiguousarray(rounded.integers.T) if flipped else rounded.integers
+    stored, x_scale, x_zero = _range_at_run_time(emit, node, x)
+    weight = emit.initializer(f"{base}_quantized", integers)
+    w_scale, w_zero = emit.params(base, params)
+    product = emit.node("MatMulInteger", [stored, weight, x_zero, w_zero], out)
+    real = emit.node("Cast", [product.outputs[0]], out, to=int(ir.DataType.FLOAT))
+    scale = emit.node("Mul", [x_scale, w_scale], f"{out}_scale")
+    made = [product, real, scale, emit.node("Mul", [real.outputs[0], scale.outputs[0]], out)]
+    if rounded.bias is not None:
+        bias = emit.initializer(f"{base}_bias", rounded.bias)
+        made.append(emit.node("Add", [made[-1].outputs[0], bias], out))
+    emit.replace(node, made, made[-1].outputs[0])
+
+
+def _range_at_run_time(emit: Emitter, before: ir.Node, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Stored values, scale and zero point of ``x``; all products that read ``x`` share them."""
+    key = ("dynamic", name_of(x))
+    if (*key, 0) not in emit.emitted:
+        node = emit.node("DynamicQuantizeLinear", [x], name_of(x), outputs=3)
+        emit.graph.insert_before(before, node)
+        for index, value in enumerate(node.outputs):
+            emit.emitted[(*key, index)] = value
+    return emit.emitted[(*key, 0)], emit.emitted[(*key, 1)], emit.emitted[(*key, 2)]

@@ -1,0 +1,324 @@
+"""The plan: which units become integer and with which parameters. It decides and touches nothing."""
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import onnx_ir as ir
+
+from edgepack.calibrate.ranges import Range
+from edgepack.config import Override
+from edgepack.errors import CalibrationError, ConfigError, did_you_mean
+from edgepack.model import constant
+from edgepack.numerics import choose_params, choose_weight_params
+from edgepack.quantize.units import Role, Unit, activation_bounds, consumers
+from edgepack.scheme import Granularity, QuantParams, QuantScheme
+from edgepack.target import Target
+
+
+class Method(StrEnum):
+    """The form that a unit takes."""
+
+    STATIC = "static"
+    """Integer kernel between Q/DQ with calibrated ranges."""
+    DYNAMIC = "dynamic"
+    """Integer kernel, activation range found at run time."""
+    WEIGHT_ONLY = "weight_only"
+    """Weights stored as int8, arithmetic in float."""
+    FLOAT = "float"
+
+
+INTEGER_METHODS = frozenset({Method.STATIC, Method.DYNAMIC})
+
+# Outputs of these have a known range; 1/256 is what every integer kernel of them uses.
+FIXED_RANGES: Mapping[str, tuple[float, float]] = {
+    "Sigmoid": (0.0, 255 / 256),
+    "Softmax": (0.0, 255 / 256),
+    "HardSigmoid": (0.0, 255 / 256),
+    "Tanh": (-1.0, 127 / 128),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPlan:
+    """One unit's form; ``reason`` says why it is not integer, or why it takes the form it has."""
+
+    unit: Unit
+    method: Method
+    reason: str = ""
+    weight: QuantParams | None = None
+    drop_activation: bool = False
+    """The Relu or Clip is implied by the saturation of the integers that follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuantPlan:
+    """All decisions: a plan for each unit, and the parameters of each activation that gets a Q/DQ pair."""
+
+    units: tuple[UnitPlan, ...]
+    activations: Mapping[str, QuantParams]
+    activation_scheme: QuantScheme
+    weight_scheme: QuantScheme
+
+    def of(self, method: Method) -> list[UnitPlan]:
+        """The units that take ``method``."""
+        return [u for u in self.units if u.method is method]
+
+
+def requested_methods(units: Sequence[Unit], overrides: Iterable[Override]) -> dict[str, tuple[Method, str]]:
+    """The method and its reason for each unit that an override speaks of; a name wins over a type.
+
+    Raises:
+        ConfigError: an override names a node or an operator type that the model does not have.
+    """
+    overrides = tuple(overrides)
+    names = [u.name for u in units]
+    types = {u.op_type for u in units}
+    for override in overrides:
+        for pattern in override.nodes:
+            if not fnmatch.filter(names, pattern):
+                raise ConfigError(f"override: no node is named {pattern!r}, {did_you_mean(pattern, names)}")
+        for op_type in override.op_types:
+            if op_type not in types:
+                raise ConfigError(f"override: the model has no {op_type!r}, {did_you_mean(op_type, types)}")
+    requested = {}
+    for unit in units:
+        by_name = [o for o in overrides if any(fnmatch.fnmatch(unit.name, p) for p in o.nodes)]
+        by_type = [o for o in overrides if unit.op_type in o.op_types]
+        chosen = next(iter([*by_name, *by_type]), None)
+        if chosen is not None and chosen.method != "auto":
+            requested[unit.name] = (Method(chosen.method), chosen.reason)
+    return requested
+
+
+def tensors_to_observe(units: Sequence[Unit]) -> list[str]:
+    """Values whose ranges a static plan may need, in topological order."""
+    names: dict[str, None] = {}
+    for unit in units:
+        if unit.role in (Role.HEAVY, Role.LIGHT):
+            names.update(dict.fromkeys(unit.inputs))
+            names.update(dict.fromkeys(unit.outputs))
+        elif unit.role is Role.MOVE:
+            names.update(dict.fromkeys(unit.outputs))
+    return list(names)
+
+
+def make_plan(
+    model: ir.Model,
+    units: Sequence[Unit],
+    ranges: Mapping[str, Range],
+    target: Target,
+    methods: Mapping[str, tuple[Method, str]],
+) -> QuantPlan:
+    """Decide the form of each unit.
+
+    A heavy unit takes the method asked for, where the target has it. A light or moving unit is integer when
+    everything it reads is, and when an integer unit follows; otherwise a pair of conversions would buy
+    nothing.
+
+    Raises:
+        CalibrationError: a range that the plan needs was not measured.
+    """
+    readers = consumers(model)
+    forms = _first_sweep(units, ranges, target, methods)
+    forms = _drop_dangling(units, forms, readers)
+    return _parameters(model, units, ranges, target, forms, readers)
+
+
+def _first_sweep(
+    units: Sequence[Unit],
+    ranges: Mapping[str, Range],
+    target: Target,
+    methods: Mapping[str, tuple[Method, str]],
+) -> dict[str, tuple[Method, str]]:
+    """Each unit's method, sources first; ``integer`` are the values that an integer unit leaves."""
+    integer: set[str] = set()
+    forms: dict[str, tuple[Method, str]] = {}
+    for unit in units:
+        method, reason = _form(unit, integer, ranges, target, methods[unit.name])
+        forms[unit.name] = (method, reason)
+        if method is Method.STATIC:
+            integer.update(unit.outputs)
+    return forms
+
+
+def _form(
+    unit: Unit,
+    integer: set[str],
+    ranges: Mapping[str, Range],
+    target: Target,
+    requested: tuple[Method, str],
+) -> tuple[Method, str]:
+    kernels = target.kernels
+    method, why = requested
+    if unit.role is Role.FLOAT and not (unit.op_type == "Gather" and unit.weight):
+        return Method.FLOAT, unit.reason
+    if unit.constants and not unit.inputs and unit.op_type == "Gather":
+        # An embedding: the table is data, the indices come in.
+        wanted = method in (Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY)
+        if wanted and "Gather" in kernels.weight_only:
+            return Method.WEIGHT_ONLY, "embedding: int8 rows, dequantized after the look-up"
+        return Method.FLOAT, why or "embedding tables stay float on this target"
+    if not unit.inputs:
+        return Method.FLOAT, "reads constants only"
+    if method is Method.FLOAT:
+        return Method.FLOAT, why or "asked for"
+    if unit.role is Role.HEAVY:
+        return _heavy_form(unit, ranges, target, method, why)
+    if method is not Method.STATIC:
+        return Method.FLOAT, f"has no {method} form"
+    missing = [name for name in unit.inputs if name not in integer]
+    if missing:
+        return Method.FLOAT, f"its input {missing[0]!r} is float"
+    unmeasured = [name for name in unit.outputs if name not in ranges and unit.role is Role.LIGHT]
+    if unmeasured:
+        return Method.FLOAT, f"no sample reached its output {unmeasured[0]!r}"
+    return Method.STATIC, ""
+
+
+def _heavy_form(
+    unit: Unit, ranges: Mapping[str, Range], target: Target, method: Method, why: str
+) -> tuple[Method, str]:
+    kernels = target.kernels
+    if method is Method.STATIC and unit.op_type in kernels.integer and unit.op_type not in ("LSTM", "GRU"):
+        unmeasured = [name for name in (*unit.inputs, *unit.outputs) if name not in ranges]
+        if unmeasured:
+            return Method.FLOAT, f"no sample reached {unmeasured[0]!r}"
+        return Method.STATIC, why
+    if unit.weight is None:
+        return Method.FLOAT, why or f"two activations: no {method} form"
+    if method in INTEGER_METHODS and unit.op_type in kernels.dynamic:
+        return Method.DYNAMIC, why or "no static integer kernel, dynamic has one"
+    if unit.op_type in kernels.weight_only:
+        return Method.WEIGHT_ONLY, why or f"no {method} kernel for {unit.op_type}; weights stored as int8"
+    return Method.FLOAT, why or f"the target's runtime has no {method} kernel for {unit.op_type}"
+
+
+def _drop_dangling(
+    units: Sequence[Unit], forms: dict[str, tuple[Method, str]], readers: Mapping[str, list[ir.Node]]
+) -> dict[str, tuple[Method, str]]:
+    """Light and moving units with nothing integer behind them go back to float, sinks first."""
+    forms = dict(forms)
+    unit_of = {u.name: u for u in units}
+    inner = {u.activation for u in units if u.activation}
+    for unit in reversed(units):
+        if forms[unit.name][0] is not Method.STATIC or unit.role is Role.HEAVY:
+            continue
+        after = {n.name for name in unit.outputs for n in readers.get(name, ())} - inner
+        if not any(forms[name][0] is Method.STATIC for name in after if name in unit_of):
+            forms[unit.name] = (Method.FLOAT, "nothing integer follows")
+    return forms
+
+
+def _parameters(
+    model: ir.Model,
+    units: Sequence[Unit],
+    ranges: Mapping[str, Range],
+    target: Target,
+    forms: Mapping[str, tuple[Method, str]],
+    readers: Mapping[str, list[ir.Node]],
+) -> QuantPlan:
+    scheme = target.quantization.activation
+    nodes = {n.name: n for n in model.graph}
+    static = {u.name for u in units if forms[u.name][0] is Method.STATIC}
+    activations: dict[str, QuantParams] = {}
+
+    def activation(name: str, unit: Unit | None = None) -> QuantParams:
+        if name not in activations:
+            activations[name] = _activation_params(name, unit, nodes, ranges, scheme)
+        return activations[name]
+
+    planned = []
+    for unit in units:
+        method, reason = forms[unit.name]
+        weight, drop = None, False
+        if method is Method.STATIC:
+            inputs = [activation(name) for name in unit.inputs]
+            if unit.role is Role.MOVE:
+                activations.update(dict.fromkeys(unit.outputs, inputs[0]))
+            elif _needs_output(unit, static, readers):
+                outputs = [activation(name, unit) for name in unit.outputs]
+                drop = unit.activation is not None and _implied(nodes[unit.activation], outputs[0])
+            weight = _weight_params(unit, nodes, target, inputs[0])
+        elif method is not Method.FLOAT:
+            weight = _weight_params(unit, nodes, target, None)
+        planned.append(UnitPlan(unit, method, reason, weight, drop))
+    return QuantPlan(tuple(planned), activations, scheme, target.quantization.weight)
+
+
+def _needs_output(unit: Unit, static: set[str], readers: Mapping[str, list[ir.Node]]) -> bool:
+    """Matrix products have integer kernels with float output: better where nothing integer follows."""
+    if unit.op_type not in ("MatMul", "Gemm") or unit.activation is not None:
+        return True
+    return any(node.name in static for name in unit.outputs for node in readers.get(name, ()))
+
+
+def _activation_params(
+    name: str,
+    unit: Unit | None,
+    nodes: Mapping[str | None, ir.Node],
+    ranges: Mapping[str, Range],
+    scheme: QuantScheme,
+) -> QuantParams:
+    if unit is not None and unit.op_type in FIXED_RANGES:
+        return choose_params(*FIXED_RANGES[unit.op_type], scheme)
+    if name not in ranges:
+        raise CalibrationError(f"tensor {name!r} has no range; calibrate again")
+    low, high = ranges[name].low, ranges[name].high
+    if unit is not None and unit.activation is not None:
+        floor, ceiling = activation_bounds(nodes[unit.activation])
+        low, high = max(low, floor), min(high, ceiling)
+    return choose_params(min(low, high), high, scheme)
+
+
+def _implied(activation: ir.Node, params: QuantParams) -> bool:
+    """Whether saturation does what the activation does, within one step of the integers."""
+    scale, zero = float(params.scale), int(params.zero_point)
+    low, high = (params.type.qmin - zero) * scale, (params.type.qmax - zero) * scale
+    floor, ceiling = activation_bounds(activation)
+    return low >= floor - scale * 0.51 and high <= ceiling + scale * 0.51
+
+
+def weight_axis(op_type: str, node: ir.Node) -> int | None:
+    """The axis of a weight that holds output channels; ``None`` where channels cannot have own scales."""
+    if op_type == "Conv":
+        return 0
+    if op_type == "ConvTranspose":
+        group = node.attributes.get("group")
+        return 1 if group is None or group.as_int() == 1 else None
+    if op_type == "Gemm":
+        trans_b = node.attributes.get("transB")
+        return 0 if trans_b is not None and trans_b.as_int() else 1
+    if op_type in ("MatMul", "Gather"):
+        return -1
+    return None
+
+
+def _weight_params(
+    unit: Unit, nodes: Mapping[str | None, ir.Node], target: Target, x: QuantParams | None
+) -> QuantParams | None:
+    node = nodes[unit.name]
+    source = node.inputs[0] if unit.op_type == "Gather" else node.inputs[1] if unit.weight else None
+    array = constant(source) if source is not None else None
+    if array is None or unit.op_type in ("LSTM", "GRU"):
+        return None
+    scheme = target.quantization.weight
+    axis = weight_axis(unit.op_type, node)
+    if scheme.granularity is Granularity.PER_TENSOR or axis is None:
+        axis = None
+    else:
+        axis %= array.ndim
+    params = choose_weight_params(array, scheme, axis)
+    bias = constant(node.inputs[2]) if unit.bias and x is not None else None
+    return params if bias is None else _fit_bias(params, np.asarray(bias), x)
+
+
+def _fit_bias(weight: QuantParams, bias: np.ndarray, x: QuantParams | None) -> QuantParams:
+    """Widen the scale of channels so small that their bias would not fit 32 bits."""
+    assert x is not None
+    peak = np.abs(np.broadcast_to(bias.reshape(-1), (max(weight.scale.size, bias.size),)))
+    peak = peak if weight.axis is not None else peak.max()
+    least = (peak / float(x.scale) / 2.0**30).astype(np.float32).reshape(weight.scale.shape)
+    return QuantParams(weight.type, np.maximum(weight.scale, least), weight.zero_point, weight.axis)

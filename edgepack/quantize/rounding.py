@@ -1,0 +1,121 @@
+"""Rounding: which stored integers represent a weight, and which float bias goes with them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgepack.data import Samples
+from edgepack.numerics import quantize, weight_limit
+from edgepack.quantize.plan import QuantPlan, UnitPlan
+from edgepack.quantize.second_order import round_second_order
+from edgepack.quantize.statistics import InputMoments, stream_moments
+from edgepack.quantize.units import Role, Unit
+from edgepack.quantize.weights import bias_of, groups_of_weight, has_rows, weight_from_groups, weight_of
+from edgepack.scheme import QuantParams
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rounded:
+    """Stored integers of a weight (in the weight's own layout) and the bias, float32 ``[channels]``."""
+
+    integers: npt.NDArray[np.integer]
+    bias: Floats | None
+
+
+Rounding = Callable[[QuantPlan], dict[str, Rounded]]
+"""Stored weights of a plan, by unit name."""
+
+
+@dataclass(slots=True)
+class Rounder:
+    """Rounds the weights of any plan of one model, each weight once per set of parameters.
+
+    With moments of its inputs (see :mod:`edgepack.quantize.statistics`) a weight is rounded by second order
+    where ``second_order`` is set, and the mean error of its output is taken out of the bias: what rounding
+    adds on average, ``(stored - weight) · mean(input)``, is known (Nagel et al., 2019, section 4.2).
+    """
+
+    model: ir.Model
+    means: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    rounded: Mapping[tuple[str, bytes], npt.NDArray[np.integer]] = field(default_factory=dict)
+
+    def __call__(self, plan: QuantPlan) -> dict[str, Rounded]:
+        """The stored weight and the bias of every unit that has a planned weight."""
+        nodes = {n.name: n for n in self.model.graph}
+        return {
+            u.unit.name: self._one(nodes[u.unit.name], u, u.weight)
+            for u in plan.units
+            if u.weight is not None
+        }
+
+    def _one(self, node: ir.Node, unit_plan: UnitPlan, params: QuantParams) -> Rounded:
+        stored = self.rounded.get((unit_plan.unit.name, params.scale.tobytes()))
+        integers = quantize(weight_of(node), params) if stored is None else stored
+        bias = bias_of(node, unit_plan)
+        mean = self.means.get(unit_plan.unit.name)
+        if mean is None:
+            return Rounded(integers, bias)
+        matrix, real = groups_of_weight(node), _real(node, integers, params)
+        shift = np.einsum("gok,gk->go", real - matrix, mean).reshape(-1).astype(np.float32)
+        # A bare MatMul has no bias to correct, and an Add for it would cost a kernel.
+        if bias is None and node.op_type == "MatMul":
+            return Rounded(integers, None)
+        return Rounded(integers, (0 if bias is None else np.broadcast_to(bias, shift.shape)) - shift)
+
+
+def _real(node: ir.Node, integers: npt.NDArray[np.integer], params: QuantParams) -> npt.NDArray[np.float64]:
+    return np.asarray(groups_of_weight(node, integers).astype(np.float64) * _scales(node, params))
+
+
+def _scales(node: ir.Node, params: QuantParams) -> npt.NDArray[np.float64]:
+    """Scales as ``[groups, outputs, 1]``."""
+    groups, outputs, _ = groups_of_weight(node).shape
+    scale = np.broadcast_to(params.scale.astype(np.float64).reshape(-1), (groups * outputs,))
+    return scale.reshape(groups, outputs, 1)
+
+
+def round_weights(
+    model: ir.Model,
+    plan: QuantPlan,
+    samples: Samples,
+    *,
+    second_order: bool,
+    threads: int,
+    seed: int,
+    on_sample: Callable[[], None] = lambda: None,
+) -> Rounder:
+    """Measure what flows into the weights of ``plan`` and round them once; gives a rounder for any plan."""
+    nodes = {n.name: n for n in model.graph}
+    planned = {u.unit.name: u.weight for u in plan.units if u.weight is not None}
+    units = [u for u in (p.unit for p in plan.units) if u.name in planned and _measurable(u, nodes[u.name])]
+    means, rounded = {}, {}
+    for unit, moments in stream_moments(
+        model, units, samples, threads=threads, seed=seed, on_sample=on_sample
+    ):
+        if not moments.count:
+            continue
+        means[unit.name] = moments.mean
+        params = planned[unit.name]
+        if second_order and params is not None:
+            rounded[(unit.name, params.scale.tobytes())] = _second_order(
+                nodes[unit.name], moments, params, weight_limit(plan.weight_scheme)
+            )
+    return Rounder(model, means, rounded)
+
+
+def _measurable(unit: Unit, node: ir.Node) -> bool:
+    return unit.role is Role.HEAVY and has_rows(node) and bool(unit.inputs)
+
+
+def _second_order(
+    node: ir.Node, moments: InputMoments, params: QuantParams, limit: int
+) -> npt.NDArray[np.integer]:
+    scale = _scales(node, params)
+    matrix = groups_of_weight(node).astype(np.float64)
+    integers = round_second_order(matrix, moments.second, scale, limit)
+    return weight_from_groups(node, integers.astype(params.type.dtype))
