@@ -41,7 +41,7 @@ Progress = Callable[[str, int, int], None]
 
 PROBES = 16
 """Calibration samples that candidates are timed and compared on."""
-ROUNDING_SAMPLES = 64
+ROUNDING_SAMPLES = 32
 """Samples that second moments are measured on; more change the result by less than its noise."""
 HELD_OUT = 5
 """Without evaluation data one calibration sample in this many is kept for the check."""
@@ -282,7 +282,7 @@ def _rounder(
         second_order=job.recipe.preset != "fast",
         threads=job.target.runtime.threads,
         seed=job.recipe.seed,
-        on_sample=_counter(job, "round", samples),
+        on_sample=_counter(job, "round", _spread(samples, ROUNDING_SAMPLES)),
     )
 
 

@@ -218,12 +218,16 @@ def _infer_shapes(model: ir.Model) -> None:
     Names that an earlier inference made up are forgotten first: it knew less, and only names of one run
     mean the same dimension when they are the same.
     """
+    _forget_made_up_names(model)
+    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+
+
+def _forget_made_up_names(model: ir.Model) -> None:
     for graph in model.graphs():
         for value in (v for node in graph for v in node.outputs if not v.is_graph_output()):
             if value.shape is not None and not value.shape.is_static():
                 known = [d if isinstance(d, int) or not _made_up(d) else None for d in value.shape]
                 value.shape = ir.Shape(known)
-    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
 
 
 def _made_up(dimension: ir.SymbolicDim) -> bool:
@@ -354,6 +358,9 @@ def _finish(model: ir.Model) -> None:
     )
     model.ir_version = max(model.ir_version, needed, _MIN_IR_VERSION)
     _infer_shapes(model)
+    # Measured: with these names onnxruntime 1.32 sees that it can fuse SkipLayerNormalization in a small
+    # BERT, which on the CPU takes a third longer than the nodes it replaces.
+    _forget_made_up_names(model)
     for graph in model.graphs():
         for value in (*graph.initializers.values(), *(v for node in graph for v in node.outputs)):
             value.metadata_props.pop("pkg.onnxscript.optimizer.folded_from", None)

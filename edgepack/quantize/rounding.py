@@ -41,7 +41,7 @@ class Rounder:
     """
 
     model: ir.Model
-    means: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    means: Mapping[str, Floats] = field(default_factory=dict)
     rounded: Mapping[tuple[str, bytes], npt.NDArray[np.integer]] = field(default_factory=dict)
 
     def __call__(self, plan: QuantPlan) -> dict[str, Rounded]:
@@ -68,14 +68,14 @@ class Rounder:
         return Rounded(integers, (0 if bias is None else np.broadcast_to(bias, shift.shape)) - shift)
 
 
-def _real(node: ir.Node, integers: npt.NDArray[np.integer], params: QuantParams) -> npt.NDArray[np.float64]:
-    return np.asarray(groups_of_weight(node, integers).astype(np.float64) * _scales(node, params))
+def _real(node: ir.Node, integers: npt.NDArray[np.integer], params: QuantParams) -> Floats:
+    return np.asarray(groups_of_weight(node, integers).astype(np.float32) * _scales(node, params))
 
 
-def _scales(node: ir.Node, params: QuantParams) -> npt.NDArray[np.float64]:
+def _scales(node: ir.Node, params: QuantParams) -> Floats:
     """Scales as ``[groups, outputs, 1]``."""
     groups, outputs, _ = groups_of_weight(node).shape
-    scale = np.broadcast_to(params.scale.astype(np.float64).reshape(-1), (groups * outputs,))
+    scale = np.broadcast_to(params.scale.reshape(-1), (groups * outputs,))
     return scale.reshape(groups, outputs, 1)
 
 
@@ -116,6 +116,6 @@ def _second_order(
     node: ir.Node, moments: InputMoments, params: QuantParams, limit: int
 ) -> npt.NDArray[np.integer]:
     scale = _scales(node, params)
-    matrix = groups_of_weight(node).astype(np.float64)
+    matrix = groups_of_weight(node)
     integers = round_second_order(matrix, moments.second, scale, limit)
     return weight_from_groups(node, integers.astype(params.type.dtype))

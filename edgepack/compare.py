@@ -1,0 +1,135 @@
+"""The commands that measure models which exist already: check and bench."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepack.config import Data, Recipe
+from edgepack.data import open_samples
+from edgepack.errors import ConfigError
+from edgepack.feeds import Feeds, InputSpec
+from edgepack.measure.bench import bench
+from edgepack.measure.check import baseline, check
+from edgepack.measure.environment import environment
+from edgepack.metrics import resolve_metric
+from edgepack.model import input_specs, load_model, model_bytes
+from edgepack.report import size_text, time_text
+from edgepack.target import Target
+
+UNKNOWN_SIZE = 1
+BENCH_SAMPLES = 16
+
+
+def check_models(
+    original: Path,
+    built: Sequence[Path],
+    recipe: Recipe,
+    base: Path,
+    target: Target,
+    progress: Callable[[str, int, int], None],
+) -> list[dict[str, Any]]:
+    """Fidelity of each built model to ``original`` on the recipe's evaluation (or calibration) data.
+
+    Raises:
+        ConfigError: there is no data.
+        EdgepackError: see :mod:`edgepack.errors`.
+    """
+    data = recipe.evaluation_data or recipe.calibration_data
+    if data is None:
+        raise ConfigError("no samples to check on: give them with --data, or in the recipe")
+    inputs = input_specs(load_model(original))
+    samples = open_samples(data, "evaluation", inputs, recipe.images, base=base)
+    metric = resolve_metric(recipe.metric, base) if recipe.metric else None
+    progress("check original", 0, 0)
+    reference = baseline(original, samples, target.runtime, metric)
+    rows = [{"model": str(original), "size_bytes": model_bytes(original), **asdict(reference.fidelity)}]
+    for path in built:
+        progress(f"check {path.name}", 0, 0)
+        fidelity = check(path, samples, target.runtime, reference, metric)
+        rows.append({"model": str(path), "size_bytes": _bytes(path), **asdict(fidelity)})
+    return rows
+
+
+def check_text(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as lines of text, the original first."""
+    width = max(len(row["model"]) for row in rows)
+    lines = []
+    for i, row in enumerate(rows):
+        parts = [row["model"].ljust(width), size_text(row["size_bytes"]).rjust(10)]
+        if row["metric"] is not None:
+            parts.append(f"{row['metric_name']} {row['metric']:.4f}")
+        if i:
+            parts.append("equal" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f} dB")
+            if row["agreement"] is not None:
+                parts.append(f"agreement {row['agreement']:.4f}")
+        lines.append("  ".join(parts))
+    return "\n".join(lines) + f"\non {rows[0]['samples']} samples\n"
+
+
+def bench_models(
+    models: Sequence[Path], data: str | None, target: Target, *, threads: int | None, runs: int
+) -> list[dict[str, Any]]:
+    """Latency of ``models`` taking turns, on the samples of ``data`` or on random inputs.
+
+    Raises:
+        EdgepackError: see :mod:`edgepack.errors`.
+    """
+    runtime = target.runtime if threads is None else target.runtime.model_copy(update={"threads": threads})
+    inputs = input_specs(load_model(next((m for m in models if m.suffix == ".onnx"), models[0])))
+    if data is None:
+        feeds = [random_feed(inputs)]
+    else:
+        samples = open_samples(Data(path=data, samples=BENCH_SAMPLES), "bench", inputs, {}, base=Path())
+        feeds = [sample.feeds for sample in samples]
+    names = {f"{i} {path}": path for i, path in enumerate(models)}
+    latencies = bench(names, runtime, feeds, warmup=5, runs=runs)
+    facts = {"environment": {**environment(), "threads": runtime.threads}}
+    return [
+        {
+            "model": str(path),
+            "size_bytes": _bytes(path),
+            **asdict(latencies[name]),
+            **(facts if not i else {}),
+        }
+        for i, (name, path) in enumerate(names.items())
+    ]
+
+
+def random_feed(inputs: Sequence[InputSpec]) -> Feeds:
+    """Standard normal floats and zero integers; symbolic sizes become 1.
+
+    Raises:
+        ConfigError: an input has no known rank, so nothing can be made up.
+    """
+    rng = np.random.default_rng(0)
+    feed = {}
+    for spec in inputs:
+        if spec.shape is None:
+            raise ConfigError(f"input {spec.name!r} has no known rank; give samples with --data")
+        shape = [d if isinstance(d, int) else UNKNOWN_SIZE for d in spec.shape]
+        floating = np.issubdtype(spec.dtype, np.floating)
+        feed[spec.name] = (rng.standard_normal(shape) if floating else np.zeros(shape)).astype(spec.dtype)
+    return feed
+
+
+def bench_text(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as a table."""
+    width = max(len(row["model"]) for row in rows)
+    lines = []
+    for row in rows:
+        lines.append(
+            f"{row['model'].ljust(width)}  {size_text(row['size_bytes']).rjust(10)}  "
+            f"p50 {time_text(row['p50_ms']).rjust(9)}  p90 {time_text(row['p90_ms']).rjust(9)}  "
+            f"min {time_text(row['min_ms']).rjust(9)}  {row['speedup']:.2f}× as fast  "
+            f"cold {time_text(row['cold_start_ms'])}  memory {size_text(row['peak_memory_bytes'])}"
+        )
+    where = rows[0]["environment"]
+    lines.append(f"{where['cpu']}, {where['threads']} thread(s), onnxruntime {where['onnxruntime']}")
+    return "\n".join(lines) + "\n"
+
+
+def _bytes(path: Path) -> int:
+    return model_bytes(path) if path.suffix == ".onnx" else path.stat().st_size
