@@ -31,6 +31,7 @@ NEARLY_AS_FAST = 0.03
 """Faster by less than this does not outweigh a smaller file."""
 SAME_SQNR_DB = 0.5
 ROUNDS = 25
+TABLE = "table "
 BUDGET_SECONDS = 20.0
 """For setting groups of units to float, after the whole-model candidates."""
 
@@ -217,7 +218,7 @@ def groups_of(units: Sequence[Unit], trial: Trial) -> dict[str, list[str]]:
     for unit in units:
         if unit.name not in taken or (unit.role is Role.MOVE and not is_table(unit)):
             continue
-        groups.setdefault(f"table {unit.name}" if is_table(unit) else unit.kind, []).append(unit.name)
+        groups.setdefault(f"{TABLE}{unit.name}" if is_table(unit) else unit.kind, []).append(unit.name)
     heavy = [u.name for u in units if u.role is Role.HEAVY and u.name in taken]
     if len(heavy) > 2:
         groups["first unit"], groups["last unit"] = heavy[:1], heavy[-1:]
@@ -233,7 +234,9 @@ def _best(trials: Sequence[Trial], accurate: Callable[[Trial], bool], optimize_f
         else:
             fastest = max(t.speedup for t in left)
             near = [t for t in left if t.speedup >= fastest * (1 - NEARLY_AS_FAST)]
-            first = min(near, key=lambda t: (t.size_bytes, -t.speedup))
+            smallest = min(t.size_bytes for t in near)
+            # Among files of about the smallest size the fastest.
+            first = max((t for t in near if t.size_bytes <= smallest * 1.1), key=lambda t: t.speedup)
         if accurate(first):
             return first
         left.remove(first)
@@ -256,8 +259,11 @@ def _drop_what_does_not_pay(
         free = [n for n in names if n not in fixed]
         if not free:
             continue
+        # Weights stored as int8 cost no time, so a unit that computes in float need not be large.
         reason = f"measured slower as {best.methods[free[0]][0]} than in float"
-        changed = {**best.methods, **dict.fromkeys(free, (Method.FLOAT, reason))}
+        changed = {**best.methods, **dict.fromkeys(free, (Method.WEIGHT_ONLY, reason))}
+        if group.startswith(TABLE):
+            changed |= dict.fromkeys(free, (Method.FLOAT, reason))
         trial = attempt(f"{base}, {group} in float", changed)
         noise = 2 * (trial.error**2 + best.error**2) ** 0.5
         if trial.speedup > best.speedup * (1 + SAME_SPEED) + noise and accurate(trial):

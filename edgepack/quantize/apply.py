@@ -21,7 +21,11 @@ from edgepack.quantize.emit import Emitter
 from edgepack.quantize.plan import Method, QuantPlan, UnitPlan
 from edgepack.quantize.rounding import Rounded
 from edgepack.quantize.units import ACTIVATIONS
-from edgepack.scheme import QuantParams
+from edgepack.scheme import QuantParams, QuantType
+
+
+REQUANTIZED_BY_RUNTIME = frozenset({"Conv", "ConvTranspose", "Gemm"})
+"""onnxruntime quantizes float weights of these, per tensor and unasked, between a per-tensor DQ and a Q."""
 
 
 def apply_plan(model: ir.Model, plan: QuantPlan, weights: Mapping[str, Rounded]) -> ir.Model:
@@ -42,6 +46,8 @@ def apply_plan(model: ir.Model, plan: QuantPlan, weights: Mapping[str, Rounded])
         rounded = weights.get(unit_plan.unit.name)
         if unit_plan.method is Method.STATIC:
             _constant_operands(emit, node, unit_plan, plan)
+        elif node.op_type in REQUANTIZED_BY_RUNTIME:
+            _guard_float_island(emit, node)
         if rounded is None:
             continue
         if unit_plan.method is Method.STATIC:
@@ -96,6 +102,39 @@ def _ends_integer_unit(producer: ir.Node, static_nodes: set[ir.Node]) -> bool:
     return producer.inputs[0].producer() in static_nodes
 
 
+def _guard_float_island(emit: Emitter, node: ir.Node) -> None:
+    """Keep a float unit between integer ones float.
+
+    Given: ``q -> DQ(scale) -> Conv(w float)``. Result: ``q -> DQ([scale, scale ...], axis 1) -> Conv(w)``,
+    the same values, which the runtime's WeightBiasQuantization leaves alone.
+    """
+    value, weight = node.inputs[0], constant(node.inputs[1])
+    restore = value.producer() if value is not None else None
+    if restore is None or restore.op_type != "DequantizeLinear" or weight is None:
+        return
+    stored, scale, zero = (constant(v) if i else v for i, v in enumerate(restore.inputs))
+    channels = _input_channels(node, weight.shape)
+    assert isinstance(stored, ir.Value)
+    params = QuantParams(
+        QuantType(np.asarray(zero).dtype.name),
+        np.full(channels, scale, np.float32),
+        np.full(channels, zero),
+        axis=1,
+    )
+    guarded = emit.restore(stored, params, f"{value.name}_float_island" if value is not None else "island")
+    guarded.outputs[0].type, guarded.outputs[0].shape = restore.outputs[0].type, restore.outputs[0].shape
+    emit.graph.insert_before(node, guarded)
+    node.replace_input_with(0, guarded.outputs[0])
+
+
+def _input_channels(node: ir.Node, weight_shape: tuple[int, ...]) -> int:
+    if node.op_type == "Conv":
+        return weight_shape[1] * node.attributes.get_int("group", 1)
+    if node.op_type == "Gemm":
+        return weight_shape[1 if node.attributes.get_int("transB", 0) else 0]
+    return weight_shape[0]
+
+
 def _static_weights(
     emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Rounded, plan: QuantPlan
 ) -> None:
@@ -132,7 +171,11 @@ def _weight_only(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Rou
         _gather_rows(emit, node, unit_plan.weight, rounded)
         return
     base = unit_plan.unit.weight or "weight"
-    node.replace_input_with(1, emit.dequantized(node, base, rounded.integers, unit_plan.weight))
+    if node.op_type == "MatMul":
+        # The runtime makes this a MatMulNBits, which reads the bytes as they are.
+        node.replace_input_with(1, emit.dequantized(node, base, rounded.integers, unit_plan.weight))
+    else:
+        node.replace_input_with(1, emit.unfolded(node, base, rounded.integers, unit_plan.weight))
 
 
 def _gather_rows(emit: Emitter, node: ir.Node, params: QuantParams, rounded: Rounded) -> None:

@@ -85,6 +85,28 @@ class Emitter:
             self.emitted[key] = node.outputs[0]
         return self.emitted[key]
 
+    def unfolded(
+        self, before: ir.Node, base: str, integers: npt.NDArray[np.integer], params: QuantParams
+    ) -> ir.Value:
+        """A stored constant behind Cast and Mul, which the runtime folds to float when it loads the file.
+
+        It does not fold a DequantizeLinear: that would run anew in every inference.
+        """
+        shape = [1] * integers.ndim
+        if params.axis is not None:
+            shape[params.axis] = -1
+        stored = self.initializer(f"{base}_quantized", integers)
+        scale = self.initializer(f"{base}_scale", params.scale.reshape(shape))
+        key = ("unfolded", stored.name, scale.name)
+        if key not in self.emitted:
+            cast = self.node("Cast", [stored], base, to=int(ir.DataType.FLOAT))
+            real = self.node("Mul", [cast.outputs[0], scale], base)
+            for out in (cast.outputs[0], real.outputs[0]):
+                out.dtype, out.shape = ir.DataType.FLOAT, stored.shape
+            self.graph.insert_before(before, [cast, real])
+            self.emitted[key] = real.outputs[0]
+        return self.emitted[key]
+
     def restore(self, stored: ir.Value, params: QuantParams, base: str, axis: int | None = None) -> ir.Node:
         """A DequantizeLinear of ``stored``, not yet in the graph; ``axis`` where it is not the parameters' own."""
         scale, zero = self.params(base, params)
