@@ -5,7 +5,8 @@ Run with ``pytest -m rig`` after ``python tests/rig/arm.py --install`` (as root,
 
 import functools
 import json
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,10 @@ import onnx
 import onnx.numpy_helper
 import onnx.parser
 import pytest
-from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from rig.arm import missing, root_folder, run_arm
 from rig.run_model import digest, run
 
 from edgepack.numerics import sqnr_db
-from edgepack.target import load_target
 
 pytestmark = [
     pytest.mark.rig,
@@ -60,21 +59,25 @@ def samples(seed: int, count: int) -> list[npt.NDArray[np.float32]]:
     return [rng.standard_normal((1, 3, 16, 16), dtype=np.float32) for _ in range(count)]
 
 
-def build_int8(model: Path, target: str, out: Path) -> Path:
-    """An int8 ``.onnx`` of ``model`` for ``target``, ranges from 16 samples, at ``out``."""
-    scheme = load_target(target).quantization
-    activations = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}[scheme.activation_type.value]
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is not typed
-        def __init__(self) -> None:
-            self.left: Iterator[npt.NDArray[np.float32]] = iter(samples(1, 16))
-
-        def get_next(self) -> Arrays | None:
-            x = next(self.left, None)
-            return None if x is None else {"x": x}
-
-    quantize_static(model, out, Reader(), per_channel=True, activation_type=activations)
-    return out
+def build(model: Path, target: str, out: Path, method: str = "static") -> Path:
+    """``model`` built for ``target`` in the folder ``out``; static: integers throughout, from 16 samples."""
+    data = model.with_name("calibration.npz")
+    np.savez(data, x=np.concatenate(samples(1, 16)))
+    arguments = [
+        "build",
+        model,
+        "--target",
+        target,
+        "--calibration-data",
+        data,
+        "--method",
+        method,
+        "-o",
+        out,
+    ]
+    code = "from edgepack.cli import main; main()"
+    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True)
+    return out / "model.onnx"
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +89,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
         scale = 1 / np.sqrt(np.prod(shape[1:]))
         content = (rng.standard_normal(shape) * scale).astype(np.float32)
         model.graph.initializer.append(onnx.numpy_helper.from_array(content, name))
-    path: Path = tmp_path_factory.mktemp("network") / "float.onnx"
+    path: Path = tmp_path_factory.mktemp("network") / "model.onnx"
     path.write_bytes(model.SerializeToString())
     return path
 
@@ -108,7 +111,7 @@ def built(request: pytest.FixtureRequest, network: Path) -> Path:
 @functools.cache
 def built_for(target: str, network: Path) -> Path:
     """``network`` built for ``target``, once, beside it."""
-    return build_int8(network, target, network.with_name(f"{target}.onnx"))
+    return build(network, target, network.with_name(target))
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +122,13 @@ def signed(tmp_path_factory: pytest.TempPathFactory, network: Path) -> Path:
     copy: Path = tmp_path_factory.mktemp("targets") / "arm-cpu-s8.yaml"
     assert "activation_type: uint8" in text
     copy.write_text(text.replace("activation_type: uint8", "activation_type: int8"))
-    return build_int8(network, str(copy), network.with_name("s8.onnx"))
+    return build(network, str(copy), network.with_name("s8"))
 
 
 @functools.cache  # seconds each; the files do not change while the module runs
 def on_arm(core: str, model: Path, inputs: Path) -> Arrays:
     """Outputs of an emulated core, checked against the digest that it printed."""
-    saved = model.with_name(f"{model.stem}-{CORES.index(core)}.npz")
+    saved = model.with_name(f"{model.name}-{CORES.index(core)}.npz")
     told = json.loads(run_arm(root_folder(), core, SCRIPT, [model, inputs, saved]).stdout)
     assert told["machine"] == "aarch64"
     with np.load(saved) as archive:
@@ -156,3 +159,13 @@ def test_u8_and_s8_activations_compute_the_same_bits(network: Path, signed: Path
 def test_int8_on_arm_is_faithful_to_the_float_network(network: Path, built: Path, inputs: Path) -> None:
     exact = run(network, inputs, settings={}, disabled=[])
     assert sqnr_db(together(exact), together(on_arm("cortex-a53", built, inputs))) >= HOST_FLOOR_DB - 5
+
+
+@pytest.mark.parametrize("method", ["static", "float"])
+def test_the_ort_file_loads_on_arm_and_computes_the_same_bits(
+    network: Path, inputs: Path, method: str
+) -> None:
+    """A float one that was written on x86 in its NCHWc layout would not load."""
+    model = build(network, "mobile", network.with_name(f"mobile-{method}"), method)
+    ort = on_arm("cortex-a76", model.with_suffix(".ort"), inputs)
+    assert digest(ort) == digest(on_arm("cortex-a76", model, inputs))

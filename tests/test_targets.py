@@ -45,13 +45,6 @@ def test_a_shipped_target_is_valid_and_named_like_its_file(path: Path) -> None:
     assert set(target.kernels.integer).isdisjoint(target.kernels.same_scale)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=NAMES)
-def test_a_shipped_ort_file_loads_on_arm(path: Path) -> None:
-    target = load_target(str(path))
-    if "ort" in target.formats:
-        assert "NchwcTransformer" in target.runtime.disabled_optimizers
-
-
 def test_the_targets_of_one_provider_have_the_same_kernels() -> None:
     tables: dict[str, list[Target]] = {}
     for path in SHIPPED:

@@ -153,14 +153,14 @@ def _form(
 ) -> tuple[Method, str]:
     kernels = target.kernels
     method, why = requested
-    if unit.role is Role.FLOAT and not (unit.op_type == "Gather" and unit.weight):
+    if unit.role is Role.FLOAT:
         return Method.FLOAT, unit.reason
     if unit.constants and not unit.inputs and unit.op_type == "Gather":
         # An embedding: the table is data, the indices come in.
         wanted = method in (Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY)
         if wanted and "Gather" in kernels.weight_only:
             return Method.WEIGHT_ONLY, "embedding: int8 rows, dequantized after the look-up"
-        return Method.FLOAT, why or "embedding tables stay float on this target"
+        return Method.FLOAT, why or "asked for"
     if not unit.inputs:
         return Method.FLOAT, "reads constants only"
     if method is Method.FLOAT:
@@ -168,7 +168,7 @@ def _form(
     if unit.role is Role.HEAVY:
         return _heavy_form(unit, ranges, target, method, why)
     if method is not Method.STATIC:
-        return Method.FLOAT, f"has no {method} form"
+        return Method.FLOAT, why or f"has no {method} form"
     missing = [name for name in unit.inputs if name not in integer]
     if missing:
         return Method.FLOAT, f"its input {missing[0]!r} is float"
