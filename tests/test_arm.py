@@ -63,20 +63,10 @@ def build(model: Path, target: str, out: Path, method: str = "static") -> Path:
     """``model`` built for ``target`` in the folder ``out``; static: integers throughout, from 16 samples."""
     data = model.with_name("calibration.npz")
     np.savez(data, x=np.concatenate(samples(1, 16)))
-    arguments = [
-        "build",
-        model,
-        "--target",
-        target,
-        "--calibration-data",
-        data,
-        "--method",
-        method,
-        "-o",
-        out,
-    ]
+    options = {"--target": target, "--calibration-data": data, "--method": method, "--output": out}
+    words = [str(word) for option in options.items() for word in option]
     code = "from edgepack.cli import main; main()"
-    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True)
+    subprocess.run([sys.executable, "-c", code, "build", str(model), *words], check=True)
     return out / "model.onnx"
 
 
