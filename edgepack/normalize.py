@@ -35,6 +35,7 @@ from edgepack.model import clone, constant, constant_tensor, name_of, tensor_dig
 from edgepack.rules import DONE, Rule, is_op
 from edgepack.rules_affine import FOLDING, GEMM
 from edgepack.rules_cleanup import AFTER_FOLDING, BEFORE_FOLDING, CLEANING
+from edgepack.rules_index import INDEXING
 from edgepack.rules_ops import ACTIVATIONS, PADDING, hard_swish_input
 
 _FOLD_INPUT_ELEMENTS = 1 << 24
@@ -118,7 +119,7 @@ def normalize(model: ir.Model, *, min_opset: int, max_opset: int) -> tuple[ir.Mo
         _apply(model, log, (*CLEANING, *PADDING))
         _shapes_and_fold(model, log)  # sizes that padding hid are known now
         log.refused.clear()  # what an early sweep left alone, a later one may have done
-        _apply(model, log, (*CLEANING, *PADDING, *FOLDING))
+        _apply(model, log, (*CLEANING, *PADDING, *FOLDING, *INDEXING))
         _apply(model, log, GEMM)
         _merge(model, log)
     _finish(model)
