@@ -27,11 +27,11 @@ Methods = Mapping[str, tuple[Method, str]]
 
 SAME_SPEED = 0.01
 """A difference below this is not worth a decision: two runs of one file differ by as much."""
-NEARLY_AS_FAST = 0.03
-"""Faster by less than this does not outweigh a smaller file."""
-SAME_SQNR_DB = 0.5
+SIZE_WEIGHT = 0.25
+"""In the balance a file four times smaller outweighs a model 1.4 times slower; see docs/decisions."""
 ROUNDS = 25
 TABLE = "table "
+NEVER = 1e6
 BUDGET_SECONDS = 20.0
 """For setting groups of units to float, after the whole-model candidates."""
 
@@ -117,6 +117,7 @@ class TrialBench:
 
 
 Form = Callable[[Methods], tuple[QuantPlan, ir.Model]]
+Cost = Callable[[Trial], float]
 
 
 def choose(
@@ -131,7 +132,7 @@ def choose(
     optimize_for: str,
     on_trial: Callable[[str], None] = lambda name: None,
 ) -> Choice:
-    """The fastest form that keeps the floor (or the smallest, for size), and everything that was tried.
+    """The cheapest form that keeps the floor, and everything that was tried.
 
     ``form`` makes a plan and a model from methods; ``verify`` gives the user's metric of a file. A single
     ``method`` other than auto is taken as it is: what the user asks for by name is not second-guessed.
@@ -161,9 +162,10 @@ def choose(
     else:
         for name, by_type in candidates.items():
             attempt(name, methods_of(units, name, by_type, fixed))
-        best = _best(trials, accurate, optimize_for)
-        if optimize_for == "speed":
-            best = _drop_what_does_not_pay(units, best, attempt, accurate, fixed)
+        cost = _cost_for(optimize_for, model_bytes(bench.original))
+        best = _best(trials, accurate, cost)
+        if optimize_for != "size":
+            best = _drop_what_does_not_pay(units, best, attempt, accurate, fixed, cost)
     lines = [_line(t, t is best, floor, verdicts.get(t.path)) for t in trials]
     return Choice(*form(best.methods), lines)
 
@@ -225,22 +227,10 @@ def groups_of(units: Sequence[Unit], trial: Trial) -> dict[str, list[str]]:
     return groups
 
 
-def _best(trials: Sequence[Trial], accurate: Callable[[Trial], bool], optimize_for: str) -> Trial:
-    """The preferred accurate one; accuracy is asked in order of preference, since asking costs a run."""
-    left = list(trials)
-    while left:
-        if optimize_for == "size":
-            first = min(left, key=lambda t: (t.size_bytes, -t.speedup))
-        else:
-            fastest = max(t.speedup for t in left)
-            near = [t for t in left if t.speedup >= fastest * (1 - NEARLY_AS_FAST)]
-            smallest = min(t.size_bytes for t in near)
-            # Among files of about the smallest size the fastest.
-            first = max((t for t in near if t.size_bytes <= smallest * 1.1), key=lambda t: t.speedup)
-        if accurate(first):
-            return first
-        left.remove(first)
-    return max(trials, key=lambda t: t.compared.sqnr_db)
+def _best(trials: Sequence[Trial], accurate: Callable[[Trial], bool], cost: Cost) -> Trial:
+    """The cheapest accurate one; accuracy is asked in order of cost, since asking takes a run."""
+    by_cost = sorted(trials, key=cost)
+    return next((t for t in by_cost if accurate(t)), max(trials, key=lambda t: t.compared.sqnr_db))
 
 
 def _drop_what_does_not_pay(
@@ -249,8 +239,9 @@ def _drop_what_does_not_pay(
     attempt: Callable[[str, Methods], Trial],
     accurate: Callable[[Trial], bool],
     fixed: Methods,
+    cost: Cost,
 ) -> Trial:
-    """Set one group of units after another to float; what makes the model faster stays."""
+    """Compute one group of units after another in float; what makes the model cheaper stays."""
     deadline = time.monotonic() + BUDGET_SECONDS
     base = best.name
     for group, names in groups_of(units, best).items():
@@ -261,14 +252,26 @@ def _drop_what_does_not_pay(
             continue
         # Weights stored as int8 cost no time, so a unit that computes in float need not be large.
         reason = f"measured slower as {best.methods[free[0]][0]} than in float"
-        changed = {**best.methods, **dict.fromkeys(free, (Method.WEIGHT_ONLY, reason))}
-        if group.startswith(TABLE):
-            changed |= dict.fromkeys(free, (Method.FLOAT, reason))
+        form = Method.FLOAT if group.startswith(TABLE) else Method.WEIGHT_ONLY
+        changed = {**best.methods, **dict.fromkeys(free, (form, reason))}
         trial = attempt(f"{base}, {group} in float", changed)
-        noise = 2 * (trial.error**2 + best.error**2) ** 0.5
-        if trial.speedup > best.speedup * (1 + SAME_SPEED) + noise and accurate(trial):
+        noise = 2 * (trial.error**2 + best.error**2) ** 0.5 / best.speedup
+        if cost(trial) < cost(best) * (1 - SAME_SPEED - noise) and accurate(trial):
             best = trial
     return best
+
+
+def _cost_for(optimize_for: str, original_bytes: int) -> Cost:
+    """What a form costs: time, bytes, or both. What is slower than the original costs more than all else."""
+
+    def cost(trial: Trial) -> float:
+        if optimize_for == "size":
+            return trial.size_bytes
+        smaller = (trial.size_bytes / original_bytes) ** SIZE_WEIGHT if optimize_for == "balance" else 1.0
+        slower = trial.speedup < 1 - SAME_SPEED - 2 * trial.error
+        return smaller / trial.speedup * (NEVER if slower else 1.0)
+
+    return cost
 
 
 def _line(trial: Trial, chosen: bool, floor: Floor, verdict: Fidelity | None) -> Candidate:

@@ -90,8 +90,9 @@ class Quantize(Strict):
 
     method: Method = "auto"
     """auto measures the candidates that the target has and takes the fastest that keeps the accuracy."""
-    optimize_for: Literal["speed", "size"] = "speed"
-    """speed: what is measured slower than float stays float. size: int8 wherever it is accurate."""
+    optimize_for: Literal["balance", "speed", "size"] = "balance"
+    """balance and speed: what is measured slower in int8 computes in float, and nothing slower than the
+    original ships; balance weighs bytes too. size: the smallest file that is accurate."""
     overrides: tuple[Override, ...] = ()
 
 
