@@ -247,12 +247,12 @@ def _drop_what_does_not_pay(
     for group, names in groups_of(units, best).items():
         if time.monotonic() > deadline:
             break
-        free = [n for n in names if n not in fixed]
+        form = Method.FLOAT if group.startswith(TABLE) else Method.WEIGHT_ONLY
+        free = [n for n in names if n not in fixed and best.methods[n][0] is not form]
         if not free:
             continue
         # Weights stored as int8 cost no time, so a unit that computes in float need not be large.
         reason = f"measured slower as {best.methods[free[0]][0]} than in float"
-        form = Method.FLOAT if group.startswith(TABLE) else Method.WEIGHT_ONLY
         changed = {**best.methods, **dict.fromkeys(free, (form, reason))}
         trial = attempt(f"{base}, {group} in float", changed)
         noise = 2 * (trial.error**2 + best.error**2) ** 0.5 / best.speedup
