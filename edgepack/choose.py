@@ -27,8 +27,8 @@ Methods = Mapping[str, tuple[Method, str]]
 
 SAME_SPEED = 0.01
 """A difference below this is not worth a decision: two runs of one file differ by as much."""
-SIZE_WEIGHT = 0.25
-"""In the balance a file four times smaller outweighs a model 1.4 times slower; see docs/decisions."""
+SIZE_WEIGHT = 0.2
+"""In the balance a file four times smaller outweighs a model 1.3 times slower; see docs/decisions."""
 ROUNDS = 25
 TABLE = "table "
 NEVER = 1e6
