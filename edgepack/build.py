@@ -1,8 +1,6 @@
 """The line: from a model and samples to a measured package. The only module that knows the order."""
 
 import hashlib
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from edgepack.calibrate.run import calibrate
 from edgepack.choose import Choice, Floor, Methods, TrialBench, choose
 from edgepack.config import Recipe
 from edgepack.data import Samples, check_disjoint, open_samples
-from edgepack.errors import ConfigError, ExportError
+from edgepack.errors import ConfigError
 from edgepack.export.onnx import export_onnx
 from edgepack.export.ort import export_ort
 from edgepack.feeds import Feeds
@@ -34,6 +32,7 @@ from edgepack.quantize.plan import Method, QuantPlan, make_plan, requested_metho
 from edgepack.quantize.rounding import Rounder, round_weights
 from edgepack.quantize.units import Unit, find_units
 from edgepack.report import BuildReport, Fidelity, ModelFigures, StageReport, UnitRow, text
+from edgepack.scratch import publish, scratch_folder
 from edgepack.target import Target
 
 Progress = Callable[[str, int, int], None]
@@ -91,7 +90,7 @@ def build(job: Job) -> tuple[BuildReport, Path]:
         EdgepackError: see :mod:`edgepack.errors`.
     """
     output = output_folder(job.recipe, job.target)
-    with _scratch(output) as scratch:
+    with scratch_folder(output) as scratch:
         package = scratch / "package"
         package.mkdir()
         report = _build_into(job, package, scratch)
@@ -114,41 +113,10 @@ def output_folder(recipe: Recipe, target: Target) -> Path:
     return Path(recipe.output.replace("{target}", target.name))
 
 
-@contextmanager
-def _scratch(output: Path) -> Iterator[Path]:
-    """A hidden folder beside the output, on the same disk so that publishing is a rename; always removed."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if output.exists() and not output.is_dir():
-            raise ExportError(f"{output}: is a file; the output must be a folder, name another with -o")
-        folder = Path(tempfile.mkdtemp(prefix=".edgepack-", dir=output.parent))
-        if output.exists():  # writable too?
-            Path(tempfile.mkdtemp(prefix=".edgepack-", dir=output)).rmdir()
-    except OSError as error:
-        raise ExportError(
-            f"{output}: cannot be written ({error.strerror}); name a folder that you may write to with -o"
-        ) from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def publish(package: Path, output: Path) -> None:
-    """Move a finished package to its place: whole if the folder is new or empty, else file by file.
-
-    The report goes last, so that a folder with a new report has all that it speaks of.
-    """
-    if not output.exists() or not any(output.iterdir()):
-        package.replace(output)
-        return
-    for file in sorted(package.iterdir(), key=lambda f: (f.name.startswith("report."), f.name)):
-        file.replace(output / file.name)
-
-
 def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
     recipe, target, progress = job.recipe, job.target, job.progress
     clock = _Clock()
+    notes: list[str]
     with clock.stage("load", notes := []):
         progress("load", 0, 0)
         original = load_model(recipe.model)

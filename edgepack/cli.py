@@ -2,10 +2,12 @@
 
 import json
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,11 +25,12 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # importing rich takes longer than all else that --help needs
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 DEFAULT_RECIPE = Path("edgepack.yaml")
-INTERRUPTED = 130
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 ModelPath = Annotated[Path | None, typer.Argument(help="The float ONNX model; by default the recipe's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
@@ -58,10 +61,10 @@ def build(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Build the int8 package for one or more targets, check it, measure it, judge it."""
-    from edgepack.build import Job
-    from edgepack.build import build as build_package
-    from edgepack.report import text
+    """Build the int8 package for one or more targets, check it, measure it, judge it.
+
+    With --json one report is an object, the reports of several targets are a list.
+    """
     from edgepack.target import load_target
 
     changes = {
@@ -78,20 +81,25 @@ def build(
     loaded, base = _recipe(recipe, changes, model)
     if not loaded.target:
         raise ConfigError(f"no target: choose one with --target ({', '.join(_target_names())})")
-    failed = False
-    for name in loaded.target:
+    chosen = [load_target(name) for name in loaded.target]
+
+    from edgepack.build import Job
+    from edgepack.build import build as build_package
+    from edgepack.report import text
+
+    command = shlex.join(["edgepack", *sys.argv[1:]])
+    reports = []
+    for device in chosen:
         with _progress(as_json) as progress:
-            job = Job(
-                loaded, load_target(name), base, shlex.join(["edgepack", *sys.argv[1:]]), ranges, progress
-            )
-            report, folder = build_package(job)
-        failed |= not report.passed
-        if as_json:
-            print(report.to_json(), end="")
-        else:
+            report, folder = build_package(Job(loaded, device, base, command, ranges, progress))
+        reports.append(report)
+        if not as_json:
             print(text(report), end="")
             print(f"\nfiles in {folder}: {', '.join(sorted(f.name for f in folder.iterdir()))}")
-    if failed:
+    if as_json:
+        written = [report.to_json().rstrip() for report in reports]
+        print(written[0] if len(written) == 1 else f"[{', '.join(written)}]")
+    if not all(report.passed for report in reports):
         raise GateFailed("the gate is not met; the package is kept, see the lines marked FAIL")
 
 
@@ -173,10 +181,11 @@ def targets(
 ) -> None:
     """List targets, show one, or print the JSON schema of target and recipe files."""
     from edgepack.config import Recipe
+    from edgepack.strict import Strict
     from edgepack.target import Target, list_targets, load_target
 
     if schema is not None:
-        kinds = {"target": Target, "recipe": Recipe}
+        kinds: dict[str, type[Strict]] = {"target": Target, "recipe": Recipe}
         if schema not in kinds:
             raise ConfigError(f"--schema {schema}: known: target, recipe")
         print(json.dumps(kinds[schema].model_json_schema(), indent=1))
@@ -259,7 +268,22 @@ def _options(
 
 def main() -> None:
     """Entry point: runs the command line; an edgepack error becomes one message and its exit code."""
+    for number in STOPPING:
+        signal.signal(number, _stop)
     sys.exit(run(app))
+
+
+class Stopped(BaseException):
+    """A signal to stop, raised where the program is, so that everything on the way out cleans up."""
+
+    def __init__(self, number: int) -> None:
+        self.exit_code = 128 + number
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for other in STOPPING:  # a second Ctrl-C must not end the cleaning up
+        signal.signal(other, signal.SIG_IGN)
+    raise Stopped(number)
 
 
 def run(command: Callable[[], None]) -> int:
@@ -270,9 +294,9 @@ def run(command: Callable[[], None]) -> int:
         label = "gate" if isinstance(error, GateFailed) else "error"
         print(f"edgepack: {label}: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("edgepack: stopped; nothing was written", file=sys.stderr)
-        return INTERRUPTED
+    except Stopped as stop:
+        print("edgepack: stopped; nothing half-written is left", file=sys.stderr)
+        return stop.exit_code
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     return 0

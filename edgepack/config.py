@@ -12,6 +12,7 @@ from edgepack.target import Gate
 Observer = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
 Method = Literal["auto", "static", "dynamic", "weight_only", "float"]
 Preset = Literal["fast", "balanced"]
+DATA_KEYS = ("calibration_data", "evaluation_data")
 
 
 class ImageInput(Strict):
@@ -143,24 +144,28 @@ def load_recipe(path: Path | None, changes: dict[str, Any]) -> Recipe:
     """
     content: dict[str, Any] = {}
     if path is not None:
-        content = _relative_to(path.parent, read_yaml(path))
+        content = _relative_to(path.parent, _with_data_mappings(read_yaml(path)))
     content = _merge(content, changes)
     if "model" not in content:
         raise ConfigError(
-            "no model: name one (`edgepack build model.onnx`), or run in a folder whose edgepack.yaml has `model:`"
+            "no model: name one (`edgepack build model.onnx`), or run in a folder whose edgepack.yaml has "
+            "`model:`"
         )
     return parse(Recipe, content, str(path) if path else "command line")
 
 
+def _with_data_mappings(content: dict[str, Any]) -> dict[str, Any]:
+    """Sample data may be given by a path alone: ``calibration_data: folder/``."""
+    paths = {k: v for k, v in content.items() if k in DATA_KEYS and isinstance(v, str)}
+    return {**content, **{key: {"path": path} for key, path in paths.items()}}
+
+
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
-    for key, value in over.items():
-        if value is None:
-            continue
+    for key, new in over.items():
         old = merged.get(key)
-        if isinstance(value, dict):
-            value = _merge(old if isinstance(old, dict) else {}, value)
-        if value != {}:
+        value = _merge(old if isinstance(old, dict) else {}, new) if isinstance(new, dict) else new
+        if value not in (None, {}):
             merged[key] = value
     return merged
 
@@ -175,11 +180,9 @@ def _relative_to(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
     for key in ("model", "output"):
         if key in moved:
             moved[key] = located(moved[key])
-    for key in ("calibration_data", "evaluation_data"):
+    for key in DATA_KEYS:
         part = moved.get(key)
-        if isinstance(part, str):
-            moved[key] = located(part)
-        elif isinstance(part, dict):
+        if isinstance(part, dict):
             part = dict(part)
             if "path" in part:
                 part["path"] = located(part["path"])

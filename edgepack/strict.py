@@ -1,5 +1,6 @@
 """Strict YAML: a mapping becomes a frozen, typed model, and what does not fit is an error with a place."""
 
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,7 +49,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: holds {type(content).__name__}, a mapping of keys was expected")
     return content
@@ -63,19 +64,35 @@ def parse(kind: type[S], content: dict[str, Any], where: str) -> S:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        lines = [_explain(kind, problem) for problem in error.errors(include_url=False)]
+        lines = dict.fromkeys(_explain(kind, problem) for problem in error.errors(include_url=False))
         raise ConfigError(f"{where}: " + "; ".join(lines)) from error
 
 
 def _explain(kind: type[BaseModel], problem: Any) -> str:
-    place = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    place = [part for part in problem["loc"] if not _is_tag(part)]
     dotted = ".".join(map(str, place)) or "(top level)"
-    if problem["type"] == "extra_forbidden":
-        known = _fields_at(kind, place[:-1])
-        return f"unknown key {dotted!r}, {did_you_mean(str(place[-1]), known)}"
-    if problem["type"] == "missing":
-        return f"the key {dotted!r} is missing"
-    return f"{dotted}: {problem['msg']} (given: {problem['input']!r})"
+    match problem["type"]:
+        case "extra_forbidden":
+            known = _fields_at(kind, place[:-1])
+            return f"unknown key {dotted!r}, {did_you_mean(str(place[-1]), known)}"
+        case "missing":
+            return f"the key {dotted!r} is missing"
+        case "literal_error" | "enum":
+            choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+            hint = did_you_mean(str(problem["input"]), choices)
+            return f"{dotted}: there is no {problem['input']!r}, {hint} (one of {', '.join(choices)})"
+        case "value_error":
+            return f"{dotted}: {problem['ctx']['error']}"
+        case "model_type" | "dict_type":
+            return f"{dotted}: should be a mapping of keys (given: {problem['input']!r})"
+    return f"{dotted}: {problem['msg'].removeprefix('Input ')} (given: {problem['input']!r})"
+
+
+def _is_tag(part: int | str) -> bool:
+    """Whether a part of an error's place is not a key of the file: pydantic also names members of unions."""
+    return isinstance(part, str) and (
+        part in ("float", "int", "str", "bool") or bool(re.search(r"[\[(]", part))
+    )
 
 
 def _fields_at(kind: type[BaseModel], place: list[int | str]) -> list[str]:
