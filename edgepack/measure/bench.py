@@ -1,7 +1,21 @@
 """Bench: latency of several models that take turns, so that what disturbs one disturbs all.
 
-A median of one model alone drifts by several percent on a shared machine; the ratio of two models in the
-same round hardly does. Ratios are therefore taken per round, and their median is reported.
+In a round every model has a turn on the same feed, and each round begins with another model. In a turn the
+model is called several times, each call clocked by itself; a mean over the turn would take in whatever else
+the machine did. The fastest call of a turn stands for the turn, the ratio of two models is taken within a
+round, and the median over the rounds is reported.
+
+A model on one thread is compared by the time that this thread was running, so that what other programs take
+of the machine is not counted as the model's. What is left, measured on two busy cores with onnxruntime 1.32
+(the largest of 95% of repeats)::
+
+    rounds                              10      25      50      100
+    5 ms a call, wall clock, mean      31%     19%      10%      3%
+    5 ms a call, as here              3.4%    1.5%    1.2%     0.5%
+    20 µs a call, wall clock, mean     21%    7.6%    1.2%     0.8%
+    20 µs a call, as here             0.8%    0.4%    0.3%     0.2%
+
+Two sessions of one file differ by up to 1% however long they are measured, by where their memory lies.
 """
 
 import json
@@ -9,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,30 +33,39 @@ import numpy.typing as npt
 
 from edgepack.errors import ExportError
 from edgepack.feeds import Feeds
-from edgepack.measure.session import open_session
+from edgepack.measure.session import CPU, open_session
 from edgepack.target import Runtime
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-LEAST_TURN_SECONDS = 1e-3
-"""A model faster than this is called several times a turn: a clock reading costs as much as a call."""
+Times = npt.NDArray[np.float64]
+
+TURN_SECONDS = 1e-3
+"""A fast model is called until this has passed; a slow one ``FEWEST_CALLS`` times."""
+FEWEST_CALLS = 2
+"""The first call of a turn finds the caches filled by another model, and is up to four times as slow."""
+MOST_CALLS = 50
 COLD_STARTS = 3
+BLOCKS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Times of one model, milliseconds per call."""
+    """Times of one model, milliseconds per call by the wall clock; the first call of a turn is left out."""
 
     p50_ms: float
     p90_ms: float
     min_ms: float
     mean_ms: float
     runs: int
+    """Rounds; a fast model is called many times in each."""
     speedup: float
     """Median over rounds of the first model's time by this one's."""
+    speedup_error: float
+    """Standard error of ``speedup``."""
     cold_start_ms: float
-    """Opening a session and the first call, in a new process; median of three."""
+    """Opening a session and the first call, in a new process; median of three, the file in the page cache."""
     peak_memory_bytes: int
     """Resident memory that opening and running the model adds to a process, at its peak."""
 
@@ -55,10 +78,20 @@ class Ratio:
     standard_error: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Rounds:
+    """Seconds of every round."""
+
+    best: Times
+    """``[rounds, models]``: the fastest call of each turn, by the clock that ratios are taken with."""
+    calls: tuple[Times, ...]
+    """For each model all calls but the first of each turn, by the wall clock."""
+
+
 def bench(
     models: Mapping[str, Path], runtime: Runtime, feeds: Sequence[Feeds], *, warmup: int, runs: int
 ) -> dict[str, Latency]:
-    """Time ``models``; all get the same feed in a round, and each round begins with another model.
+    """Time ``models`` over ``runs`` rounds, on ``feeds`` in turn, after ``warmup`` calls of each.
 
     Raises:
         ModelError: the runtime refuses a model.
@@ -68,61 +101,94 @@ def bench(
     for _ in range(warmup):
         for session in sessions:
             session.run(None, dict(feeds[0]))
-    times = _rounds(sessions, feeds, runs) * 1e3
-    starts = {name: cold_start(path, runtime, feeds[0]) for name, path in models.items()}
+    rounds = measure(sessions, feeds, runs)
+    starts = [cold_start(path, runtime, feeds[0]) for path in models.values()]
+    ratios = [_ratio(rounds.best[:, 0] / column) for column in rounds.best.T]
     return {
         name: Latency(
-            p50_ms=float(np.median(column)),
-            p90_ms=float(np.percentile(column, 90)),
-            min_ms=float(column.min()),
-            mean_ms=float(column.mean()),
+            p50_ms=float(np.median(calls)) * 1e3,
+            p90_ms=float(np.percentile(calls, 90)) * 1e3,
+            min_ms=float(calls.min()) * 1e3,
+            mean_ms=float(calls.mean()) * 1e3,
             runs=runs,
-            speedup=float(np.median(times[:, 0] / column)),
-            cold_start_ms=starts[name].milliseconds,
-            peak_memory_bytes=starts[name].memory_bytes,
+            speedup=ratio.speedup,
+            speedup_error=ratio.standard_error,
+            cold_start_ms=start.milliseconds,
+            peak_memory_bytes=start.memory_bytes,
         )
-        for name, column in zip(models, times.T, strict=True)
+        for name, calls, ratio, start in zip(models, rounds.calls, ratios, starts, strict=True)
     }
 
 
 def quick_ratios(
     sessions: Sequence["ort.InferenceSession"], feeds: Sequence[Feeds], rounds: int
 ) -> list[Ratio]:
-    """Speed of open ``sessions`` relative to the first, with standard errors of the medians."""
-    times = _rounds(sessions, feeds, rounds)
-    return [_ratio(times[:, 0] / column) for column in times.T]
+    """Speed of open ``sessions`` relative to the first, with standard errors of the medians.
+
+    Two sessions of one file may differ by 1% beyond that error; see the module.
+    """
+    best = measure(sessions, feeds, rounds).best
+    return [_ratio(best[:, 0] / column) for column in best.T]
 
 
-def _ratio(ratios: npt.NDArray[np.float64]) -> Ratio:
-    # The median's standard error from the spread between quartiles, which outliers do not move.
+def _ratio(ratios: Times) -> Ratio:
+    """The median, and its standard error: the greater of two estimates.
+
+    One is from the spread between quartiles, which outliers do not move, but takes rounds to be independent;
+    the other from medians of consecutive rounds, which sees a disturbance that lasts.
+    """
     low, high = np.percentile(ratios, [25, 75])
-    return Ratio(float(np.median(ratios)), float(1.2533 * (high - low) / 1.349 / len(ratios) ** 0.5))
+    independent = 1.2533 * (high - low) / 1.349 / len(ratios) ** 0.5
+    lasting = 0.0
+    if len(ratios) >= 2 * BLOCKS:
+        medians = [np.median(block) for block in np.array_split(ratios, BLOCKS)]
+        lasting = float(np.std(medians, ddof=1)) / BLOCKS**0.5
+    return Ratio(float(np.median(ratios)), float(max(independent, lasting)))
 
 
-def _rounds(
-    sessions: Sequence["ort.InferenceSession"], feeds: Sequence[Feeds], rounds: int
-) -> npt.NDArray[np.float64]:
-    """Seconds per call, ``[rounds, models]``."""
-    calls = [_calls_per_turn(session, feeds[0]) for session in sessions]
-    times = np.zeros((rounds, len(sessions)))
+def measure(sessions: Sequence["ort.InferenceSession"], feeds: Sequence[Feeds], rounds: int) -> Rounds:
+    """Time open ``sessions``, which take turns."""
+    clock = _clock(sessions)
+    turns = [_calls_per_turn(session, feeds[0]) for session in sessions]
+    best = np.zeros((rounds, len(sessions)))
+    calls: list[Times] = [np.zeros((rounds, turn - 1)) for turn in turns]
     for r in range(rounds):
         feed = dict(feeds[r % len(feeds)])
         for offset in range(len(sessions)):
             j = (r + offset) % len(sessions)
-            # The model that ran before has the caches: one call that does not count brings them back.
-            sessions[j].run(None, feed)
-            started = time.perf_counter()
-            for _ in range(calls[j]):
-                sessions[j].run(None, feed)
-            times[r, j] = (time.perf_counter() - started) / calls[j]
-    return times
+            wall, own = _turn(sessions[j], feed, turns[j], clock)
+            calls[j][r] = wall[1:]
+            best[r, j] = min(own)
+    return Rounds(best, tuple(column.ravel() for column in calls))
+
+
+def _turn(
+    session: "ort.InferenceSession", feed: Feeds, calls: int, clock: Callable[[], float]
+) -> tuple[list[float], list[float]]:
+    """Seconds of each call, by the wall clock and by ``clock``."""
+    wall, own = [], []
+    for _ in range(calls):
+        started, began = time.perf_counter(), clock()
+        session.run(None, feed)
+        ended = clock()
+        wall.append(time.perf_counter() - started)
+        # A clock may stand still for a call shorter than its step; a ratio must not divide by zero.
+        own.append(max(ended - began, 1e-9))
+    return wall, own
+
+
+def _clock(sessions: Sequence["ort.InferenceSession"]) -> Callable[[], float]:
+    """This thread's running time where all work is done in this thread, else the wall clock."""
+    alone = all(
+        session.get_session_options().intra_op_num_threads == 1 and session.get_providers() == [CPU]
+        for session in sessions
+    )
+    return time.thread_time if alone else time.perf_counter
 
 
 def _calls_per_turn(session: "ort.InferenceSession", feed: Feeds) -> int:
-    session.run(None, dict(feed))
-    started = time.perf_counter()
-    session.run(None, dict(feed))
-    return max(1, min(200, round(LEAST_TURN_SECONDS / max(time.perf_counter() - started, 1e-7))))
+    wall, _ = _turn(session, dict(feed), 3, time.perf_counter)
+    return max(FEWEST_CALLS, min(MOST_CALLS, round(TURN_SECONDS / min(wall))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +207,11 @@ def cold_start(model: Path, runtime: Runtime, feed: Feeds) -> ColdStart:
     """
     with tempfile.TemporaryDirectory(prefix="edgepack-cold-") as folder:
         inputs = Path(folder) / "feed.npz"
-        np.savez(inputs, allow_pickle=False, **feed)
+        # By position: an input may be called like an argument of savez.
+        np.savez(inputs, *feed.values())
         command = [
-            sys.executable, "-m", "edgepack.measure.cold", str(model.absolute()), str(inputs),
-            runtime.model_dump_json(),
+            sys.executable, "-m", "edgepack.measure.cold",
+            str(model.absolute()), str(inputs), json.dumps(list(feed)), runtime.model_dump_json(),
         ]  # fmt: skip
         results = []
         for _ in range(COLD_STARTS):

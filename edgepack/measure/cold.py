@@ -12,13 +12,17 @@ from edgepack.measure.session import open_session
 from edgepack.target import Runtime
 
 
-def main(model: str, inputs: str, runtime: str) -> None:
-    """Open ``model``, run it once on the arrays of the .npz ``inputs``, and write time and memory."""
+def main(model: str, inputs: str, names: str, runtime: str) -> None:
+    """Open ``model``, run it once, and write time and memory.
+
+    ``inputs``: an .npz with the arrays of the feed; ``names``: their names, a JSON list; ``runtime``: JSON.
+    """
     settings = Runtime.model_validate_json(runtime)
     with np.load(inputs) as arrays:
-        feed = {name: arrays[name] for name in arrays.files}
+        feed = dict(zip(json.loads(names), (arrays[key] for key in arrays.files), strict=True))
     import onnxruntime  # noqa: F401, PLC0415  # loading the library is not the model's doing
 
+    _forget_peak()
     before = _peak_bytes()
     started = time.perf_counter()
     session = open_session(Path(model), settings)
@@ -26,6 +30,13 @@ def main(model: str, inputs: str, runtime: str) -> None:
     milliseconds = (time.perf_counter() - started) * 1e3
     result = {"milliseconds": milliseconds, "memory_bytes": max(_peak_bytes() - before, 0)}
     sys.stdout.write(json.dumps(result) + "\n")
+
+
+def _forget_peak() -> None:
+    """Set the peak to what is resident now: that of the imports would hide a small model's."""
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5", encoding="ascii")
 
 
 def _peak_bytes() -> int:

@@ -41,10 +41,9 @@ def _cpu() -> tuple[str, frozenset[str]]:
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return platform.processor() or platform.machine(), frozenset()
-    fields = dict(
-        (part.strip() for part in line.split(":", 1))  # type: ignore[misc]
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines()
-        if ":" in line
-    )
+    fields: dict[str, str] = {}
+    for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
     flags = frozenset((fields.get("flags") or fields.get("Features") or "").split())
     return fields.get("model name") or platform.machine(), flags

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
 from edgepack.errors import ConfigError, ModelError, did_you_mean
 from edgepack.feeds import Array, Feeds
 from edgepack.target import Runtime
@@ -11,10 +13,11 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 QUIET = 3
+CPU = "CPUExecutionProvider"
 
 
 def open_session(
-    model: Path,
+    model: Path | bytes,
     runtime: Runtime,
     *,
     lean: bool = False,
@@ -23,8 +26,9 @@ def open_session(
 ) -> "ort.InferenceSession":
     """A session of ``model`` with the target's provider, threads and settings.
 
-    ``lean`` keeps no memory between runs (for calibration, where shapes vary); ``optimized_path`` has the
-    runtime write the graph that it made of the model; ``profile_prefix`` turns profiling on.
+    ``model`` is a file, or a serialized model below 2 GB. ``lean`` keeps no memory between runs (for
+    calibration, where shapes vary); ``optimized_path`` has the runtime write the graph that it made of the
+    model; ``profile_prefix`` turns profiling on.
 
     Raises:
         ConfigError: the provider is not in this onnxruntime.
@@ -52,13 +56,34 @@ def open_session(
         options.profile_file_prefix = str(profile_prefix)
     try:
         return ort.InferenceSession(
-            str(model),
+            model if isinstance(model, bytes) else str(model),
             options,
             providers=[runtime.provider],
             disabled_optimizers=list(runtime.disabled_optimizers) or None,
         )
     except Exception as error:  # onnxruntime's exceptions share no base of their own
-        raise ModelError(f"{model}: onnxruntime refuses it: {str(error).splitlines()[0]}") from error
+        name = "the model" if isinstance(model, bytes) else model
+        raise ModelError(f"{name}: onnxruntime refuses it: {str(error).splitlines()[0]}") from error
+
+
+def open_optimized(
+    model: Path, runtime: Runtime, folder: Path, *, profile_prefix: Path | None = None
+) -> tuple["ort.InferenceSession", ir.Model]:
+    """A session and the graph that it executes, nodes in the order of execution; written to ``folder``.
+
+    Raises:
+        ConfigError, ModelError: see :func:`open_session`.
+    """
+    path = folder / "optimized.onnx"
+    # Weights go to a file of their own, or nothing above 2 GB could be looked at.
+    written = {
+        "session.save_model_format": "ONNX",
+        "session.optimized_model_external_initializers_file_name": "optimized.data",
+        "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+    }
+    settings = runtime.model_copy(update={"session_config": {**runtime.session_config, **written}})
+    session = open_session(model, settings, optimized_path=path, profile_prefix=profile_prefix)
+    return session, ir.load(path)
 
 
 def run(session: "ort.InferenceSession", feeds: Feeds) -> dict[str, Array]:
