@@ -1,0 +1,38 @@
+import pytest
+from normalizing import check, refusals
+from onnx_models import ops, parse, randoms
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("batch", ["2", "n"])
+def test_channels(op: str, batch: str) -> None:
+    body = f"""net (float[{batch}, 5, 3, 4] x) => (float[{batch}, 5, 3, 4] y) {{ y = {op} <axis = 1> (x) }}"""
+    normal, _ = check(parse(body), randoms(x=(2, 5, 3, 4)))
+    assert ops(normal) == {"Transpose": 2, "Reshape": 2, op: 1}
+
+
+def test_behind_a_transpose() -> None:
+    body = """net (float[2, 5, 3, 4] x) => (float[2, 5, 3, 4] y) {
+        t = Transpose <perm = [0, 3, 2, 1]> (x)
+        s = Softmax <axis = -1> (t)
+        y = Transpose <perm = [0, 3, 2, 1]> (s)
+    }"""
+    normal, _ = check(parse(body), randoms(x=(2, 5, 3, 4)))
+    assert ops(normal) == {"Transpose": 2, "Reshape": 2, "Softmax": 1}
+
+
+def test_last_axis_stays() -> None:
+    body = """net (float[2, 3, 5] x) => (float[2, 3, 5] y) {
+        t = Transpose <perm = [1, 0, 2]> (x)
+        s = Softmax <axis = -1> (t)
+        y = Transpose <perm = [1, 0, 2]> (s)
+    }"""
+    normal, _ = check(parse(body), randoms(x=(2, 3, 5)))
+    assert ops(normal) == {"Transpose": 2, "Softmax": 1}
+
+
+def test_unknown_sizes_are_refused() -> None:
+    body = """net (float[n, 5, h, w] x) => (float[n, 5, h, w] y) { y = Softmax <axis = 1> (x) }"""
+    normal, notes = check(parse(body), randoms(x=(2, 5, 3, 4)))
+    assert ops(normal) == {"Softmax": 1}
+    assert "unknown" in refusals(notes)["softmax_on_rows"]
