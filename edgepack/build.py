@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from edgepack.choose import Choice, Floor, Methods, TrialBench, choose
 from edgepack.config import Recipe
 from edgepack.data import Samples, check_disjoint, open_samples
 from edgepack.errors import ConfigError
+from edgepack.explain import NOTHING_MEASURED, measure_units, unit_rows
 from edgepack.export.onnx import export_onnx
 from edgepack.export.ort import export_ort
 from edgepack.feeds import Feeds
@@ -25,13 +26,22 @@ from edgepack.measure.check import Baseline, baseline, check
 from edgepack.measure.environment import environment
 from edgepack.measure.fused import what_the_runtime_did
 from edgepack.metrics import Metric, resolve_metric
-from edgepack.model import fingerprint, input_specs, load_model, model_bytes, require_float
+from edgepack.model import (
+    LARGE_BYTES,
+    fingerprint,
+    input_specs,
+    load_model,
+    model_bytes,
+    require_float,
+    weight_bytes,
+)
 from edgepack.normalize import normalize
 from edgepack.quantize.apply import apply_plan
+from edgepack.quantize.mapped import round_to_files
 from edgepack.quantize.plan import Method, QuantPlan, make_plan, requested_methods, tensors_to_observe
 from edgepack.quantize.rounding import Rounder, round_weights
 from edgepack.quantize.units import Unit, find_units
-from edgepack.report import BuildReport, Fidelity, ModelFigures, StageReport, UnitRow, text
+from edgepack.report import BuildReport, Fidelity, ModelFigures, StageReport, text
 from edgepack.scratch import publish, scratch_folder
 from edgepack.target import Target
 
@@ -42,6 +52,10 @@ PROBES = 16
 """Calibration samples that candidates are timed and compared on."""
 ROUNDING_SAMPLES = 32
 """Samples that second moments are measured on; more change the result by less than its noise."""
+LARGE = (
+    "a large model: its weights never are in memory as a whole, so they are rounded to nearest, and all is "
+    "measured without laying them out anew for the CPU"
+)
 HELD_OUT = 5
 """Without evaluation data one calibration sample in this many is kept for the check."""
 
@@ -70,13 +84,17 @@ class _Data:
 class _Clock:
     """Collects one StageReport per stage."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Progress) -> None:
         self.stages: list[StageReport] = []
+        self.progress = progress
 
     @contextmanager
-    def stage(self, name: str, notes: list[str]) -> Iterator[None]:
+    def stage(self, name: str) -> Iterator[list[str]]:
+        """Time what is inside; gives a list for what the stage has to say."""
+        self.progress(name, 0, 0)
+        notes: list[str] = []
         started = time.perf_counter()
-        yield
+        yield notes
         self.stages.append(StageReport(name, round(time.perf_counter() - started, 3), tuple(notes)))
 
 
@@ -114,83 +132,67 @@ def output_folder(recipe: Recipe, target: Target) -> Path:
 
 
 def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
-    recipe, target, progress = job.recipe, job.target, job.progress
-    clock = _Clock()
-    notes: list[str]
-    with clock.stage("load", notes := []):
-        progress("load", 0, 0)
+    recipe, clock = job.recipe, _Clock(job.progress)
+    digests = {"recipe": _digest(recipe.model_dump_json()), "target": _digest(job.target.model_dump_json())}
+    with clock.stage("load") as notes:
         original = load_model(recipe.model)
         require_float(original, recipe.model)
         data = _open_data(job, original)
-        notes += data.notes
-    with clock.stage("normalize", notes := []):
-        progress("normalize", 0, 0)
-        model, normalized = normalize(original, min_opset=target.min_opset, max_opset=target.max_opset)
-        notes += [f"{rule}: {count}" for rule, count in normalized.applied.items()]
-    units = find_units(model, target.kernels)
-    with clock.stage("calibrate", notes := []):
+        notes.extend(data.notes)
+        if large := weight_bytes(original) > LARGE_BYTES:
+            notes.append(LARGE)
+            job = _sparing(job)
+    with clock.stage("normalize") as notes:
+        opsets = {"min_opset": job.target.min_opset, "max_opset": job.target.max_opset}
+        model, normalized = normalize(original, **opsets)
+        notes.extend(f"{rule}: {count}" for rule, count in normalized.applied.items())
+    units = find_units(model, job.target.kernels)
+    with clock.stage("calibrate") as notes:
         table = _ranges(job, model, units, data.calibration)
         table.save(package / "ranges.json")
         notes.append(f"{len(table.ranges)} tensors, {table.samples} samples, {table.observer}")
-    with clock.stage("round", notes := []):
-        rounder = _rounder(job, model, units, table, data.calibration)
-        notes.append(f"{len(rounder.rounded)} weights by second order, {len(rounder.means)} biases corrected")
-    with clock.stage("check original", notes := []):
-        reference = baseline(
-            recipe.model,
-            data.evaluation,
-            target.runtime,
-            data.metric,
-            _counter(job, "original", data.evaluation),
-        )
-    with clock.stage("choose", notes := []):
+    with clock.stage("round") as notes:
+        rounder = _rounder(job, model, units, table, data.calibration, scratch if large else None)
+        second_order = 0 if large else len(rounder.rounded)
+        notes.append(f"{second_order} weights by second order, {len(rounder.means)} biases corrected")
+    with clock.stage("check original"):
+        on_sample = _counter(job, "check original", data.evaluation)
+        reference = baseline(recipe.model, data.evaluation, job.target.runtime, data.metric, on_sample)
+    with clock.stage("choose") as notes:
         choice = _choose(job, model, units, table, rounder, data, reference, scratch)
-        notes += [line.name for line in choice.candidates]
-    with clock.stage("export", notes := []):
-        progress("export", 0, 0)
-        files = _export(job, choice, table, package)
-    with clock.stage("check", notes := []):
-        fidelity = {
-            name: check(
-                path,
-                data.evaluation,
-                target.runtime,
-                reference,
-                data.metric,
-                _counter(job, name, data.evaluation),
-            )
-            for name, path in files.items()
-        }
-    with clock.stage("bench", notes := []):
-        progress("bench", 0, 0)
-        feeds = _probes(data.evaluation)
-        latencies = bench(
-            {"original": recipe.model, **files},
-            target.runtime,
-            feeds,
-            warmup=recipe.bench.warmup,
-            runs=recipe.bench.runs,
-        )
+        notes.extend(line.name for line in choice.candidates)
+    with clock.stage("export"):
+        files = _export(job, choice, table, digests, package)
+    with clock.stage("check"):
+        fidelity = {name: _check(job, name, path, data, reference) for name, path in files.items()}
+    with clock.stage("bench"):
+        latencies = _bench(job, files, data.evaluation)
+    with clock.stage("units") as notes:
+        probes = _spread(data.calibration, PROBES)
+        runtime = job.target.runtime
+        fused = what_the_runtime_did(files["onnx"], runtime).as_dict()
+        figures = NOTHING_MEASURED
+        if not large:
+            figures = measure_units(model, files["onnx"], choice.plan, probes, runtime, scratch)
     models = _figures(recipe.model, files, latencies, {"original": reference.fidelity, **fidelity})
-    gate = judge(recipe.gate or target.gate, models, asked_for=recipe.gate is not None)
+    gate = judge(recipe.gate or job.target.gate, models, asked_for=recipe.gate is not None)
     return BuildReport(
         edgepack_version=__version__,
         model=recipe.model.name,
-        target=target.name,
+        target=job.target.name,
         command=job.command,
         passed=all(line.passed for line in gate),
         models=models,
         gate=gate,
         candidates=tuple(choice.candidates),
-        units=_rows(choice.plan, model),
-        runtime=what_the_runtime_did(files["onnx"], target.runtime).as_dict(),
+        units=unit_rows(choice.plan, model, figures),
+        runtime={**fused, "conversions_us": round(figures.conversions_us, 2)},
         stages=tuple(clock.stages),
-        environment={**environment(), "threads": target.runtime.threads},
+        environment={**environment(), "threads": runtime.threads},
         fingerprints={
             "model": fingerprint(original),
             "calibration": table.samples_fingerprint,
-            "recipe": _digest(recipe.model_dump_json()),
-            "target": _digest(target.model_dump_json()),
+            **digests,
         },
     )
 
@@ -239,19 +241,41 @@ def _ranges(job: Job, model: ir.Model, units: Sequence[Unit], samples: Samples) 
 
 
 def _rounder(
-    job: Job, model: ir.Model, units: Sequence[Unit], table: RangeTable, samples: Samples
+    job: Job, model: ir.Model, units: Sequence[Unit], table: RangeTable, samples: Samples, folder: Path | None
 ) -> Rounder:
-    """Round every weight that some form may store; the forms differ in where they use them."""
+    """Round every weight that some form may store; the forms differ in where they use them.
+
+    With a ``folder`` the integers are kept there instead of in memory.
+    """
     widest = {u.name: (Method.STATIC, "") for u in units}
+    plan = make_plan(model, units, table.ranges, job.target, widest)
+    if folder is not None:
+        return round_to_files(model, plan, folder)
     return round_weights(
         model,
-        make_plan(model, units, table.ranges, job.target, widest),
+        plan,
         _spread(samples, ROUNDING_SAMPLES),
         second_order=job.recipe.preset != "fast",
         threads=job.target.runtime.threads,
         seed=job.recipe.seed,
         on_sample=_counter(job, "round", _spread(samples, ROUNDING_SAMPLES)),
     )
+
+
+def _sparing(job: Job) -> Job:
+    """The same for a large model: no form of it is opened that the runtime would hold in memory.
+
+    Weights stored as int8 and used in float are such a form, since the runtime unfolds them; only where the
+    recipe names it, it is built all the same. Rows of tables are unfolded one by one.
+    """
+    recipe, target = job.recipe, job.target
+    named = {recipe.quantize.method, *(override.method for override in recipe.quantize.overrides)}
+    kernels = target.kernels
+    if "weight_only" not in named:
+        tables = tuple(op for op in kernels.weight_only if op == "Gather")
+        kernels = kernels.model_copy(update={"weight_only": tables})
+    changes = {"runtime": target.runtime.sparing(), "kernels": kernels}
+    return replace(job, target=target.model_copy(update=changes))
 
 
 def _spread(samples: Samples, count: int) -> Samples:
@@ -312,12 +336,14 @@ def _choose(
     )
 
 
-def _export(job: Job, choice: Choice, table: RangeTable, package: Path) -> dict[str, Path]:
+def _export(
+    job: Job, choice: Choice, table: RangeTable, digests: Mapping[str, str], package: Path
+) -> dict[str, Path]:
     """Write the artifacts of the target's formats; gives them by format, the ``.onnx`` always among them."""
     facts = {
         "target": job.target.name,
-        "target_digest": _digest(job.target.model_dump_json()),
-        "recipe_digest": _digest(job.recipe.model_dump_json()),
+        "target_digest": digests["target"],
+        "recipe_digest": digests["recipe"],
         "samples_digest": table.samples_fingerprint,
         "model_digest": table.model_fingerprint,
         "ranges": {name: [r.low, r.high] for name, r in table.ranges.items()},
@@ -328,6 +354,17 @@ def _export(job: Job, choice: Choice, table: RangeTable, package: Path) -> dict[
         files["ort"] = package / "model.ort"
         export_ort(files["onnx"], files["ort"], job.target.runtime)
     return files
+
+
+def _check(job: Job, name: str, path: Path, data: _Data, reference: Baseline) -> Fidelity:
+    on_sample = _counter(job, f"check {name}", data.evaluation)
+    return check(path, data.evaluation, job.target.runtime, reference, data.metric, on_sample)
+
+
+def _bench(job: Job, files: Mapping[str, Path], samples: Samples) -> dict[str, Latency]:
+    models = {"original": job.recipe.model, **files}
+    settings = job.recipe.bench
+    return bench(models, job.target.runtime, _probes(samples), warmup=settings.warmup, runs=settings.runs)
 
 
 def _figures(
@@ -350,22 +387,6 @@ def _figures(
             fidelity=fidelity.get(name),
         )
         for name, path in {"original": original, **files}.items()
-    )
-
-
-def _rows(plan: QuantPlan, model: ir.Model) -> tuple[UnitRow, ...]:
-    sizes = {
-        v.name: v.const_value.size for v in model.graph.initializers.values() if v.const_value is not None
-    }
-    return tuple(
-        UnitRow(
-            u.unit.name,
-            u.unit.op_type,
-            str(u.method),
-            u.reason,
-            sum(sizes.get(n or "", 0) for n in (u.unit.weight, u.unit.bias, *u.unit.constants)),
-        )
-        for u in plan.units
     )
 
 

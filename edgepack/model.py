@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-EXTERNAL_BYTES = 1_500_000_000
-"""Above this many bytes of weights a model gets a data file beside it: one protobuf ends at 2 GiB."""
+EXTERNAL_BYTES = 256_000_000
+"""Above this many bytes of weights a model gets a data file beside it: onnxruntime maps such a file, where it
+keeps weights inside of the model twice while it loads them. One protobuf ends at 2 GiB anyway."""
+LARGE_BYTES = 1_000_000_000
+"""A model with more bytes of weights is large: nothing may hold all of its weights in memory."""
 LAZY_BYTES = 16 << 20
 """A computed tensor larger than this is computed when it is read and not kept."""
 _EXTERNAL_TENSOR_BYTES = 1024
@@ -158,7 +161,7 @@ def save_model(model: ir.Model, path: Path, *, external: bool | None = None, che
     if sources & {path.resolve(), data.resolve()}:
         raise ExportError(f"{path}: the model reads its weights from there; save under another name")
     if external is None:
-        external = sum(t.nbytes for t in _tensors(model)) > EXTERNAL_BYTES
+        external = weight_bytes(model) > EXTERNAL_BYTES
     if not external and sources:
         model = _in_memory(model)
     try:
@@ -196,6 +199,11 @@ def model_bytes(path: Path) -> int:
     files = {Path(path).resolve()}
     files |= {Path(t.path).resolve() for t in _external_tensors(load_model(path))}
     return sum(file.stat().st_size for file in files)
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all tensors of a model; none is read."""
+    return sum(t.nbytes for t in _tensors(model))
 
 
 def clone(model: ir.Model) -> ir.Model:

@@ -11,6 +11,8 @@ Array = npt.NDArray[np.floating]
 
 # A scale below the smallest normal float32 makes the runtimes divide by zero or by a denormal.
 MIN_SCALE = np.float32(1e-30)
+CHUNK = 1 << 22
+"""Values quantized at a time."""
 
 
 def choose_params(low: float, high: float, scheme: QuantScheme) -> QuantParams:
@@ -66,6 +68,19 @@ def _spread(params: QuantParams, ndim: int) -> tuple[npt.NDArray[np.float32], np
 def quantize(x: Array, params: QuantParams) -> npt.NDArray[np.integer]:
     """Stored values of ``x``: round half to even, add the zero point, saturate (ONNX QuantizeLinear)."""
     scale, zero_point = _spread(params, x.ndim)
+    if x.size > CHUNK and len(x) > 1:  # in pieces: the steps between take up to 20 bytes a value
+        scale, zero_point = np.broadcast_to(scale, x.shape), np.broadcast_to(zero_point, x.shape)
+        stored = np.empty(x.shape, params.type.dtype)
+        rows = -(-len(x) * CHUNK // x.size)
+        for part in (slice(start, start + rows) for start in range(0, len(x), rows)):
+            stored[part] = _stored(x[part], scale[part], zero_point[part], params)
+        return stored
+    return _stored(x, scale, zero_point, params)
+
+
+def _stored(
+    x: Array, scale: npt.NDArray[np.float32], zero_point: npt.NDArray[np.int32], params: QuantParams
+) -> npt.NDArray[np.integer]:
     q = np.clip(np.rint(x / scale) + zero_point, params.type.qmin, params.type.qmax)
     return np.asarray(q, params.type.dtype)
 

@@ -25,6 +25,15 @@ class Runtime(Strict):
     disabled_optimizers: tuple[str, ...] = ()
     """onnxruntime graph optimizers that a session for this target must not run."""
 
+    def sparing(self) -> "Runtime":
+        """The same, but weights stay in the file, mapped: not laid out anew for the CPU, which copies all.
+
+        Measured on one core: a matrix product with one row takes about 1.3 times as long.
+        """
+        return self.model_copy(
+            update={"session_config": {**self.session_config, "session.disable_prepacking": "1"}}
+        )
+
 
 class Kernels(Strict):
     """Which ONNX operators the runtime executes on integers. Everything else stays float."""

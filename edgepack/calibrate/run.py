@@ -14,7 +14,7 @@ from edgepack.config import Calibration
 from edgepack.data import Samples
 from edgepack.errors import CalibrationError
 from edgepack.measure.session import open_session
-from edgepack.model import clone, fingerprint, save_model
+from edgepack.model import LARGE_BYTES, clone, fingerprint, save_model, weight_bytes
 from edgepack.target import Runtime
 
 LEVELS_8_BIT = 255
@@ -84,7 +84,9 @@ def stream_activations(
     with tempfile.TemporaryDirectory(prefix="edgepack-calibrate-") as folder:
         path = Path(folder) / "observed.onnx"
         save_model(observed, path, check=False)
-        session = open_session(path, Runtime(threads=threads), lean=True)
+        large = weight_bytes(model) > LARGE_BYTES
+        runtime = Runtime(threads=threads)
+        session = open_session(path, runtime.sparing() if large else runtime, lean=True)
         for sample in samples:
             try:
                 arrays = session.run(inner, sample.feeds) if inner else []
