@@ -14,15 +14,15 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from edgepack.model import clone, constant, name_of
+from edgepack.model import clone, constant, name_of, only_consumer
 from edgepack.numerics import bias_params, choose_params, quantize
 from edgepack.quantize.dynamic import apply_dynamic
 from edgepack.quantize.emit import Emitter
 from edgepack.quantize.plan import Method, QuantPlan, UnitPlan
+from edgepack.quantize.recurrent import apply_dynamic_lstm, store_recurrent_weights
 from edgepack.quantize.rounding import Rounded
-from edgepack.quantize.units import ACTIVATIONS
+from edgepack.quantize.units import ACTIVATIONS, RECURRENT_OPS
 from edgepack.scheme import QuantParams, QuantType
-
 
 REQUANTIZED_BY_RUNTIME = frozenset({"Conv", "ConvTranspose", "Gemm"})
 """onnxruntime quantizes float weights of these, per tensor and unasked, between a per-tensor DQ and a Q."""
@@ -33,32 +33,43 @@ def apply_plan(model: ir.Model, plan: QuantPlan, weights: Mapping[str, Rounded])
     quantized = clone(model)
     graph = quantized.graph
     nodes = {n.name: n for n in graph}
-    static_nodes = {nodes[u.unit.name] for u in plan.of(Method.STATIC)}
     for unit_plan in plan.units:
         if unit_plan.drop_activation:
             _drop_activation(graph, nodes[unit_plan.unit.name], nodes[unit_plan.unit.activation])
     emit = Emitter(graph)
     values = {v.name: v for n in graph for v in n.outputs} | {v.name: v for v in graph.inputs}
+    static = plan.of(Method.STATIC)
+    readers = {nodes[u.unit.name] for u in static}
+    ends = {nodes[u.unit.name if u.drop_activation else u.unit.activation or u.unit.name] for u in static}
     for name, params in plan.activations.items():
-        _insert_pair(emit, values[name], params, static_nodes)
+        _insert_pair(emit, values[name], params, readers, ends)
     for unit_plan in plan.units:
-        node = nodes[unit_plan.unit.name]
-        rounded = weights.get(unit_plan.unit.name)
-        if unit_plan.method is Method.STATIC:
-            _constant_operands(emit, node, unit_plan, plan)
-        elif node.op_type in REQUANTIZED_BY_RUNTIME:
-            _guard_float_island(emit, node)
-        if rounded is None:
-            continue
-        if unit_plan.method is Method.STATIC:
-            _static_weights(emit, node, unit_plan, rounded, plan)
-        elif unit_plan.method is Method.DYNAMIC:
-            apply_dynamic(emit, node, unit_plan, rounded)
-        elif unit_plan.method is Method.WEIGHT_ONLY:
-            _weight_only(emit, node, unit_plan, rounded)
-    _remove_unused_initializers(graph)
+        _apply_unit(emit, nodes[unit_plan.unit.name], unit_plan, weights.get(unit_plan.unit.name), plan)
+    _tidy_initializers(graph)
     graph.sort()
     return quantized
+
+
+def _apply_unit(
+    emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Rounded | None, plan: QuantPlan
+) -> None:
+    """Give one unit its form; Q/DQ around integer units stand already."""
+    method, recurrent = unit_plan.method, node.op_type in RECURRENT_OPS
+    if method is Method.STATIC:
+        _constant_operands(emit, node, unit_plan, plan)
+        if rounded is not None:
+            _static_weights(emit, node, unit_plan, rounded, plan)
+    elif method is Method.DYNAMIC and recurrent:
+        apply_dynamic_lstm(emit, node, plan.weight_scheme)
+    elif method is Method.DYNAMIC and rounded is not None:
+        apply_dynamic(emit, node, unit_plan, rounded)
+    else:
+        if node.op_type in REQUANTIZED_BY_RUNTIME:
+            _guard_float_island(emit, node)
+        if method is Method.WEIGHT_ONLY and recurrent:
+            store_recurrent_weights(emit, node, plan.weight_scheme)
+        elif method is Method.WEIGHT_ONLY and rounded is not None:
+            _weight_only(emit, node, unit_plan, rounded)
 
 
 def _drop_activation(graph: ir.Graph, main: ir.Node, activation: ir.Node) -> None:
@@ -70,12 +81,14 @@ def _drop_activation(graph: ir.Graph, main: ir.Node, activation: ir.Node) -> Non
     before.name = name
 
 
-def _insert_pair(emit: Emitter, value: ir.Value, params: QuantParams, static_nodes: set[ir.Node]) -> None:
-    """Put ``Q -> DQ`` behind ``value``: for all readers if an integer unit makes it, else for integer ones."""
+def _insert_pair(
+    emit: Emitter, value: ir.Value, params: QuantParams, static: set[ir.Node], ends: set[ir.Node]
+) -> None:
+    """Put ``Q -> DQ`` behind ``value``: for all readers if an integer unit made it, else for integer ones."""
     graph, base = emit.graph, name_of(value)
     producer = value.producer()
-    from_integer = producer is not None and _ends_integer_unit(producer, static_nodes)
-    readers = [(u.node, u.idx) for u in value.uses() if from_integer or u.node in static_nodes]
+    from_integer = producer in ends
+    readers = [(u.node, u.idx) for u in value.uses() if from_integer or u.node in static]
     takes_output = from_integer and value.is_graph_output()
     store, restore = emit.pair(value, params, base)
     real = restore.outputs[0]
@@ -85,46 +98,44 @@ def _insert_pair(emit: Emitter, value: ir.Value, params: QuantParams, static_nod
         for index, output in enumerate(graph.outputs):
             if output is value:
                 graph.outputs[index] = real
-        value.name = emit.fresh(f"{base}_before_quantization")
-        real.name = base
+        value.name, real.name = emit.fresh(f"{base}_f"), base
+        real.type, real.shape = value.type, value.shape
     if producer is not None:
         graph.insert_after(producer, [store, restore])
     else:
         graph.insert_before(graph[0], [store, restore])
 
 
-def _ends_integer_unit(producer: ir.Node, static_nodes: set[ir.Node]) -> bool:
-    """Whether the node ends an integer unit: it is its main node, or the activation kept behind it."""
-    if producer in static_nodes:
-        return True
-    if producer.op_type not in ACTIVATIONS or producer.inputs[0] is None:
-        return False
-    return producer.inputs[0].producer() in static_nodes
-
-
 def _guard_float_island(emit: Emitter, node: ir.Node) -> None:
     """Keep a float unit between integer ones float.
 
-    Given: ``q -> DQ(scale) -> Conv(w float)``. Result: ``q -> DQ([scale, scale ...], axis 1) -> Conv(w)``,
+    Given: ``q -> DQ(scale) -> Conv(w float) -> Q``. Result: ``q -> DQ([scale, scale ...]) -> Conv(w) -> Q``,
     the same values, which the runtime's WeightBiasQuantization leaves alone.
     """
     value, weight = node.inputs[0], constant(node.inputs[1])
     restore = value.producer() if value is not None else None
-    if restore is None or restore.op_type != "DequantizeLinear" or weight is None:
+    if restore is None or restore.op_type != "DequantizeLinear" or weight is None or not _leads_to_q(node):
         return
-    stored, scale, zero = (constant(v) if i else v for i, v in enumerate(restore.inputs))
+    stored, scale, zero = restore.inputs
+    assert stored is not None
+    shift = constant(zero)
+    assert shift is not None, "pairs around activations state their zero point"
     channels = _input_channels(node, weight.shape)
-    assert isinstance(stored, ir.Value)
+    kind = QuantType(shift.dtype.name)
     params = QuantParams(
-        QuantType(np.asarray(zero).dtype.name),
-        np.full(channels, scale, np.float32),
-        np.full(channels, zero),
-        axis=1,
+        kind, np.full(channels, constant(scale), np.float32), np.full(channels, shift), axis=1
     )
-    guarded = emit.restore(stored, params, f"{value.name}_float_island" if value is not None else "island")
-    guarded.outputs[0].type, guarded.outputs[0].shape = restore.outputs[0].type, restore.outputs[0].shape
+    guarded = emit.restore(stored, params, f"{name_of(stored)}_island")
     emit.graph.insert_before(node, guarded)
     node.replace_input_with(0, guarded.outputs[0])
+
+
+def _leads_to_q(node: ir.Node) -> bool:
+    """Whether a QuantizeLinear is all that reads the node, Relu and Clip seen through."""
+    after = only_consumer(node.outputs[0])
+    while after is not None and after.op_type in ACTIVATIONS:
+        after = only_consumer(after.outputs[0])
+    return after is not None and after.op_type == "QuantizeLinear"
 
 
 def _input_channels(node: ir.Node, weight_shape: tuple[int, ...]) -> int:
@@ -141,7 +152,9 @@ def _static_weights(
     weight, base = unit_plan.weight, unit_plan.unit.weight
     assert weight is not None
     assert base is not None
-    node.replace_input_with(1, emit.dequantized(node, base, rounded.integers, weight))
+    # The runtime fuses Conv and MatMul without a zero point of the weight, Gemm only with one.
+    state_zero = node.op_type == "Gemm"
+    node.replace_input_with(1, emit.dequantized(node, base, rounded.integers, weight, state_zero=state_zero))
     if rounded.bias is None:
         return
     params = bias_params(plan.activations[unit_plan.unit.inputs[0]].scale, weight)
@@ -158,10 +171,10 @@ def _constant_operands(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, plan: 
         return
     for index, value in enumerate(node.inputs):
         array = constant(value)
-        if value is None or array is None or value.dtype != ir.DataType.FLOAT:
+        if value is None or array is None or array.dtype != np.float32:
             continue
         params = choose_params(float(array.min()), float(array.max()), plan.activation_scheme)
-        stored = quantize(np.asarray(array, np.float32), params)
+        stored = quantize(array, params)
         node.replace_input_with(index, emit.dequantized(node, name_of(value), stored, params))
 
 
@@ -170,12 +183,25 @@ def _weight_only(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Rou
     if node.op_type == "Gather":
         _gather_rows(emit, node, unit_plan.weight, rounded)
         return
-    base = unit_plan.unit.weight or "weight"
-    if node.op_type == "MatMul":
-        # The runtime makes this a MatMulNBits, which reads the bytes as they are.
-        node.replace_input_with(1, emit.dequantized(node, base, rounded.integers, unit_plan.weight))
+    base, params = unit_plan.unit.weight or "weight", unit_plan.weight
+    if rounded.bias is not None and unit_plan.unit.op_type != "MatMul":
+        if len(node.inputs) < 3:
+            node.resize_inputs(3)
+        node.replace_input_with(2, emit.initializer(unit_plan.unit.bias or f"{base}_bias", rounded.bias))
+    source = node.inputs[0].producer() if node.inputs[0] is not None else None
+    in_island = source is not None and source.op_type == "DequantizeLinear"
+    if node.op_type == "MatMul" and not in_island:
+        # The runtime makes this a MatMulNBits, which reads the bytes as they are; but between Q/DQ it would
+        # make it an integer product, which was not asked for.
+        real = emit.dequantized(node, base, rounded.integers, params)
     else:
-        node.replace_input_with(1, emit.unfolded(node, base, rounded.integers, unit_plan.weight))
+        shape = [1] * rounded.integers.ndim
+        if params.axis is not None:
+            shape[params.axis] = -1
+        real = emit.unfolded(
+            node, base, rounded.integers, params.scale.reshape(shape if params.axis is not None else ())
+        )
+    node.replace_input_with(1, real)
 
 
 def _gather_rows(emit: Emitter, node: ir.Node, params: QuantParams, rounded: Rounded) -> None:
@@ -183,15 +209,19 @@ def _gather_rows(emit: Emitter, node: ir.Node, params: QuantParams, rounded: Rou
     table, ids, old = node.inputs[0], node.inputs[1], node.outputs[0]
     assert table is not None
     assert ids is not None
-    stored = emit.initializer(f"{table.name}_quantized", rounded.integers)
-    look_up = emit.node("Gather", [stored, ids], name_of(old), axis=node.attributes.get_int("axis", 0))
-    look_up.outputs[0].dtype, look_up.outputs[0].shape = ir.DataType.INT8, old.shape
+    stored = emit.initializer(f"{name_of(table)}_q", rounded.integers)
+    look_up = emit.node(
+        "Gather", [stored, ids], f"{name_of(old)}_q", attributes=list(node.attributes.values())
+    )
     # Channels of the table are its last axis, which stays the last whatever the shape of the indices.
-    real = emit.restore(look_up.outputs[0], params, name_of(old), axis=-1)
+    real = emit.restore(look_up.outputs[0], params, name_of(table), axis=-1)
     emit.replace(node, [look_up, real], real.outputs[0])
 
 
-def _remove_unused_initializers(graph: ir.Graph) -> None:
+def _tidy_initializers(graph: ir.Graph) -> None:
+    """Remove those that nothing uses; state the types of the others once, in their tensors."""
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
+        elif not value.is_graph_input() and not value.is_graph_output():
+            value.type = value.shape = None

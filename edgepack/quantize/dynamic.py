@@ -7,14 +7,14 @@ Given::
 Result (the runtime fuses it into one kernel)::
 
     DynamicQuantizeLinear(x) -> xq, xs, xz
-    MatMulInteger(xq, w int8, xz, wz) -> Cast(float) -> Mul(xs * ws) -> y
+    MatMulInteger(xq, w int8, xz) -> Cast(float) -> Mul(xs * ws) -> y
 """
 
 import numpy as np
 import onnx_ir as ir
 
 from edgepack.model import name_of
-from edgepack.quantize.emit import Emitter
+from edgepack.quantize.emit import TO_FLOAT, Emitter
 from edgepack.quantize.plan import UnitPlan
 from edgepack.quantize.rounding import Rounded
 
@@ -28,18 +28,18 @@ def apply_dynamic(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Ro
     assert x is not None
     base, out = unit_plan.unit.weight, name_of(output)
     # Gemm with transB stores [N, K]; the integer product wants [K, N].
-    flipped = node.op_type == "Gemm" and params.axis == 0
+    flipped = node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
     integers = np.ascontiguousarray(rounded.integers.T) if flipped else rounded.integers
     stored, x_scale, x_zero = _range_at_run_time(emit, node, x)
-    weight = emit.initializer(f"{base}_quantized", integers)
-    w_scale, w_zero = emit.params(base, params)
-    product = emit.node("MatMulInteger", [stored, weight, x_zero, w_zero], out)
-    real = emit.node("Cast", [product.outputs[0]], out, to=int(ir.DataType.FLOAT))
-    scale = emit.node("Mul", [x_scale, w_scale], f"{out}_scale")
-    made = [product, real, scale, emit.node("Mul", [real.outputs[0], scale.outputs[0]], out)]
+    weight = emit.initializer(f"{base}_q", integers)
+    product = emit.node("MatMulInteger", [stored, weight, x_zero], f"{out}_i")
+    real = emit.node("Cast", [product.outputs[0]], f"{out}_f", attributes=[TO_FLOAT])
+    scale = emit.node("Mul", [x_scale, emit.scale(base, params)], f"{out}_s")
+    made = [product, real, scale, emit.node("Mul", [real.outputs[0], scale.outputs[0]], f"{out}_dq")]
     if rounded.bias is not None:
-        bias = emit.initializer(f"{base}_bias", rounded.bias)
-        made.append(emit.node("Add", [made[-1].outputs[0], bias], out))
+        # The kernel takes in a bias of one number an output, nothing shorter.
+        bias = emit.initializer(f"{base}_bias", np.broadcast_to(rounded.bias, integers.shape[1:]))
+        made.append(emit.node("Add", [made[-1].outputs[0], bias], f"{out}_b"))
     emit.replace(node, made, made[-1].outputs[0])
 
 
@@ -47,7 +47,7 @@ def _range_at_run_time(emit: Emitter, before: ir.Node, x: ir.Value) -> tuple[ir.
     """Stored values, scale and zero point of ``x``; all products that read ``x`` share them."""
     key = ("dynamic", name_of(x))
     if (*key, 0) not in emit.emitted:
-        node = emit.node("DynamicQuantizeLinear", [x], name_of(x), outputs=3)
+        node = emit.node("DynamicQuantizeLinear", [x], f"{name_of(x)}_q", outputs=3)
         emit.graph.insert_before(before, node)
         for index, value in enumerate(node.outputs):
             emit.emitted[(*key, index)] = value

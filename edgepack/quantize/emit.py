@@ -1,6 +1,11 @@
-"""Writing nodes into a graph: fresh names, stored constants that are shared, Q/DQ pairs."""
+"""Writing nodes into a graph: fresh names, stored constants that are shared, Q/DQ pairs.
+
+Names end in ``_q`` (stored integers), ``_s`` (scale) and ``_dq`` (real again): in a small model names are a
+good part of the file.
+"""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +14,8 @@ import onnx_ir as ir
 
 from edgepack.model import name_of, walk_nodes
 from edgepack.scheme import QuantParams
+
+TO_FLOAT = ir.AttrInt64("to", int(ir.DataType.FLOAT))
 
 
 @dataclass(slots=True)
@@ -20,7 +27,8 @@ class Emitter:
     emitted: dict[tuple[object, ...], ir.Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = {v.name for v in (*self.graph.inputs, *self.graph.initializers.values())}
+        graphs = (self.graph, *self.graph.subgraphs())
+        names = {v.name for g in graphs for v in (*g.inputs, *g.initializers.values())}
         for node in walk_nodes(self.graph):
             names.add(node.name)
             names.update(v.name for v in (*node.inputs, *node.outputs) if v is not None)
@@ -36,10 +44,10 @@ class Emitter:
         return name
 
     def initializer(self, base: str, array: npt.NDArray[np.generic]) -> ir.Value:
-        """A constant of the graph; equal arrays asked for under one base name are one constant."""
+        """A constant of the graph; equal arrays are one constant, called after the first."""
         raw = np.ascontiguousarray(array)
         digest = hashlib.sha256(raw.tobytes() if raw.ndim == 0 else raw.reshape(-1).view(np.uint8).data)
-        key = ("initializer", base, raw.dtype.str, raw.shape, digest.digest())
+        key = ("initializer", raw.dtype.str, array.shape, digest.digest())
         if key not in self.emitted:
             name = self.fresh(base)
             tensor = ir.tensor(array, name=name)
@@ -50,80 +58,99 @@ class Emitter:
             self.emitted[key] = value
         return self.emitted[key]
 
-    def params(self, base: str, params: QuantParams) -> tuple[ir.Value, ir.Value]:
-        """Scale and zero point as constants."""
-        return (
-            self.initializer(f"{base}_scale", params.scale),
-            self.initializer(f"{base}_zero_point", params.zero_point),
-        )
+    def scale(self, base: str, params: QuantParams) -> ir.Value:
+        """The scale as a constant."""
+        return self.initializer(f"{base}_s", params.scale)
+
+    def zero_point(self, params: QuantParams) -> ir.Value:
+        """The zero point as a constant; models have few different ones."""
+        shared = f"{params.type}_{int(params.zero_point.reshape(-1)[0])}"
+        return self.initializer(f"zero_{shared}", params.zero_point)
 
     def node(
-        self, op_type: str, inputs: list[ir.Value], base: str, *, outputs: int = 1, **attributes: int
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        output: str,
+        *,
+        outputs: int = 1,
+        domain: str = "",
+        attributes: Sequence[ir.Attr] = (),
     ) -> ir.Node:
-        """A node, not yet in the graph, its outputs named ``base_op``."""
-        node = ir.node(
-            op_type,
-            inputs,
-            attributes=attributes,
-            num_outputs=outputs,
-            name=self.fresh(f"{base}_{op_type}"),
-        )
+        """A node, not yet in the graph. Its first value is called ``output`` or nearly so.
+
+        The node has no name. Types and shapes of emitted values are left to the runtime to infer.
+        """
+        node = ir.Node(domain, op_type, inputs, attributes, num_outputs=outputs, name="")
         for index, value in enumerate(node.outputs):
-            value.name = self.fresh(f"{base}_{op_type}_output{index or ''}")
+            value.name = self.fresh(f"{output}{index or ''}")
         return node
 
     def dequantized(
-        self, before: ir.Node, base: str, integers: npt.NDArray[np.integer], params: QuantParams
+        self,
+        before: ir.Node,
+        base: str,
+        integers: npt.NDArray[np.integer],
+        params: QuantParams,
+        *,
+        state_zero: bool = False,
     ) -> ir.Value:
         """A stored constant behind its DequantizeLinear, put before ``before``."""
-        stored = self.initializer(f"{base}_quantized", integers)
-        key = ("dequantized", stored.name, params.axis, params.scale.tobytes(), params.zero_point.tobytes())
+        stored = self.initializer(f"{base}_q", integers)
+        numbers = (params.scale.tobytes(), params.zero_point.tobytes())
+        key = ("dequantized", stored.name, params.axis, *numbers, state_zero)
         if key not in self.emitted:
-            node = self.restore(stored, params, base)
-            node.outputs[0].dtype, node.outputs[0].shape = ir.DataType.FLOAT, stored.shape
+            node = self.restore(stored, params, base, state_zero=state_zero)
             self.graph.insert_before(before, node)
             self.emitted[key] = node.outputs[0]
         return self.emitted[key]
 
     def unfolded(
-        self, before: ir.Node, base: str, integers: npt.NDArray[np.integer], params: QuantParams
+        self, before: ir.Node, base: str, integers: npt.NDArray[np.integer], scale: npt.NDArray[np.float32]
     ) -> ir.Value:
-        """A stored constant behind Cast and Mul, which the runtime folds to float when it loads the file.
+        """A stored constant times ``scale``, which the runtime folds to float when it loads the file.
 
         It does not fold a DequantizeLinear: that would run anew in every inference.
         """
-        shape = [1] * integers.ndim
-        if params.axis is not None:
-            shape[params.axis] = -1
-        stored = self.initializer(f"{base}_quantized", integers)
-        scale = self.initializer(f"{base}_scale", params.scale.reshape(shape))
-        key = ("unfolded", stored.name, scale.name)
+        stored = self.initializer(f"{base}_q", integers)
+        factor = self.initializer(f"{base}_s", scale)
+        key = ("unfolded", stored.name, factor.name)
         if key not in self.emitted:
-            cast = self.node("Cast", [stored], base, to=int(ir.DataType.FLOAT))
-            real = self.node("Mul", [cast.outputs[0], scale], base)
-            for out in (cast.outputs[0], real.outputs[0]):
-                out.dtype, out.shape = ir.DataType.FLOAT, stored.shape
+            cast = self.node("Cast", [stored], f"{base}_i", attributes=[TO_FLOAT])
+            real = self.node("Mul", [cast.outputs[0], factor], f"{base}_dq")
             self.graph.insert_before(before, [cast, real])
             self.emitted[key] = real.outputs[0]
         return self.emitted[key]
 
-    def restore(self, stored: ir.Value, params: QuantParams, base: str, axis: int | None = None) -> ir.Node:
-        """A DequantizeLinear of ``stored``, not yet in the graph; ``axis`` where it is not the parameters' own."""
-        scale, zero = self.params(base, params)
-        if params.axis is None:
-            return self.node("DequantizeLinear", [stored, scale, zero], base)
-        return self.node(
-            "DequantizeLinear", [stored, scale, zero], base, axis=params.axis if axis is None else axis
-        )
+    def restore(
+        self,
+        stored: ir.Value,
+        params: QuantParams,
+        base: str,
+        *,
+        axis: int | None = None,
+        state_zero: bool = False,
+    ) -> ir.Node:
+        """A DequantizeLinear of ``stored``, not yet in the graph; ``axis`` where not the parameters' own.
+
+        A zero point that is zero is left out unless ``state_zero``: that is what an absent one means.
+        """
+        inputs = [stored, self.scale(base, params)]
+        if state_zero or params.zero_point.any():
+            inputs.append(self.zero_point(params))
+        axis = params.axis if axis is None else axis
+        # One is the default of the operator.
+        along = [ir.AttrInt64("axis", axis)] if params.axis is not None and axis not in (None, 1) else []
+        return self.node("DequantizeLinear", inputs, f"{base}_dq", attributes=along)
 
     def pair(self, value: ir.Value, params: QuantParams, base: str) -> tuple[ir.Node, ir.Node]:
-        """``value -> QuantizeLinear -> DequantizeLinear``, not yet in the graph."""
-        scale, zero = self.params(base, params)
-        store = self.node("QuantizeLinear", [value, scale, zero], base)
-        restore = self.node("DequantizeLinear", [store.outputs[0], scale, zero], base)
-        store.outputs[0].dtype, store.outputs[0].shape = ir.DataType[params.type.name], value.shape
-        restore.outputs[0].dtype, restore.outputs[0].shape = ir.DataType.FLOAT, value.shape
-        return store, restore
+        """``value -> QuantizeLinear -> DequantizeLinear``, not yet in the graph.
+
+        Both state their zero point, be it zero: the runtime drops no pair around a moving operator without.
+        """
+        scale, zero = self.scale(base, params), self.zero_point(params)
+        store = self.node("QuantizeLinear", [value, scale, zero], f"{base}_q")
+        return store, self.node("DequantizeLinear", [store.outputs[0], scale, zero], f"{base}_dq")
 
     def replace(self, node: ir.Node, made: list[ir.Node], output: ir.Value) -> None:
         """Put ``made`` in the place of ``node``, whose first output ``output`` becomes, name and all."""

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from edgepack.calibrate.ranges import Range
 from edgepack.config import Override
 from edgepack.errors import CalibrationError, ConfigError, did_you_mean
 from edgepack.model import constant
-from edgepack.numerics import choose_params, choose_weight_params
-from edgepack.quantize.units import Role, Unit, activation_bounds, consumers
+from edgepack.numerics import MIN_SCALE, choose_params, choose_weight_params
+from edgepack.quantize.units import RECURRENT_OPS, Role, Unit, activation_bounds, consumers
 from edgepack.scheme import Granularity, QuantParams, QuantScheme
 from edgepack.target import Target
 
@@ -31,6 +32,8 @@ class Method(StrEnum):
 
 
 INTEGER_METHODS = frozenset({Method.STATIC, Method.DYNAMIC})
+DYNAMIC_OPS = frozenset({"MatMul", "Gemm", "LSTM"})
+"""Operators that have a dynamic form at all."""
 
 # Outputs of these have a known range; 1/256 is what every integer kernel of them uses.
 FIXED_RANGES: Mapping[str, tuple[float, float]] = {
@@ -94,14 +97,20 @@ def requested_methods(units: Sequence[Unit], overrides: Iterable[Override]) -> d
 
 
 def tensors_to_observe(units: Sequence[Unit]) -> list[str]:
-    """Values whose ranges a static plan may need, in topological order."""
+    """Values whose ranges a static plan may need, in topological order.
+
+    What no integer unit could ever write or read is left out: an attention mask may well be infinite.
+    """
     names: dict[str, None] = {}
+    reachable: set[str] = set()
     for unit in units:
-        if unit.role in (Role.HEAVY, Role.LIGHT):
-            names.update(dict.fromkeys(unit.inputs))
-            names.update(dict.fromkeys(unit.outputs))
-        elif unit.role is Role.MOVE:
-            names.update(dict.fromkeys(unit.outputs))
+        heavy = unit.role is Role.HEAVY
+        if not heavy and (
+            unit.role is Role.FLOAT or not unit.inputs or not reachable.issuperset(unit.inputs)
+        ):
+            continue
+        reachable.update(unit.outputs)
+        names.update(dict.fromkeys((*unit.inputs, *unit.outputs)))
     return list(names)
 
 
@@ -157,10 +166,11 @@ def _form(
         return Method.FLOAT, unit.reason
     if unit.constants and not unit.inputs and unit.op_type == "Gather":
         # An embedding: the table is data, the indices come in.
-        wanted = method in (Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY)
-        if wanted and "Gather" in kernels.weight_only:
+        if method is Method.FLOAT:
+            return Method.FLOAT, why or "asked for"
+        if "Gather" in kernels.weight_only:
             return Method.WEIGHT_ONLY, "embedding: int8 rows, dequantized after the look-up"
-        return Method.FLOAT, why or "asked for"
+        return Method.FLOAT, "the target's runtime has no weight_only kernel for Gather"
     if not unit.inputs:
         return Method.FLOAT, "reads constants only"
     if method is Method.FLOAT:
@@ -182,17 +192,22 @@ def _heavy_form(
     unit: Unit, ranges: Mapping[str, Range], target: Target, method: Method, why: str
 ) -> tuple[Method, str]:
     kernels = target.kernels
-    if method is Method.STATIC and unit.op_type in kernels.integer and unit.op_type not in ("LSTM", "GRU"):
+    if method is Method.STATIC and unit.op_type in kernels.integer and unit.op_type not in RECURRENT_OPS:
         unmeasured = [name for name in (*unit.inputs, *unit.outputs) if name not in ranges]
         if unmeasured:
             return Method.FLOAT, f"no sample reached {unmeasured[0]!r}"
         return Method.STATIC, why
     if unit.weight is None:
         return Method.FLOAT, why or f"two activations: no {method} form"
-    if method in INTEGER_METHODS and unit.op_type in kernels.dynamic:
-        return Method.DYNAMIC, why or "no static integer kernel, dynamic has one"
+    if method in INTEGER_METHODS and unit.op_type in kernels.dynamic and unit.op_type in DYNAMIC_OPS:
+        return Method.DYNAMIC, why or (
+            "" if method is Method.DYNAMIC else f"no static kernel for {unit.op_type}"
+        )
     if unit.op_type in kernels.weight_only:
-        return Method.WEIGHT_ONLY, why or f"no {method} kernel for {unit.op_type}; weights stored as int8"
+        asked = method is Method.WEIGHT_ONLY
+        return Method.WEIGHT_ONLY, why or (
+            "" if asked else f"no {method} kernel for {unit.op_type}; weights stored as int8"
+        )
     return Method.FLOAT, why or f"the target's runtime has no {method} kernel for {unit.op_type}"
 
 
@@ -291,8 +306,13 @@ def weight_axis(op_type: str, node: ir.Node) -> int | None:
     if op_type == "Gemm":
         trans_b = node.attributes.get("transB")
         return 0 if trans_b is not None and trans_b.as_int() else 1
-    if op_type in ("MatMul", "Gather"):
+    if op_type == "MatMul":
         return -1
+    if op_type == "Gather":
+        # Rows keep their last axis whatever the shape of the indices, unless it is the axis they pick from.
+        shape = node.inputs[0].shape if node.inputs[0] is not None else None
+        rank = len(shape) if shape is not None else 0
+        return -1 if node.attributes.get_int("axis", 0) % max(rank, 1) != rank - 1 else None
     return None
 
 
@@ -302,7 +322,7 @@ def _weight_params(
     node = nodes[unit.name]
     source = node.inputs[0] if unit.op_type == "Gather" else node.inputs[1] if unit.weight else None
     array = constant(source) if source is not None else None
-    if array is None or unit.op_type in ("LSTM", "GRU"):
+    if array is None or unit.op_type in RECURRENT_OPS:
         return None
     scheme = target.quantization.weight
     axis = weight_axis(unit.op_type, node)
@@ -311,14 +331,16 @@ def _weight_params(
     else:
         axis %= array.ndim
     params = choose_weight_params(array, scheme, axis)
-    bias = constant(node.inputs[2]) if unit.bias and x is not None else None
-    return params if bias is None else _fit_bias(params, np.asarray(bias), x)
+    if x is None:
+        return params
+    bias = constant(node.inputs[2]) if unit.bias else None
+    return _fit_bias(params, np.zeros(1, np.float32) if bias is None else bias, x)
 
 
-def _fit_bias(weight: QuantParams, bias: np.ndarray, x: QuantParams | None) -> QuantParams:
-    """Widen the scale of channels so small that their bias would not fit 32 bits."""
-    assert x is not None
+def _fit_bias(weight: QuantParams, bias: npt.NDArray[np.float32], x: QuantParams) -> QuantParams:
+    """Widen the scale of channels so small that their bias would not fit 32 bits, or its scale a float."""
     peak = np.abs(np.broadcast_to(bias.reshape(-1), (max(weight.scale.size, bias.size),)))
     peak = peak if weight.axis is not None else peak.max()
-    least = (peak / float(x.scale) / 2.0**30).astype(np.float32).reshape(weight.scale.shape)
-    return QuantParams(weight.type, np.maximum(weight.scale, least), weight.zero_point, weight.axis)
+    least = np.maximum(peak / 2.0**30, float(MIN_SCALE)) / float(x.scale)
+    scale = np.maximum(weight.scale, least.reshape(weight.scale.shape)).astype(np.float32)
+    return QuantParams(weight.type, scale, weight.zero_point, weight.axis)

@@ -7,11 +7,13 @@ Given::
 Result: one unit ``Conv`` from ``x`` to ``z``: Q/DQ belong around it, never between its nodes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from edgepack.model import constant
@@ -32,12 +34,22 @@ class Role(StrEnum):
 
 
 HEAVY_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU"})
+RECURRENT_OPS = frozenset({"LSTM", "GRU"})
 ACTIVATIONS = frozenset({"Relu", "Clip"})
+SATURATING_OPS = frozenset({"Conv", "Gemm", "MatMul", "Add", "Mul", "Concat"})
+"""Their kernels write integers of any scale, so saturation can stand for the activation that follows."""
+MASK_MAGNITUDE = 1e6
+"""Constants beyond this stand for infinity, as in attention masks; eight bits that wide hold no more."""
 
 # Inputs that carry data, by operator; the others (shapes, indices, axes) are never quantized.
-_FIRST_INPUT_ONLY = frozenset(
-    ["Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Resize", "Slice", "Split", "Gather", "Identity", "DepthToSpace", "SpaceToDepth", "Expand", "Tile", "Pad", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Softmax", "Conv", "ConvTranspose", "Gemm", "Relu", "Clip", "LSTM", "GRU"]
-)  # fmt: skip
+# fmt: off
+_FIRST_INPUT_ONLY = frozenset([
+    "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Resize", "Slice", "Split",
+    "Gather", "Identity", "DepthToSpace", "SpaceToDepth", "Expand", "Tile", "Pad", "AveragePool",
+    "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Softmax", "Conv", "ConvTranspose", "Gemm", "Relu",
+    "Clip", "LSTM", "GRU",
+])
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +83,7 @@ def find_units(model: ir.Model, kernels: Kernels) -> tuple[Unit, ...]:
     for node in model.graph:
         if node in taken:
             continue
-        activation = _fused_activation(node) if node.op_type in ("Conv", "Gemm", "MatMul", "Add") else None
+        activation = _fused_activation(node) if node.op_type in SATURATING_OPS else None
         if activation is not None:
             taken.add(activation)
         units.append(_unit(node, activation, kernels))
@@ -82,10 +94,13 @@ def _unit(node: ir.Node, activation: ir.Node | None, kernels: Kernels) -> Unit:
     role, reason = _role(node, kernels)
     data = [v for v in _data_inputs(node) if v is not None]
     weight, bias = _weight_and_bias(node)
-    constants = tuple(_name(v) for v in data if constant(v) is not None and v is not weight)
+    operands = [v for v in data if constant(v) is not None and v is not weight]
+    if node.op_type in RECURRENT_OPS and weight is not None:
+        operands += [v for v in node.inputs[2:3] if v is not None]
+    constants = tuple(_name(v) for v in operands)
     inputs = tuple(_name(v) for v in data if constant(v) is None)
     last = activation or node
-    outputs = tuple(_name(v) for v in last.outputs if v.name)
+    outputs = tuple(_name(v) for v in _used(last.outputs))
     return Unit(
         name=_node_name(node),
         op_type=node.op_type,
@@ -113,39 +128,85 @@ def _kind(node: ir.Node) -> str:
 
 def _role(node: ir.Node, kernels: Kernels) -> tuple[Role, str]:
     op = node.op_type
+    if not _used(node.outputs):
+        return Role.FLOAT, "nothing uses its output"
     if node.domain not in ("", "ai.onnx"):
         return Role.FLOAT, f"operator of domain {node.domain}"
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
         return Role.FLOAT, "control flow: its bodies stay as they are"
-    if any(v is not None and not _is_float(v) for v in _data_inputs(node)):
-        return Role.FLOAT, "works on integers already, or its type is unknown"
+    other = next(
+        (v for v in (*_data_inputs(node), *_used(node.outputs)) if v is not None and not _is_float(v)), None
+    )
+    if other is not None:
+        kind = "of unknown type" if other.dtype is None else other.dtype.name.lower()
+        return Role.FLOAT, f"{other.name!r} is {kind}, not float32"
     if op in kernels.same_scale:
-        if op == "Resize" and _attribute(node, "mode", "nearest") == "cubic":
-            return Role.FLOAT, "cubic interpolation leaves the range of its input"
-        return Role.MOVE, ""
+        reason = _not_a_mere_move(node)
+        return (Role.FLOAT, reason) if reason else (Role.MOVE, "")
     if op in HEAVY_OPS:
         return _heavy_role(node, kernels)
-    if op in kernels.integer:
-        return Role.LIGHT, ""
-    return Role.FLOAT, f"the target's runtime has no integer kernel for {op}"
+    if op not in kernels.integer:
+        return Role.FLOAT, f"the target's runtime has no integer kernel for {op}"
+    if any(_is_mask(constant(v)) for v in _data_inputs(node)):
+        return Role.FLOAT, "a constant operand holds infinity, or a mask's stand-in for it"
+    return Role.LIGHT, ""
+
+
+def _not_a_mere_move(node: ir.Node) -> str:
+    """Why a moving operator does more, or the runtime thinks it does; empty if it does not."""
+    if node.op_type == "Split" and len(_used(node.outputs)) < len(node.outputs):
+        return "the runtime splits integers only where every output is used"
+    if node.op_type != "Resize":
+        return ""
+    if _attribute(node, "mode", "nearest") != "nearest":
+        return "the runtime interpolates in float"
+    if _attribute(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
+        return "it fills what lies outside with a value of its own"
+    return ""
+
+
+def _is_mask(array: npt.NDArray[Any] | None) -> bool:
+    return array is not None and bool(array.size) and not float(np.abs(array).max()) < MASK_MAGNITUDE
 
 
 def _heavy_role(node: ir.Node, kernels: Kernels) -> tuple[Role, str]:
-    weight, _ = _weight_and_bias(node)
-    if node.op_type == "MatMul" and weight is None and any(constant(v) is not None for v in node.inputs if v):
-        return Role.FLOAT, "the constant operand stands on the left, or has more than two dimensions"
-    if node.op_type in ("Conv", "ConvTranspose", "Gemm") and weight is None:
+    op = node.op_type
+    if op not in (*kernels.integer, *kernels.dynamic, *kernels.weight_only):
+        return Role.FLOAT, f"the target's runtime has no integer kernel for {op}"
+    weight, bias = _weight_and_bias(node)
+    if op == "MatMul" and weight is None and any(constant(v) is not None for v in node.inputs):
+        return Role.FLOAT, "the constant operand stands on the left, or has other than two dimensions"
+    if op != "MatMul" and weight is None:
         return Role.FLOAT, "its weight is computed at run time"
-    if node.op_type == "Gemm":
-        if _attribute(node, "transA", 0):
-            return Role.FLOAT, "transA is set"
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        if bias is not None and constant(bias) is None:
-            return Role.FLOAT, "its bias is computed at run time"
-    reachable = node.op_type in (*kernels.integer, *kernels.dynamic, *kernels.weight_only)
-    if not reachable:
-        return Role.FLOAT, f"the target's runtime has no integer kernel for {node.op_type}"
-    return Role.HEAVY, ""
+    if bias is not None and constant(bias) is None:
+        return Role.FLOAT, "its bias is computed at run time"
+    reason = _gemm_reason(node) if op == "Gemm" else _recurrent_reason(node) if op in RECURRENT_OPS else ""
+    return (Role.FLOAT, reason) if reason else (Role.HEAVY, "")
+
+
+def _gemm_reason(node: ir.Node) -> str:
+    """Integer kernels know neither factors nor a bias other than one number an output."""
+    if _attribute(node, "transA", 0):
+        return "transA is set"
+    weight, bias = _weight_and_bias(node)
+    if _attribute(node, "alpha", 1.0) != 1.0 or (bias is not None and _attribute(node, "beta", 1.0) != 1.0):
+        return "alpha or beta is not 1"
+    array = constant(bias)
+    if array is None or weight is None or weight.shape is None:
+        return ""
+    outputs = weight.shape[0 if _attribute(node, "transB", 0) else 1]
+    return "" if array.size == 1 or array.shape in ((outputs,), (1, outputs)) else "its bias differs by row"
+
+
+def _recurrent_reason(node: ir.Node) -> str:
+    """DynamicQuantizeLSTM is an LSTM of opset 7 with constant weights."""
+    if constant(node.inputs[2]) is None:
+        return "its recurrent weight is computed at run time"
+    return "layout is set" if _attribute(node, "layout", 0) else ""
+
+
+def _used(values: Sequence[ir.Value]) -> list[ir.Value]:
+    return [v for v in values if v.name and (v.uses() or v.is_graph_output())]
 
 
 def _data_inputs(node: ir.Node) -> list[ir.Value | None]:
@@ -158,16 +219,14 @@ def _data_inputs(node: ir.Node) -> list[ir.Value | None]:
 
 def _weight_and_bias(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
     """The constant weight (of two dimensions for MatMul and Gemm) and the constant bias of a heavy node."""
-    if node.op_type in ("LSTM", "GRU"):
-        return node.inputs[1], None
     if node.op_type not in HEAVY_OPS or len(node.inputs) < 2:
         return None, None
     weight = node.inputs[1]
     array = constant(weight) if weight is not None else None
     if weight is None or array is None or (node.op_type in ("MatMul", "Gemm") and len(array.shape) != 2):
         return None, None
-    bias = node.inputs[2] if len(node.inputs) > 2 and node.op_type != "MatMul" else None
-    return weight, bias
+    has_bias = len(node.inputs) > 2 and node.op_type in ("Conv", "ConvTranspose", "Gemm")
+    return weight, node.inputs[2] if has_bias else None
 
 
 def _fused_activation(node: ir.Node) -> ir.Node | None:
@@ -212,7 +271,7 @@ def _is_float(value: ir.Value) -> bool:
     return value.dtype == ir.DataType.FLOAT
 
 
-def _attribute(node: ir.Node, name: str, default: int | str) -> int | str:
+def _attribute(node: ir.Node, name: str, default: float | str) -> float | str:
     attribute = node.attributes.get(name)
     if attribute is None:
         return default
