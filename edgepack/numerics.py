@@ -9,8 +9,9 @@ from edgepack.scheme import QuantParams, QuantScheme, QuantType
 
 Array = npt.NDArray[np.floating]
 
-# A scale below the smallest normal float32 makes the runtimes divide by zero or by a denormal.
-MIN_SCALE = np.float32(1e-30)
+MIN_SCALE = np.float32(1e-18)
+"""Of anything: the product of two, which is the scale of a bias, is still a normal float32."""
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 CHUNK = 1 << 22
 """Values quantized at a time."""
 
@@ -22,9 +23,9 @@ def choose_params(low: float, high: float, scheme: QuantScheme) -> QuantParams:
     the zero point is the middle of the type (0 for int8, 128 for uint8).
 
     Raises:
-        ValueError: a bound is not finite, or ``low > high``.
+        ValueError: a bound is not a finite float32, or ``low > high``.
     """
-    if not (np.isfinite(low) and np.isfinite(high)) or low > high:
+    if not -FLOAT32_MAX <= low <= high <= FLOAT32_MAX:
         raise ValueError(f"not a range: [{low}, {high}]")
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     qmin, qmax = scheme.type.qmin, scheme.type.qmax
@@ -47,10 +48,16 @@ def choose_weight_params(weight: Array, scheme: QuantScheme, axis: int | None) -
 
     The range used is ``[-qmax, qmax]``: the one value more on the negative side would make the grid
     asymmetric and, on x86 without VNNI, lets ``-128 × 255`` pairs saturate.
+
+    Raises:
+        ValueError: the weight holds NaN or infinity.
     """
     qmax = weight_limit(scheme)
     other = tuple(i for i in range(weight.ndim) if i != axis) if axis is not None else None
-    peak = np.abs(weight).max(axis=other) if weight.size else np.zeros(())
+    # Not np.abs: the weight may be large and mapped from a file.
+    peak = np.maximum(-weight.min(axis=other, initial=0.0), weight.max(axis=other, initial=0.0))
+    if not np.isfinite(peak).all():
+        raise ValueError("a weight holds NaN or infinity")
     scale = np.maximum(peak / qmax, MIN_SCALE).astype(np.float32)
     return QuantParams(scheme.type, scale, np.zeros(scale.shape, scheme.type.dtype), axis)
 

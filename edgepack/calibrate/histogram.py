@@ -1,60 +1,81 @@
 """What is remembered of one activation tensor: a few numbers and one histogram that grows."""
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
+CHUNK = 1 << 15
+"""Values binned at a time: what a second-level cache holds, twice as fast as whole arrays."""
+FINEST = -100
+"""Exponent of the narrowest bin; narrower ones would leave the normal numbers of float32."""
+MANTISSA = 23
+"""Bits of a float32 below its first: a bin is never narrower than the spacing of the largest value."""
+
 
 @dataclass(slots=True)
 class StreamingHistogram:
-    """Counts of values in equal bins over ``[low, low + bins * width)``; the range doubles when it must.
+    """Counts of values in bins ``[i 2ᵏ, (i + 1) 2ᵏ)``: what was seen takes ``bins`` to twice as many.
 
-    Doubling merges neighbouring bins, so counts stay exact and memory stays constant whatever the number,
-    the shapes and the order of the arrays: the result depends on the values alone up to the first range.
+    Edges are multiples of a power of two: the bins of a wider ``k`` are unions of narrower ones, values fall
+    into bins without a rounding error, and zero is always an edge. Growth therefore only adds up counts, and
+    the result is the same whatever the order, the number and the shapes of the arrays. ``k`` (``exponent``)
+    depends on the extremes alone. Memory is ``16 bins`` bytes.
     """
 
     bins: int
-    low: float = 0.0
-    width: float = 0.0
+    exponent: int = FINEST
+    first: int = 0
+    """Number ``i`` of the first bin; ``counts`` go on from there."""
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
-    def high(self) -> float:
-        """Upper edge of the last bin."""
-        return self.low + self.bins * self.width
+    def width(self) -> float:
+        """Of every bin."""
+        return math.ldexp(1.0, self.exponent)
 
     @property
     def centers(self) -> npt.NDArray[np.float64]:
         """Middle of each bin."""
-        return self.low + (np.arange(self.bins) + 0.5) * self.width
+        return np.asarray((self.first + np.arange(len(self.counts)) + 0.5) * self.width, np.float64)
 
     def add(self, x: Floats, x_min: float, x_max: float) -> None:
-        """Count the finite values ``x`` (any shape), whose extremes the caller already knows."""
-        if self.width == 0.0:
-            self.counts = np.zeros(self.bins, np.int64)
-            self.low = x_min
-            # A constant first array has no width: start narrow, growing is cheap.
-            self.width = max(
-                (x_max - x_min) / self.bins * (1 + 1e-6), np.spacing(np.float32(abs(x_max))), 1e-12
-            )
-        self._grow(x_min, x_max)
-        index = ((x.ravel() - np.float32(self.low)) * np.float32(1 / self.width)).astype(np.intp)
-        np.clip(index, 0, self.bins - 1, out=index)
-        self.counts += np.bincount(index, minlength=self.bins)
+        """Count the finite values ``x`` (any shape, not empty), whose extremes the caller already knows."""
+        self._cover(x_min, x_max)
+        flat, scale, first = x.reshape(-1), np.float32(1 / self.width), np.float32(self.first)
+        room = np.empty(min(CHUNK, flat.size), np.float32)
+        for start in range(0, flat.size, CHUNK):
+            chunk = flat[start : start + CHUNK]
+            # Exact in float32: a power of two, and integers below 2²⁴.
+            scaled = np.multiply(chunk, scale, out=room[: chunk.size])
+            np.floor(scaled, out=scaled)
+            scaled -= first
+            self.counts += np.bincount(scaled.astype(np.intp), minlength=len(self.counts))
 
-    def _grow(self, x_min: float, x_max: float) -> None:
-        half = self.bins // 2
-        while x_max > self.high:
-            self.counts = np.concatenate([self.counts.reshape(half, 2).sum(1), np.zeros(half, np.int64)])
-            self.width *= 2
-        while x_min < self.low:
-            high = self.high
-            self.counts = np.concatenate([np.zeros(half, np.int64), self.counts.reshape(half, 2).sum(1)])
-            self.width *= 2
-            self.low = high - self.bins * self.width
+    def _cover(self, x_min: float, x_max: float) -> None:
+        """Make ``counts`` span the bins of ``[x_min, x_max]`` too, with wider bins if it takes too many."""
+        largest = max(abs(x_min), abs(x_max))
+        shift = max(math.frexp(largest)[1] - 1 - MANTISSA - self.exponent, 0) if largest else 0
+        while True:
+            width = math.ldexp(1.0, self.exponent + shift)
+            first, last = math.floor(x_min / width), math.floor(x_max / width)
+            if len(self.counts):
+                first = min(first, self.first >> shift)
+                last = max(last, (self.first + len(self.counts) - 1) >> shift)
+            if last - first < 2 * self.bins:
+                break
+            shift += 1
+        if shift == 0 and (first, last) == (self.first, self.first + len(self.counts) - 1):
+            return
+        counts = np.zeros(last - first + 1, np.int64)
+        numbers = self.first + np.arange(len(self.counts))
+        # More than 62 bits leave 0 or -1, as 62 do: bin numbers stay below 2²⁵.
+        np.add.at(counts, (numbers >> min(shift, 62)) - first, self.counts)
+        self.counts, self.first, self.exponent = counts, first, self.exponent + shift
 
 
 @dataclass(slots=True)
@@ -69,7 +90,7 @@ class TensorStats:
     average_maximum: float = 0.0
     samples: int = 0
 
-    def update(self, x: Floats, *, with_histogram: bool) -> None:
+    def update(self, x: npt.NDArray[Any], *, with_histogram: bool) -> None:
         """Take in one sample's array, any shape; an empty array changes nothing.
 
         Raises:
@@ -77,9 +98,10 @@ class TensorStats:
         """
         if x.size == 0:
             return
+        x = np.asarray(x, np.float32)
         x_min, x_max = float(x.min()), float(x.max())
         if not (np.isfinite(x_min) and np.isfinite(x_max)):
-            raise ValueError("holds NaN or infinity")
+            raise ValueError("holds NaN" if np.isnan(x_min) else "holds infinity")
         self.minimum, self.maximum = min(self.minimum, x_min), max(self.maximum, x_max)
         keep = self.momentum if self.samples else 0.0
         self.average_minimum = keep * self.average_minimum + (1 - keep) * x_min

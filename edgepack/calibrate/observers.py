@@ -14,9 +14,13 @@ from edgepack.config import Calibration
 
 Bounds = tuple[float, float]
 Observer = Callable[[TensorStats, Calibration, int], Bounds]
+Doubles = npt.NDArray[np.float64]
 
-# Shares of the full range that the searching observers try.
+# Shares of an end that one search tries; two searches in a row reach a hundredth.
 _SHARES = np.linspace(1.0, 0.1, 91)
+_SEARCHES = 2
+# Thresholds that the entropy observer compares.
+_THRESHOLDS = 256
 
 
 def minmax(stats: TensorStats, config: Calibration, levels: int) -> Bounds:
@@ -25,18 +29,25 @@ def minmax(stats: TensorStats, config: Calibration, levels: int) -> Bounds:
 
 
 def moving_average(stats: TensorStats, config: Calibration, levels: int) -> Bounds:
-    """Exponential moving average of each sample's extremes (Jacob et al., 2018, section 3.1)."""
+    """Exponential moving average of each sample's extremes (Jacob et al., 2018, section 3.1).
+
+    The only observer whose result depends on the order of the samples.
+    """
     return stats.average_minimum, stats.average_maximum
 
 
 def percentile(stats: TensorStats, config: Calibration, levels: int) -> Bounds:
-    """The values that leave ``100 - percentile`` percent of the mass outside, on either side."""
+    """The values that leave ``100 - percentile`` percent of all values outside, on either side.
+
+    Of ``numpy.percentile`` with ``method="lower"`` below and ``"higher"`` above, rounded outwards to the edge
+    of a bin, but never beyond what was seen.
+    """
     histogram = stats.histogram
-    mass = np.cumsum(histogram.counts)
-    outside = mass[-1] * (1 - config.percentile / 100)
-    # The edges of the bins in which the tails end, never beyond what was seen.
-    low = histogram.low + int(np.searchsorted(mass, outside, side="right")) * histogram.width
-    high = histogram.low + (int(np.searchsorted(mass, mass[-1] - outside, side="left")) + 1) * histogram.width
+    up_to = np.cumsum(histogram.counts)
+    outside = int((up_to[-1] - 1) * (100 - config.percentile) / 100)
+    first, last = np.searchsorted(up_to, [outside, up_to[-1] - 1 - outside], side="right")
+    low = (histogram.first + int(first)) * histogram.width
+    high = (histogram.first + int(last) + 1) * histogram.width
     return max(low, stats.minimum), min(high, stats.maximum)
 
 
@@ -47,13 +58,35 @@ def mse(stats: TensorStats, config: Calibration, levels: int) -> Bounds:
     symmetric case in closed form; the histogram needs no assumption on the distribution).
     """
     low, high = min(stats.minimum, 0.0), max(stats.maximum, 0.0)
-    centers, counts = _occupied(stats.histogram)
-    for _ in range(2):
+    occupied = stats.histogram.counts > 0
+    values, counts = stats.histogram.centers[occupied], stats.histogram.counts[occupied]
+    for _ in range(_SEARCHES):
         if high > 0:
-            high = _best(lambda x, low=low: (low, x), high, centers, counts, levels)  # type: ignore[misc]
+            ends = high * _SHARES
+            high = float(
+                ends[np.argmin(squared_error(np.full_like(ends, low), ends, values, counts, levels))]
+            )
         if low < 0:
-            low = _best(lambda x, high=high: (x, high), low, centers, counts, levels)  # type: ignore[misc]
+            ends = low * _SHARES
+            low = float(
+                ends[np.argmin(squared_error(ends, np.full_like(ends, high), values, counts, levels))]
+            )
     return low, high
+
+
+def squared_error(
+    lows: Doubles, highs: Doubles, values: Doubles, counts: npt.NDArray[np.int64], levels: int
+) -> Doubles:
+    """Summed squared error of ``values``, each ``counts`` times, on the integer grid of each range."""
+    steps = ((highs - lows) / levels)[:, None]
+    zeros = np.rint(-lows[:, None] / steps)
+    error = values / steps
+    np.rint(error, out=error)
+    np.clip(error, -zeros, levels - zeros, out=error)
+    error *= steps
+    error -= values
+    error *= error
+    return np.asarray(error @ counts.astype(np.float64))
 
 
 def entropy(stats: TensorStats, config: Calibration, levels: int) -> Bounds:
@@ -62,25 +95,64 @@ def entropy(stats: TensorStats, config: Calibration, levels: int) -> Bounds:
     The threshold search over magnitudes of Migacz (2017): values outside are counted at the edge, the
     inside is merged into the integer's levels and spread again over the bins that were occupied.
     """
-    histogram = stats.histogram
-    centers, counts = histogram.centers, histogram.counts
-    peak = max(abs(stats.minimum), abs(stats.maximum))
-    if peak == 0.0:
-        return stats.minimum, stats.maximum
+    if stats.minimum == stats.maximum == 0.0:
+        return 0.0, 0.0
+    masses, width = _magnitudes(stats.histogram)
     two_sided = stats.minimum < 0 < stats.maximum
-    magnitude_bins = histogram.bins
-    index = np.minimum((np.abs(centers) / peak * magnitude_bins).astype(np.intp), magnitude_bins - 1)
-    magnitudes = np.bincount(index, weights=counts, minlength=magnitude_bins).astype(np.float64)
-    # Zeros of a ReLU say nothing about where to clip, and would dominate the divergence.
-    magnitudes[0] = 0 if not two_sided else magnitudes[0]
+    if not two_sided:
+        # Zeros of a Relu say nothing about where to clip, and would dominate the divergence.
+        masses[0] = 0.0
     steps = (levels + 1) // 2 if two_sided else levels
-    best_bins, best = magnitude_bins, np.inf
-    for used in range(steps, magnitude_bins + 1, max(1, magnitude_bins // 256)):
-        divergence = _divergence(magnitudes, used, steps)
-        if divergence < best:
-            best_bins, best = used, divergence
-    threshold = peak * best_bins / magnitude_bins
+    if len(masses) <= steps or not masses.any():
+        return stats.minimum, stats.maximum
+    used = np.unique(np.linspace(steps, len(masses), _THRESHOLDS).astype(np.intp))
+    best = int(used[np.argmin(divergences(masses, used, steps))])
+    threshold = best * width
     return max(stats.minimum, -threshold), min(stats.maximum, threshold)
+
+
+def divergences(masses: Doubles, used: npt.NDArray[np.intp], steps: int) -> Doubles:
+    """Divergence of ``masses`` [bins], clipped to its first ``used`` [n] bins, from its ``steps`` levels.
+
+    ``KL(p, q) = Σ pᵢ log(pᵢ / qᵢ)`` over occupied bins, where q of a bin is the mass of its level over the
+    occupied bins of that level. All sums are differences of running sums, so n thresholds cost no more than
+    n × steps operations. Infinite where q is zero and p is not.
+    """
+    occupied = masses > 0
+    mass, bins, m_log_m = (
+        np.concatenate([[0.0], np.cumsum(x)]) for x in (masses, occupied, _x_log_x(masses, masses))
+    )
+    last = masses[used - 1]
+    outside = mass[-1] - mass[used]
+    # Bin i of n belongs to level i * steps // n: the first bin of level j is ceil(j * n / steps).
+    edges = -(-np.arange(steps + 1) * used[:, None] // steps)
+    level_mass, level_bins = np.diff(mass[edges]), np.diff(bins[edges])
+    edge_is_new = (outside > 0) & (last == 0)
+    level_bins[:, -1] += edge_is_new
+    mean = level_mass / np.maximum(level_bins, 1)
+    # Σ m log(m / mean): within the levels; then what the outside adds to the last bin.
+    inside = m_log_m[used] - _x_log_x(level_mass, mean).sum(1)
+    edge, edge_mean = last + outside, mean[:, -1]
+    lost = (outside > 0) & (edge_mean == 0)
+    safe_mean = np.where(edge_mean > 0, edge_mean, 1.0)
+    added = _x_log_x(edge, edge / safe_mean) - _x_log_x(last, last / safe_mean)
+    total, kept = mass[-1], np.maximum(mass[used], np.finfo(np.float64).tiny)
+    return np.where(lost, np.inf, (inside + added) / total + np.log(kept / total))
+
+
+def _x_log_x(x: Doubles, y: Doubles) -> Doubles:
+    """``x log y``, 0 where x is."""
+    return np.asarray(x * np.log(np.where(x > 0, y, 1.0)))
+
+
+def _magnitudes(histogram: StreamingHistogram) -> tuple[Doubles, float]:
+    """Counts by magnitude, in bins from zero on (which is an edge of the histogram), and their width."""
+    numbers = histogram.first + np.arange(len(histogram.counts))
+    magnitudes = np.where(numbers < 0, -1 - numbers, numbers)
+    # A narrow distribution far from zero: no more bins than anywhere else.
+    shift = max(int(magnitudes.max()).bit_length() - (2 * histogram.bins - 1).bit_length(), 0)
+    masses = np.bincount(magnitudes >> shift, weights=histogram.counts)
+    return np.asarray(masses, np.float64), histogram.width * 2**shift
 
 
 OBSERVERS: dict[str, Observer] = {
@@ -91,44 +163,3 @@ OBSERVERS: dict[str, Observer] = {
     "mse": mse,
 }
 NEEDS_HISTOGRAM = frozenset({"percentile", "entropy", "mse"})
-
-
-def _occupied(histogram: StreamingHistogram) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    used = histogram.counts > 0
-    return histogram.centers[used], histogram.counts[used].astype(np.float64)
-
-
-def _best(
-    bounds: Callable[[float], Bounds],
-    end: float,
-    centers: npt.NDArray[np.float64],
-    counts: npt.NDArray[np.float64],
-    levels: int,
-) -> float:
-    candidates = end * _SHARES
-    errors = []
-    for candidate in candidates:
-        low, high = bounds(float(candidate))
-        step = max((high - low) / levels, 1e-30)
-        clipped = np.clip(centers, low, high)
-        rounded = np.rint(clipped / step) * step
-        errors.append(float((counts * (np.clip(rounded, low, high) - centers) ** 2).sum()))
-    return float(candidates[int(np.argmin(errors))])
-
-
-def _divergence(magnitudes: npt.NDArray[np.float64], used: int, steps: int) -> float:
-    reference = magnitudes[:used].copy()
-    outside = magnitudes[used:].sum()
-    occupied = reference > 0
-    if not occupied.any():
-        return float("inf")
-    level = np.arange(used) * steps // used
-    level_mass = np.bincount(level, weights=reference, minlength=steps)
-    level_bins = np.bincount(level, weights=occupied, minlength=steps)
-    spread = np.where(occupied, (level_mass / np.maximum(level_bins, 1))[level], 0.0)
-    reference[-1] += outside
-    p, q = reference / reference.sum(), spread / spread.sum()
-    both = (p > 0) & (q > 0)
-    # Mass that the quantized distribution cannot represent costs as much as a very rare event.
-    lost = float((p[(p > 0) & (q == 0)]).sum()) * 20.0
-    return float((p[both] * np.log(p[both] / q[both])).sum()) + lost

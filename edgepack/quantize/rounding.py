@@ -11,9 +11,9 @@ from edgepack.data import Samples
 from edgepack.numerics import quantize, weight_limit
 from edgepack.quantize.plan import QuantPlan, UnitPlan
 from edgepack.quantize.second_order import round_second_order
-from edgepack.quantize.statistics import InputMoments, stream_moments
+from edgepack.quantize.statistics import stream_moments
 from edgepack.quantize.units import Role, Unit
-from edgepack.quantize.weights import bias_of, groups_of_weight, has_rows, weight_from_groups, weight_of
+from edgepack.quantize.weights import bias_of, from_groups, has_rows, to_groups, weight_of
 from edgepack.scheme import QuantParams
 
 Floats = npt.NDArray[np.float32]
@@ -60,21 +60,18 @@ class Rounder:
         mean = self.means.get(unit_plan.unit.name)
         if mean is None:
             return Rounded(integers, bias)
-        matrix, real = groups_of_weight(node), _real(node, integers, params)
-        shift = np.einsum("gok,gk->go", real - matrix, mean).reshape(-1).astype(np.float32)
+        matrix = to_groups(node, weight_of(node))
+        real = to_groups(node, integers).astype(np.float32) * _scales(node, params)
+        shift = np.einsum("gok,gk->go", real - matrix, mean).reshape(-1)
         # A bare MatMul has no bias to correct, and an Add for it would cost a kernel.
         if bias is None and node.op_type == "MatMul":
             return Rounded(integers, None)
         return Rounded(integers, (0 if bias is None else np.broadcast_to(bias, shift.shape)) - shift)
 
 
-def _real(node: ir.Node, integers: npt.NDArray[np.integer], params: QuantParams) -> Floats:
-    return np.asarray(groups_of_weight(node, integers).astype(np.float32) * _scales(node, params))
-
-
 def _scales(node: ir.Node, params: QuantParams) -> Floats:
     """Scales as ``[groups, outputs, 1]``."""
-    groups, outputs, _ = groups_of_weight(node).shape
+    groups, outputs, _ = to_groups(node, weight_of(node)).shape
     scale = np.broadcast_to(params.scale.reshape(-1), (groups * outputs,))
     return scale.reshape(groups, outputs, 1)
 
@@ -93,17 +90,25 @@ def round_weights(
     nodes = {n.name: n for n in model.graph}
     planned = {u.unit.name: u.weight for u in plan.units if u.weight is not None}
     units = [u for u in (p.unit for p in plan.units) if u.name in planned and _measurable(u, nodes[u.name])]
-    means, rounded = {}, {}
-    for unit, moments in stream_moments(
-        model, units, samples, threads=threads, seed=seed, on_sample=on_sample
-    ):
+    means: dict[str, Floats] = {}
+    rounded: dict[tuple[str, bytes], npt.NDArray[np.integer]] = {}
+    measured = stream_moments(
+        model,
+        units,
+        samples,
+        second_order=second_order,
+        threads=threads,
+        seed=seed,
+        on_sample=on_sample,
+    )
+    for unit, moments in measured:
         if not moments.count:
             continue
         means[unit.name] = moments.mean
         params = planned[unit.name]
-        if second_order and params is not None:
+        if moments.second is not None and params is not None:
             rounded[(unit.name, params.scale.tobytes())] = _second_order(
-                nodes[unit.name], moments, params, weight_limit(plan.weight_scheme)
+                nodes[unit.name], moments.second, params, weight_limit(plan.weight_scheme)
             )
     return Rounder(model, means, rounded)
 
@@ -112,10 +117,7 @@ def _measurable(unit: Unit, node: ir.Node) -> bool:
     return unit.role is Role.HEAVY and has_rows(node) and bool(unit.inputs)
 
 
-def _second_order(
-    node: ir.Node, moments: InputMoments, params: QuantParams, limit: int
-) -> npt.NDArray[np.integer]:
-    scale = _scales(node, params)
-    matrix = groups_of_weight(node)
-    integers = round_second_order(matrix, moments.second, scale, limit)
-    return weight_from_groups(node, integers.astype(params.type.dtype))
+def _second_order(node: ir.Node, second: Floats, params: QuantParams, limit: int) -> npt.NDArray[np.integer]:
+    matrix = to_groups(node, weight_of(node))
+    integers = round_second_order(matrix, second, _scales(node, params), limit)
+    return from_groups(node, integers.astype(params.type.dtype))

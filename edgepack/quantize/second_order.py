@@ -4,44 +4,31 @@ import numpy as np
 import numpy.typing as npt
 
 Matrix = npt.NDArray[np.float32]
-"""Single precision: damping keeps the inverse far from its limits, and it takes half the time."""
+"""Single precision: damping keeps the factors far from its limits, and it takes half the time."""
 
 DAMPING = 0.01
-"""Of the mean diagonal, added before the inverse: few samples leave directions that were never seen."""
-BLOCK = 128
+"""Of the mean diagonal, added to the moments: few samples leave directions that were never seen."""
+BLOCK = 64
+"""Columns whose errors are spread within the block first, then to all others by one product."""
+SMALL = 64
+"""Triangles up to this size are inverted as they are."""
 
 
 def round_second_order(weight: Matrix, second: Matrix, scale: Matrix, limit: int) -> Matrix:
-    """Integers in ``[-limit, limit]`` for ``weight`` [groups, outputs, K] that keep ``weight @ x``, given ``E[x xᵀ]``.
+    """Integers in ``[-limit, limit]`` for ``weight`` that keep ``weight @ x``, given ``E[x xᵀ]``.
 
     Frantar et al. (2023), GPTQ, after Hassibi and Stork (1993): columns are rounded one by one, and what is
-    lost is spread over the columns still open through the inverse second moments. ``second`` is
-    [groups, K, K], ``scale`` [groups, outputs, 1]. A row keeps plain rounding where that is better by the
-    same measure, so the result is never worse than rounding to nearest.
+    lost is spread over the columns still open through the inverse second moments. ``weight`` is
+    [groups, outputs, K], ``second`` [groups, K, K], ``scale`` [groups, outputs, 1]. An output keeps plain
+    rounding where that is better by the same measure, so the result is never worse than rounding to nearest.
     """
-    groups, _, columns = weight.shape
     nearest = np.clip(np.rint(weight / scale), -limit, limit)
+    # Columns with much input first, while most others are open to make up for them.
     order = np.argsort(-np.einsum("gii->gi", second), axis=1, kind="stable")
-    inverse_order = np.argsort(order, axis=1)
-    lead = np.arange(groups)[:, None]
-    permuted_second = second[lead[..., None], order[:, :, None], order[:, None, :]]
-    left = np.take_along_axis(weight, order[:, None, :], axis=2)
-    spread = _spread(permuted_second)
-    integers = np.zeros_like(left)
-    for start in range(0, columns, BLOCK):
-        stop = min(start + BLOCK, columns)
-        errors = np.zeros((*left.shape[:2], stop - start), np.float32)
-        for i in range(start, stop):
-            column = left[:, :, i]
-            q = np.clip(np.rint(column / scale[:, :, 0]), -limit, limit)
-            integers[:, :, i] = q
-            error = (column - q * scale[:, :, 0]) / spread[:, None, i, i]
-            errors[:, :, i - start] = error
-            if i + 1 < stop:
-                left[:, :, i + 1 : stop] -= error[:, :, None] * spread[:, None, i, i + 1 : stop]
-        if stop < columns:
-            left[:, :, stop:] -= np.matmul(errors, spread[:, start:stop, stop:])
-    integers = np.take_along_axis(integers, inverse_order[:, None, :], axis=2)
+    columns = np.take_along_axis(weight.transpose(0, 2, 1), order[:, :, None], axis=1)
+    rounded = _round_columns(columns, _spread(second, order), scale[:, :, 0], limit)
+    inverse = np.argsort(order, axis=1)
+    integers = np.take_along_axis(rounded, inverse[:, :, None], axis=1).transpose(0, 2, 1)
     better = output_error(weight, integers * scale, second) < output_error(weight, nearest * scale, second)
     return np.where(better[:, :, None], integers, nearest)
 
@@ -52,9 +39,48 @@ def output_error(weight: Matrix, other: Matrix, second: Matrix) -> Matrix:
     return np.asarray((np.matmul(difference, second) * difference).sum(-1))
 
 
-def _spread(second: Matrix) -> Matrix:
-    """Upper Cholesky factor of the damped inverse, per group."""
-    columns = second.shape[-1]
-    damping = DAMPING * np.einsum("gii->g", second) / columns + 1e-10
-    damped = second + np.eye(columns, dtype=np.float32) * damping[:, None, None].astype(np.float32)
-    return np.asarray(np.linalg.cholesky(np.linalg.inv(damped)).transpose(0, 2, 1))
+def _round_columns(columns: Matrix, spread: Matrix, scale: Matrix, limit: int) -> Matrix:
+    """Integers for ``columns`` [groups, K, outputs] in the order they stand; ``columns`` is used up."""
+    integers = np.empty_like(columns)
+    total = columns.shape[1]
+    for start in range(0, total, BLOCK):
+        stop = min(start + BLOCK, total)
+        errors = np.zeros((len(columns), stop - start, columns.shape[2]), np.float32)
+        for i in range(start, stop):
+            column = columns[:, i]
+            if i > start:
+                column -= np.matmul(spread[:, None, start:i, i], errors[:, : i - start])[:, 0]
+            integers[:, i] = np.clip(np.rint(column / scale), -limit, limit)
+            errors[:, i - start] = (column - integers[:, i] * scale) / spread[:, i, i, None]
+        columns[:, stop:] -= np.matmul(spread[:, start:stop, stop:].transpose(0, 2, 1), errors)
+    return integers
+
+
+def _spread(second: Matrix, order: npt.NDArray[np.intp]) -> Matrix:
+    """``U``, upper triangular, with ``UᵀU`` the inverse of the damped moments, columns in ``order``.
+
+    With ``J`` the reversal and ``J H J = L Lᵀ``, ``U`` is the inverse of ``J L J``: one Cholesky factor and
+    one inverse of a triangle, where inverting H first would take three times the work and lose digits.
+    """
+    backwards = order[:, ::-1]
+    damped = np.take_along_axis(second, backwards[:, :, None], axis=1)
+    damped = np.take_along_axis(damped, backwards[:, None, :], axis=2)
+    mean = np.einsum("gii->g", second) / order.shape[1]
+    diagonal = np.einsum("gii->gi", damped)  # a view
+    diagonal += np.where(mean > 0, DAMPING * mean, 1.0)[:, None]
+    lower = np.linalg.cholesky(damped)
+    return _inverse_of_upper(lower[:, ::-1, ::-1])
+
+
+def _inverse_of_upper(upper: Matrix) -> Matrix:
+    """By halves: ``[[A, B], [0, C]]⁻¹ = [[A⁻¹, -A⁻¹ B C⁻¹], [0, C⁻¹]]``."""
+    size = upper.shape[-1]
+    if size <= SMALL:
+        return np.linalg.inv(upper)
+    half = size // 2
+    inverse = np.zeros(upper.shape, np.float32)
+    inverse[:, :half, :half] = _inverse_of_upper(upper[:, :half, :half])
+    inverse[:, half:, half:] = _inverse_of_upper(upper[:, half:, half:])
+    corner = np.matmul(inverse[:, :half, :half], upper[:, :half, half:])
+    inverse[:, :half, half:] = -np.matmul(corner, inverse[:, half:, half:])
+    return inverse

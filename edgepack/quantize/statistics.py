@@ -1,7 +1,7 @@
 """What flows into each weight: second moments and means of its inputs, streamed over the samples."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -10,41 +10,58 @@ import onnx_ir as ir
 from edgepack.calibrate.run import stream_activations
 from edgepack.data import Samples
 from edgepack.quantize.units import Unit
-from edgepack.quantize.weights import groups_of_weight, weight_of
+from edgepack.quantize.weights import to_groups, weight_of
 
 Floats = npt.NDArray[np.float32]
 
 POSITIONS = 96
-"""Output positions of a convolution that are looked at, per sample: neighbours tell nearly the same."""
+"""Output positions of a convolution that are looked at, per image: neighbours tell nearly the same."""
 ROWS = 256
 """Rows of a matrix product that are looked at, per sample."""
+BATCH_POSITIONS = 1024
+"""Positions that are looked at in all images of one batch together, at least one in each."""
 MAX_COLUMNS = 4608
-"""Weights with more inputs than this (per output) are rounded to nearest: K × K moments would fill memory."""
-MAX_BYTES = 192 << 20
+"""Weights with more inputs than this (per output) get means only: K × K moments would fill memory."""
+MAX_BYTES = 256 << 20
 """Of moments held at a time; more weights than fit are done in several passes over the samples."""
 
 
 @dataclass(slots=True, eq=False)
 class InputMoments:
-    """Of the inputs of one weight, per group: ``second`` [groups, K, K] and ``mean`` [groups, K]."""
+    """Of the inputs of one weight, per group: ``mean`` [groups, K] and ``second`` [groups, K, K] or ``None``.
 
-    second: Floats
+    Sums until :meth:`finish`. Inputs wait until there are K of them: then one product with all costs more
+    than reading and writing the sum does, and they take no more memory than the sum.
+    """
+
     mean: Floats
+    second: Floats | None
     count: int = 0
+    waiting: list[Floats] = field(default_factory=list)
 
-    def add(self, rows: Floats) -> None:
-        """Take in rows ``[groups, positions, K]``."""
-        if len(rows) == 1:  # a plain product of a matrix with itself takes BLAS half the time
-            self.second[0] += rows[0].T @ rows[0]
-        else:
-            self.second += np.matmul(rows.transpose(0, 2, 1), rows)
-        self.mean += rows.sum(1)
-        self.count += rows.shape[1]
+    def add(self, inputs: Floats) -> None:
+        """Take in ``inputs`` [groups, K, positions]."""
+        self.mean += inputs.sum(2)
+        self.count += inputs.shape[2]
+        if self.second is not None:
+            self.waiting.append(inputs)
+            if sum(x.shape[2] for x in self.waiting) >= self.mean.shape[1]:
+                self._multiply(self.second)
 
-    def finished(self) -> "InputMoments":
-        """Averages instead of sums."""
-        n = max(self.count, 1)
-        return InputMoments(self.second / n, self.mean / n, self.count)
+    def finish(self) -> None:
+        """Turn sums into averages."""
+        if self.second is not None:
+            self._multiply(self.second)
+            self.second /= max(self.count, 1)
+        self.mean /= max(self.count, 1)
+
+    def _multiply(self, second: Floats) -> None:
+        if not self.waiting:
+            return
+        x = np.concatenate(self.waiting, axis=2)
+        self.waiting.clear()
+        # BLAS knows a matrix times itself: half the work for a large one, twice the time for many small.
+        second += x[0] @ x[0].T if len(x) == 1 else np.matmul(x, x.copy().transpose(0, 2, 1))
 
 
 def stream_moments(
@@ -52,32 +69,42 @@ def stream_moments(
     units: Sequence[Unit],
     samples: Samples,
     *,
+    second_order: bool,
     threads: int,
     seed: int,
     on_sample: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Unit, InputMoments]]:
-    """Moments of the inputs of each unit's weight, in batches of units that fit into memory together."""
+    """Moments of the inputs of each unit's weight; means only without ``second_order``.
+
+    Units that fit into memory together are measured in one pass over the samples.
+
+    Raises:
+        CalibrationError: the model fails on a sample.
+    """
     nodes = {n.name: n for n in model.graph}
-    for batch in _batches(units, nodes):
-        moments = {u.name: _empty(nodes[u.name]) for u in batch}
+    for batch in _batches(units, nodes, second_order):
+        moments = {u.name: _empty(nodes[u.name], second_order) for u in batch}
         rng = np.random.default_rng(seed)
         names = list(dict.fromkeys(u.inputs[0] for u in batch))
         for _, arrays in stream_activations(model, samples, names, threads=threads):
             for unit in batch:
-                moments[unit.name].add(input_rows(nodes[unit.name], arrays[unit.inputs[0]], rng))
+                moments[unit.name].add(weight_inputs(nodes[unit.name], arrays[unit.inputs[0]], rng))
             on_sample()
         for unit in batch:
-            yield unit, moments.pop(unit.name).finished()
+            finished = moments.pop(unit.name)
+            finished.finish()
+            yield unit, finished
 
 
-def _batches(units: Sequence[Unit], nodes: dict[str | None, ir.Node]) -> list[list[Unit]]:
+def _batches(units: Sequence[Unit], nodes: dict[str | None, ir.Node], second_order: bool) -> list[list[Unit]]:
     batches: list[list[Unit]] = []
     room = 0
     for unit in units:
-        groups, _, columns = groups_of_weight(nodes[unit.name]).shape
-        need = groups * columns * columns * 4
-        if columns > MAX_COLUMNS:
-            continue
+        groups, _, columns = to_groups(nodes[unit.name], weight_of(nodes[unit.name])).shape
+        # Twice: inputs that wait take as much.
+        need = (
+            2 * groups * columns**2 * 4 if second_order and columns <= MAX_COLUMNS else groups * columns * 4
+        )
         if not batches or need > room:
             batches.append([])
             room = MAX_BYTES
@@ -86,41 +113,54 @@ def _batches(units: Sequence[Unit], nodes: dict[str | None, ir.Node]) -> list[li
     return batches
 
 
-def _empty(node: ir.Node) -> InputMoments:
-    groups, _, columns = groups_of_weight(node).shape
-    return InputMoments(
-        np.zeros((groups, columns, columns), np.float32), np.zeros((groups, columns), np.float32)
-    )
+def _empty(node: ir.Node, second_order: bool) -> InputMoments:
+    groups, _, columns = to_groups(node, weight_of(node)).shape
+    wanted = second_order and columns <= MAX_COLUMNS
+    second = np.zeros((groups, columns, columns), np.float32) if wanted else None
+    return InputMoments(np.zeros((groups, columns), np.float32), second)
 
 
-def input_rows(node: ir.Node, x: Floats, rng: np.random.Generator) -> Floats:
-    """Rows ``[groups, positions, K]`` that the weight of ``node`` is multiplied with, a random part of them."""
-    if node.op_type != "Conv":
-        rows = x.reshape(-1, x.shape[-1])
-        if len(rows) > ROWS:
-            rows = rows[rng.choice(len(rows), ROWS, replace=False)]
-        return np.asarray(rows[None], np.float32)
-    return _patches(node, x, rng)
+def weight_inputs(node: ir.Node, x: npt.NDArray[np.floating], rng: np.random.Generator) -> Floats:
+    """Inputs ``[groups, K, positions]`` of the weight's products with ``x``, at random positions of them."""
+    if node.op_type == "Conv":
+        return _patches(node, np.asarray(x, np.float32), rng)
+    rows = x.reshape(-1, x.shape[-1])
+    return np.asarray(rows[_pick(len(rows), ROWS, rng)].T[None], np.float32)
+
+
+def _pick(total: int, most: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:
+    return rng.choice(total, most, replace=False, shuffle=False) if total > most else np.arange(total)
 
 
 def _patches(node: ir.Node, x: Floats, rng: np.random.Generator) -> Floats:
     kernel = weight_of(node).shape[2:]
     rank, attributes = len(kernel), node.attributes
+    sizes = x.shape[2:]
     strides = attributes.get_ints("strides", (1,) * rank)
     dilations = attributes.get_ints("dilations", (1,) * rank)
-    group = attributes.get_int("group", 1)
     spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    x = np.pad(x, ((0, 0), (0, 0), *_pads(node, x.shape[2:], spans, strides)))
-    windows = np.lib.stride_tricks.sliding_window_view(x, spans, axis=tuple(range(2, 2 + rank)))
-    windows = windows[(slice(None), slice(None), *(slice(None, None, s) for s in strides))]
-    windows = windows[(..., *(slice(None, None, d) for d in dilations))]
-    sizes = windows.shape[2 : 2 + rank]
-    total = int(np.prod(sizes))
-    picked = rng.choice(total, POSITIONS, replace=False) if total > POSITIONS else np.arange(total)
-    rows = windows[(slice(None), slice(None), *np.unravel_index(picked, sizes))]  # [N, C, P, *kernel]
-    n, channels, positions = rows.shape[:3]
-    rows = rows.reshape(n, group, channels // group, positions, -1).transpose(1, 0, 3, 2, 4)
-    return np.ascontiguousarray(rows.reshape(group, n * positions, -1), np.float32)
+    pads = _pads(node, sizes, spans, strides)
+    outputs = [
+        max((n + a + b - span) // s + 1, 0)
+        for n, (a, b), span, s in zip(sizes, pads, spans, strides, strict=True)
+    ]
+    images, channels = x.shape[:2]
+    most = min(POSITIONS, max(BATCH_POSITIONS // max(images, 1), 1))
+    picked = np.unravel_index(_pick(int(np.prod(outputs)), most, rng), outputs)
+    taps = np.unravel_index(np.arange(int(np.prod(kernel))), kernel)
+    # Where each tap of each position reads, [taps, positions]; what lies in the padding reads zero.
+    read = np.zeros((len(taps[0]), len(picked[0])), np.intp)
+    inside = np.ones(read.shape, np.bool_)
+    for axis in range(rank):
+        at = taps[axis][:, None] * dilations[axis] + picked[axis] * strides[axis] - pads[axis][0]
+        inside &= (at >= 0) & (at < sizes[axis])
+        read = read * sizes[axis] + np.clip(at, 0, sizes[axis] - 1)
+    patches = x.reshape(images, channels, -1).take(read.reshape(-1), axis=2)
+    if not inside.all():
+        patches *= inside.reshape(-1)
+    group = attributes.get_int("group", 1)
+    columns = patches.reshape(images, group, channels // group * len(read), -1).transpose(1, 2, 0, 3)
+    return columns.reshape(group, columns.shape[1], -1)
 
 
 def _pads(

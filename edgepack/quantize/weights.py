@@ -1,5 +1,7 @@
 """Weights of planned nodes as matrices ``[groups, outputs, K]``, and back."""
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -8,6 +10,7 @@ from edgepack.model import constant
 from edgepack.quantize.plan import UnitPlan
 
 Floats = npt.NDArray[np.float32]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 def weight_of(node: ir.Node) -> Floats:
@@ -28,17 +31,15 @@ def has_rows(node: ir.Node) -> bool:
     return node.op_type in ("Conv", "MatMul", "Gemm")
 
 
-def groups_of_weight(node: ir.Node, weight: npt.NDArray[np.generic] | None = None) -> npt.NDArray[np.generic]:
-    """The weight (or an array in its layout) as ``[groups, outputs per group, K]``; a view where it can be."""
-    array = weight_of(node) if weight is None else weight
+def to_groups(node: ir.Node, array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+    """An array in the weight's layout as ``[groups, outputs per group, K]``; a view where it can be."""
     if node.op_type == "Conv":
-        group = node.attributes.get_int("group", 1)
-        return array.reshape(group, array.shape[0] // group, -1)
+        return array.reshape(node.attributes.get_int("group", 1), -1, int(np.prod(array.shape[1:])))
     return (array if _is_transposed(node) else array.T)[None]
 
 
-def weight_from_groups(node: ir.Node, matrix: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    """The inverse of :func:`groups_of_weight`."""
+def from_groups(node: ir.Node, matrix: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+    """The inverse of :func:`to_groups`."""
     if node.op_type == "Conv":
         return matrix.reshape(weight_of(node).shape)
     return np.ascontiguousarray(matrix[0] if _is_transposed(node) else matrix[0].T)
