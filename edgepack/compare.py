@@ -14,6 +14,7 @@ from edgepack.feeds import Feeds, InputSpec
 from edgepack.measure.bench import bench
 from edgepack.measure.check import baseline, check
 from edgepack.measure.environment import environment
+from edgepack.measure.profile import profile_ops
 from edgepack.metrics import resolve_metric
 from edgepack.model import input_specs, load_model, model_bytes
 from edgepack.report import size_text, time_text
@@ -21,6 +22,7 @@ from edgepack.target import Target
 
 UNKNOWN_SIZE = 1
 BENCH_SAMPLES = 16
+SHOWN_OPS = 8
 
 
 def check_models(
@@ -70,9 +72,11 @@ def check_text(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def bench_models(
-    models: Sequence[Path], data: str | None, target: Target, *, threads: int | None, runs: int
+    models: Sequence[Path], data: str | None, target: Target, *, threads: int | None, runs: int, ops: bool
 ) -> list[dict[str, Any]]:
     """Latency of ``models`` taking turns, on the samples of ``data`` or on random inputs.
+
+    With ``ops`` also microseconds by operator type, profiled.
 
     Raises:
         EdgepackError: see :mod:`edgepack.errors`.
@@ -92,6 +96,7 @@ def bench_models(
             "model": str(path),
             "size_bytes": _bytes(path),
             **asdict(latencies[name]),
+            **({"ops_us": profile_ops(path, runtime, feeds).by_op_type} if ops else {}),
             **(facts if not i else {}),
         }
         for i, (name, path) in enumerate(names.items())
@@ -126,6 +131,8 @@ def bench_text(rows: Sequence[dict[str, Any]]) -> str:
             f"min {time_text(row['min_ms']).rjust(9)}  {row['speedup']:.2f}× as fast  "
             f"cold {time_text(row['cold_start_ms'])}  memory {size_text(row['peak_memory_bytes'])}"
         )
+        for op_type, us in list(row.get("ops_us", {}).items())[:SHOWN_OPS]:
+            lines.append(f"  {time_text(us / 1e3).rjust(9)}  {op_type}")
     where = rows[0]["environment"]
     lines.append(f"{where['cpu']}, {where['threads']} thread(s), onnxruntime {where['onnxruntime']}")
     return "\n".join(lines) + "\n"

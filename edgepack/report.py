@@ -3,9 +3,14 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+MOST_REASONS = 8
+SHOWN_UNITS = 3
+SLOWER_US = 1.0
+"""Per unit; profiles count whole microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +135,11 @@ def time_text(ms: float) -> str:
 
 def text(report: BuildReport) -> str:
     """The page that a person reads in ten seconds: verdict, figures, what stayed float and why, gate."""
-    verdict = "PASS" if report.passed else "GATE FAILED"
-    lines = [f"{verdict}  {report.model} for {report.target}  (edgepack {report.edgepack_version})", ""]
+    lines = [_headline(report), ""]
     lines += _figures(report.models)
-    lines += ["", *_forms(report.units), *_runtime(report.runtime)]
+    lines += ["", *_forms(report.units), *_runtime(report.runtime), *_weak_points(report.units)]
     lines += _candidates(report.candidates)
-    if report.gate:
-        lines += ["", "gate"]
-        for line in report.gate:
-            shown = "not measured" if line.measured is None else f"{line.measured:.4g}"
-            lines.append(
-                f"  {'ok  ' if line.passed else 'FAIL'}  {line.limit} {line.bound:.4g}: measured {shown}"
-            )
+    lines += _gate(report.gate)
     environment = report.environment
     lines += [
         "",
@@ -151,28 +149,29 @@ def text(report: BuildReport) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _headline(report: BuildReport) -> str:
+    original, built = report.models[0], report.models[1]
+    parts = [_smaller(built, original), f"{built.speedup:.2f}× as fast"]
+    name = built.fidelity.metric_name if built.fidelity else None
+    parts.append(f"{name} {_metric(built, original)}" if name else f"fidelity {_level(built)}")
+    verdict = "PASS" if report.passed else "GATE FAILED"
+    return f"{verdict}  {report.model} for {report.target}: {', '.join(parts)}"
+
+
+def _smaller(model: ModelFigures, original: ModelFigures) -> str:
+    ratio = original.size_bytes / model.size_bytes
+    return f"{ratio:.2f}× smaller" if ratio >= 1 else f"{1 / ratio:.2f}× larger"
+
+
 def _figures(models: Sequence[ModelFigures]) -> list[str]:
     original = models[0]
     rows = [("", *(m.name for m in models))]
     rows.append(
-        (
-            "size",
-            *(
-                size_text(m.size_bytes)
-                + ("" if m is original else f"  ({original.size_bytes / m.size_bytes:.2f}× smaller)")
-                for m in models
-            ),
-        )
+        ("size", *(_with(size_text(m.size_bytes), _smaller(m, original), m, original) for m in models))
     )
-    rows.append(
-        (
-            "latency p50",
-            *(
-                time_text(m.latency_ms_p50) + ("" if m is original else f"  ({m.speedup:.2f}× as fast)")
-                for m in models
-            ),
-        )
-    )
+    speed = [f"{m.speedup:.2f}× as fast" for m in models]
+    p50 = [time_text(m.latency_ms_p50) for m in models]
+    rows.append(("latency p50", *(_with(p50[i], speed[i], m, original) for i, m in enumerate(models))))
     rows.append(("latency p90", *(time_text(m.latency_ms_p90) for m in models)))
     rows.append(("cold start", *(time_text(m.cold_start_ms) for m in models)))
     rows.append(("peak memory", *(size_text(m.peak_memory_bytes) for m in models)))
@@ -180,12 +179,25 @@ def _figures(models: Sequence[ModelFigures]) -> list[str]:
         name = next((m.fidelity.metric_name for m in models if m.fidelity and m.fidelity.metric_name), None)
         if name:
             rows.append((name, *(_metric(m, original) for m in models)))
-        rows.append(("fidelity", *(_fidelity(m, original) for m in models)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(models) + 1)]
+        rows.append(("fidelity", *("-" if m is original else _fidelity(m) for m in models)))
+    return table(rows)
+
+
+def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
+    """Rows with columns of equal width, indented; the columns ``right`` are flush right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
-        "  " + "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        "  "
+        + "   ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
         for row in rows
     ]
+
+
+def _with(figure: str, relation: str, model: ModelFigures, original: ModelFigures) -> str:
+    return figure if model is original else f"{figure}  ({relation})"
 
 
 def _metric(model: ModelFigures, original: ModelFigures) -> str:
@@ -193,42 +205,50 @@ def _metric(model: ModelFigures, original: ModelFigures) -> str:
     if value is None:
         return "-"
     base = original.fidelity.metric if original.fidelity else None
-    change = "" if model is original or base is None else f"  ({(value - base) * 100:+.2f} points)"
-    return f"{value:.4f}{change}"
+    return f"{value:.4f}" if base is None else _with(f"{value:.4f}", f"{value - base:+.4f}", model, original)
 
 
-def _fidelity(model: ModelFigures, original: ModelFigures) -> str:
-    if model is original or model.fidelity is None:
-        return "-"
-    level = "equal" if model.fidelity.sqnr_db is None else f"{model.fidelity.sqnr_db:.1f} dB"
-    agreement = model.fidelity.agreement
-    return level + ("" if agreement is None else f", agreement {agreement:.4f}")
+def _level(model: ModelFigures) -> str:
+    if model.fidelity is None:
+        return "not measured"
+    return "equal" if model.fidelity.sqnr_db is None else f"{model.fidelity.sqnr_db:.1f} dB"
+
+
+def _fidelity(model: ModelFigures) -> str:
+    agreement = model.fidelity.agreement if model.fidelity else None
+    return _level(model) + ("" if agreement is None else f", agreement {agreement:.4f}")
 
 
 def _forms(units: Sequence[UnitRow]) -> list[str]:
-    """How many of the operators with weights or products are integer, and why the others are not."""
+    """How many operators of each type are integer, and why the others are not."""
     lines = []
+    total = Counter(u.op_type for u in units)
     by_method = Counter((u.method, u.op_type) for u in units if u.method != "float")
     for method in dict.fromkeys(m for m, _ in by_method):
-        total = Counter(u.op_type for u in units)
-        parts = [f"{n} of {total[op]} {op}" for (m, op), n in by_method.items() if m == method]
-        lines.append(f"{method.replace('_', ' ')}: {', '.join(parts)}")
-    floats = Counter((u.reason, u.op_type) for u in units if u.method == "float")
-    if floats:
+        parts = [f"{n} of {total[op]} {op}" for (m, op), n in by_method.most_common() if m == method]
+        lines.append(f"{method.replace('_', ' ')}: {_first(parts, 8, 'more types')}")
+    grouped: dict[str, list[str]] = {}
+    for (reason, op), n in Counter(
+        (_short(u), u.op_type) for u in units if u.method == "float"
+    ).most_common():
+        grouped.setdefault(reason, []).append(f"{n} {op}")
+    if grouped:
         lines.append("float:")
-        grouped: dict[str, list[str]] = {}
-        for (reason, op), n in floats.most_common():
-            grouped.setdefault(_short(reason), []).append(f"{n} {op}")
-        shown = list(grouped.items())[:8]
-        lines += [f"  {', '.join(ops[:6])}: {reason}" for reason, ops in shown]
+        shown = list(grouped.items())[:MOST_REASONS]
+        lines += [f"  {_first(ops, 6, 'more types')}: {reason}" for reason, ops in shown]
         if len(grouped) > len(shown):
             lines.append(f"  and {len(grouped) - len(shown)} more reasons in report.json")
     return lines
 
 
-def _short(reason: str) -> str:
+def _first(parts: Sequence[str], most: int, rest: str) -> str:
+    more = [f"{len(parts) - most} {rest}"] if len(parts) > most else []
+    return ", ".join([*parts[:most], *more])
+
+
+def _short(unit: UnitRow) -> str:
     """Reasons that differ in a tensor's name alone are one line."""
-    return "an input is float" if reason.startswith("its input ") else reason
+    return "an input is float" if unit.reason.startswith("its input ") else unit.reason
 
 
 def _runtime(runtime: Mapping[str, Any]) -> list[str]:
@@ -236,17 +256,53 @@ def _runtime(runtime: Mapping[str, Any]) -> list[str]:
         return []
     kernels = sum(runtime.get("integer_kernels", {}).values())
     left = runtime.get("leftover_quantize", 0) + runtime.get("leftover_dequantize", 0)
-    return [f"the runtime fused {kernels} integer kernels and left {left} Q/DQ conversions"]
+    spent = runtime.get("conversions_us", 0.0)
+    cost = f", {time_text(spent / 1e3)} a run" if spent else ""
+    return [f"the runtime made {kernels} integer kernels and converts {left} times between{cost}"]
+
+
+def _weak_points(units: Sequence[UnitRow]) -> list[str]:
+    """The units that are slower than in float, and where the fidelity is lowest; three of each at most."""
+    lines = []
+    timed = [(u.built_us - u.float_us, u) for u in units if u.built_us is not None and u.float_us is not None]
+    slower = sorted((pair for pair in timed if pair[0] > SLOWER_US), key=lambda pair: -pair[0])[:SHOWN_UNITS]
+    if slower:
+        parts = [f"{u.name} ({u.float_us:.0f} → {u.built_us:.0f} µs)" for _, u in slower]
+        lines.append(f"slower than in float: {', '.join(parts)}")
+    changed = [(u.sqnr_db, u) for u in units if u.sqnr_db is not None and u.method != "float"]
+    worst = sorted(changed, key=lambda pair: pair[0])[:SHOWN_UNITS]
+    if worst:
+        parts = [f"{u.name} ({level:.1f} dB)" for level, u in worst]
+        lines.append(f"lowest fidelity: {', '.join(parts)}")
+    return lines
 
 
 def _candidates(candidates: Sequence[Candidate]) -> list[str]:
     if len(candidates) < 2:
         return []
-    lines = ["", "tried"]
-    for c in candidates:
-        level = "equal" if c.sqnr_db is None else f"{c.sqnr_db:.1f} dB"
-        lines.append(
-            f"  {'→' if c.chosen else ' '} {c.name.ljust(24)} {size_text(c.size_bytes).rjust(9)}  "
-            f"{c.speedup:.2f}× as fast  {level}{'' if not c.reason else '  ' + c.reason}"
+    rows = [
+        (
+            "→" if c.chosen else " ",
+            c.name,
+            size_text(c.size_bytes),
+            f"{c.speedup:.2f}× as fast",
+            "equal" if c.sqnr_db is None else f"{c.sqnr_db:.1f} dB",
+            c.reason,
         )
-    return lines
+        for c in candidates
+    ]
+    return ["", "tried", *table(rows, right=(2, 3, 4))]
+
+
+def _gate(gate: Sequence[GateLine]) -> list[str]:
+    if not gate:
+        return []
+    rows = [
+        (
+            "ok" if line.passed else "FAIL",
+            f"{line.limit} {line.bound:.4g}",
+            "not measured" if line.measured is None else f"measured {line.measured:.4g}",
+        )
+        for line in gate
+    ]
+    return ["", "gate", *table(rows)]
