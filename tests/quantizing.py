@@ -1,5 +1,6 @@
 """From a model in ONNX text to its integer form, for tests: ranges of real samples, plan, apply, fusion."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ def target(
     **kernels: tuple[str, ...],
 ) -> Target:
     """The x86 target with other arithmetic; int8 activations run as they are, as on ARM."""
-    base = load_target("x86-cpu")
+    base = _shipped()
     settings = {"session.qdqisint8allowed": "1"} if activation is S8 else {}
     return base.model_copy(
         update={
@@ -48,6 +49,11 @@ def target(
             "kernels": Kernels(**{**base.kernels.model_dump(), **kernels}),
         }
     )
+
+
+@functools.cache
+def _shipped() -> Target:
+    return load_target("x86-cpu")
 
 
 def draw(model: ir.Model, feeds: Mapping[str, Array], seed: int = 0) -> dict[str, Array]:
