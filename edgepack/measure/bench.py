@@ -6,8 +6,8 @@ the machine did. The fastest call of a turn stands for the turn, the ratio of tw
 round, and the median over the rounds is reported.
 
 A model on one thread is compared by the time that this thread was running, so that what other programs take
-of the machine is not counted as the model's. What is left, measured on two busy cores with onnxruntime 1.32
-(the largest of 95% of repeats)::
+of the machine is not counted as the model's. What is left between two sessions of one file, measured on two
+busy cores with onnxruntime 1.32 (95% of repeats are nearer)::
 
     rounds                              10      25      50      100
     5 ms a call, wall clock, mean      31%     19%      10%      3%
@@ -15,10 +15,14 @@ of the machine is not counted as the model's. What is left, measured on two busy
     20 µs a call, wall clock, mean     21%    7.6%    1.2%     0.8%
     20 µs a call, as here             0.8%    0.4%    0.3%     0.2%
 
-Two sessions of one file differ by up to 1% however long they are measured, by where their memory lies.
+Sessions of one file differ however long they are measured, by where their memory lies: the speed-up of a
+20 µs model has a standard deviation of 1.5% from one pair of sessions to the next, after 10 rounds and after
+50. Files are therefore measured in five sets of sessions, one after another: 0.7%, and 0.4% for a 5 ms model,
+at 25 rounds. That is within 1.5% and 1% in 95% of repeats; more rounds gain little.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -46,8 +50,9 @@ TURN_SECONDS = 1e-3
 FEWEST_CALLS = 2
 """The first call of a turn finds the caches filled by another model, and is up to four times as slow."""
 MOST_CALLS = 50
+SESSIONS = 5
+"""Sets of sessions that the rounds on files are shared among."""
 COLD_STARTS = 3
-BLOCKS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +96,13 @@ class Rounds:
 def bench(
     models: Mapping[str, Path], runtime: Runtime, feeds: Sequence[Feeds], *, warmup: int, runs: int
 ) -> dict[str, Latency]:
-    """Time ``models`` over ``runs`` rounds, on ``feeds`` in turn, after ``warmup`` calls of each.
+    """Time ``models`` over ``runs`` rounds, on ``feeds`` in turn, after ``warmup`` calls of each session.
 
     Raises:
         ModelError: the runtime refuses a model.
         ExportError: a model cannot be run in a process of its own.
     """
-    sessions = [open_session(path, runtime) for path in models.values()]
-    for _ in range(warmup):
-        for session in sessions:
-            session.run(None, dict(feeds[0]))
-    rounds = measure(sessions, feeds, runs)
+    rounds = _measure_files(list(models.values()), runtime, feeds, runs, warmup)
     starts = [cold_start(path, runtime, feeds[0]) for path in models.values()]
     ratios = [_ratio(rounds.best[:, 0] / column) for column in rounds.best.T]
     return {
@@ -125,9 +126,19 @@ def quick_ratios(
 ) -> list[Ratio]:
     """Speed of open ``sessions`` relative to the first, with standard errors of the medians.
 
-    Two sessions of one file may differ by 1% beyond that error; see the module.
+    The error is that of these sessions: others of the same files may differ by 2% more, see the module.
     """
     best = measure(sessions, feeds, rounds).best
+    return [_ratio(best[:, 0] / column) for column in best.T]
+
+
+def file_ratios(models: Sequence[Path], runtime: Runtime, feeds: Sequence[Feeds], rounds: int) -> list[Ratio]:
+    """Speed of ``models`` relative to the first, over several sessions of each, with standard errors.
+
+    Raises:
+        ModelError: the runtime refuses a model.
+    """
+    best = _measure_files(models, runtime, feeds, rounds, warmup=1).best
     return [_ratio(best[:, 0] / column) for column in best.T]
 
 
@@ -135,30 +146,48 @@ def _ratio(ratios: Times) -> Ratio:
     """The median, and its standard error: the greater of two estimates.
 
     One is from the spread between quartiles, which outliers do not move, but takes rounds to be independent;
-    the other from medians of consecutive rounds, which sees a disturbance that lasts.
+    the other from medians of consecutive rounds, which sees a disturbance that lasts, and the difference of
+    one session from another where the rounds are of several.
     """
     low, high = np.percentile(ratios, [25, 75])
     independent = 1.2533 * (high - low) / 1.349 / len(ratios) ** 0.5
     lasting = 0.0
-    if len(ratios) >= 2 * BLOCKS:
-        medians = [np.median(block) for block in np.array_split(ratios, BLOCKS)]
-        lasting = float(np.std(medians, ddof=1)) / BLOCKS**0.5
+    if len(ratios) >= 2 * SESSIONS:
+        medians = [np.median(block) for block in np.array_split(ratios, SESSIONS)]
+        lasting = float(np.std(medians, ddof=1)) / SESSIONS**0.5
     return Ratio(float(np.median(ratios)), float(max(independent, lasting)))
 
 
-def measure(sessions: Sequence["ort.InferenceSession"], feeds: Sequence[Feeds], rounds: int) -> Rounds:
-    """Time open ``sessions``, which take turns."""
+def _measure_files(
+    models: Sequence[Path], runtime: Runtime, feeds: Sequence[Feeds], rounds: int, warmup: int
+) -> Rounds:
+    """Time files, in one set of sessions after another."""
+    parts = []
+    for share in np.array_split(np.arange(rounds), min(SESSIONS, rounds)):
+        sessions = [open_session(path, runtime) for path in models]
+        for _ in range(warmup):
+            for session in sessions:
+                session.run(None, dict(feeds[0]))
+        parts.append(measure(sessions, feeds, len(share), first=int(share[0])))
+    calls = zip(*(part.calls for part in parts), strict=True)
+    return Rounds(np.concatenate([part.best for part in parts]), tuple(np.concatenate(own) for own in calls))
+
+
+def measure(
+    sessions: Sequence["ort.InferenceSession"], feeds: Sequence[Feeds], rounds: int, *, first: int = 0
+) -> Rounds:
+    """Time open ``sessions``, which take turns; ``first`` is the number of the first round."""
     clock = _clock(sessions)
     turns = [_calls_per_turn(session, feeds[0]) for session in sessions]
     best = np.zeros((rounds, len(sessions)))
     calls: list[Times] = [np.zeros((rounds, turn - 1)) for turn in turns]
-    for r in range(rounds):
-        feed = dict(feeds[r % len(feeds)])
+    for index in range(rounds):
+        feed = dict(feeds[(first + index) % len(feeds)])
         for offset in range(len(sessions)):
-            j = (r + offset) % len(sessions)
+            j = (first + index + offset) % len(sessions)
             wall, own = _turn(sessions[j], feed, turns[j], clock)
-            calls[j][r] = wall[1:]
-            best[r, j] = min(own)
+            calls[j][index] = wall[1:]
+            best[index, j] = min(own)
     return Rounds(best, tuple(column.ravel() for column in calls))
 
 
@@ -210,16 +239,25 @@ def cold_start(model: Path, runtime: Runtime, feed: Feeds) -> ColdStart:
         # By position: an input may be called like an argument of savez.
         np.savez(inputs, *feed.values())
         command = [
-            sys.executable, "-m", "edgepack.measure.cold",
+            sys.executable, "-P", "-m", "edgepack.measure.cold",
             str(model.absolute()), str(inputs), json.dumps(list(feed)), runtime.model_dump_json(),
         ]  # fmt: skip
+        # The same edgepack, however it came to be on the import path of this process.
+        places = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
         results = []
         for _ in range(COLD_STARTS):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
             if done.returncode:
-                reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+                reason = _reason(done.stderr) or f"exit code {done.returncode}"
                 raise ExportError(f"{model}: cannot be run in a process of its own: {reason}")
             results.append(json.loads(done.stdout))
     return ColdStart(
         float(np.median([r["milliseconds"] for r in results])), int(max(r["memory_bytes"] for r in results))
     )
+
+
+def _reason(stderr: str) -> str:
+    """The first line of the exception in a traceback: onnxruntime's have several, and advice at the end."""
+    _, _, trace = stderr.partition("Traceback")
+    return next((line for line in trace.splitlines()[1:] if line and not line[0].isspace()), "")
