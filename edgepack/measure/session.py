@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
 from edgepack.errors import ConfigError, ModelError, did_you_mean
 from edgepack.feeds import Array, Feeds
 from edgepack.target import Runtime
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     import onnxruntime as ort
 
 QUIET = 3
@@ -68,12 +67,14 @@ def open_session(
 
 def open_optimized(
     model: Path, runtime: Runtime, folder: Path, *, profile_prefix: Path | None = None
-) -> tuple["ort.InferenceSession", ir.Model]:
+) -> tuple["ort.InferenceSession", "ir.Model"]:
     """A session and the graph that it executes, nodes in the order of execution; written to ``folder``.
 
     Raises:
         ConfigError, ModelError: see :func:`open_session`.
     """
+    import onnx_ir as ir  # noqa: PLC0415  # half a second that a cold start must not cost
+
     path = folder / "optimized.onnx"
     # Weights go to a file of their own, or nothing above 2 GB could be looked at.
     written = {
