@@ -102,7 +102,7 @@ PRODUCTS = {
         "net (float[2,5,16] x) => (float[a,b,c] y) { q = MatMul(x, wq) k = MatMul(x, wk)"
         " t = Transpose<perm=[0,2,1]>(k) s = MatMul(q, t) p = Softmax<axis=-1>(s) v = MatMul(x, wv)"
         " y = MatMul(p, v) }",
-        {"wq": weight(16, 16, scale=0.2), "wk": weight(16, 16, seed=2, scale=0.2), "wv": weight(16, 16)},
+        {n: weight(16, 16, seed=i, scale=s) for n, i, s in (("wq", 1, 0.2), ("wk", 2, 0.2), ("wv", 3, 0.5))},
         {"QLinearMatMul": 4, "QLinearSoftmax": 1, "MatMulIntegerToFloat": 1}, 30, 33, 33,
     ),
 }  # fmt: skip
