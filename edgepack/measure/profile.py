@@ -26,7 +26,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -35,7 +35,6 @@ from edgepack.errors import ModelError
 from edgepack.feeds import Feeds
 from edgepack.measure.bench import measure
 from edgepack.measure.session import open_optimized, open_session
-from edgepack.quantize.units import HEAVY_OPS, Unit
 from edgepack.target import Runtime
 
 CONVERSIONS = frozenset(
@@ -51,6 +50,34 @@ CONVERSIONS = frozenset(
 """What the runtime puts between nodes; matched only where the model has such a node itself."""
 LONGEST_CHAIN = 4
 """Nodes that one operator is unfolded to, and units that are fused to one, at most."""
+
+HEAVY_OPS = frozenset(["Conv", "ConvTranspose", "Gemm", "MatMul"])
+"""What the runtime fuses other units into, and calls by the value that leaves the last of them."""
+
+
+class Unit(Protocol):
+    """What is asked of the units that a profile is matched with: nodes with the activation that follows."""
+
+    @property
+    def name(self) -> str:
+        """The main node's name."""
+
+    @property
+    def op_type(self) -> str:
+        """The main node's operator."""
+
+    @property
+    def activation(self) -> str | None:
+        """The name of the activation's node."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Values that enter, without constants."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Values that leave."""
+
 
 Units = Mapping[str, Unit]
 
