@@ -1,6 +1,7 @@
 """The .ort file: same bits as the .onnx, no layouts of the build host, and what a reduced build needs."""
 
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,10 @@ def test_kernels_for_s8_need_the_setting_of_the_target(tmp_path: Path) -> None:
     feeds = [randoms(x=(1, 4, 8, 8))]
     s8 = Runtime(session_config={"session.qdqisint8allowed": "1"})
     export_ort(tmp_path / "s8.onnx", tmp_path / "arm.ort", s8, feeds)
+    export_ort(tmp_path / "s8.onnx", tmp_path / "host.ort", Runtime(), feeds)
     assert kernel_inputs(tmp_path / "arm.ort", tmp_path) == {ir.DataType.INT8}
+    if platform.machine() == "x86_64":
+        assert kernel_inputs(tmp_path / "host.ort", tmp_path) == {ir.DataType.UINT8}
 
 
 @pytest.mark.filterwarnings(TOOL)
