@@ -58,6 +58,10 @@ class Quantization(Strict):
     reduce_range: bool = False
     """Drop one weight bit: x86 without VNNI adds pairs of u8 × s8 products in saturating 16 bits."""
 
+    input_channels_multiple: Annotated[int, Field(ge=1)] = 1
+    """The fast kernels of spatial convolutions read input channels in groups of this many: an input of three
+    gets a fourth of zeros. Done where it adds at most half of the channels."""
+
     @property
     def activation(self) -> QuantScheme:
         """The scheme of activations."""

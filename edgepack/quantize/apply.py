@@ -154,7 +154,11 @@ def _static_weights(
     assert base is not None
     # The runtime fuses Conv and MatMul without a zero point of the weight, Gemm only with one.
     state_zero = node.op_type == "Gemm"
-    node.replace_input_with(1, emit.dequantized(node, base, rounded.integers, weight, state_zero=state_zero))
+    integers = rounded.integers
+    if unit_plan.added_channels:
+        _add_channels(emit, node, unit_plan.added_channels, plan.activations[unit_plan.unit.inputs[0]])
+        integers = np.pad(integers, [(0, 0), (0, unit_plan.added_channels), *[(0, 0)] * (integers.ndim - 2)])
+    node.replace_input_with(1, emit.dequantized(node, base, integers, weight, state_zero=state_zero))
     if rounded.bias is None:
         return
     params = bias_params(plan.activations[unit_plan.unit.inputs[0]].scale, weight)
@@ -163,6 +167,30 @@ def _static_weights(
     if len(node.inputs) < 3:
         node.resize_inputs(3)
     node.replace_input_with(2, emit.dequantized(node, unit_plan.unit.bias or f"{base}_bias", stored, params))
+
+
+def _add_channels(emit: Emitter, node: ir.Node, count: int, params: QuantParams) -> None:
+    """Channels of zeros, which the weight meets with zeros.
+
+    Given: ``q -> DQ -> Conv``. Result: ``q -> Pad(zero point) -> DQ -> Conv``.
+    """
+    value, weight = node.inputs[0], constant(node.inputs[1])
+    restore = value.producer() if value is not None else None
+    assert restore is not None
+    assert weight is not None
+    stored = restore.inputs[0]
+    assert stored is not None
+    key = ("padded", name_of(stored), count)
+    if key not in emit.emitted:
+        pads = np.zeros(2 * weight.ndim, np.int64)
+        pads[weight.ndim + 1] = count
+        base = name_of(stored)
+        amounts = emit.initializer(f"{base}_pads", pads)
+        pad = emit.node("Pad", [stored, amounts, emit.zero_point(params)], f"{base}_padded")
+        again = emit.restore(pad.outputs[0], params, f"{base}_padded", state_zero=True)
+        emit.graph.insert_before(node, [pad, again])
+        emit.emitted[key] = again.outputs[0]
+    node.replace_input_with(0, emit.emitted[key])
 
 
 def _constant_operands(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, plan: QuantPlan) -> None:

@@ -54,6 +54,8 @@ class UnitPlan:
     weight: QuantParams | None = None
     drop_activation: bool = False
     """The Relu or Clip is implied by the saturation of the integers that follow."""
+    added_channels: int = 0
+    """Channels of zeros that the input of a convolution gets, for the target's fast kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,7 @@ def make_plan(
     readers = consumers(model)
     forms = _first_sweep(units, ranges, target, methods)
     forms = _drop_dangling(units, forms, readers)
+    forms = _drop_second_copies(units, forms, readers)
     return _parameters(model, units, ranges, target, forms, readers)
 
 
@@ -227,6 +230,24 @@ def _drop_dangling(
     return forms
 
 
+def _drop_second_copies(
+    units: Sequence[Unit], forms: Mapping[str, tuple[Method, str]], readers: Mapping[str, list[ir.Node]]
+) -> dict[str, tuple[Method, str]]:
+    """Weights that the file must hold in float anyway are not stored as int8 besides."""
+    in_float = {u.name for u in units if forms[u.name][0] is Method.FLOAT}
+    known = {u.name for u in units}
+    forms = dict(forms)
+    for unit in units:
+        if forms[unit.name][0] is not Method.WEIGHT_ONLY:
+            continue
+        for name in (unit.weight, *unit.constants):
+            others = [n for n in readers.get(name or "", ()) if n.name in in_float or n.name not in known]
+            if others:
+                reason = f"{others[0].name!r} needs {name!r} in float: storing int8 as well would cost bytes"
+                forms[unit.name] = (Method.FLOAT, reason)
+    return forms
+
+
 def _parameters(
     model: ir.Model,
     units: Sequence[Unit],
@@ -248,7 +269,7 @@ def _parameters(
     planned = []
     for unit in units:
         method, reason = forms[unit.name]
-        weight, drop = None, False
+        weight, drop, added = None, False, 0
         if method is Method.STATIC:
             inputs = [activation(name) for name in unit.inputs]
             if unit.role is Role.MOVE:
@@ -257,9 +278,11 @@ def _parameters(
                 outputs = [activation(name, unit) for name in unit.outputs]
                 drop = unit.activation is not None and _implied(nodes[unit.activation], outputs[0])
             weight = _weight_params(unit, nodes, target, inputs[0])
+            multiple = target.quantization.input_channels_multiple
+            added = _added_channels(unit, nodes[unit.name], multiple)
         elif method is not Method.FLOAT:
             weight = _weight_params(unit, nodes, target, None)
-        planned.append(UnitPlan(unit, method, reason, weight, drop))
+        planned.append(UnitPlan(unit, method, reason, weight, drop, added))
     return QuantPlan(tuple(planned), activations, scheme, target.quantization.weight)
 
 
@@ -294,6 +317,16 @@ def _implied(activation: ir.Node, params: QuantParams) -> bool:
     low, high = (params.type.qmin - zero) * scale, (params.type.qmax - zero) * scale
     floor, ceiling = activation_bounds(activation)
     return low >= floor - scale * 0.51 and high <= ceiling + scale * 0.51
+
+
+def _added_channels(unit: Unit, node: ir.Node, multiple: int) -> int:
+    """How many channels of zeros bring a dense spatial convolution to the target's fast kernel."""
+    weight = constant(node.inputs[1]) if unit.op_type == "Conv" else None
+    if weight is None or node.attributes.get_int("group", 1) != 1 or max(weight.shape[2:]) == 1:
+        return 0
+    channels = int(weight.shape[1])
+    added = -channels % multiple
+    return added if added * 2 <= channels else 0
 
 
 def weight_axis(op_type: str, node: ir.Node) -> int | None:
