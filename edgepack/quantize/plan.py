@@ -194,24 +194,26 @@ def _form(
 def _heavy_form(
     unit: Unit, ranges: Mapping[str, Range], target: Target, method: Method, why: str
 ) -> tuple[Method, str]:
-    kernels = target.kernels
-    if method is Method.STATIC and unit.op_type in kernels.integer and unit.op_type not in RECURRENT_OPS:
+    """``why`` is the reason of the request: it explains the form asked for, and float instead of stored weights.
+
+    Where an integer form was asked for and another one results, the reason is that of the plan.
+    """
+    kernels, op = target.kernels, unit.op_type
+    asked_integer = method in INTEGER_METHODS
+    if method is Method.STATIC and op in kernels.integer and op not in RECURRENT_OPS:
         unmeasured = [name for name in (*unit.inputs, *unit.outputs) if name not in ranges]
         if unmeasured:
             return Method.FLOAT, f"no sample reached {unmeasured[0]!r}"
         return Method.STATIC, why
+    no_form = f"the target's runtime has no {method} kernel for {op}"
     if unit.weight is None:
-        return Method.FLOAT, why or f"two activations: no {method} form"
-    if method in INTEGER_METHODS and unit.op_type in kernels.dynamic and unit.op_type in DYNAMIC_OPS:
-        return Method.DYNAMIC, why or (
-            "" if method is Method.DYNAMIC else f"no static kernel for {unit.op_type}"
-        )
-    if unit.op_type in kernels.weight_only:
-        asked = method is Method.WEIGHT_ONLY
-        return Method.WEIGHT_ONLY, why or (
-            "" if asked else f"no {method} kernel for {unit.op_type}; weights stored as int8"
-        )
-    return Method.FLOAT, why or f"the target's runtime has no {method} kernel for {unit.op_type}"
+        no_form = f"two activations: no {method} form"
+    elif asked_integer and op in kernels.dynamic and op in DYNAMIC_OPS:
+        return Method.DYNAMIC, why if method is Method.DYNAMIC else f"no static kernel for {op}"
+    elif op in kernels.weight_only:
+        stored = f"no {method} kernel for {op}; weights stored as int8"
+        return Method.WEIGHT_ONLY, stored if asked_integer else why
+    return Method.FLOAT, no_form if asked_integer else why or no_form
 
 
 def _drop_dangling(
