@@ -56,6 +56,8 @@ LARGE = (
     "a large model: its weights never are in memory as a whole, so they are rounded to nearest, and all is "
     "measured without laying them out anew for the CPU"
 )
+EXPORT_PROBES = 3
+"""Samples that an artifact in another format is compared on."""
 HELD_OUT = 5
 """Without evaluation data one calibration sample in this many is kept for the check."""
 
@@ -162,7 +164,7 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         choice = _choose(job, model, units, table, rounder, data, reference, scratch)
         notes.extend(line.name for line in choice.candidates)
     with clock.stage("export"):
-        files = _export(job, choice, table, digests, package)
+        files = _export(job, choice, table, digests, _probes(data.evaluation)[:EXPORT_PROBES], package)
     with clock.stage("check"):
         fidelity = {name: _check(job, name, path, data, reference) for name, path in files.items()}
     with clock.stage("bench"):
@@ -337,7 +339,12 @@ def _choose(
 
 
 def _export(
-    job: Job, choice: Choice, table: RangeTable, digests: Mapping[str, str], package: Path
+    job: Job,
+    choice: Choice,
+    table: RangeTable,
+    digests: Mapping[str, str],
+    feeds: Sequence[Feeds],
+    package: Path,
 ) -> dict[str, Path]:
     """Write the artifacts of the target's formats; gives them by format, the ``.onnx`` always among them."""
     facts = {
@@ -346,13 +353,15 @@ def _export(
         "recipe_digest": digests["recipe"],
         "samples_digest": table.samples_fingerprint,
         "model_digest": table.model_fingerprint,
-        "ranges": {name: [r.low, r.high] for name, r in table.ranges.items()},
+        "ranges": {
+            name: [r.low, r.high] for name, r in table.ranges.items() if name in choice.plan.activations
+        },
     }
     files = {"onnx": package / "model.onnx"}
     export_onnx(choice.model, files["onnx"], facts)
     if "ort" in job.target.formats:
         files["ort"] = package / "model.ort"
-        export_ort(files["onnx"], files["ort"], job.target.runtime)
+        export_ort(files["onnx"], files["ort"], job.target.runtime, feeds)
     return files
 
 

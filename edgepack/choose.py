@@ -9,18 +9,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from edgepack.feeds import Feeds
 from edgepack.measure.bench import quick_ratios
-from edgepack.measure.check import Comparison, compare_sessions
+from edgepack.measure.check import Comparison, Outputs, compare_sessions
 from edgepack.measure.session import open_session, run
 from edgepack.model import model_bytes, save_model
 from edgepack.quantize.plan import Method, QuantPlan
 from edgepack.quantize.units import Role, Unit
 from edgepack.report import Candidate, Fidelity, finite
 from edgepack.target import Target
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 Methods = Mapping[str, tuple[Method, str]]
 """Method and reason by unit name."""
@@ -100,8 +104,8 @@ class TrialBench:
         self._session = open_session(self.original, self.target.runtime)
         self._reference = [run(self._session, feed) for feed in self.feeds]
 
-    _session: object = field(init=False)
-    _reference: list[dict[str, object]] = field(init=False)
+    _session: "ort.InferenceSession" = field(init=False)
+    _reference: list[Outputs] = field(init=False)
 
     def measure(self, name: str, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
         """Write one form, time it against the original, interleaved, and compare its outputs."""

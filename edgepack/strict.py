@@ -69,12 +69,13 @@ def parse(kind: type[S], content: dict[str, Any], where: str) -> S:
 
 
 def _explain(kind: type[BaseModel], problem: Any) -> str:
-    place = [part for part in problem["loc"] if not _is_tag(part)]
-    dotted = ".".join(map(str, place)) or "(top level)"
+    *_, last = problem["loc"] or ("",)
+    unknown = problem["type"] == "extra_forbidden"
+    place = [part for part in problem["loc"] if (unknown and part is last) or not _is_tag(part)]
+    dotted = ".".join(map(str, place)) if place else "(top level)"
     match problem["type"]:
         case "extra_forbidden":
-            known = _fields_at(kind, place[:-1])
-            return f"unknown key {dotted!r}, {did_you_mean(str(place[-1]), known)}"
+            return f"unknown key {dotted!r}, {did_you_mean(str(last), _fields_at(kind, place[:-1]))}"
         case "missing":
             return f"the key {dotted!r} is missing"
         case "literal_error" | "enum":

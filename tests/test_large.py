@@ -26,10 +26,11 @@ def chain(folder: Path) -> int:
         for i in range(LAYERS):
             weight = rng.standard_normal((WIDTH, WIDTH), np.float32) * np.float32((2 / WIDTH) ** 0.5)
             file.write(weight.data)
-            tensor = onnx.TensorProto(name=f"w{i}", data_type=1, dims=weight.shape, data_location=1)
+            tensor = onnx.TensorProto(name=f"w{i}", data_type=1, dims=weight.shape)
+            tensor.data_location = onnx.TensorProto.EXTERNAL
             place = {"location": "model.data", "offset": str(offset), "length": str(weight.nbytes)}
-            for key, value in place.items():
-                tensor.external_data.add(key=key, value=value)
+            for key, text in place.items():
+                tensor.external_data.add(key=key, value=text)
             weights.append(tensor)
             offset += weight.nbytes
             nodes.append(onnx.helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"m{i}"], f"product{i}"))

@@ -1,4 +1,4 @@
-"""Convolutions of three channels get a fourth of zeros where the target's fast kernel wants groups of four."""
+"""Convolutions of three channels get a fourth of zeros where the target's fast kernel reads fours."""
 
 from pathlib import Path
 

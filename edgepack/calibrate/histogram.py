@@ -24,7 +24,8 @@ class StreamingHistogram:
     Edges are multiples of a power of two: the bins of a wider ``k`` are unions of narrower ones, values fall
     into bins without a rounding error, and zero is always an edge. Growth therefore only adds up counts, and
     the result is the same whatever the order, the number and the shapes of the arrays. ``k`` (``exponent``)
-    depends on the extremes alone. Memory is ``16 bins`` bytes.
+    depends on the extremes alone. (Of values 2¹⁴⁹ times smaller than a bin the sign is lost.) Memory is
+    ``16 bins`` bytes.
     """
 
     bins: int

@@ -116,7 +116,8 @@ def divergences(masses: Doubles, used: npt.NDArray[np.intp], steps: int) -> Doub
 
     ``KL(p, q) = Σ pᵢ log(pᵢ / qᵢ)`` over occupied bins, where q of a bin is the mass of its level over the
     occupied bins of that level. All sums are differences of running sums, so n thresholds cost no more than
-    n × steps operations. Infinite where q is zero and p is not.
+    n × steps operations. Where the outside comes to lie on an empty level, q has one value there;
+    where nothing is inside, the divergence is infinite.
     """
     occupied = masses > 0
     mass, bins, m_log_m = (
@@ -133,11 +134,12 @@ def divergences(masses: Doubles, used: npt.NDArray[np.intp], steps: int) -> Doub
     # Σ m log(m / mean): within the levels; then what the outside adds to the last bin.
     inside = m_log_m[used] - _x_log_x(level_mass, mean).sum(1)
     edge, edge_mean = last + outside, mean[:, -1]
-    lost = (outside > 0) & (edge_mean == 0)
-    safe_mean = np.where(edge_mean > 0, edge_mean, 1.0)
-    added = _x_log_x(edge, edge / safe_mean) - _x_log_x(last, last / safe_mean)
-    total, kept = mass[-1], np.maximum(mass[used], np.finfo(np.float64).tiny)
-    return np.where(lost, np.inf, (inside + added) / total + np.log(kept / total))
+    empty = (outside > 0) & (edge_mean == 0)
+    edge_mean = np.where(edge_mean > 0, edge_mean, 1.0)
+    added = _x_log_x(edge, edge / edge_mean) - _x_log_x(last, last / edge_mean)
+    total, kept = mass[-1], mass[used]
+    found = (inside + added) / total + np.log(np.maximum(kept + empty, 1.0) / total)
+    return np.where(kept > 0, found, np.inf)
 
 
 def _x_log_x(x: Doubles, y: Doubles) -> Doubles:

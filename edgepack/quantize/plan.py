@@ -194,7 +194,7 @@ def _form(
 def _heavy_form(
     unit: Unit, ranges: Mapping[str, Range], target: Target, method: Method, why: str
 ) -> tuple[Method, str]:
-    """``why`` is the reason of the request: it explains the form asked for, and float instead of stored weights.
+    """``why``, the reason of the request, explains the form asked for, and float instead of stored weights.
 
     Where an integer form was asked for and another one results, the reason is that of the plan.
     """
