@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from edgepack.feeds import Feeds
-from edgepack.measure.bench import quick_ratios
+from edgepack.measure.bench import file_ratios, quick_ratios
 from edgepack.measure.check import Comparison, Outputs, compare_sessions
 from edgepack.measure.session import open_session, run
 from edgepack.model import model_bytes, save_model
@@ -119,6 +119,11 @@ class TrialBench:
             name, methods, plan, path, model_bytes(path), ratio.speedup, ratio.standard_error, compared
         )
 
+    def confirms(self, trial: Trial, best: Trial) -> bool:
+        """Whether ``trial`` is faster than ``best`` beyond noise, side by side in several sessions of each."""
+        ratio = file_ratios([best.path, trial.path], self.target.runtime, self.feeds, ROUNDS)[1]
+        return ratio.speedup > 1 + SAME_SPEED + ratio.standard_error
+
 
 Form = Callable[[Methods], tuple[QuantPlan, ir.Model]]
 Cost = Callable[[Trial], float]
@@ -169,7 +174,7 @@ def choose(
         cost = _cost_for(optimize_for, model_bytes(bench.original))
         best = _best(trials, accurate, cost)
         if optimize_for != "size":
-            best = _drop_what_does_not_pay(units, best, attempt, accurate, fixed, cost)
+            best = _drop_what_does_not_pay(units, best, bench, attempt, accurate, fixed, cost)
     lines = [_line(t, t is best, floor, verdicts.get(t.path)) for t in trials]
     return Choice(*form(best.methods), lines)
 
@@ -240,6 +245,7 @@ def _best(trials: Sequence[Trial], accurate: Callable[[Trial], bool], cost: Cost
 def _drop_what_does_not_pay(
     units: Sequence[Unit],
     best: Trial,
+    bench: TrialBench,
     attempt: Callable[[str, Methods], Trial],
     accurate: Callable[[Trial], bool],
     fixed: Methods,
@@ -259,8 +265,7 @@ def _drop_what_does_not_pay(
         reason = f"measured slower as {best.methods[free[0]][0]} than in float"
         changed = {**best.methods, **dict.fromkeys(free, (form, reason))}
         trial = attempt(f"{base}, {group} in float", changed)
-        noise = 2 * (trial.error**2 + best.error**2) ** 0.5 / best.speedup
-        if cost(trial) < cost(best) * (1 - SAME_SPEED - noise) and accurate(trial):
+        if cost(trial) < cost(best) * (1 - SAME_SPEED) and accurate(trial) and bench.confirms(trial, best):
             best = trial
     return best
 
