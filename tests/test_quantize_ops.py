@@ -340,3 +340,34 @@ def test_opsets(opset: int, tmp_path: Path) -> None:
     assert made.fused.integer_kernels == {"QLinearConv": 1, "QLinearGlobalAveragePool": 1, "QGemm": 1}
     assert made.fused.float_operators == {}
     assert made.sqnr_db >= 38
+
+
+PRODUCT_SHAPES = {"5,16": "a,b", "2,5,16": "a,b,c", "2,s,16": "a,b,c", "n,s,16": "a,b,c"}
+
+
+@pytest.mark.parametrize("bias", [(12,), (1, 12)])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("shape", PRODUCT_SHAPES)
+@pytest.mark.parametrize("method", [STATIC, DYNAMIC, WEIGHT_ONLY])
+def test_a_product_with_a_float_add_behind_it_stays_integer(
+    method: Method, shape: str, granularity: Granularity, bias: tuple[int, ...], tmp_path: Path
+) -> None:
+    """The runtime makes a Gemm of MatMul and Add where it knows the shapes, and must find an integer one."""
+    nodes = "c = MatMul(x, w) d = Add(c, b) y = Tanh(d)"
+    body = f"net (float[{shape}] x) => (float[{PRODUCT_SHAPES[shape]}] y) {{ {nodes} }}"
+    weights = {"w": weight(16, 12, scale=0.1), "b": weight(*bias, seed=3)}
+    made = build(tmp_path, body, weights, method=method, device=target(granularity=granularity))
+    if method is WEIGHT_ONLY and shape == "5,16":  # normalization makes a Gemm of it, folded at load
+        assert made.fused.leftover_dequantize == 0
+    else:
+        assert sum(made.fused.integer_kernels.values()) == 1
+        assert set(made.fused.float_operators) <= {"Add", "Tanh"}
+    assert made.sqnr_db >= 36
+
+
+def test_a_bias_too_large_for_32_bits_is_still_right(tmp_path: Path) -> None:
+    body = "net (float[2,5,16] x) => (float[a,b,c] y) { c = MatMul(x, w) d = Add(c, b) y = Tanh(d) }"
+    dead = weight(16, 12, scale=0.1)
+    dead[:, 3] = 0
+    made = build(tmp_path, body, {"w": dead, "b": weight(12, seed=3)})
+    assert made.sqnr_db >= 36

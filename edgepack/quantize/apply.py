@@ -10,6 +10,7 @@ Result (``z`` planned uint8 with zero point 0, so that saturation is the Relu)::
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -152,16 +153,19 @@ def _static_weights(
     weight, base = unit_plan.weight, unit_plan.unit.weight
     assert weight is not None
     assert base is not None
-    # The runtime fuses Conv and MatMul without a zero point of the weight, Gemm only with one.
-    state_zero = node.op_type == "Gemm"
+    # The runtime fuses Conv without a zero point of the weight; Gemm, which it makes of MatMul too, needs it.
+    state_zero = node.op_type != "Conv"
     integers = rounded.integers
+    input_scale = plan.activations[unit_plan.unit.inputs[0]].scale
     if unit_plan.added_channels:
         _add_channels(emit, node, unit_plan.added_channels, plan.activations[unit_plan.unit.inputs[0]])
         integers = np.pad(integers, [(0, 0), (0, unit_plan.added_channels), *[(0, 0)] * (integers.ndim - 2)])
     node.replace_input_with(1, emit.dequantized(node, base, integers, weight, state_zero=state_zero))
     if rounded.bias is None:
+        if node.op_type == "MatMul":
+            _bias_of_product(emit, node, integers.shape[1], bias_params(input_scale, weight))
         return
-    params = bias_params(plan.activations[unit_plan.unit.inputs[0]].scale, weight)
+    params = bias_params(input_scale, weight)
     channels = rounded.integers.shape[weight.axis] if weight.axis is not None else rounded.bias.size
     stored = quantize(np.broadcast_to(rounded.bias, (channels,)), params)
     if len(node.inputs) < 3:
@@ -191,6 +195,27 @@ def _add_channels(emit: Emitter, node: ir.Node, count: int, params: QuantParams)
         emit.graph.insert_before(node, [pad, again])
         emit.emitted[key] = again.outputs[0]
     node.replace_input_with(0, emit.emitted[key])
+
+
+def _bias_of_product(emit: Emitter, node: ir.Node, outputs: int, params: QuantParams) -> None:
+    """Store the constant of a float Add behind an integer MatMul as the bias that it is.
+
+    Given: ``MatMul(DQ(x), DQ(w)) -> Add(b)``. Result: ``... -> Add(DQ(b int32))``. Where the runtime knows
+    all dimensions it makes one Gemm of the two: an integer one with this bias, else a float one that
+    dequantizes the weight in every run.
+    """
+    add = only_consumer(node.outputs[0])
+    if add is None or add.op_type != "Add":
+        return
+    index = 1 if add.inputs[0] is node.outputs[0] else 0
+    value, array = add.inputs[index], constant(add.inputs[index])
+    if value is None or array is None or array.ndim == 0 or not array.shape[-1] == array.size == outputs:
+        return
+    if params.axis is not None:
+        params = replace(params, axis=array.ndim - 1)
+    # More than 32 bits where all weights of a channel are near zero: better slow than wrong.
+    if np.abs(array / params.scale).max() < 2.0**30:
+        add.replace_input_with(index, emit.dequantized(add, name_of(value), quantize(array, params), params))
 
 
 def _constant_operands(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, plan: QuantPlan) -> None:
