@@ -317,7 +317,7 @@ def _choose(
     limits = recipe.gate or target.gate
 
     def form(methods: Methods) -> tuple[QuantPlan, ir.Model]:
-        plan = make_plan(model, units, table.ranges, target, methods)
+        plan = make_plan(model, units, table.ranges, target, methods, rounder.smoothing)
         return plan, apply_plan(model, plan, rounder(plan))
 
     def verify(path: Path) -> Fidelity | None:

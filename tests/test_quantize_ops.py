@@ -325,7 +325,7 @@ def test_gru_has_no_integer_kernel(tmp_path: Path) -> None:
     not_stored = target(weight_only=("MatMul",))
     plain = build(tmp_path, case.body, case.weights, method=DYNAMIC, device=not_stored)
     (unit,) = plain.plan.units
-    assert (unit.method, unit.reason) == (FLOAT, "the target's runtime has no dynamic kernel for GRU")
+    assert (unit.method, unit.reason) == (FLOAT, "the target's runtime has no integer kernel for GRU")
 
 
 @pytest.mark.parametrize("opset", [13, 17, 21])

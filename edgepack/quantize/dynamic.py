@@ -30,6 +30,8 @@ def apply_dynamic(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Ro
     # Gemm with transB stores [N, K]; the integer product wants [K, N].
     flipped = node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
     integers = np.ascontiguousarray(rounded.integers.T) if flipped else rounded.integers
+    if unit_plan.smoothing:
+        x = _divided(emit, node, x, unit_plan.smoothing)
     stored, x_scale, x_zero = _range_at_run_time(emit, node, x)
     weight = emit.initializer(f"{base}_q", integers)
     product = emit.node("MatMulInteger", [stored, weight, x_zero], f"{out}_i")
@@ -41,6 +43,17 @@ def apply_dynamic(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Ro
         bias = emit.initializer(f"{base}_bias", np.broadcast_to(rounded.bias, integers.shape[1:]))
         made.append(emit.node("Add", [made[-1].outputs[0], bias], f"{out}_b"))
     emit.replace(node, made, made[-1].outputs[0])
+
+
+def _divided(emit: Emitter, before: ir.Node, x: ir.Value, factors: tuple[float, ...]) -> ir.Value:
+    """``x`` divided by its smoothing factors; all products that read ``x`` share it."""
+    key = ("smoothed", name_of(x))
+    if key not in emit.emitted:
+        inverse = emit.initializer(f"{name_of(x)}_smoothing", 1 / np.asarray(factors, np.float32))
+        node = emit.node("Mul", [x, inverse], f"{name_of(x)}_smooth")
+        emit.graph.insert_before(before, node)
+        emit.emitted[key] = node.outputs[0]
+    return emit.emitted[key]
 
 
 def _range_at_run_time(emit: Emitter, before: ir.Node, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:

@@ -56,6 +56,8 @@ class UnitPlan:
     """The Relu or Clip is implied by the saturation of the integers that follow."""
     added_channels: int = 0
     """Channels of zeros that the input of a convolution gets, for the target's fast kernel."""
+    smoothing: tuple[float, ...] = ()
+    """What each input channel of a dynamic product is divided by, and its weights multiplied with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +124,9 @@ def make_plan(
     ranges: Mapping[str, Range],
     target: Target,
     methods: Mapping[str, tuple[Method, str]],
+    smoothing: Mapping[str, tuple[float, ...]] | None = None,
 ) -> QuantPlan:
-    """Decide the form of each unit.
+    """Decide the form of each unit; ``smoothing`` has factors by activation, see :mod:`.smooth`.
 
     A heavy unit takes the method asked for, where the target has it. A light or moving unit is integer when
     everything it reads is, and when an integer unit follows; otherwise a pair of conversions would buy
@@ -136,7 +139,7 @@ def make_plan(
     forms = _first_sweep(units, ranges, target, methods)
     forms = _drop_dangling(units, forms, readers)
     forms = _drop_second_copies(units, forms, readers)
-    return _parameters(model, units, ranges, target, forms, readers)
+    return _parameters(model, units, ranges, target, forms, readers, smoothing or {})
 
 
 def _first_sweep(
@@ -257,6 +260,7 @@ def _parameters(
     target: Target,
     forms: Mapping[str, tuple[Method, str]],
     readers: Mapping[str, list[ir.Node]],
+    smoothing: Mapping[str, tuple[float, ...]],
 ) -> QuantPlan:
     scheme = target.quantization.activation
     nodes = {n.name: n for n in model.graph}
@@ -272,6 +276,7 @@ def _parameters(
     for unit in units:
         method, reason = forms[unit.name]
         weight, drop, added = None, False, 0
+        factors: tuple[float, ...] = ()
         if method is Method.STATIC:
             inputs = [activation(name) for name in unit.inputs]
             if unit.role is Role.MOVE:
@@ -283,8 +288,10 @@ def _parameters(
             multiple = target.quantization.input_channels_multiple
             added = _added_channels(unit, nodes[unit.name], multiple)
         elif method is not Method.FLOAT:
-            weight = _weight_params(unit, nodes, target, None)
-        planned.append(UnitPlan(unit, method, reason, weight, drop, added))
+            if method is Method.DYNAMIC and unit.op_type in ("MatMul", "Gemm"):
+                factors = smoothing.get(unit.inputs[0], ())
+            weight = _weight_params(unit, nodes, target, None, factors)
+        planned.append(UnitPlan(unit, method, reason, weight, drop, added, factors))
     return QuantPlan(tuple(planned), activations, scheme, target.quantization.weight)
 
 
@@ -352,24 +359,40 @@ def weight_axis(op_type: str, node: ir.Node) -> int | None:
 
 
 def _weight_params(
-    unit: Unit, nodes: Mapping[str | None, ir.Node], target: Target, x: QuantParams | None
+    unit: Unit,
+    nodes: Mapping[str | None, ir.Node],
+    target: Target,
+    x: QuantParams | None,
+    factors: tuple[float, ...] = (),
 ) -> QuantParams | None:
     node = nodes[unit.name]
     source = node.inputs[0] if unit.op_type == "Gather" else node.inputs[1] if unit.weight else None
     array = constant(source) if source is not None else None
     if array is None or unit.op_type in RECURRENT_OPS:
         return None
-    scheme = target.quantization.weight
-    axis = weight_axis(unit.op_type, node)
-    if scheme.granularity is Granularity.PER_TENSOR or axis is None:
-        axis = None
-    else:
-        axis %= array.ndim
-    params = choose_weight_params(array, scheme, axis)
+    params = weight_params(node, smoothed(node, array, factors), target.quantization.weight)
     if x is None:
         return params
     bias = constant(node.inputs[2]) if unit.bias else None
     return _fit_bias(params, np.zeros(1, np.float32) if bias is None else bias, x)
+
+
+def weight_params(node: ir.Node, weight: npt.NDArray[np.float32], scheme: QuantScheme) -> QuantParams:
+    """Parameters of the ``weight`` of a node, one scale an output channel where scheme and node allow."""
+    axis = weight_axis(node.op_type, node)
+    whole = scheme.granularity is Granularity.PER_TENSOR or axis is None
+    return choose_weight_params(weight, scheme, None if whole or axis is None else axis % weight.ndim)
+
+
+def smoothed(
+    node: ir.Node, weight: npt.NDArray[np.float32], factors: tuple[float, ...]
+) -> npt.NDArray[np.float32]:
+    """The weight of a MatMul or Gemm with each input channel multiplied by its factor."""
+    if not factors:
+        return weight
+    scale = np.asarray(factors, np.float32)
+    by_output = node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
+    return weight * (scale if by_output else scale[:, None])
 
 
 def _fit_bias(weight: QuantParams, bias: npt.NDArray[np.float32], x: QuantParams) -> QuantParams:

@@ -1,6 +1,6 @@
 """Rounding: which stored integers represent a weight, and which float bias goes with them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 from edgepack.data import Samples
 from edgepack.numerics import quantize, weight_limit
-from edgepack.quantize.plan import QuantPlan, UnitPlan
+from edgepack.quantize.plan import QuantPlan, UnitPlan, smoothed, weight_params
 from edgepack.quantize.second_order import round_second_order
-from edgepack.quantize.statistics import stream_moments
+from edgepack.quantize.smooth import smoothing_factors
+from edgepack.quantize.statistics import InputMoments, stream_moments
 from edgepack.quantize.units import Role, Unit
 from edgepack.quantize.weights import bias_of, from_groups, has_rows, to_groups, weight_of
 from edgepack.scheme import QuantParams
@@ -43,6 +44,8 @@ class Rounder:
     model: ir.Model
     means: Mapping[str, Floats] = field(default_factory=dict)
     rounded: Mapping[tuple[str, bytes], npt.NDArray[np.integer]] = field(default_factory=dict)
+    smoothing: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Factors by activation for plans to use, see :mod:`edgepack.quantize.smooth`."""
 
     def __call__(self, plan: QuantPlan) -> dict[str, Rounded]:
         """The stored weight and the bias of every unit that has a planned weight."""
@@ -54,13 +57,16 @@ class Rounder:
         }
 
     def _one(self, node: ir.Node, unit_plan: UnitPlan, params: QuantParams) -> Rounded:
+        weight = smoothed(node, weight_of(node), unit_plan.smoothing)
         stored = self.rounded.get((unit_plan.unit.name, params.scale.tobytes()))
-        integers = quantize(weight_of(node), params) if stored is None else stored
+        integers = quantize(weight, params) if stored is None else stored
         bias = bias_of(node, unit_plan)
         mean = self.means.get(unit_plan.unit.name)
         if mean is None:
             return Rounded(integers, bias)
-        matrix = to_groups(node, weight_of(node))
+        if unit_plan.smoothing:
+            mean = np.asarray(mean / np.asarray(unit_plan.smoothing), np.float32)
+        matrix = to_groups(node, weight)
         real = to_groups(node, integers).astype(np.float32) * _scales(node, params)
         shift = np.einsum("gok,gk->go", real - matrix, mean).reshape(-1)
         # A bare MatMul has no bias to correct, and an Add for it would cost a kernel.
@@ -101,23 +107,48 @@ def round_weights(
         seed=seed,
         on_sample=on_sample,
     )
+    readers: dict[str, list[ir.Node]] = {}
+    for unit in units:
+        if unit.op_type in ("MatMul", "Gemm"):
+            readers.setdefault(unit.inputs[0], []).append(nodes[unit.name])
+    smoothing: dict[str, tuple[float, ...]] = {}
+    limit = weight_limit(plan.weight_scheme)
     for unit, moments in measured:
         if not moments.count:
             continue
-        means[unit.name] = moments.mean
-        params = planned[unit.name]
-        if moments.second is not None and params is not None:
-            rounded[(unit.name, params.scale.tobytes())] = _second_order(
-                nodes[unit.name], moments.second, params, weight_limit(plan.weight_scheme)
-            )
-    return Rounder(model, means, rounded)
+        node, means[unit.name] = nodes[unit.name], moments.mean
+        forms = [(planned[unit.name], weight_of(node), moments.second)]
+        if unit.inputs[0] in readers and moments.second is not None:
+            name = unit.inputs[0]
+            if name not in smoothing:
+                smoothing[name] = _smoothing(readers[name], moments)
+            if smoothing[name]:
+                weight = smoothed(node, weight_of(node), smoothing[name])
+                factors = np.asarray(smoothing[name], np.float32)
+                second = moments.second / np.outer(factors, factors)
+                forms.append((weight_params(node, weight, plan.weight_scheme), weight, second))
+        for params, weight, second_moments in forms:
+            if second_moments is not None and params is not None:
+                key = (unit.name, params.scale.tobytes())
+                rounded[key] = _second_order(node, weight, second_moments, params, limit)
+    return Rounder(model, means, rounded, {name: f for name, f in smoothing.items() if f})
+
+
+def _smoothing(readers: Sequence[ir.Node], moments: InputMoments) -> tuple[float, ...]:
+    """Factors for the activation that ``readers`` share; none where smoothing does not pay."""
+    weights = [to_groups(node, weight_of(node))[0] for node in readers]
+    assert moments.second is not None
+    mean_square = np.diagonal(moments.second[0])
+    factors = smoothing_factors(weights, np.stack(moments.low), np.stack(moments.high), mean_square)
+    return () if factors is None else tuple(factors.tolist())
 
 
 def _measurable(unit: Unit, node: ir.Node) -> bool:
     return unit.role is Role.HEAVY and has_rows(node) and bool(unit.inputs)
 
 
-def _second_order(node: ir.Node, second: Floats, params: QuantParams, limit: int) -> npt.NDArray[np.integer]:
-    matrix = to_groups(node, weight_of(node))
-    integers = round_second_order(matrix, second, _scales(node, params), limit)
+def _second_order(
+    node: ir.Node, weight: Floats, second: Floats, params: QuantParams, limit: int
+) -> npt.NDArray[np.integer]:
+    integers = round_second_order(to_groups(node, weight), second, _scales(node, params), limit)
     return from_groups(node, integers.astype(params.type.dtype))

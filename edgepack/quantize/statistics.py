@@ -38,9 +38,17 @@ class InputMoments:
     second: Floats | None
     count: int = 0
     waiting: list[Floats] = field(default_factory=list)
+    low: list[Floats] = field(default_factory=list)
+    """Least value of each input [K] in each sample, of weights with one group."""
+    high: list[Floats] = field(default_factory=list)
 
     def add(self, inputs: Floats) -> None:
-        """Take in ``inputs`` [groups, K, positions]."""
+        """Take in one sample's ``inputs`` [groups, K, positions]."""
+        if not inputs.size:
+            return
+        if len(inputs) == 1:
+            self.low.append(inputs[0].min(axis=1))
+            self.high.append(inputs[0].max(axis=1))
         self.mean += inputs.sum(2)
         self.count += inputs.shape[2]
         if self.second is not None:
