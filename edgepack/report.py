@@ -137,7 +137,8 @@ def text(report: BuildReport) -> str:
     """The page that a person reads in ten seconds: verdict, figures, what stayed float and why, gate."""
     lines = [_headline(report), ""]
     lines += _figures(report.models)
-    lines += ["", *_forms(report.units), *_runtime(report.runtime), *_weak_points(report.units)]
+    told = [*_forms(report.units), *_runtime(report.runtime), *_weak_points(report.units)]
+    lines += ["", *told] if told else []
     lines += _candidates(report.candidates)
     lines += _gate(report.gate)
     environment = report.environment
@@ -294,14 +295,18 @@ def _candidates(candidates: Sequence[Candidate]) -> list[str]:
     return ["", "tried", *table(rows, right=(2, 3, 4))]
 
 
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def _gate(gate: Sequence[GateLine]) -> list[str]:
     if not gate:
         return []
     rows = [
         (
             "ok" if line.passed else "FAIL",
-            f"{line.limit} {line.bound:.4g}",
-            "not measured" if line.measured is None else f"measured {line.measured:.4g}",
+            f"{line.limit} {_figure(line.bound)}",
+            "not measured" if line.measured is None else f"measured {_figure(line.measured)}",
         )
         for line in gate
     ]

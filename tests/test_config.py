@@ -1,6 +1,5 @@
 """Recipes: strict, typed, paths resolved, the command line over the file."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +134,7 @@ def test_files_that_are_not_a_mapping(tmp_path: Path) -> None:
 def test_recipes_are_frozen() -> None:
     recipe = load_recipe(None, {"model": "m.onnx"})
     with pytest.raises(ValidationError):
-        recipe.model = Path("other")  # type: ignore[misc]
-    assert not dataclasses.is_dataclass(recipe)
+        recipe.model = Path("other")
 
 
 def test_a_recipe_survives_json() -> None:

@@ -1,0 +1,148 @@
+"""The line as a whole, through its library call."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+from edgepack.build import Job, build, output_folder
+from edgepack.config import Recipe, load_recipe
+from edgepack.errors import ConfigError
+from edgepack.model import LARGE_BYTES, load_model
+from edgepack.report import BuildReport
+from edgepack.target import load_target
+
+
+def run(folder: Path, target: str = "x86-cpu", **options: Any) -> tuple[BuildReport, Path]:
+    recipe = load_recipe(folder / "edgepack.yaml", {})
+    return build(Job(recipe, load_target(target), folder, "edgepack build", **options))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny.project(tmp_path / "project", metric="accuracy")
+
+
+def test_the_package_and_its_report(folder: Path) -> None:
+    before = tiny.snapshot(folder)
+    report, output = run(folder)
+    assert output == folder / "dist/x86-cpu"
+    names = sorted(p.name for p in output.iterdir())
+    assert names == ["model.onnx", "ranges.json", "report.json", "report.txt"]
+    after = tiny.snapshot(folder)
+    assert {key: after[key] for key in before} == before, "inputs changed"
+    assert [stage.name for stage in report.stages] == [
+        "load", "normalize", "calibrate", "round", "check original", "choose", "export", "check", "bench",
+        "units",
+    ]  # fmt: skip
+    assert [m.name for m in report.models] == ["original", "onnx"]
+    written = (output / "report.json").read_text()
+    assert written == report.to_json()
+    assert str(folder) not in written
+    assert set(json.loads(written)["fingerprints"]) == {"model", "calibration", "recipe", "target"}
+
+
+def test_units_have_times_and_errors(folder: Path) -> None:
+    report, _ = run(folder)
+    assert {u.method for u in report.units} == {"static"}
+    for unit in report.units:
+        assert unit.sqnr_db is not None and 20 < unit.sqnr_db < 80
+        assert unit.float_us is not None and unit.float_us >= 0
+        assert unit.built_us is not None and unit.built_us >= 0
+    assert sum(u.parameters for u in report.units) == sum(w.size for w in tiny.weights().values())
+
+
+def test_the_model_tells_what_made_it(folder: Path) -> None:
+    report, output = run(folder)
+    facts = load_model(output / "model.onnx").metadata_props
+    assert facts["edgepack.target"] == "x86-cpu"
+    assert facts["edgepack.recipe_digest"] == report.fingerprints["recipe"]
+    assert facts["edgepack.target_digest"] == report.fingerprints["target"]
+    assert facts["edgepack.samples_digest"] == report.fingerprints["calibration"]
+
+
+def test_ranges_of_an_earlier_build_give_the_same_model(folder: Path) -> None:
+    first, output = run(folder)
+    kept = folder / "kept.json"
+    kept.write_bytes((output / "ranges.json").read_bytes())
+    model = (output / "model.onnx").read_bytes()
+    second, _ = run(folder, ranges=kept)
+    assert (output / "model.onnx").read_bytes() == model
+    assert [(u.name, u.method, u.sqnr_db) for u in second.units] == [
+        (u.name, u.method, u.sqnr_db) for u in first.units
+    ]
+    assert (output / "ranges.json").read_bytes() == kept.read_bytes()
+
+
+def test_a_second_build_replaces_the_first_and_leaves_other_files(folder: Path) -> None:
+    _, output = run(folder)
+    (output / "notes.txt").write_text("mine")
+    tiny.project(folder, seed=3)
+    report, _ = run(folder)
+    assert (output / "notes.txt").read_text() == "mine"
+    assert json.loads((output / "report.json").read_text())["fingerprints"] == dict(report.fingerprints)
+
+
+def test_without_evaluation_data_a_part_of_the_samples_is_held_out(tmp_path: Path) -> None:
+    folder = tiny.project(tmp_path / "held", evaluation_data=None)
+    report, output = run(folder)
+    assert report.models[1].fidelity is not None
+    assert report.models[1].fidelity.samples == 24 // 5
+    assert json.loads((output / "ranges.json").read_text())["samples"] == 24 - 24 // 5
+    assert any("kept for the check" in note for note in report.stages[0].notes)
+    np.savez(folder / "calib.npz", x=tiny.samples(1, 1))
+    with pytest.raises(ConfigError, match="holds one sample"):
+        run(folder)
+
+
+def test_an_override_keeps_a_unit_in_float(tmp_path: Path) -> None:
+    override = {"nodes": ["node_2"], "method": "float", "reason": "the last layer"}
+    folder = tiny.project(tmp_path / "o", quantize={"method": "static", "overrides": [override]})
+    report, _ = run(folder)
+    methods = {u.name: (u.method, u.reason) for u in report.units}
+    assert methods["node"][0] == "static"
+    assert methods["node_2"] == ("float", "the last layer")
+
+
+def test_several_formats(folder: Path) -> None:
+    report, output = run(folder, target="mobile")
+    assert (output / "model.ort").is_file()
+    assert [m.name for m in report.models] == ["original", "onnx", "ort"]
+
+
+def test_progress_is_told(folder: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    progress: Callable[[str, int, int], None] = lambda *step: told.append(step)  # noqa: E731
+    run(folder, progress=progress)
+    assert ("calibrate", 24, 24) in told
+    assert ("check original", 12, 12) in told
+    assert {"load", "normalize", "round", "choose", "export", "bench"} <= {name for name, _, _ in told}
+
+
+def test_several_targets_need_a_place_each() -> None:
+    recipe = Recipe(model=Path("m"), target=("x86-cpu", "mobile"), output="out")
+    with pytest.raises(ConfigError, match=r"put \{target\} into the path"):
+        output_folder(recipe, load_target("mobile"))
+    one = recipe.model_copy(update={"target": ("mobile",)})
+    assert output_folder(one, load_target("mobile")) == Path("out")
+
+
+def test_a_large_model_takes_the_sparing_way(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LARGE_BYTES > 10_000
+    monkeypatch.setattr("edgepack.build.LARGE_BYTES", 1)
+    report, output = run(folder)
+    assert any("a large model" in note for note in report.stages[0].notes)
+    assert report.stages[3].notes == ("0 weights by second order, 0 biases corrected",)
+    assert report.models[1].fidelity is not None
+    assert (report.models[1].fidelity.sqnr_db or 0) > 20
+    assert all(u.built_us is None for u in report.units)
+    assert sorted(p.name for p in output.iterdir()) == [
+        "model.onnx",
+        "ranges.json",
+        "report.json",
+        "report.txt",
+    ]

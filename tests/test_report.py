@@ -1,0 +1,143 @@
+"""The report: JSON that anything can read, and a page that a person reads in ten seconds."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from edgepack.report import (
+    BuildReport,
+    Candidate,
+    Fidelity,
+    GateLine,
+    ModelFigures,
+    StageReport,
+    UnitRow,
+    finite,
+    size_text,
+    table,
+    text,
+    time_text,
+)
+
+ORIGINAL = ModelFigures(
+    "original", "net.onnx", 4_000_000, 4.0, 4.4, 3.9, 1.0, 20.0, 9_000_000,
+    Fidelity(50, None, 1.0, 0.91, "top1"),
+)  # fmt: skip
+BUILT = ModelFigures(
+    "onnx", "model.onnx", 1_000_000, 2.0, 2.2, 1.9, 2.0, 15.0, 5_000_000,
+    Fidelity(50, 31.26, 0.98, 0.9, "top1"),
+)  # fmt: skip
+UNITS = (
+    UnitRow("stem", "Conv", "static", "", 432, 28.1, 900.0, 300.0),
+    UnitRow("mix", "Add", "static", "", 0, 25.0, 10.0, 31.0),
+    UnitRow("head", "Conv", "float", "an override of the recipe", 100, 24.0, 50.0, 50.0),
+    UnitRow("gate1", "Mul", "float", "its input 'a' is float", 0, 40.0, 1.0, 1.0),
+    UnitRow("gate2", "Mul", "float", "its input 'b' is float", 0, None, None, None),
+)
+REPORT = BuildReport(
+    edgepack_version="0.1.0",
+    model="net.onnx",
+    target="x86-cpu",
+    command="edgepack build",
+    passed=True,
+    models=(ORIGINAL, BUILT),
+    gate=(GateLine("metric drop at most", 0.02, 0.01, True), GateLine("bytes at most", 2e6, 1e6, True)),
+    candidates=(
+        Candidate("static", 1_000_000, 2.0, 31.2, 0.9, True, ""),
+        Candidate("static, depthwise 3x3 Conv in float", 1_200_000, 1.5, 33.0, None, False, ""),
+        Candidate("float", 4_000_000, 1.0, None, None, False, "larger"),
+    ),
+    units=UNITS,
+    runtime={"integer_kernels": {"QLinearConv": 1, "QLinearAdd": 1}, "leftover_quantize": 1,
+             "leftover_dequantize": 2, "conversions_us": 42.0},
+    stages=(StageReport("load", 0.1, ("a note",)),),
+    environment={"cpu": "Some CPU", "threads": 1, "onnxruntime": "1.32.0"},
+    fingerprints={"model": "00"},
+)  # fmt: skip
+
+
+def test_the_verdict_and_what_counts_are_in_the_first_line() -> None:
+    first = text(REPORT).splitlines()[0]
+    assert first == "PASS  net.onnx for x86-cpu: 4.00× smaller, 2.00× as fast, top1 0.9000  (-0.0100)"
+    assert text(replace(REPORT, passed=False)).startswith("GATE FAILED  net.onnx")
+
+
+def test_a_model_that_grew_or_has_no_metric() -> None:
+    grown = replace(BUILT, size_bytes=5_000_000, speedup=0.8, fidelity=Fidelity(5, None, None, None, None))
+    first = text(replace(REPORT, models=(ORIGINAL, grown))).splitlines()[0]
+    assert first.endswith("1.25× larger, 0.80× as fast, fidelity equal")
+
+
+def test_columns_stand_below_each_other() -> None:
+    lines = text(REPORT).splitlines()
+    start = next(i for i, line in enumerate(lines) if "original" in line and "onnx" in line)
+    places = {
+        line.index(figure) for line, figure in zip(lines[start + 1 :], ["4.00 MB", "4.00 ms"], strict=False)
+    }
+    assert places == {lines[start].index("original")}
+    tried = lines[lines.index("tried") + 1 : lines.index("tried") + 4]
+    assert len({line.index("as fast") for line in tried}) == 1
+    assert tried[0].lstrip().startswith("→ ")
+
+
+def test_what_stayed_float_is_grouped_by_reason() -> None:
+    lines = text(REPORT).splitlines()
+    at = lines.index("float:")
+    assert lines[at + 1 : at + 3] == ["  2 Mul: an input is float", "  1 Conv: an override of the recipe"]
+    assert "static: 1 of 2 Conv, 1 of 1 Add" in lines
+
+
+def test_weak_points_name_units() -> None:
+    page = text(REPORT)
+    assert "slower than in float: mix (10 → 31 µs)" in page
+    assert "lowest fidelity: mix (25.0 dB), stem (28.1 dB)" in page
+
+
+def test_the_limit_that_failed_is_marked() -> None:
+    gate = (
+        REPORT.gate[0],
+        GateLine("bytes at most", 5e5, 1e6, False),
+        GateLine("agreement at least", 0.9, None, False),
+    )
+    lines = text(replace(REPORT, passed=False, gate=gate)).splitlines()
+    failed = [line.split() for line in lines if line.startswith("  FAIL")]
+    assert failed[0] == ["FAIL", "bytes", "at", "most", "500,000", "measured", "1,000,000"]
+    assert failed[1][-2:] == ["not", "measured"]
+
+
+def test_no_line_is_empty_of_meaning() -> None:
+    bare = replace(REPORT, gate=(), candidates=(), units=(), runtime={})
+    page = text(bare)
+    for word in ("gate", "tried", "float:", "lowest", "kernels"):
+        assert word not in page
+    assert "\n\n\n" not in page
+
+
+def test_json_is_complete_and_strict() -> None:
+    content = json.loads(REPORT.to_json(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert set(content) == set(BuildReport.__slots__)
+    assert content["models"][1]["fidelity"]["sqnr_db"] == 31.26
+    assert content["units"][1]["built_us"] == 31.0
+    with pytest.raises(ValueError, match="JSON"):
+        replace(REPORT, runtime={"x": float("inf")}).to_json()
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [(999, "999 B"), (1000, "1.00 kB"), (2_508_800_000, "2.51 GB"), (627_660_000, "627.66 MB")],
+)
+def test_sizes(size: int, shown: str) -> None:
+    assert size_text(size) == shown
+
+
+def test_times() -> None:
+    assert time_text(0.0125) == "12.5 µs"
+    assert time_text(12.345) == "12.35 ms" or time_text(12.345) == "12.34 ms"
+    assert finite(float("nan")) is finite(float("inf")) is finite(None) is None
+    assert finite(1.5) == 1.5
+
+
+def test_tables_do_not_trail() -> None:
+    assert table([("a", "bb"), ("ccc", "")]) == ["  a     bb", "  ccc"]
+    assert table([("a", "1"), ("b", "100")], right=(1,)) == ["  a     1", "  b   100"]
