@@ -35,6 +35,7 @@ SIZE_WEIGHT = 0.2
 """In the balance a file four times smaller outweighs a model 1.3 times slower; see docs/decisions."""
 ROUNDS = 25
 TABLE = "table "
+FLOAT_HERE = "computes in float in the form that was chosen"
 NEVER = 1e6
 BUDGET_SECONDS = 20.0
 """For setting groups of units to float, after the whole-model candidates."""
@@ -120,7 +121,7 @@ class TrialBench:
         )
 
     def confirms(self, trial: Trial, best: Trial) -> bool:
-        """Whether ``trial`` is faster than ``best`` beyond noise, side by side in several sessions of each."""
+        """Whether ``trial`` is faster than ``best`` beyond noise, side by side in several sessions."""
         ratio = file_ratios([best.path, trial.path], self.target.runtime, self.feeds, ROUNDS)[1]
         return ratio.speedup > 1 + SAME_SPEED + ratio.standard_error
 
@@ -216,9 +217,10 @@ def methods_of(
     """Methods by unit: what the recipe fixed, then by type; light units follow their neighbours."""
     light = Method.STATIC if name.startswith("static") else Method.FLOAT
     table = Method.FLOAT if name == "float" else Method.WEIGHT_ONLY
+    methods = {u.name: table if is_table(u) else by_type.get(u.op_type, light) for u in units}
     return {
-        u.name: fixed.get(u.name, (table if is_table(u) else by_type.get(u.op_type, light), ""))
-        for u in units
+        u: fixed.get(u, (method, FLOAT_HERE if method is Method.FLOAT else ""))
+        for u, method in methods.items()
     }
 
 

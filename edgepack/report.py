@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,8 +10,8 @@ from typing import Any
 
 MOST_REASONS = 8
 SHOWN_UNITS = 3
-SLOWER_US = 1.0
-"""Per unit; profiles count whole microseconds."""
+WORTH_TELLING = 0.02
+"""Of the time of all units: what a unit must lose against float to be named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +226,9 @@ def _forms(units: Sequence[UnitRow]) -> list[str]:
     lines = []
     total = Counter(u.op_type for u in units)
     by_method = Counter((u.method, u.op_type) for u in units if u.method != "float")
-    for method in dict.fromkeys(m for m, _ in by_method):
+    for method, _ in Counter(u.method for u in units if u.method != "float").most_common():
         parts = [f"{n} of {total[op]} {op}" for (m, op), n in by_method.most_common() if m == method]
-        lines.append(f"{method.replace('_', ' ')}: {_first(parts, 8, 'more types')}")
+        lines.append(f"{method.replace('_', ' ')}: {_first(parts, 8, 'more')}")
     grouped: dict[str, list[str]] = {}
     for (reason, op), n in Counter(
         (_short(u), u.op_type) for u in units if u.method == "float"
@@ -236,7 +237,7 @@ def _forms(units: Sequence[UnitRow]) -> list[str]:
     if grouped:
         lines.append("float:")
         shown = list(grouped.items())[:MOST_REASONS]
-        lines += [f"  {_first(ops, 6, 'more types')}: {reason}" for reason, ops in shown]
+        lines += [f"  {_first(ops, 6, 'more')}: {reason}" for reason, ops in shown]
         if len(grouped) > len(shown):
             lines.append(f"  and {len(grouped) - len(shown)} more reasons in report.json")
     return lines
@@ -248,8 +249,9 @@ def _first(parts: Sequence[str], most: int, rest: str) -> str:
 
 
 def _short(unit: UnitRow) -> str:
-    """Reasons that differ in a tensor's name alone are one line."""
-    return "an input is float" if unit.reason.startswith("its input ") else unit.reason
+    """Reasons that differ in the name of a tensor or an operator alone are one line."""
+    reason = unit.reason.removesuffix(f" for {unit.op_type}")
+    return re.sub(r"^(its input )?'[^']*' is", "an input is", reason)
 
 
 def _runtime(runtime: Mapping[str, Any]) -> list[str]:
@@ -259,23 +261,35 @@ def _runtime(runtime: Mapping[str, Any]) -> list[str]:
     left = runtime.get("leftover_quantize", 0) + runtime.get("leftover_dequantize", 0)
     spent = runtime.get("conversions_us", 0.0)
     cost = f", {time_text(spent / 1e3)} a run" if spent else ""
-    return [f"the runtime made {kernels} integer kernels and converts {left} times between{cost}"]
+    return [
+        f"the runtime made {kernels} integer kernel{'' if kernels == 1 else 's'} and left {left} "
+        f"conversion{'' if left == 1 else 's'} between them and float{cost}"
+    ]
 
 
 def _weak_points(units: Sequence[UnitRow]) -> list[str]:
-    """The units that are slower than in float, and where the fidelity is lowest; three of each at most."""
-    lines = []
-    timed = [(u.built_us - u.float_us, u) for u in units if u.built_us is not None and u.float_us is not None]
-    slower = sorted((pair for pair in timed if pair[0] > SLOWER_US), key=lambda pair: -pair[0])[:SHOWN_UNITS]
-    if slower:
-        parts = [f"{u.name} ({u.float_us:.0f} → {u.built_us:.0f} µs)" for _, u in slower]
-        lines.append(f"slower than in float: {', '.join(parts)}")
-    changed = [(u.sqnr_db, u) for u in units if u.sqnr_db is not None and u.method != "float"]
-    worst = sorted(changed, key=lambda pair: pair[0])[:SHOWN_UNITS]
-    if worst:
-        parts = [f"{u.name} ({level:.1f} dB)" for level, u in worst]
-        lines.append(f"lowest fidelity: {', '.join(parts)}")
-    return lines
+    """Units in another form than float: those of the lowest fidelity, and those that lost the most time."""
+    changed = [u for u in units if u.method != "float"]
+    least = math.fsum(u.float_us or 0.0 for u in units) * WORTH_TELLING
+    faint = sorted((u for u in changed if u.sqnr_db is not None), key=lambda u: u.sqnr_db or 0.0)[
+        :SHOWN_UNITS
+    ]
+    slow = sorted((u for u in changed if _lost_us(u) > least), key=_lost_us, reverse=True)[:SHOWN_UNITS]
+    rows = [
+        (
+            u.name,
+            u.op_type,
+            "" if u.sqnr_db is None else f"{u.sqnr_db:.1f} dB",
+            "" if u.built_us is None or u.float_us is None else f"{u.float_us:.0f} → {u.built_us:.0f} µs",
+        )
+        for u in dict.fromkeys([*faint, *slow])
+    ]
+    heading = "units with the lowest fidelity" + (", and those slower than in float" if slow else "")
+    return ["", heading, *table(rows, right=(2, 3))] if rows else []
+
+
+def _lost_us(unit: UnitRow) -> float:
+    return 0.0 if unit.built_us is None or unit.float_us is None else unit.built_us - unit.float_us
 
 
 def _candidates(candidates: Sequence[Candidate]) -> list[str]:

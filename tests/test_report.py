@@ -86,12 +86,19 @@ def test_what_stayed_float_is_grouped_by_reason() -> None:
     at = lines.index("float:")
     assert lines[at + 1 : at + 3] == ["  2 Mul: an input is float", "  1 Conv: an override of the recipe"]
     assert "static: 1 of 2 Conv, 1 of 1 Add" in lines
+    reasons = [f"the target's runtime has no integer kernel for {op}" for op in ("Erf", "Pow")]
+    rows = [UnitRow(op, op, "float", reason, 0) for op, reason in zip(("Erf", "Pow"), reasons, strict=True)]
+    assert "  1 Erf, 1 Pow: the target's runtime has no integer kernel" in text(replace(REPORT, units=rows))
 
 
 def test_weak_points_name_units() -> None:
-    page = text(REPORT)
-    assert "slower than in float: mix (10 → 31 µs)" in page
-    assert "lowest fidelity: mix (25.0 dB), stem (28.1 dB)" in page
+    lines = text(REPORT).splitlines()
+    at = lines.index("units with the lowest fidelity, and those slower than in float")
+    assert lines[at + 1].split() == ["mix", "Add", "25.0", "dB", "10", "→", "31", "µs"]
+    assert lines[at + 2].split() == ["stem", "Conv", "28.1", "dB", "900", "→", "300", "µs"]
+    assert lines[at + 3] == ""
+    only_faint = replace(REPORT, units=(UNITS[0],))
+    assert "units with the lowest fidelity" in text(only_faint).splitlines()
 
 
 def test_the_limit_that_failed_is_marked() -> None:
@@ -109,7 +116,7 @@ def test_the_limit_that_failed_is_marked() -> None:
 def test_no_line_is_empty_of_meaning() -> None:
     bare = replace(REPORT, gate=(), candidates=(), units=(), runtime={})
     page = text(bare)
-    for word in ("gate", "tried", "float:", "lowest", "kernels"):
+    for word in ("gate", "tried", "float:", "lowest", "kernel"):
         assert word not in page
     assert "\n\n\n" not in page
 

@@ -37,7 +37,7 @@ class Comparison:
         """Take in one sample.
 
         Raises:
-            ExportError: an output is missing, has another shape, or NaN or infinity that the reference has not.
+            ExportError: an output is missing, has another shape, or is not finite where the reference is.
         """
         for name, expected in reference.items():
             got = other.get(name)
