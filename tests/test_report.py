@@ -88,7 +88,9 @@ def test_what_stayed_float_is_grouped_by_reason() -> None:
     assert "static: 1 of 2 Conv, 1 of 1 Add" in lines
     reasons = [f"the target's runtime has no integer kernel for {op}" for op in ("Erf", "Pow")]
     rows = [UnitRow(op, op, "float", reason, 0) for op, reason in zip(("Erf", "Pow"), reasons, strict=True)]
-    assert "  1 Erf, 1 Pow: the target's runtime has no integer kernel" in text(replace(REPORT, units=tuple(rows)))
+    assert "  1 Erf, 1 Pow: the target's runtime has no integer kernel" in text(
+        replace(REPORT, units=tuple(rows))
+    )
 
 
 def test_weak_points_name_units() -> None:
