@@ -4,6 +4,7 @@ import json
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -286,6 +287,10 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(number)
 
 
+DEFECT = 70
+"""Exit code of a defect (EX_SOFTWARE): 1 would tell a script that the gate was not met."""
+
+
 def run(command: Callable[[], None]) -> int:
     """The exit code of ``command``."""
     try:
@@ -299,4 +304,8 @@ def run(command: Callable[[], None]) -> int:
         return stop.exit_code
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
+    except Exception:  # noqa: BLE001  # nothing is swallowed: the traceback is shown, with a code of its own
+        traceback.print_exc()
+        print("edgepack: this is a defect in edgepack, not in your model or data", file=sys.stderr)
+        return DEFECT
     return 0

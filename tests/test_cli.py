@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import tiny
 
+from edgepack.cli import run
+
 COMMANDS = ("build", "inspect", "plan", "check", "bench", "targets")
 
 
@@ -167,3 +169,11 @@ def test_the_built_model_runs_on_more_rows_than_it_was_calibrated_with(built: Pa
     session = ort.InferenceSession(str(built / "dist/x86-cpu/model.onnx"), providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {"x": np.ones((7, 16), np.float32)})
     assert y.shape == (7, 4)
+
+
+def test_a_defect_has_an_exit_code_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken() -> None:
+        raise KeyError("inner")
+
+    assert run(broken) == 70
+    assert "KeyError" in capsys.readouterr().err
