@@ -1,0 +1,112 @@
+"""What each observer and each way of rounding gives on one task: SQNR of the outputs against the original.
+
+    python benchmarks/ablation.py SUITE_FOLDER TASK [--target x86-cpu] [--samples 100]
+
+All units that have an integer form take it. Prints a table in Markdown: dB over the evaluation samples.
+"""
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import onnx_ir as ir
+from suite import HERE, recipe_for
+
+from edgepack.calibrate.run import calibrate
+from edgepack.config import Calibration, Observer, Recipe, load_recipe
+from edgepack.data import Samples, open_samples
+from edgepack.export.onnx import export_onnx
+from edgepack.measure.check import Baseline, baseline, check
+from edgepack.model import input_specs, load_model
+from edgepack.normalize import normalize
+from edgepack.quantize.apply import apply_plan
+from edgepack.quantize.plan import Method, QuantPlan, make_plan, tensors_to_observe
+from edgepack.quantize.rounding import Rounder, round_weights
+from edgepack.quantize.units import Unit, find_units
+from edgepack.target import Target, load_target
+
+ROUNDING_SAMPLES = 32
+COLUMNS = ("nearest", "bias corrected", "second order, bias corrected")
+
+
+def spread(samples: Samples, count: int) -> Samples:
+    """At most ``count`` samples, evenly spread."""
+    picked = np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)
+    return replace(samples, indices=tuple(samples.indices[i] for i in picked))
+
+
+def read(suite: Path, task: str, target: Target, count: int) -> tuple[Recipe, ir.Model, Samples, Samples]:
+    """The task's recipe, its normalized model, and its calibration and evaluation samples."""
+    with tempfile.NamedTemporaryFile("w", dir=HERE, prefix=".recipe-", suffix=".yaml", encoding="utf-8") as f:
+        f.write(recipe_for(suite, task))
+        f.flush()
+        recipe = load_recipe(Path(f.name), {})
+    original = load_model(recipe.model)
+    inputs = input_specs(original)
+    assert recipe.calibration_data is not None
+    assert recipe.evaluation_data is not None
+    calibration = open_samples(recipe.calibration_data, "calibration", inputs, recipe.images, base=HERE)
+    evaluation = open_samples(recipe.evaluation_data, "evaluation", inputs, recipe.images, base=HERE)
+    model, _ = normalize(original, min_opset=target.min_opset, max_opset=target.max_opset)
+    return recipe, model, calibration, spread(evaluation, count)
+
+
+def static_plan(
+    model: ir.Model, units: tuple[Unit, ...], samples: Samples, target: Target, calibration: Calibration
+) -> QuantPlan:
+    names = tensors_to_observe(units)
+    table = calibrate(model, samples, names, calibration, threads=target.runtime.threads)
+    return make_plan(model, units, table.ranges, target, {u.name: (Method.STATIC, "") for u in units})
+
+
+def rounders(model: ir.Model, plan: QuantPlan, samples: Samples, target: Target, seed: int) -> list[Rounder]:
+    few = spread(samples, ROUNDING_SAMPLES)
+    threads = target.runtime.threads
+    return [
+        Rounder(model),
+        *(
+            round_weights(model, plan, few, second_order=second_order, threads=threads, seed=seed)
+            for second_order in (False, True)
+        ),
+    ]
+
+
+def sqnr_db(
+    model: ir.Model, plan: QuantPlan, rounder: Rounder, samples: Samples, target: Target, reference: Baseline
+) -> float | None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(apply_plan(model, plan, rounder(plan)), path, {})
+        return check(path, samples, target.runtime, reference, None).sqnr_db
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("suite", type=Path)
+    parser.add_argument("task")
+    parser.add_argument("--target", default="x86-cpu")
+    parser.add_argument("--samples", type=int, default=100, help="evaluation samples")
+    arguments = parser.parse_args()
+    target = load_target(arguments.target)
+    recipe, model, calibration, evaluation = read(arguments.suite, arguments.task, target, arguments.samples)
+    reference = baseline(recipe.model, evaluation, target.runtime, None)
+    units = find_units(model, target.kernels)
+    print(f"| {arguments.task}, {len(evaluation)} samples, dB | {' | '.join(COLUMNS)} |")
+    print("|---" * (len(COLUMNS) + 1) + "|")
+    # Which weights are rounded how does not depend on the ranges of activations: rounded once, used by all.
+    made: list[Rounder] = []
+    for observer in get_args(Observer):
+        plan = static_plan(model, units, calibration, target, Calibration(observer=observer))
+        made = made or rounders(model, plan, calibration, target, recipe.seed)
+        figures = [sqnr_db(model, plan, r, evaluation, target, reference) for r in made]
+        print(
+            f"| {observer} | " + " | ".join("inf" if f is None else f"{f:.2f}" for f in figures) + " |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
