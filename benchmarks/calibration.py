@@ -2,14 +2,15 @@
 
     python benchmarks/calibration.py SUITE_FOLDER [--task efficientnet_lite0] [--observer percentile]
 
-Each side runs in a process of its own on the same calibration samples. Both read them, run the float model
-over them, find ranges with the same kind of observer, quantize per channel and save. The stock side's
-preprocessing is done before its clock starts. The whole `edgepack build`, with rounding by second order,
-the choice between forms, check and bench, is timed besides.
+Each side runs in a process of its own on the same calibration samples and all cores. Both read them, run
+the float model over them, find ranges with the same kind of observer, quantize per channel and save. The
+stock side's preprocessing is done before its clock starts. The whole `edgepack build`, with rounding by
+second order, the choice between forms, check and bench, is timed besides.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -44,7 +45,9 @@ def edgepack_side(recipe_file: Path, observer: str, out: Path) -> None:
     )
     model, _ = normalize(original, min_opset=target.min_opset, max_opset=target.max_opset)
     units = find_units(model, target.kernels)
-    table = calibrate(model, samples, tensors_to_observe(units), recipe.calibration, threads=1)
+    table = calibrate(
+        model, samples, tensors_to_observe(units), recipe.calibration, threads=os.cpu_count() or 1
+    )
     plan = make_plan(model, units, table.ranges, target, {u.name: (Method.STATIC, "") for u in units})
     save_model(apply_plan(model, plan, Rounder(model)(plan)), out)
 

@@ -1,6 +1,7 @@
 """The line: from a model and samples to a measured package. The only module that knows the order."""
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -237,7 +238,7 @@ def _ranges(job: Job, model: ir.Model, units: Sequence[Unit], samples: Samples) 
         samples,
         names,
         job.recipe.calibration,
-        threads=job.target.runtime.threads,
+        threads=os.cpu_count() or 1,  # the host's, not the target's: ranges do not depend on it
         on_sample=_counter(job, "calibrate", samples),
     )
 
@@ -258,7 +259,7 @@ def _rounder(
         plan,
         _spread(samples, ROUNDING_SAMPLES),
         second_order=job.recipe.preset != "fast",
-        threads=job.target.runtime.threads,
+        threads=os.cpu_count() or 1,  # the host's, not the target's: ranges do not depend on it
         seed=job.recipe.seed,
         on_sample=_counter(job, "round", _spread(samples, ROUNDING_SAMPLES)),
     )

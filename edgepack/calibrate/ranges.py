@@ -1,6 +1,7 @@
 """Ranges as data: measured once, saved as JSON with fingerprints, used again."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,9 +66,24 @@ def load_ranges(path: Path) -> RangeTable:
         if version != FORMAT:
             raise CalibrationError(f"{path}: ranges of format {version}, this edgepack reads {FORMAT}")
         ranges = {name: Range(**entry) for name, entry in content.pop("ranges").items()}
-        return RangeTable(ranges=ranges, **content)
+        table = RangeTable(ranges=ranges, **content)
+        broken = next((name for name, r in ranges.items() if not _is_range(r)), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CalibrationError(
             f"{path}: is not a table of ranges ({type(error).__name__}: {error}); "
             "give the ranges.json of an earlier build"
         ) from error
+    if broken is not None:
+        raise CalibrationError(
+            f"{path}: tensor {broken!r} has no usable range: {ranges[broken]}; calibrate again"
+        )
+    return table
+
+
+def _is_range(entry: Range) -> bool:
+    """Whether all four numbers are finite and in order; JSON knows NaN, and hands make mistakes."""
+    return (
+        all(math.isfinite(x) for x in (entry.low, entry.high, entry.minimum, entry.maximum))
+        and entry.low <= entry.high
+        and entry.minimum <= entry.maximum
+    )
