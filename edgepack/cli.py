@@ -309,3 +309,7 @@ def run(command: Callable[[], None]) -> int:
         print("edgepack: this is a defect in edgepack, not in your model or data", file=sys.stderr)
         return DEFECT
     return 0
+
+
+if __name__ == "__main__":
+    main()

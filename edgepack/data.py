@@ -138,7 +138,7 @@ def check_disjoint(calibration: Samples, evaluation: Samples) -> None:
 
 
 def _digests(samples: Samples, by_file: bool) -> Iterator[tuple[str, bytes]]:
-    """Key and SHA-256 of each sample."""
+    """Key and SHA-256 of each sample, in a batch of each row: a batch must not hide what it holds."""
     files = samples.origin.images
     if by_file and files is not None:
         for index in samples.indices:
@@ -149,9 +149,21 @@ def _digests(samples: Samples, by_file: bool) -> Iterator[tuple[str, bytes]]:
                 raise SamplesError(f"{files[index]}: sample {index} cannot be read: {error}") from error
             yield samples.origin.keys[index], whole.digest()
         return
+    batched = all(i.shape and not isinstance(i.shape[0], int) for i in samples.inputs)
     for sample in samples:
-        digest = hashlib.sha256()
-        for name, array in sample.feeds.items():
-            digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-            digest.update(array.tobytes())
-        yield sample.key, digest.digest()
+        for row in _rows(sample.feeds) if batched else (sample.feeds,):
+            digest = hashlib.sha256()
+            for name, array in row.items():
+                digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+                digest.update(array.tobytes())
+            yield sample.key, digest.digest()
+
+
+def _rows(feeds: Feeds) -> Iterator[Feeds]:
+    """The samples of a batch, one by one; feeds whose first axes differ are one sample."""
+    sizes = {array.shape[0] for array in feeds.values()}
+    if len(sizes) != 1:
+        yield feeds
+        return
+    for i in range(sizes.pop()):
+        yield {name: array[i : i + 1] for name, array in feeds.items()}
