@@ -73,8 +73,8 @@ def open_samples(
 
     Sources: a ``.npz`` with an array per input, stacked along a leading axis (arrays of other names are
     ignored); a stacked ``.npy``, a folder of ``.npy`` or a folder of images for a model with one input; a
-    folder of ``.npz`` with one sample each; ``module:function`` with ``base`` on the path. The batch axis of
-    a sample may be there or left out. ``images`` holds the preprocessing by input name. With
+    folder of ``.npz`` with one sample each, or of stacks; ``module:function`` with ``base`` on the path. The
+    batch axis of a sample may be there or left out. ``images`` holds the preprocessing by input name. With
     ``data.samples``, that many samples are spread evenly over all.
 
     The structure and the first sample are checked here, every sample when it is read.

@@ -1,5 +1,6 @@
 """One sample's arrays against the model's inputs: the checks that every source of samples shares."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from edgepack.errors import SamplesError, did_you_mean
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
 
+_PICTURE_RANK = 4
 # Exporters write this for every dimension they do not know, so equal names do not mean equal sizes.
 _UNKNOWN_DIMS = (None, "", "?")
 
@@ -24,6 +26,18 @@ class InputSpec:
     dtype: np.dtype[Any]
     shape: tuple[int | str | None, ...] | None
     """Fixed sizes, names of symbolic dimensions, None for an unknown one; None for an unknown rank."""
+
+
+def has_batch_axis(spec: InputSpec) -> bool:
+    """Whether the first axis is the batch for certain: a free size that its name, or a picture's rank, says.
+
+    A free axis of another name may be time or points, and its rows belong together.
+    """
+    if not spec.shape or isinstance(spec.shape[0], int):
+        return False
+    name = (spec.shape[0] or "").lower()
+    picture = len(spec.shape) >= _PICTURE_RANK and not re.search("time|frame|seq|step|^t$", name)
+    return picture or "batch" in name or name in ("b", "bs")
 
 
 def check_names(names: Collection[str], inputs: Sequence[InputSpec], where: str) -> None:

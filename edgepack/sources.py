@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 
 from edgepack.config import ImageInput, Labels
 from edgepack.errors import ConfigError, SamplesError
-from edgepack.feeds import Array, InputSpec, check_names
+from edgepack.feeds import Array, InputSpec, check_names, has_batch_axis
 from edgepack.images import EXTENSIONS, check_image_input, read_image
 from edgepack.labels import Label, as_label, from_filename, from_table
 from edgepack.usercode import load_function
@@ -102,7 +102,8 @@ def open_folder(
 ) -> Source:
     """A folder with one sample a file, in the order of their names: .npz, .npy or images, one kind only.
 
-    Subfolders, hidden files and other extensions are ignored.
+    Subfolders, hidden files and other extensions are ignored. Where a file holds more than one row along the
+    model's batch axis, the files are stacks: each row is a sample.
 
     Raises:
         SamplesError: nothing usable, several kinds, or a kind that does not fit the model.
@@ -121,6 +122,8 @@ def open_folder(
         raise SamplesError(f"{path}: has {what} of a known kind: {', '.join(kinds)}")
     if len(found) > 1:
         raise SamplesError(f"{path}: mixes {' and '.join(found)} files; keep one kind in a folder")
+    if found[0] != "image" and _are_stacks(files, inputs):
+        return _joined([open_stack(file, inputs, labels) for file in files])
     keys = tuple(f"{path.resolve().name}/{p.name}" for p in files)
     values = _folder_labels(path, files, found[0], labels)
     if found[0] == "image":
@@ -131,6 +134,39 @@ def open_folder(
     if found[0] == ".npy":
         _only_input(path, inputs)
     return Source(keys, partial(_each, files, partial(_read_arrays, inputs)), values)
+
+
+def _are_stacks(files: Sequence[Path], inputs: Sequence[InputSpec]) -> bool:
+    """Whether some file holds several samples along the batch axis, and all have that axis."""
+    if not all(has_batch_axis(spec) for spec in inputs):
+        return False
+    most = 1
+    for index, file in enumerate(files):
+        with _naming(index), _reading(file), ExitStack() as stack:
+            held = _open_members(file, [i.name for i in inputs], inputs, stack)
+            shapes = {name: _header(array)[0] for name, array in held.items()}
+        if any(i.shape is None or len(shapes[i.name]) != len(i.shape) for i in inputs):
+            return False
+        most = max(most, *(shape[0] for shape in shapes.values()))
+    return most > 1
+
+
+def _joined(sources: Sequence[Source]) -> Source:
+    """The samples of several places one after the other; all have labels, or none."""
+    labels = [label for source in sources for label in source.labels or ()]
+    return Source(
+        tuple(key for source in sources for key in source.keys),
+        partial(_stream_joined, sources),
+        tuple(labels) if labels else None,
+    )
+
+
+def _stream_joined(sources: Sequence[Source], indices: Sequence[int]) -> Iterator[Mapping[str, Array]]:
+    first = 0
+    for source in sources:
+        inside = [i - first for i in indices if first <= i < first + len(source.keys)]
+        yield from source.stream(inside)
+        first += len(source.keys)
 
 
 def open_function(reference: str, base: Path, labels: Labels | None) -> Source:
@@ -261,10 +297,8 @@ def _each(
     files: Sequence[Path], read: Callable[[Path], dict[str, Array]], indices: Sequence[int]
 ) -> Iterator[dict[str, Array]]:
     for index in indices:
-        try:
+        with _naming(index):
             feeds = read(files[index])
-        except SamplesError as error:
-            raise SamplesError(f"sample {index}: {error}") from error
         yield feeds
 
 
@@ -293,6 +327,14 @@ def _open_members(
                 f"{path}: has no array {name!r} (labels.array); it has {', '.join(sorted(held))}"
             )
     return {name: stack.enter_context(archive.open(f"{name}.npy")) for name in names}
+
+
+@contextmanager
+def _naming(index: int) -> Iterator[None]:
+    try:
+        yield
+    except SamplesError as error:
+        raise SamplesError(f"sample {index}: {error}") from error
 
 
 @contextmanager

@@ -263,5 +263,5 @@ def test_pickled_objects_are_never_loaded(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([{}, {}]), allow_pickle=True)
     with pytest.raises(SamplesError, match="Python objects"):
         opened(tmp_path / "a.npy", X)
-    with pytest.raises(SamplesError, match="allow_pickle=False"):
+    with pytest.raises(SamplesError, match="Python objects"):
         opened(tmp_path, X)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sampling import F4, IDS, MASK, PICTURE, ROW, X, image_folder, module, npy_folder, npz, opened
+from sampling import F4, IDS, MASK, PICTURE, ROW, X, image_folder, module, npy_folder, npz, opened, values
 
 from edgepack.config import ImageInput, Labels
 from edgepack.data import InputSpec, check_disjoint
@@ -216,13 +216,60 @@ def test_twenty_thousand_tiny_samples_take_moments(tmp_path: Path) -> None:
     assert perf_counter() - start < 4  # 0.7 s on an idle core
 
 
-def test_stacks_in_a_folder_do_not_hide_shared_samples(tmp_path: Path) -> None:
-    """Two stacked files read as two batches: the rows are compared, not the batches."""
+def test_batches_do_not_hide_shared_samples(tmp_path: Path) -> None:
+    """A function may yield batches: their rows are compared, not the batches."""
     rows = np.arange(60, dtype=np.float32).reshape(5, 3, 4)
+    batches = module(tmp_path, "batches", "yield {'x': np.arange(36, dtype='f4').reshape(3, 3, 4)}")
+    calibration = opened(batches, X, base=tmp_path)
+    assert [sample.feeds["x"].shape for sample in calibration] == [(3, 3, 4)]
+    check_disjoint(calibration, opened(npz(tmp_path / "other.npz", x=rows[3:]), X))
+    with pytest.raises(SamplesError, match=r"1 evaluation samples are also calibration samples"):
+        check_disjoint(calibration, opened(npz(tmp_path / "evaluation.npz", x=rows[2:]), X))
+
+
+def test_stacks_in_a_folder_are_taken_apart(tmp_path: Path) -> None:
+    rows = np.arange(96, dtype=np.float32).reshape(8, 3, 4)
     folder = tmp_path / "both"
     folder.mkdir()
-    np.savez(folder / "calibration.npz", x=rows[:3])
-    evaluation = npz(tmp_path / "evaluation.npz", x=rows[2:])
-    check_disjoint(opened(folder, X), opened(npz(tmp_path / "other.npz", x=rows[3:]), X))
-    with pytest.raises(SamplesError, match=r"1 evaluation samples are also calibration samples"):
-        check_disjoint(opened(folder, X), opened(evaluation, X))
+    npz(folder / "a.npz", x=rows[:3], label=np.arange(3))
+    npz(folder / "b.npz", x=rows[3:4], label=np.arange(3, 4))
+    npz(folder / "c.npz", x=rows[4:], label=np.arange(4, 8))
+    samples = opened(folder, X, labels=Labels(array="label"))
+    assert samples.origin.keys == ("a.npz[0]", "a.npz[1]", "a.npz[2]", "b.npz[0]", *samples.origin.keys[4:])
+    assert values(samples) == rows[:, 0, 0].tolist()
+    assert samples.labels == list(range(8))
+    assert values(opened(folder, X, samples=3)) == rows[[0, 2, 5], 0, 0].tolist()
+    assert samples.fingerprint == opened(npz(tmp_path / "all.npz", x=rows), X).fingerprint
+    with pytest.raises(SamplesError, match=r"4 evaluation samples are also .*\(c\.npz\[0\] = c\.npz\[0\]"):
+        check_disjoint(samples, opened(folder / "c.npz", X))
+    with pytest.raises(ConfigError, match=r"stacked samples can only be an array"):
+        opened(folder, X, labels=Labels(filename="(a|b|c)"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "apart"),
+    [
+        (("batch", 3, 4), True),
+        (("batch_size", None, 4), True),
+        ((None, 3, 8, 6), True),  # no name, but pictures
+        (("unk__5", 3, 8, 6), True),
+        ((None, 4), False),  # may be time or points, whose rows belong together
+        (("time", 4), False),
+        (("frames", 3, 8, 6), False),
+        ((5, 4), False),
+    ],
+)
+def test_only_a_certain_batch_axis_is_taken_apart(shape: Any, apart: bool, tmp_path: Path) -> None:
+    sizes = [5, *(d if isinstance(d, int) else 2 for d in shape[1:])]
+    samples = opened(npy_folder(tmp_path / "f", np.ones(sizes, F4)), InputSpec("x", F4, shape))
+    assert [s.feeds["x"].shape[0] for s in samples] == ([1] * 5 if apart else [5])
+
+
+def test_samples_without_the_batch_axis_are_no_stacks(tmp_path: Path) -> None:
+    samples = opened(npy_folder(tmp_path / "f", ROW, ROW + 1), X)
+    assert values(samples) == [0, 1]
+    state = InputSpec("state", F4, (2, "batch", 3))
+    folder = tmp_path / "states"
+    folder.mkdir()
+    npz(folder / "0.npz", x=np.ones((2, 3, 4), F4), state=np.ones((2, 2, 3), F4))
+    assert [s.feeds["x"].shape for s in opened(folder, X, state)] == [(2, 3, 4)]
