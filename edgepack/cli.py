@@ -35,36 +35,65 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 ModelPath = Annotated[Path | None, typer.Argument(help="The float ONNX model; by default the recipe's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-TargetName = Annotated[str | None, typer.Option("--target", "-t", help="A target's name, or a .yaml file.")]
+TargetName = Annotated[
+    str | None,
+    typer.Option("--target", "-t", metavar="NAME", help="A target (`edgepack targets`), or a .yaml file."),
+]
+RecipePath = Annotated[
+    Path | None, typer.Option("--recipe", "-r", metavar="FILE", help="Default: ./edgepack.yaml.")
+]
+MetricName = Annotated[
+    str | None, typer.Option("--metric", metavar="NAME", help="top1, accuracy, auc, or module:function.")
+]
 
 
 @app.command()
 def build(
     model: ModelPath = None,
     target: Annotated[
-        list[str] | None, typer.Option("--target", "-t", help="Target, several times for several.")
+        list[str] | None,
+        typer.Option(
+            "--target",
+            "-t",
+            metavar="NAME",
+            help="A target (`edgepack targets`), or a .yaml file; repeatable.",
+        ),
     ] = None,
-    recipe: Annotated[Path | None, typer.Option("--recipe", "-r", help="Default: ./edgepack.yaml.")] = None,
+    recipe: RecipePath = None,
     calibration_data: Annotated[
-        str | None, typer.Option(help="Folder of images, .npz or .npy; one .npz or .npy; module:function.")
+        str | None,
+        typer.Option(
+            metavar="DATA", help="Folder of images, .npz or .npy; one .npz or .npy; module:function."
+        ),
     ] = None,
-    evaluation_data: Annotated[str | None, typer.Option(help="The same, for the check.")] = None,
-    metric: Annotated[str | None, typer.Option(help="top1, accuracy, auc, or module:function.")] = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="Default: dist/{target}.")] = None,
-    method: Annotated[str | None, typer.Option(help="auto, static, dynamic, weight_only or float.")] = None,
-    preset: Annotated[str | None, typer.Option(help="fast or balanced.")] = None,
+    evaluation_data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="The same, for the check; other samples.")
+    ] = None,
+    metric: MetricName = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FOLDER", help="Default: dist/{target}.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(metavar="WORD", help="auto, static, dynamic, weight_only or float.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(metavar="WORD", help="fast or balanced.")] = None,
     observer: Annotated[
-        str | None, typer.Option(help="minmax, moving_average, percentile, entropy or mse.")
+        str | None,
+        typer.Option(metavar="WORD", help="minmax, moving_average, percentile, entropy or mse."),
     ] = None,
-    samples: Annotated[int | None, typer.Option(help="Calibrate on at most this many samples.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(metavar="COUNT", help="Calibrate on at most this many samples.")
+    ] = None,
     ranges: Annotated[
-        Path | None, typer.Option(help="Use the ranges.json of an earlier build; no calibration.")
+        Path | None,
+        typer.Option(metavar="FILE", help="The ranges.json of an earlier build, instead of calibration."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Build the int8 package for one or more targets, check it, measure it, judge it.
+    """Build, check, measure and judge the package.
 
-    With --json one report is an object, the reports of several targets are a list.
+    Reads ./edgepack.yaml, unless a model is named. With --json one report is an object, the reports of
+    several targets are a list.
     """
     from edgepack.target import load_target
 
@@ -106,7 +135,10 @@ def build(
 
 @app.command()
 def inspect(model: ModelPath = None, target: TargetName = None, as_json: Json = False) -> None:
-    """Show operators, parameters and bytes, and with a target what will be integer and why the rest won't."""
+    """Show what is in a model; with a target, its plan too.
+
+    Operators, parameters and bytes, before and after normalization.
+    """
     from edgepack.inspect import inspect_model, inspection_text
     from edgepack.target import load_target
 
@@ -120,12 +152,15 @@ def inspect(model: ModelPath = None, target: TargetName = None, as_json: Json = 
 
 @app.command()
 def plan(model: ModelPath = None, target: TargetName = None, as_json: Json = False) -> None:
-    """Show the plan for a target, a reason for every node that stays float; no data needed."""
+    """Show what will be integer, and why the rest won't.
+
+    Needs no data. The target is by default the recipe's, or x86-cpu for a model given by name.
+    """
     from edgepack.inspect import plan_rows, plan_text
     from edgepack.target import load_target
 
-    path = _model_path(model)
-    rows = plan_rows(path, load_target(target or "x86-cpu"))
+    loaded, _ = _recipe(None, {"model": str(model) if model else None}, model)
+    rows = plan_rows(loaded.model, load_target(target or _first_target(loaded)))
     print(json.dumps(rows, indent=1) if as_json else plan_text(rows), end="\n" if as_json else "")
 
 
@@ -133,42 +168,69 @@ def plan(model: ModelPath = None, target: TargetName = None, as_json: Json = Fal
 def check(
     original: Annotated[Path, typer.Argument(help="The float model.")],
     built: Annotated[list[Path], typer.Argument(help="One or more built models.")],
-    data: Annotated[str | None, typer.Option(help="Evaluation samples; by default the recipe's.")] = None,
-    metric: Annotated[str | None, typer.Option(help="top1, accuracy, auc, or module:function.")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Evaluation samples; by default the recipe's.")
+    ] = None,
+    metric: MetricName = None,
     target: TargetName = None,
-    recipe: Annotated[Path | None, typer.Option("--recipe", "-r", help="Default: ./edgepack.yaml.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe", "-r", metavar="FILE", help="Default: ./edgepack.yaml, if it is of this model."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare built models with the original: fidelity, agreement, and the user's own metric."""
+    """Compare built models with the original.
+
+    Fidelity (signal to noise), agreement, and the metric. The target, by default the recipe's or x86-cpu,
+    says how the runtime is set up.
+    """
     from edgepack.compare import check_models, check_text
     from edgepack.target import load_target
 
     changes = {"model": str(original), "metric": metric, "evaluation_data": _data(data, None)}
-    loaded, base = _recipe(recipe, changes, None)
-    name = target or next(iter(loaded.target), "x86-cpu")
+    loaded, base = _recipe(recipe, changes, None if _is_recipes_own(original) else original)
+    chosen = load_target(target or _first_target(loaded))
     with _progress(as_json) as progress:
-        rows = check_models(original, built, loaded, base, load_target(name), progress)
+        rows = check_models(original, built, loaded, base, chosen, progress)
     print(json.dumps(rows, indent=1) if as_json else check_text(rows), end="\n" if as_json else "")
 
 
 @app.command()
 def bench(
-    models: Annotated[list[Path], typer.Argument(help="Two or more models; the first is the yardstick.")],
+    models: Annotated[list[Path], typer.Argument(help="Models; the first is the yardstick.")],
     data: Annotated[
-        str | None, typer.Option(help="Sample inputs; by default the recipe's, or random.")
+        str | None,
+        typer.Option(metavar="DATA", help="Sample inputs; by default the recipe's, or random, batch 1."),
     ] = None,
     target: TargetName = None,
-    threads: Annotated[int | None, typer.Option(help="Default: the target's.")] = None,
-    runs: Annotated[int, typer.Option(help="Rounds in which every model runs once.")] = 50,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", "-r", metavar="FILE", help="For samples and images; by default none."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="COUNT", help="Default: the target's.", min=1)
+    ] = None,
+    runs: Annotated[
+        int, typer.Option(metavar="COUNT", help="Rounds in which every model runs once.", min=1)
+    ] = 50,
     ops: Annotated[bool, typer.Option("--ops", help="Also the time per operator type.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Time models, taking turns: p50, p90, min, cold start, peak memory."""
+    """Time models side by side, taking turns.
+
+    p50, p90, min, cold start, peak memory, and with --ops where the time goes. The target, by default the
+    recipe's or x86-cpu, says how the runtime is set up.
+    """
     from edgepack.compare import bench_models, bench_text
     from edgepack.target import load_target
 
-    chosen = load_target(target or "x86-cpu")
-    rows = bench_models(models, data, chosen, threads=threads, runs=runs, ops=ops)
+    changes = {"model": str(models[0]), "calibration_data": _data(data, None)}
+    loaded, base = _recipe(recipe, changes, models[0])
+    chosen = load_target(target or _first_target(loaded))
+    samples = loaded.calibration_data
+    rows = bench_models(models, samples, loaded.images, base, chosen, threads=threads, runs=runs, ops=ops)
     print(json.dumps(rows, indent=1) if as_json else bench_text(rows), end="\n" if as_json else "")
 
 
@@ -176,11 +238,11 @@ def bench(
 def targets(
     name: Annotated[str | None, typer.Argument(help="Show this target; by default list all.")] = None,
     schema: Annotated[
-        str | None, typer.Option(help="Print the JSON schema of target or recipe files, for editors.")
+        str | None, typer.Option(metavar="KIND", help="The JSON schema of `target` or `recipe` files.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List targets, show one, or print the JSON schema of target and recipe files."""
+    """List targets, or show one; schemas for editors."""
     from edgepack.config import Recipe
     from edgepack.strict import Strict
     from edgepack.target import Target, list_targets, load_target
@@ -219,6 +281,18 @@ def _model_path(model: Path | None) -> Path:
     if model is not None:
         return model
     return _recipe(None, {}, None)[0].model
+
+
+def _is_recipes_own(model: Path) -> bool:
+    """Whether the recipe here is that of ``model``."""
+    if not (DEFAULT_RECIPE.is_file() and model.exists()):
+        return False
+    own = _recipe(None, {}, None)[0].model
+    return own.exists() and own.samefile(model)
+
+
+def _first_target(recipe: "Recipe") -> str:
+    return next(iter(recipe.target), "x86-cpu")
 
 
 def _data(path: str | None, samples: int | None) -> dict[str, Any] | None:

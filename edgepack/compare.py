@@ -1,13 +1,13 @@
 """The commands that measure models which exist already: check and bench."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgepack.config import Data, Recipe
+from edgepack.config import Data, ImageInput, Recipe
 from edgepack.data import open_samples
 from edgepack.errors import ConfigError
 from edgepack.feeds import Feeds, InputSpec
@@ -15,14 +15,17 @@ from edgepack.measure.bench import bench
 from edgepack.measure.check import baseline, check
 from edgepack.measure.environment import environment
 from edgepack.measure.profile import profile_ops
+from edgepack.measure.session import open_session
 from edgepack.metrics import resolve_metric
 from edgepack.model import input_specs, load_model, model_bytes
 from edgepack.report import size_text, time_text
-from edgepack.target import Target
+from edgepack.target import Runtime, Target
 
 UNKNOWN_SIZE = 1
 BENCH_SAMPLES = 16
 SHOWN_OPS = 8
+RUNTIME_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(string)": "str"}
+"""Types whose names the runtime and numpy do not share."""
 
 
 def check_models(
@@ -72,22 +75,31 @@ def check_text(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def bench_models(
-    models: Sequence[Path], data: str | None, target: Target, *, threads: int | None, runs: int, ops: bool
+    models: Sequence[Path],
+    data: Data | None,
+    images: Mapping[str, ImageInput],
+    base: Path,
+    target: Target,
+    *,
+    threads: int | None,
+    runs: int,
+    ops: bool,
 ) -> list[dict[str, Any]]:
-    """Latency of ``models`` taking turns, on the samples of ``data`` or on random inputs.
+    """Latency of ``models`` taking turns, on the first samples of ``data`` or on random inputs.
 
-    With ``ops`` also microseconds by operator type, profiled.
+    ``images`` and ``base`` are those of the recipe that ``data`` come from. With ``ops`` also microseconds by
+    operator type, profiled.
 
     Raises:
         EdgepackError: see :mod:`edgepack.errors`.
     """
     runtime = target.runtime if threads is None else target.runtime.model_copy(update={"threads": threads})
-    inputs = input_specs(load_model(next((m for m in models if m.suffix == ".onnx"), models[0])))
+    inputs = _inputs(models[0], runtime)
     if data is None:
         feeds = [random_feed(inputs)]
     else:
-        samples = open_samples(Data(path=data, samples=BENCH_SAMPLES), "bench", inputs, {}, base=Path())
-        feeds = [sample.feeds for sample in samples]
+        few = Data(path=data.path, samples=BENCH_SAMPLES)
+        feeds = [sample.feeds for sample in open_samples(few, "bench", inputs, images, base=base)]
     names = {f"{i} {path}": path for i, path in enumerate(models)}
     latencies = bench(names, runtime, feeds, warmup=5, runs=runs)
     facts = {"environment": {**environment(), "threads": runtime.threads}}
@@ -136,6 +148,20 @@ def bench_text(rows: Sequence[dict[str, Any]]) -> str:
     where = rows[0]["environment"]
     lines.append(f"{where['cpu']}, {where['threads']} thread(s), onnxruntime {where['onnxruntime']}")
     return "\n".join(lines) + "\n"
+
+
+def _inputs(path: Path, runtime: Runtime) -> tuple[InputSpec, ...]:
+    """What a model file must be fed; only the runtime can read an .ort."""
+    if path.suffix != ".ort":
+        return input_specs(load_model(path))
+    return tuple(
+        InputSpec(
+            value.name,
+            np.dtype(RUNTIME_TYPES.get(value.type, value.type.removeprefix("tensor(").removesuffix(")"))),
+            tuple(value.shape),
+        )
+        for value in open_session(path, runtime).get_inputs()
+    )
 
 
 def _bytes(path: Path) -> int:

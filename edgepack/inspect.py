@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from edgepack.calibrate.ranges import Range
 from edgepack.model import input_specs, load_model, model_bytes, require_float
 from edgepack.normalize import normalize, opset_of
@@ -24,6 +26,7 @@ class Inspection:
     inputs: dict[str, str]
     outputs: dict[str, str]
     parameters: int
+    """Elements of the constants after normalization."""
     operators: dict[str, int]
     operators_normalized: dict[str, int]
     refused: tuple[str, ...]
@@ -53,7 +56,7 @@ def inspect_model(path: Path, target: Target | None) -> Inspection:
         size_bytes=model_bytes(path),
         opset=notes.opset_before,
         inputs={s.name: f"{s.dtype} {_shape(s.shape)}" for s in input_specs(model)},
-        outputs={str(v.name): f"{v.dtype} {v.shape}" for v in model.graph.outputs},
+        outputs={str(v.name): _kind(v) for v in model.graph.outputs},
         parameters=sum(c.size for c in constants),
         operators=dict(Counter(n.op_type for n in model.graph).most_common()),
         operators_normalized=dict(Counter(n.op_type for n in normalized.graph).most_common()),
@@ -85,11 +88,11 @@ def plan_rows(path: Path, target: Target) -> list[dict[str, str]]:
 def inspection_text(found: Inspection) -> str:
     """The facts as a page of text."""
     lines = [
-        f"{found.file}: {size_text(found.size_bytes)}, opset {found.opset}, {found.parameters:,} parameters",
+        f"{found.file}: {size_text(found.size_bytes)}, opset {found.opset}",
         *(f"  in   {name}: {kind}" for name, kind in found.inputs.items()),
         *(f"  out  {name}: {kind}" for name, kind in found.outputs.items()),
         f"operators: {_counts(found.operators)}",
-        f"normalized: {_counts(found.operators_normalized)}",
+        f"normalized: {_counts(found.operators_normalized)}, with {found.parameters:,} parameters",
     ]
     lines += [f"left alone: {refusal}" for refusal in found.refused[:10]]
     if found.planned:
@@ -106,6 +109,11 @@ def plan_text(rows: list[dict[str, str]]) -> str:
     lines = ["  ".join(row[c].ljust(widths[c]) for c in columns).rstrip() for row in rows]
     forms = Counter(row["form"] for row in rows)
     return "\n".join([*lines, "", ", ".join(f"{n} {form}" for form, n in forms.items()), ""])
+
+
+def _kind(value: ir.Value) -> str:
+    dims = None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
+    return f"{'?' if value.dtype is None else value.dtype.numpy()} {_shape(dims)}"
 
 
 def _counts(operators: dict[str, int]) -> str:

@@ -76,6 +76,32 @@ def test_a_model_named_on_the_command_line_does_not_take_the_recipe_here(built: 
     assert "no calibration data" in done.stderr
 
 
+def test_check_takes_the_recipe_here_only_for_its_own_model(built: Path) -> None:
+    done = tiny.run(built, "check", "model.onnx", "dist/x86-cpu/model.onnx")
+    assert "accuracy" in done.stdout
+    (built / "other.onnx").write_bytes((built / "model.onnx").read_bytes())
+    done = tiny.run(built, "check", "other.onnx", "dist/x86-cpu/model.onnx")
+    assert done.returncode == 2
+    assert "no samples to check on" in done.stderr
+    done = tiny.run(built, "check", "other.onnx", "dist/x86-cpu/model.onnx", "--data", "calib.npz")
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" not in done.stdout
+
+
+def test_plan_without_a_model_is_for_the_target_of_the_recipe(tmp_path: Path) -> None:
+    folder = tiny.project(tmp_path / "plan", target="no-such-target")
+    assert "no-such-target" in tiny.run(folder, "plan").stderr
+    assert tiny.run(folder, "plan", "model.onnx").returncode == 0
+
+
+def test_modules_that_look_like_commands_are_commands(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edgepack.cli", "--version"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=tiny.environment(), capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("edgepack 0.")
+
+
 def test_two_targets_in_one_call(tmp_path: Path) -> None:
     folder = tiny.project(tmp_path / "two")
     done = tiny.run(folder, "build", "-t", "x86-cpu", "-t", "arm-cpu", "--json")

@@ -1,15 +1,19 @@
 """Check and bench of models that exist already."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 from onnx_models import parse
+from sampling import image_folder
 
 from edgepack.compare import bench_models, bench_text, check_models, check_text, random_feed
-from edgepack.config import load_recipe
+from edgepack.config import Data, ImageInput, load_recipe
 from edgepack.errors import ConfigError, ExportError
+from edgepack.export.ort import export_ort
 from edgepack.feeds import InputSpec
 from edgepack.model import save_model
 from edgepack.target import load_target
@@ -57,7 +61,8 @@ def test_check_refuses_another_output(folder: Path) -> None:
 
 def test_bench_measures_each_file_and_its_operators(folder: Path) -> None:
     models = [folder / "model.onnx", folder / "noisy.onnx"]
-    rows = bench_models(models, str(folder / "calib.npz"), TARGET, threads=1, runs=5, ops=True)
+    data = Data(path=str(folder / "calib.npz"))
+    rows = bench_models(models, data, {}, folder, TARGET, threads=1, runs=5, ops=True)
     assert [row["model"] for row in rows] == [str(m) for m in models]
     for row in rows:
         assert 0 < row["min_ms"] <= row["p50_ms"] <= row["p90_ms"]
@@ -68,6 +73,28 @@ def test_bench_measures_each_file_and_its_operators(folder: Path) -> None:
     page = bench_text(rows)
     assert page.count("p50") == 2
     assert "thread(s), onnxruntime" in page.splitlines()[-1]
+
+
+def test_bench_of_an_ort_file_on_random_inputs(folder: Path) -> None:
+    path = folder / "model.ort"
+    export_ort(folder / "model.onnx", path, load_target("mobile").runtime)
+    rows = bench_models([path], None, {}, folder, TARGET, threads=None, runs=3, ops=True)
+    assert rows[0]["size_bytes"] == path.stat().st_size
+    assert rows[0]["p50_ms"] > 0
+    assert rows[0]["ops_us"]
+    json.dumps(rows, allow_nan=False)
+
+
+def test_bench_of_pictures_takes_the_preprocessing_of_the_recipe(tmp_path: Path) -> None:
+    net = parse("net (float[batch, 3, 8, 6] picture) => (float[batch, 3, 8, 6] y) { y = Relu (picture) }")
+    save_model(net, tmp_path / "model.onnx")
+    data = Data(path=str(image_folder(tmp_path / "images", "a.png", "b.png")))
+    options: dict[str, Any] = {"threads": 1, "runs": 2, "ops": False}
+    with pytest.raises(ConfigError, match="images:"):
+        bench_models([tmp_path / "model.onnx"], data, {}, tmp_path, TARGET, **options)
+    images = {"picture": ImageInput()}
+    rows = bench_models([tmp_path / "model.onnx"], data, images, tmp_path, TARGET, **options)
+    assert rows[0]["p50_ms"] > 0
 
 
 def test_random_inputs_for_a_bench() -> None:

@@ -29,6 +29,8 @@ def test_facts_of_a_model(model: Path) -> None:
     assert found.planned == ()
     page = inspection_text(found)
     assert "in   x: float32 [batch, 3, 8, 8]" in page
+    assert all(kind.startswith("float32 [batch, ") for kind in found.outputs.values())
+    assert f"with {found.parameters:,} parameters" in page
     assert "2 Conv" in page
 
 
