@@ -136,7 +136,7 @@ def output_folder(recipe: Recipe, target: Target) -> Path:
 
 def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
     recipe, clock = job.recipe, _Clock(job.progress)
-    digests = {"recipe": _digest(recipe.model_dump_json()), "target": _digest(job.target.model_dump_json())}
+    digests = {"recipe": _digest(recipe.settings_json()), "target": _digest(job.target.model_dump_json())}
     with clock.stage("load") as notes:
         original = load_model(recipe.model)
         require_float(original, recipe.model)

@@ -1,5 +1,6 @@
 """The recipe: what the user wants built, from ``edgepack.yaml`` and the command line."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -132,6 +133,15 @@ class Recipe(Strict):
         if isinstance(content, dict) and isinstance(content.get("target"), str):
             return {**content, "target": [content["target"]]}
         return content
+
+    def settings_json(self) -> str:
+        """What was asked for, without the places of files: the same wherever the project lies."""
+        content = self.model_dump(mode="json", exclude={"model", "output"})
+        for data in filter(None, map(content.get, DATA_KEYS)):
+            del data["path"]
+            if data["labels"]:
+                del data["labels"]["file"]
+        return json.dumps(content)
 
 
 def load_recipe(path: Path | None, changes: dict[str, Any]) -> Recipe:

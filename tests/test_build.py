@@ -1,6 +1,7 @@
 """The line as a whole, through its library call."""
 
 import json
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def test_the_package_and_its_report(folder: Path) -> None:
     written = (output / "report.json").read_text()
     assert written == report.to_json()
     assert str(folder) not in written
+    assert platform.node() not in written.replace(report.model, "")
     assert set(json.loads(written)["fingerprints"]) == {"model", "calibration", "recipe", "target"}
 
 
@@ -110,8 +112,30 @@ def test_an_override_keeps_a_unit_in_float(tmp_path: Path) -> None:
 
 def test_several_formats(folder: Path) -> None:
     report, output = run(folder, target="mobile")
-    assert (output / "model.ort").is_file()
     assert [m.name for m in report.models] == ["original", "onnx", "ort"]
+    needed = (output / "model.required_operators.config").read_text()
+    assert "QGemm" in needed or "QLinearMatMul" in needed
+    assert json.loads((output / "report.json").read_text())["target"] == "mobile"
+
+
+def test_the_gate_of_the_target_holds_where_the_recipe_has_none(tmp_path: Path) -> None:
+    """And then a limit on a metric that nobody measured is no failure."""
+    folder = tiny.project(tmp_path / "g", gate=None)
+    assert load_target("x86-cpu").gate.max_metric_drop is not None
+    report, _ = run(folder)
+    assert report.gate == () and report.passed
+    asked = tiny.project(tmp_path / "a", gate={"max_metric_drop": 0.5})
+    report, output = run(asked)
+    assert [(line.limit, line.measured, line.passed) for line in report.gate] == [
+        ("metric drop at most", None, False)
+    ]
+    assert not report.passed
+    assert (output / "model.onnx").is_file()
+
+
+def test_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:
+    models = [run(tiny.project(tmp_path / name, preset="balanced"))[1] / "model.onnx" for name in "ab"]
+    assert models[0].read_bytes() == models[1].read_bytes()
 
 
 def test_progress_is_told(folder: Path) -> None:

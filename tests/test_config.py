@@ -162,3 +162,16 @@ def test_any_other_key_is_named(content: dict[str, Any]) -> None:
         parse(Recipe, {"model": "m", **values}, "here")
     for key in unknown:
         assert repr(key) in str(caught.value)
+
+
+def test_settings_are_the_same_wherever_the_files_lie(tmp_path: Path) -> None:
+    text = "model: m.onnx\noutput: out\nevaluation_data: {path: e, samples: 5, labels: {file: l.tsv}}\n"
+    found = set()
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "edgepack.yaml").write_text(text)
+        found.add(load_recipe(tmp_path / place / "edgepack.yaml", {}).settings_json())
+    (settings,) = found
+    assert str(tmp_path) not in settings
+    assert '"samples": 5' in settings
+    assert load_recipe(tmp_path / "a" / "edgepack.yaml", {"seed": 1}).settings_json() != settings
