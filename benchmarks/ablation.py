@@ -1,8 +1,9 @@
-"""What each observer and each way of rounding gives on one task: SQNR of the outputs against the original.
+"""What each observer and each way of rounding gives on one task: SQNR against the original, and the metric.
 
-    python benchmarks/ablation.py SUITE_FOLDER TASK [--target x86-cpu] [--samples 100]
+    python benchmarks/ablation.py SUITE_FOLDER TASK [--target x86-cpu] [--samples 1000]
 
-All units that have an integer form take it. Prints a table in Markdown: dB over the evaluation samples.
+All units that have an integer form take it. Prints a table in Markdown: dB over the evaluation
+samples, and the task's metric on them.
 """
 
 import argparse
@@ -20,12 +21,14 @@ from edgepack.config import Calibration, Observer, Recipe, load_recipe
 from edgepack.data import Samples, open_samples
 from edgepack.export.onnx import export_onnx
 from edgepack.measure.check import Baseline, baseline, check
+from edgepack.metrics import Metric, resolve_metric
 from edgepack.model import input_specs, load_model
 from edgepack.normalize import normalize
 from edgepack.quantize.apply import apply_plan
 from edgepack.quantize.plan import Method, QuantPlan, make_plan, tensors_to_observe
 from edgepack.quantize.rounding import Rounder, round_weights
 from edgepack.quantize.units import Unit, find_units
+from edgepack.report import Fidelity
 from edgepack.target import Target, load_target
 
 ROUNDING_SAMPLES = 32
@@ -74,13 +77,25 @@ def rounders(model: ir.Model, plan: QuantPlan, samples: Samples, target: Target,
     ]
 
 
-def sqnr_db(
-    model: ir.Model, plan: QuantPlan, rounder: Rounder, samples: Samples, target: Target, reference: Baseline
-) -> float | None:
+def cell(fidelity: Fidelity) -> str:
+    """What the table says of one model: dB, and the metric where the task has one."""
+    sqnr = "inf" if fidelity.sqnr_db is None else f"{fidelity.sqnr_db:.2f}"
+    return sqnr if fidelity.metric is None else f"{sqnr} / {fidelity.metric:.4f}"
+
+
+def measured(
+    model: ir.Model,
+    plan: QuantPlan,
+    rounder: Rounder,
+    samples: Samples,
+    target: Target,
+    reference: Baseline,
+    metric: Metric | None,
+) -> Fidelity:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(apply_plan(model, plan, rounder(plan)), path, {})
-        return check(path, samples, target.runtime, reference, None).sqnr_db
+        return check(path, samples, target.runtime, reference, metric)
 
 
 def main() -> None:
@@ -88,24 +103,26 @@ def main() -> None:
     parser.add_argument("suite", type=Path)
     parser.add_argument("task")
     parser.add_argument("--target", default="x86-cpu")
-    parser.add_argument("--samples", type=int, default=100, help="evaluation samples")
+    parser.add_argument("--samples", type=int, default=1000, help="evaluation samples, at most")
     arguments = parser.parse_args()
     target = load_target(arguments.target)
     recipe, model, calibration, evaluation = read(arguments.suite, arguments.task, target, arguments.samples)
-    reference = baseline(recipe.model, evaluation, target.runtime, None)
+    metric = resolve_metric(recipe.metric, HERE) if recipe.metric else None
+    reference = baseline(recipe.model, evaluation, target.runtime, metric)
     units = find_units(model, target.kernels)
-    print(f"| {arguments.task}, {len(evaluation)} samples, dB | {' | '.join(COLUMNS)} |")
+    units_of_cells = "dB" if metric is None else f"dB / {metric.name}"
+    head = f"{arguments.task}, {len(evaluation)} samples, {units_of_cells}"
+    print(f"| {head} | {' | '.join(COLUMNS)} |")
     print("|---" * (len(COLUMNS) + 1) + "|")
     # Which weights are rounded how does not depend on the ranges of activations: rounded once, used by all.
     made: list[Rounder] = []
     for observer in get_args(Observer):
         plan = static_plan(model, units, calibration, target, Calibration(observer=observer))
         made = made or rounders(model, plan, calibration, target, recipe.seed)
-        figures = [sqnr_db(model, plan, r, evaluation, target, reference) for r in made]
-        print(
-            f"| {observer} | " + " | ".join("inf" if f is None else f"{f:.2f}" for f in figures) + " |",
-            flush=True,
-        )
+        cells = [cell(measured(model, plan, r, evaluation, target, reference, metric)) for r in made]
+        print(f"| {observer} | {' | '.join(cells)} |", flush=True)
+    if reference.fidelity.metric is not None:
+        print(f"\nThe original: {reference.fidelity.metric:.4f}")
 
 
 if __name__ == "__main__":
