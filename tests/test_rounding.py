@@ -216,7 +216,9 @@ def test_inputs_that_are_always_zero(dead: str) -> None:
     np.testing.assert_array_equal(integers[:, :, quiet], np.clip(np.rint(weight / scale), -7, 7)[:, :, quiet])
 
 
-def prepared(folder: Path, model: ir.Model, x: Array) -> tuple[QuantPlan, Samples]:
+def prepared(
+    folder: Path, model: ir.Model, x: Array, *, reduce_range: bool = False
+) -> tuple[QuantPlan, Samples]:
     """A static plan of ``model`` and the samples ``x`` [samples, ...]."""
     folder.mkdir(exist_ok=True)
     np.savez(folder / "x.npz", x=x)
@@ -226,6 +228,8 @@ def prepared(folder: Path, model: ir.Model, x: Array) -> tuple[QuantPlan, Sample
     for number, node in enumerate(model.graph):
         node.name = f"{node.op_type}_{number}"  # as normalize leaves every node
     target = load_target("x86-cpu")
+    quantization = target.quantization.model_copy(update={"reduce_range": reduce_range})
+    target = target.model_copy(update={"quantization": quantization})
     units = find_units(model, target.kernels)
     table = calibrate(model, samples, tensors_to_observe(units), Calibration(observer="minmax"), threads=1)
     methods = {u.name: (Method.STATIC, "") for u in units}
@@ -285,6 +289,22 @@ def test_second_order_lowers_the_error_of_real_outputs(tmp_path: Path) -> None:
 
     assert error(rounder_of(model, plan, samples, second_order=True)) < 0.3 * error(Rounder(model))
     assert rounder_of(model, plan, samples, second_order=False).rounded == {}
+
+
+@pytest.mark.parametrize("reduce_range, limit", [(False, 127), (True, 63)])
+@pytest.mark.parametrize("second_order", [False, True])
+def test_integers_use_the_targets_range_and_no_more(
+    tmp_path: Path, reduce_range: bool, limit: int, second_order: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    weight, x = f32(rng.normal(size=(32, 16))), f32(correlated(32, 100, rng).T.reshape(20, 5, 32))
+    model = parse("net (float[5, 32] x) => (float[5, 16] y) { y = MatMul (x, w) }", weights={"w": weight})
+    plan, samples = prepared(tmp_path, model, x, reduce_range=reduce_range)
+    rounder = rounder_of(model, plan, samples, second_order=second_order)
+    assert bool(rounder.rounded) == second_order
+    (rounded,) = rounder(plan).values()
+    assert rounded.integers.dtype == np.int8
+    assert np.abs(rounded.integers.astype(int)).max() == limit
 
 
 def test_weights_of_other_parameters_are_rounded_to_nearest(tmp_path: Path) -> None:
