@@ -9,22 +9,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from edgepack.feeds import Feeds
 from edgepack.measure.bench import file_ratios, quick_ratios
-from edgepack.measure.check import Comparison, Outputs, compare_sessions
-from edgepack.measure.session import open_session, run
+from edgepack.measure.check import Comparison, compare_outputs
+from edgepack.measure.runner import Outputs, Runner, open_model
 from edgepack.model import model_bytes, save_model
 from edgepack.quantize.plan import Method, QuantPlan
 from edgepack.quantize.units import Role, Unit
 from edgepack.report import Candidate, Fidelity, finite
 from edgepack.target import Target
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
 
 Methods = Mapping[str, tuple[Method, str]]
 """Method and reason by unit name."""
@@ -102,10 +98,10 @@ class TrialBench:
     made: int = 0
 
     def __post_init__(self) -> None:
-        self._session = open_session(self.original, self.target.runtime)
-        self._reference = [run(self._session, feed) for feed in self.feeds]
+        self._runner = open_model(self.original, self.target.runtime)
+        self._reference = [self._runner.run(feed) for feed in self.feeds]
 
-    _session: "ort.InferenceSession" = field(init=False)
+    _runner: Runner = field(init=False)
     _reference: list[Outputs] = field(init=False)
 
     def measure(self, name: str, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
@@ -113,9 +109,9 @@ class TrialBench:
         self.made += 1
         path = self.folder / f"trial_{self.made}.onnx"
         save_model(model, path)
-        session = open_session(path, self.target.runtime)
-        compared = compare_sessions(self._reference, session, self.feeds)
-        ratio = quick_ratios([self._session, session], self.feeds, ROUNDS)[1]
+        runner = open_model(path, self.target.runtime)
+        compared = compare_outputs(self._reference, runner, self.feeds)
+        ratio = quick_ratios([self._runner, runner], self.feeds, ROUNDS)[1]
         return Trial(
             name, methods, plan, path, model_bytes(path), ratio.speedup, ratio.standard_error, compared
         )

@@ -37,6 +37,19 @@ class Fidelity:
 
 
 @dataclass(frozen=True, slots=True)
+class Parity:
+    """How close one artifact's outputs are to another's, over the evaluation samples."""
+
+    name: str
+    against: str
+    """The other one, whose outputs count as the signal."""
+    sqnr_db: float | None
+    """``None`` when the outputs are equal."""
+    agreement: float | None
+    """Share of equal argmax, as in :class:`Fidelity`."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFigures:
     """Everything measured of one model file."""
 
