@@ -1,5 +1,10 @@
-"""``.tflite`` files run by LiteRT's interpreter, or by tflite-runtime, its name on older devices."""
+"""``.tflite`` files run by LiteRT's interpreter, or by tflite-runtime, its name on older devices.
 
+A file may keep an image in another order of axes than the ONNX model that it was made of (NHWC for NCHW); it
+says so in its metadata, and a runner takes and gives arrays in the order of the ONNX model.
+"""
+
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,11 +18,14 @@ import numpy as np
 
 from edgepack.errors import ConfigError, ModelError
 from edgepack.feeds import Array, Feeds, InputSpec
+from edgepack.measure.tflite_file import read_metadata
 from edgepack.numerics import dequantize, quantize
 from edgepack.scheme import QuantParams, QuantType
 
 LIBRARIES = ("ai_edge_litert", "tflite_runtime")
 """Both have the same Interpreter; the first one that is installed is used."""
+LAYOUT = "edgepack.layout"
+"""Metadata entry, JSON: of ``inputs`` and ``outputs``, by name, the ONNX axes as the file stores them."""
 DELEGATE = "DELEGATE"
 """What the interpreter calls a node that stands for all that a delegate took in one piece."""
 
@@ -71,8 +79,19 @@ class Port:
     index: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    """In the order of the ONNX model."""
+    order: tuple[int, ...]
+    """The axes of the ONNX model, as the file stores them."""
     params: QuantParams | None
     """How it stores real values, where it does so as integers."""
+
+    def stored(self, array: Array) -> Array:
+        """``array`` of the ONNX model as the file takes it."""
+        return np.ascontiguousarray(array.transpose(self.order))
+
+    def native(self, array: Array) -> Array:
+        """``array`` of the file as the ONNX model has it."""
+        return array.transpose(np.argsort(self.order))
 
     @property
     def spec(self) -> InputSpec:
@@ -116,11 +135,11 @@ class LitertRunner:
                 f"is {list(array.shape)}; give samples of that shape, or build with other `dims:`"
             )
         if port.params is not None and np.issubdtype(array.dtype, np.floating):
-            return quantize(array, port.params)
+            return port.stored(quantize(array, port.params))
         narrowed = array.astype(port.dtype, copy=False)
         if not np.array_equal(narrowed, array):
             raise ModelError(f"{self.path}: its input {port.name!r} is {port.dtype}, some values do not fit")
-        return narrowed
+        return port.stored(narrowed)
 
     def call(self, prepared: Feeds) -> list[Array]:
         """One run, in the file's own types."""
@@ -133,7 +152,7 @@ class LitertRunner:
         """One run, from real values to real values."""
         found = self.call(self.prepare(feeds))
         return {
-            port.name: array if port.params is None else dequantize(array, port.params)
+            port.name: port.native(array if port.params is None else dequantize(array, port.params))
             for port, array in zip(self.results, found, strict=True)
         }
 
@@ -159,22 +178,30 @@ def open_tflite(path: Path, threads: int, *, xnnpack: bool = True) -> LitertRunn
         interpreter.allocate_tensors()
     except Exception as error:  # ValueError, RuntimeError, and whatever an unfit NumPy makes of it
         raise ModelError(f"{path}: {module.__name__} refuses it: {str(error).splitlines()[0]}") from error
-    entries, results = (
-        tuple(_port(details) for details in found)
-        for found in (interpreter.get_input_details(), interpreter.get_output_details())
-    )
+    orders = _orders(path)
+    entries = tuple(_port(found, orders["inputs"]) for found in interpreter.get_input_details())
+    results = tuple(_port(found, orders["outputs"]) for found in interpreter.get_output_details())
     return LitertRunner(path, interpreter, entries, results, threads == 1)
 
 
-def _port(details: Mapping[str, Any]) -> Port:
-    dtype = np.dtype(details["dtype"])
+def _orders(path: Path) -> dict[str, dict[str, list[int]]]:
+    """Orders of axes by the name of the input and output; none are known of a file that others wrote."""
+    entry = read_metadata(path).get(LAYOUT)
+    orders: dict[str, dict[str, list[int]]] = json.loads(entry) if entry else {"inputs": {}, "outputs": {}}
+    return orders
+
+
+def _port(details: Mapping[str, Any], orders: Mapping[str, Sequence[int]]) -> Port:
+    name, dtype = details["name"], np.dtype(details["dtype"])
     stored = details["quantization_parameters"]
     params = None
     if np.issubdtype(dtype, np.integer) and len(stored["scales"]) == 1:
         scale, zero_point = np.float32(stored["scales"][0]), stored["zero_points"][0]
         params = QuantParams(QuantType(dtype.name), np.asarray(scale), np.asarray(zero_point, dtype))
-    shape = tuple(int(size) for size in details["shape"])
-    return Port(details["name"], int(details["index"]), dtype, shape, params)
+    sizes = [int(size) for size in details["shape"]]
+    order = tuple(orders.get(name, range(len(sizes))))
+    shape = tuple(sizes[order.index(axis)] for axis in range(len(sizes)))
+    return Port(name, int(details["index"]), dtype, shape, order, params)
 
 
 def delegation(operators: Sequence[Mapping[str, Any]]) -> Delegation:
