@@ -11,19 +11,19 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgepack import __version__
+from edgepack.artifacts import Material, figures_of, outdated, require_runtimes, write_artifacts
 from edgepack.calibrate.ranges import RangeTable, load_ranges
 from edgepack.calibrate.run import calibrate
 from edgepack.choose import Choice, Floor, Methods, TrialBench, choose
 from edgepack.config import Recipe
 from edgepack.data import Samples, check_disjoint, open_samples
-from edgepack.errors import ConfigError
+from edgepack.errors import ConfigError, did_you_mean
 from edgepack.explain import NOTHING_MEASURED, measure_units, unit_rows
-from edgepack.export.onnx import export_onnx
-from edgepack.export.ort import export_ort
-from edgepack.feeds import Feeds
+from edgepack.export.tflite import tensors_for
+from edgepack.feeds import Feeds, InputSpec, open_dims, with_sizes
 from edgepack.gate import judge
 from edgepack.measure.bench import Latency, bench
-from edgepack.measure.check import Baseline, baseline, check
+from edgepack.measure.check import Baseline, baseline, check, check_together
 from edgepack.measure.environment import environment
 from edgepack.measure.fused import what_the_runtime_did
 from edgepack.metrics import Metric, resolve_metric
@@ -32,7 +32,6 @@ from edgepack.model import (
     fingerprint,
     input_specs,
     load_model,
-    model_bytes,
     require_float,
     weight_bytes,
 )
@@ -42,7 +41,7 @@ from edgepack.quantize.mapped import round_to_files
 from edgepack.quantize.plan import Method, QuantPlan, make_plan, requested_methods, tensors_to_observe
 from edgepack.quantize.rounding import Rounder, round_weights
 from edgepack.quantize.units import Unit, find_units
-from edgepack.report import BuildReport, Fidelity, ModelFigures, StageReport, text
+from edgepack.report import BuildReport, Fidelity, StageReport, text
 from edgepack.scratch import publish, scratch_folder
 from edgepack.target import Target
 
@@ -110,6 +109,8 @@ def build(job: Job) -> tuple[BuildReport, Path]:
     Raises:
         EdgepackError: see :mod:`edgepack.errors`.
     """
+    job = replace(job, target=_as_wished(job.target, job.recipe))
+    require_runtimes(job.target)
     output = output_folder(job.recipe, job.target)
     with scratch_folder(output) as scratch:
         package = scratch / "package"
@@ -117,7 +118,7 @@ def build(job: Job) -> tuple[BuildReport, Path]:
         report = _build_into(job, package, scratch)
         (package / "report.json").write_text(report.to_json(), encoding="utf-8")
         (package / "report.txt").write_text(text(report), encoding="utf-8")
-        publish(package, output)
+        publish(package, output, outdated(output, package))
     return report, output
 
 
@@ -164,20 +165,29 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
     with clock.stage("choose") as notes:
         choice = _choose(job, model, units, table, rounder, data, reference, scratch)
         notes.extend(line.name for line in choice.candidates)
-    with clock.stage("export"):
-        files = _export(job, choice, table, digests, _probes(data.evaluation)[:EXPORT_PROBES], package)
+    with clock.stage("export") as notes:
+        facts = {"target": job.target.name, **_facts(digests, table)}
+        material = Material(model, choice, _requested(job, units), table, rounder, reference.shapes, facts)
+        artifacts = write_artifacts(material, job.target, _probes(data.evaluation, EXPORT_PROBES), package)
+        notes.extend(f"{refusal.file} not built: {refusal.reason}" for refusal in artifacts.refused)
     with clock.stage("check"):
-        fidelity = {name: _check(job, name, path, data, reference) for name, path in files.items()}
+        on_sample = _counter(job, "check", data.evaluation)
+        fidelity, parity = check_together(
+            artifacts.files, data.evaluation, job.target.runtime, reference, data.metric, on_sample
+        )
     with clock.stage("bench"):
-        latencies = _bench(job, files, data.evaluation)
+        latencies = _bench(job, artifacts.files, data.evaluation)
     with clock.stage("units") as notes:
         probes = _spread(data.calibration, PROBES)
         runtime = job.target.runtime
-        fused = what_the_runtime_did(files["onnx"], runtime).as_dict()
+        built = artifacts.files["onnx"]
+        fused = what_the_runtime_did(built, runtime).as_dict()
         figures = NOTHING_MEASURED
         if not large:
-            figures = measure_units(model, files["onnx"], choice.plan, probes, runtime, scratch)
-    models = _figures(recipe.model, files, latencies, {"original": reference.fidelity, **fidelity})
+            figures = measure_units(model, built, choice.plan, probes, runtime, scratch)
+    models = figures_of(
+        recipe.model, artifacts.files, latencies, {"original": reference.fidelity, **fidelity}
+    )
     gate = judge(recipe.gate or job.target.gate, models, asked_for=recipe.gate is not None)
     return BuildReport(
         edgepack_version=__version__,
@@ -186,10 +196,16 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         command=job.command,
         passed=all(line.passed for line in gate),
         models=models,
+        refused=artifacts.refused,
+        parity=parity,
         gate=gate,
         candidates=tuple(choice.candidates),
         units=unit_rows(choice.plan, model, figures),
-        runtime={**fused, "conversions_us": round(figures.conversions_us, 2)},
+        runtime={
+            **fused,
+            "conversions_us": round(figures.conversions_us, 2),
+            **({"tflite": artifacts.tflite} if artifacts.tflite else {}),
+        },
         stages=tuple(clock.stages),
         environment={**environment(), "threads": runtime.threads},
         fingerprints={
@@ -200,9 +216,32 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
     )
 
 
+def _as_wished(target: Target, recipe: Recipe) -> Target:
+    """``target`` with what the recipe says of its ``.tflite``."""
+    if target.tflite is None:
+        return target
+    wishes = recipe.tflite
+    changes = {"dims": {**target.tflite.dims, **wishes.dims}, "io": wishes.io or target.tflite.io}
+    return target.model_copy(update={"tflite": target.tflite.model_copy(update=changes)})
+
+
+def _inputs(job: Job, model: ir.Model) -> tuple[InputSpec, ...]:
+    """What samples must be: of a ``.tflite`` that is built besides, the sizes are fixed."""
+    inputs = input_specs(model)
+    if job.target.tflite is None or "tflite" not in job.target.formats:
+        return inputs
+    known = open_dims(inputs)
+    for name in job.recipe.tflite.dims:
+        if name not in known:
+            raise ConfigError(
+                f"tflite.dims: the model has no open dimension {name!r}, {did_you_mean(name, known)}"
+            )
+    return with_sizes(inputs, job.target.tflite.dims)
+
+
 def _open_data(job: Job, model: ir.Model) -> _Data:
     recipe = job.recipe
-    inputs = input_specs(model)
+    inputs = _inputs(job, model)
     if recipe.calibration_data is None:
         raise ConfigError(
             "no calibration data: give sample inputs with --calibration-data FOLDER_OR_FILE, or "
@@ -229,6 +268,8 @@ def _open_data(job: Job, model: ir.Model) -> _Data:
 
 def _ranges(job: Job, model: ir.Model, units: Sequence[Unit], samples: Samples) -> RangeTable:
     names = tensors_to_observe(units)
+    if "tflite" in job.target.formats:
+        names = tensors_for(model, job.target)
     if job.ranges is not None:
         table = load_ranges(job.ranges)
         table.require(names, fingerprint(model), str(job.ranges))
@@ -298,9 +339,13 @@ def _counter(job: Job, stage: str, samples: Samples) -> Callable[[], None]:
     return step
 
 
-def _probes(samples: Samples) -> list[Feeds]:
+def _probes(samples: Samples, count: int = PROBES) -> list[Feeds]:
     """The feeds of a few samples, evenly spread."""
-    return [sample.feeds for sample in _spread(samples, PROBES)]
+    return [sample.feeds for sample in _spread(samples, count)]
+
+
+def _requested(job: Job, units: Sequence[Unit]) -> Methods:
+    return requested_methods(units, job.recipe.quantize.overrides)
 
 
 def _choose(
@@ -314,7 +359,7 @@ def _choose(
     scratch: Path,
 ) -> Choice:
     recipe, target = job.recipe, job.target
-    fixed = requested_methods(units, recipe.quantize.overrides)
+    fixed = _requested(job, units)
     limits = recipe.gate or target.gate
 
     def form(methods: Methods) -> tuple[QuantPlan, ir.Model]:
@@ -339,65 +384,19 @@ def _choose(
     )
 
 
-def _export(
-    job: Job,
-    choice: Choice,
-    table: RangeTable,
-    digests: Mapping[str, str],
-    feeds: Sequence[Feeds],
-    package: Path,
-) -> dict[str, Path]:
-    """Write the artifacts of the target's formats; gives them by format, the ``.onnx`` always among them."""
-    facts = {
-        "target": job.target.name,
-        "target_digest": digests["target"],
-        "recipe_digest": digests["recipe"],
-        "samples_digest": table.samples_fingerprint,
-        "model_digest": table.model_fingerprint,
-        "ranges": {
-            name: [r.low, r.high] for name, r in table.ranges.items() if name in choice.plan.activations
-        },
-    }
-    files = {"onnx": package / "model.onnx"}
-    export_onnx(choice.model, files["onnx"], facts)
-    if "ort" in job.target.formats:
-        files["ort"] = package / "model.ort"
-        export_ort(files["onnx"], files["ort"], job.target.runtime, feeds)
-    return files
-
-
-def _check(job: Job, name: str, path: Path, data: _Data, reference: Baseline) -> Fidelity:
-    on_sample = _counter(job, f"check {name}", data.evaluation)
-    return check(path, data.evaluation, job.target.runtime, reference, data.metric, on_sample)
-
-
 def _bench(job: Job, files: Mapping[str, Path], samples: Samples) -> dict[str, Latency]:
     models = {"original": job.recipe.model, **files}
     settings = job.recipe.bench
     return bench(models, job.target.runtime, _probes(samples), warmup=settings.warmup, runs=settings.runs)
 
 
-def _figures(
-    original: Path,
-    files: dict[str, Path],
-    latencies: dict[str, Latency],
-    fidelity: dict[str, Fidelity],
-) -> tuple[ModelFigures, ...]:
-    return tuple(
-        ModelFigures(
-            name=name,
-            file=path.name,
-            size_bytes=model_bytes(path) if path.suffix == ".onnx" else path.stat().st_size,
-            latency_ms_p50=latencies[name].p50_ms,
-            latency_ms_p90=latencies[name].p90_ms,
-            latency_ms_min=latencies[name].min_ms,
-            speedup=latencies[name].speedup,
-            cold_start_ms=latencies[name].cold_start_ms,
-            peak_memory_bytes=latencies[name].peak_memory_bytes,
-            fidelity=fidelity.get(name),
-        )
-        for name, path in {"original": original, **files}.items()
-    )
+def _facts(digests: Mapping[str, str], table: RangeTable) -> dict[str, object]:
+    """What made the package, for the metadata of its files."""
+    return {
+        **{f"{name}_digest": digest for name, digest in digests.items()},
+        "samples_digest": table.samples_fingerprint,
+        "model_digest": table.model_fingerprint,
+    }
 
 
 def _digest(content: str) -> str:

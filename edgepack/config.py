@@ -98,6 +98,16 @@ class Quantize(Strict):
     overrides: tuple[Override, ...] = ()
 
 
+class Tflite(Strict):
+    """How a ``.tflite`` is written, where that is among the target's formats; over what the target says."""
+
+    io: Literal["float", "int8"] | None = None
+    """Whether inputs and outputs are float, or the int8 that is inside. By default the target's."""
+    dims: dict[str, Annotated[int, Field(gt=0)]] = {}
+    """Sizes of the dimensions that the model leaves open, by name or by place (`x[3]`); samples must have
+    them. By default those of the samples, if all are the same."""
+
+
 class Bench(Strict):
     """How latency is measured: original and built models take turns."""
 
@@ -122,6 +132,7 @@ class Recipe(Strict):
     preset: Preset = "balanced"
     """fast: rounding to nearest with bias correction. balanced: second-order rounding, then the same."""
     quantize: Quantize = Quantize()
+    tflite: Tflite = Tflite()
     bench: Bench = Bench()
     gate: Gate | None = None
     """Replaces the target's gate."""

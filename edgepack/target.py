@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from edgepack.errors import ConfigError, did_you_mean
 from edgepack.scheme import Granularity, QuantScheme, QuantType
@@ -116,6 +116,9 @@ class Target(Strict):
     description: str
     formats: tuple[Format, ...]
     """Which files a build writes."""
+    optional: tuple[Format, ...] = ()
+    """Formats that a package may lack: where the model has no such form, the report says which node and why,
+    and the rest is built. A format that is not optional ends the build instead."""
     min_opset: Annotated[int, Field(ge=13)] = 13
     """The model is raised to at least this opset (13 is the first with per-channel QuantizeLinear)."""
     max_opset: int = 21
@@ -126,6 +129,16 @@ class Target(Strict):
     tflite: Tflite | None = None
     """Needed where `tflite` is among the formats."""
     gate: Gate = Gate()
+
+    @model_validator(mode="after")
+    def _formats_are_possible(self) -> "Target":
+        if "onnx" in self.optional or not set(self.optional) <= set(self.formats):
+            raise ValueError(
+                "optional: names formats among `formats:`, and not onnx, which is always written"
+            )
+        if "tflite" in self.formats and self.tflite is None:
+            raise ValueError("formats: tflite needs a `tflite:` section, which says what its runtime can do")
+        return self
 
 
 def target_folders() -> list[Path]:

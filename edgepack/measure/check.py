@@ -81,6 +81,8 @@ class Baseline:
 
     fidelity: Fidelity
     outputs: list[Outputs]
+    shapes: Mapping[str, frozenset[tuple[int, ...]]]
+    """The shapes that each input was fed with."""
 
 
 def baseline(
@@ -97,11 +99,15 @@ def baseline(
     """
     runner = open_model(original, runtime)
     outputs = []
+    shapes: dict[str, set[tuple[int, ...]]] = {}
     for sample in samples:
+        for name, array in sample.feeds.items():
+            shapes.setdefault(name, set()).add(array.shape)
         outputs.append(_outputs(runner, original, sample, SamplesError))
         on_sample()
     value = metric(outputs, samples.labels) if metric is not None else None
-    return Baseline(Fidelity(len(outputs), None, 1.0, value, metric.name if metric else None), outputs)
+    fidelity = Fidelity(len(outputs), None, 1.0, value, metric.name if metric else None)
+    return Baseline(fidelity, outputs, {name: frozenset(found) for name, found in shapes.items()})
 
 
 def check(
