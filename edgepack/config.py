@@ -28,8 +28,9 @@ class ImageInput(Strict):
     width: Annotated[int, Field(gt=0)] | None = None
     min_width: Annotated[int, Field(gt=0)] = 1
     """Least width where the width follows the aspect ratio."""
-    fit: Literal["stretch", "crop"] = "stretch"
-    """stretch: resize to height and width. crop: resize the shorter side to resize_short, cut the centre."""
+    fit: Literal["stretch", "crop", "pad"] = "stretch"
+    """stretch: resize to height and width. crop: resize the shorter side to resize_short, cut the centre.
+    pad: resize to height, or less where the width would not do, then zeros to the right and below."""
     resize_short: Annotated[int, Field(gt=0)] | None = None
     filter: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     color: Literal["rgb", "bgr", "gray"] = "rgb"

@@ -175,7 +175,9 @@ def text(report: BuildReport) -> str:
     lines += [
         "",
         f"measured on {environment.get('cpu', 'unknown CPU')}, {environment.get('threads', 1)} thread(s), "
-        f"onnxruntime {environment.get('onnxruntime', '?')}; times compare within this run only",
+        f"onnxruntime {environment.get('onnxruntime', '?')}"
+        + (f", {environment['litert']}" if "tflite" in report.runtime else "")
+        + "; times compare within this run only",
     ]
     return "\n".join(lines) + "\n"
 
@@ -235,7 +237,8 @@ def _figures(models: Sequence[ModelFigures]) -> list[str]:
         name = next((m.fidelity.metric_name for m in models if m.fidelity and m.fidelity.metric_name), None)
         if name:
             rows.append((name, *(_metric(m, original) for m in models)))
-        rows.append(("fidelity", *("-" if m is original else _fidelity(m) for m in models)))
+        if len(models) < 3:  # else in the table of parity
+            rows.append(("fidelity", *("-" if m is original else _fidelity(m) for m in models)))
     return table(rows)
 
 

@@ -16,7 +16,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "vocabulary": ("__init__", "errors", "scheme", "numerics", "strict", "target", "config", "report"),
     "material": ("model", "data", "feeds", "labels", "sources", "images", "metrics", "usercode"),
     "stages": ("normalize", "rules*", "calibrate", "quantize", "export", "measure", "passes"),
-    "choice": ("choose", "gate", "explain"),
+    "choice": ("choose", "gate", "explain", "artifacts"),
     "line": ("scratch", "build", "compare", "inspect"),
     "command line": ("cli", "__main__"),
 }
@@ -35,7 +35,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 SPEAKS = ("cli", "measure.cold")
 """May write to the terminal: the command line, and a program that answers its parent process."""
 
-LAZY = ("onnxscript", "onnxruntime", "PIL")
+LAZY = ("onnxscript", "onnxruntime", "PIL", "ai_edge_litert", "tflite_runtime")
 """Libraries that take long to import: never while vocabulary or the command line are imported."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))
