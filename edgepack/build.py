@@ -1,6 +1,8 @@
 """The line: from a model and samples to a measured package. The only module that knows the order."""
 
 import hashlib
+import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +15,7 @@ import onnx_ir as ir
 from edgepack import __version__
 from edgepack.calibrate.ranges import RangeTable, load_ranges
 from edgepack.calibrate.run import calibrate
-from edgepack.choose import Choice, Floor, Methods, TrialBench, choose
+from edgepack.choose import Choice, choose
 from edgepack.config import Recipe
 from edgepack.data import Samples, check_disjoint, open_samples
 from edgepack.errors import ConfigError
@@ -24,8 +26,9 @@ from edgepack.feeds import Feeds
 from edgepack.gate import judge
 from edgepack.measure.bench import Latency, bench
 from edgepack.measure.check import Baseline, baseline, check
-from edgepack.measure.environment import environment
+from edgepack.measure.environment import environment, machine
 from edgepack.measure.fused import what_the_runtime_did
+from edgepack.measurements import Measurements, cache_folder
 from edgepack.metrics import Metric, resolve_metric
 from edgepack.model import (
     LARGE_BYTES,
@@ -36,7 +39,7 @@ from edgepack.model import (
     require_float,
     weight_bytes,
 )
-from edgepack.normalize import normalize
+from edgepack.prepare import prepare
 from edgepack.quantize.apply import apply_plan
 from edgepack.quantize.mapped import round_to_files
 from edgepack.quantize.plan import Method, QuantPlan, make_plan, requested_methods, tensors_to_observe
@@ -44,7 +47,9 @@ from edgepack.quantize.rounding import Rounder, round_weights
 from edgepack.quantize.units import Unit, find_units
 from edgepack.report import BuildReport, Fidelity, ModelFigures, StageReport, text
 from edgepack.scratch import publish, scratch_folder
-from edgepack.target import Target
+from edgepack.search import Task
+from edgepack.target import Gate, Target
+from edgepack.trials import Floor, Methods, TrialBench
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and the steps in all (0 when unknown)."""
@@ -57,6 +62,10 @@ LARGE = (
     "a large model: its weights never are in memory as a whole, so they are rounded to nearest, and all is "
     "measured without laying them out anew for the CPU"
 )
+REPAIR_SECONDS = 30.0
+"""For finding which units keep the cheapest form from being accurate, where one is not."""
+LEAST_UNLABELLED_DB = 15.0
+"""Least fidelity where nothing else is asked for: below it a metric has been lost on every model tried."""
 EXPORT_PROBES = 3
 """Samples that an artifact in another format is compared on."""
 HELD_OUT = 5
@@ -74,6 +83,8 @@ class Job:
     command: str
     ranges: Path | None = None
     progress: Progress = lambda stage, done, total: None
+    large: bool = False
+    """Set by the build itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +157,8 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
             notes.append(LARGE)
             job = _sparing(job)
     with clock.stage("normalize") as notes:
-        opsets = {"min_opset": job.target.min_opset, "max_opset": job.target.max_opset}
-        model, normalized = normalize(original, **opsets)
-        notes.extend(f"{rule}: {count}" for rule, count in normalized.applied.items())
+        model, applied = prepare(original, job.target)
+        notes.extend(f"{rule}: {count}" for rule, count in applied.items())
     units = find_units(model, job.target.kernels)
     with clock.stage("calibrate") as notes:
         table = _ranges(job, model, units, data.calibration)
@@ -163,7 +173,8 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         reference = baseline(recipe.model, data.evaluation, job.target.runtime, data.metric, on_sample)
     with clock.stage("choose") as notes:
         choice = _choose(job, model, units, table, rounder, data, reference, scratch)
-        notes.extend(line.name for line in choice.candidates)
+        notes.append(f"{len(choice.candidates)} forms measured")
+        notes.extend(choice.notes)
     with clock.stage("export"):
         files = _export(job, choice, table, digests, _probes(data.evaluation)[:EXPORT_PROBES], package)
     with clock.stage("check"):
@@ -178,7 +189,7 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         if not large:
             figures = measure_units(model, files["onnx"], choice.plan, probes, runtime, scratch)
     models = _figures(recipe.model, files, latencies, {"original": reference.fidelity, **fidelity})
-    gate = judge(recipe.gate or job.target.gate, models, asked_for=recipe.gate is not None)
+    gate = judge(_limits(job, data.metric), models, asked_for=recipe.gate is not None)
     return BuildReport(
         edgepack_version=__version__,
         model=recipe.model.name,
@@ -189,6 +200,7 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         gate=gate,
         candidates=tuple(choice.candidates),
         units=unit_rows(choice.plan, model, figures),
+        sensitivity=choice.sensitivity,
         runtime={**fused, "conversions_us": round(figures.conversions_us, 2)},
         stages=tuple(clock.stages),
         environment={**environment(), "threads": runtime.threads},
@@ -278,7 +290,7 @@ def _sparing(job: Job) -> Job:
         tables = tuple(op for op in kernels.weight_only if op == "Gather")
         kernels = kernels.model_copy(update={"weight_only": tables})
     changes = {"runtime": target.runtime.sparing(), "kernels": kernels}
-    return replace(job, target=target.model_copy(update=changes))
+    return replace(job, large=True, target=target.model_copy(update=changes))
 
 
 def _spread(samples: Samples, count: int) -> Samples:
@@ -315,7 +327,7 @@ def _choose(
 ) -> Choice:
     recipe, target = job.recipe, job.target
     fixed = requested_methods(units, recipe.quantize.overrides)
-    limits = recipe.gate or target.gate
+    limits = _limits(job, data.metric)
 
     def form(methods: Methods) -> tuple[QuantPlan, ir.Model]:
         plan = make_plan(model, units, table.ranges, target, methods, rounder.smoothing)
@@ -328,15 +340,48 @@ def _choose(
 
     return choose(
         units,
-        TrialBench(recipe.model, target, _probes(data.calibration), scratch),
+        TrialBench(recipe.model, target, _probes(data.calibration), scratch, _kept(job, table)),
         form,
         fixed,
         Floor(limits.min_sqnr_db, limits.min_agreement, limits.max_metric_drop, reference.fidelity.metric),
         verify,
         method=recipe.quantize.method,
         optimize_for=recipe.quantize.optimize_for,
+        task=_task(job, model),
         on_trial=lambda name: job.progress(f"try {name}", 0, 0),
     )
+
+
+def _limits(job: Job, metric: Metric | None) -> Gate:
+    """The gate; where no metric tells a collapse, and no limit either, fidelity has to."""
+    gate = job.recipe.gate or job.target.gate
+    if metric is not None or gate.min_sqnr_db is not None or gate.min_agreement is not None:
+        return gate
+    return gate.model_copy(update={"min_sqnr_db": LEAST_UNLABELLED_DB})
+
+
+def _task(job: Job, model: ir.Model) -> Task | None:
+    """What single units may do: nothing, be repaired, or be searched through."""
+    recipe = job.recipe
+    if recipe.preset == "fast" or job.large:
+        return None
+    elements = {v.name: _elements(v.shape) for n in model.graph for v in n.outputs if v.name}
+    best = recipe.preset == "best"
+    return Task(recipe.search.budget_s if best else REPAIR_SECONDS, best, elements, job.progress)
+
+
+def _elements(shape: ir.Shape | None) -> int:
+    """Values of a tensor, unknown dimensions counted as one."""
+    return math.prod(d if isinstance(d, int) else 1 for d in shape or (0,))
+
+
+def _kept(job: Job, table: RangeTable) -> Measurements:
+    """Measurements of earlier searches with this model, these samples and this machine."""
+    if job.recipe.preset != "best":
+        return Measurements()
+    facts = [table.model_fingerprint, table.samples_fingerprint, job.target.runtime.model_dump_json()]
+    name = _digest(" ".join([*facts, json.dumps(machine())]))
+    return Measurements(cache_folder() / "search" / f"{name[:32]}.jsonl")
 
 
 def _export(

@@ -12,7 +12,7 @@ from edgepack.target import Gate
 
 Observer = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
 Method = Literal["auto", "static", "dynamic", "weight_only", "float"]
-Preset = Literal["fast", "balanced"]
+Preset = Literal["fast", "balanced", "best"]
 DATA_KEYS = ("calibration_data", "evaluation_data")
 
 
@@ -98,6 +98,13 @@ class Quantize(Strict):
     overrides: tuple[Override, ...] = ()
 
 
+class Search(Strict):
+    """How preset best looks for forms of single units."""
+
+    budget_s: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds that the search may take, after the forms of the whole model."""
+
+
 class Bench(Strict):
     """How latency is measured: original and built models take turns."""
 
@@ -120,8 +127,10 @@ class Recipe(Strict):
     """top1, accuracy, auc, or `module:function(outputs, labels) -> float`; higher is better."""
     calibration: Calibration = Calibration()
     preset: Preset = "balanced"
-    """fast: rounding to nearest with bias correction. balanced: second-order rounding, then the same."""
+    """fast: rounding to nearest with bias correction. balanced: second-order rounding, then the same. best:
+    balanced, then a search for the form of each unit."""
     quantize: Quantize = Quantize()
+    search: Search = Search()
     bench: Bench = Bench()
     gate: Gate | None = None
     """Replaces the target's gate."""

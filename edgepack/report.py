@@ -92,6 +92,19 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class SensitivityRow:
+    """One unit in one form, alone in an otherwise float model."""
+
+    name: str
+    op_type: str
+    method: str
+    sqnr_db: float | None
+    """Fidelity of the model's outputs; ``None`` where they are equal."""
+    us: Mapping[str, float]
+    """Its time in every form of the whole model, microseconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class BuildReport:
     """The whole build."""
 
@@ -105,6 +118,8 @@ class BuildReport:
     gate: tuple[GateLine, ...]
     candidates: tuple[Candidate, ...]
     units: tuple[UnitRow, ...]
+    sensitivity: tuple[SensitivityRow, ...]
+    """Units alone, where a search measured them."""
     runtime: Mapping[str, Any]
     """What the runtime made of the built model: fused integer kernels, leftover Q/DQ, float operators."""
     stages: tuple[StageReport, ...]

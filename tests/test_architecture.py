@@ -15,8 +15,18 @@ MOST_LINES = 450
 LAYERS: dict[str, tuple[str, ...]] = {
     "vocabulary": ("__init__", "errors", "scheme", "numerics", "strict", "target", "config", "report"),
     "material": ("model", "data", "feeds", "labels", "sources", "images", "metrics", "usercode"),
-    "stages": ("normalize", "rules*", "calibrate", "quantize", "export", "measure", "passes"),
-    "choice": ("choose", "gate", "explain"),
+    "stages": (
+        "normalize",
+        "rules*",
+        "widen",
+        "prepare",
+        "calibrate",
+        "quantize",
+        "export",
+        "measure",
+        "passes",
+    ),
+    "choice": ("measurements", "trials", "search", "choose", "gate", "explain"),
     "line": ("scratch", "build", "compare", "inspect"),
     "command line": ("cli", "__main__"),
 }
