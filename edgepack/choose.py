@@ -19,7 +19,7 @@ from edgepack.quantize.units import Role, Unit
 from edgepack.report import Candidate, Fidelity, SensitivityRow, finite
 from edgepack.search import Task, search
 from edgepack.target import Target
-from edgepack.trials import SAME_SPEED, Cost, Floor, Methods, Trial, TrialBench
+from edgepack.trials import SAME_SPEED, WITH, Cost, Floor, Methods, Trial, TrialBench
 
 TABLE = "table "
 FLOAT_HERE = "computes in float in the form that was chosen"
@@ -96,7 +96,7 @@ def choose(
         cheaper = cost(min(trials, key=cost)) < cost(best) * (1 - WORTH_A_REPAIR)
         if task is not None and (task.improves or cheaper):
             best, sensitivity, notes = search(
-                units, best, trials, bench, form, fixed, attempt, accurate, cost, task
+                units, best, trials, bench, form, fixed, attempt, accurate, cost, floor.sqnr_db, task
             )
     lines = [_line(t, t is best, floor, verdicts.get(t.path)) for t in trials]
     return Choice(*form(best.methods), lines, sensitivity, notes)
@@ -203,6 +203,7 @@ def _line(trial: Trial, chosen: bool, floor: Floor, verdict: Fidelity | None) ->
     elif not floor.on_metric(verdict):
         reason = "loses more of the metric than the gate allows"
     metric = verdict.metric if verdict is not None else None
+    fidelity = finite(trial.compared.sqnr_db)
     return Candidate(
-        trial.name, trial.size_bytes, trial.speedup, finite(trial.compared.sqnr_db), metric, chosen, reason
+        trial.name, trial.size_bytes, trial.speedup, fidelity, metric, chosen, reason, WITH in trial.name
     )

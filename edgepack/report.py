@@ -10,6 +10,7 @@ from typing import Any
 
 MOST_REASONS = 8
 SHOWN_UNITS = 3
+SHOWN_SENSITIVE = 5
 WORTH_TELLING = 0.02
 """Of the time of all units: what a unit must lose against float to be named."""
 
@@ -89,6 +90,8 @@ class Candidate:
     metric: float | None
     chosen: bool
     reason: str
+    of_units: bool = False
+    """Differs from another candidate in single units."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +158,7 @@ def text(report: BuildReport) -> str:
     lines += _figures(report.models)
     told = [*_forms(report.units), *_runtime(report.runtime), *_weak_points(report.units)]
     lines += ["", *told] if told else []
+    lines += _sensitivity(report.sensitivity)
     lines += _candidates(report.candidates)
     lines += _gate(report.gate)
     environment = report.environment
@@ -303,6 +307,21 @@ def _weak_points(units: Sequence[UnitRow]) -> list[str]:
     return ["", heading, *table(rows, right=(2, 3))] if rows else []
 
 
+def _sensitivity(rows: Sequence[SensitivityRow]) -> list[str]:
+    """The units that bring the most noise, alone."""
+    noisy = sorted((r for r in rows if r.sqnr_db is not None), key=lambda r: r.sqnr_db or 0.0)
+    shown = [
+        (
+            r.name,
+            r.op_type,
+            f"{r.sqnr_db:.1f} dB as {r.method}",
+            ", ".join(f"{method} {us:.0f} µs" for method, us in r.us.items()),
+        )
+        for r in noisy[:SHOWN_SENSITIVE]
+    ]
+    return ["", "units that bring the most noise, alone", *table(shown, right=(2,))] if shown else []
+
+
 def _lost_us(unit: UnitRow) -> float:
     return 0.0 if unit.built_us is None or unit.float_us is None else unit.built_us - unit.float_us
 
@@ -310,6 +329,7 @@ def _lost_us(unit: UnitRow) -> float:
 def _candidates(candidates: Sequence[Candidate]) -> list[str]:
     if len(candidates) < 2:
         return []
+    shown = [c for c in candidates if c.chosen or not c.of_units]
     rows = [
         (
             "→" if c.chosen else " ",
@@ -319,9 +339,11 @@ def _candidates(candidates: Sequence[Candidate]) -> list[str]:
             "equal" if c.sqnr_db is None else f"{c.sqnr_db:.1f} dB",
             c.reason,
         )
-        for c in candidates
+        for c in shown
     ]
-    return ["", "tried", *table(rows, right=(2, 3, 4))]
+    more = len(candidates) - len(shown)
+    rest = [f"  and {more} forms of single units, in report.json"] if more else []
+    return ["", "tried", *table(rows, right=(2, 3, 4)), *rest]
 
 
 def _figure(value: float) -> str:

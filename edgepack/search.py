@@ -16,7 +16,7 @@ import onnx_ir as ir
 from edgepack.quantize.plan import Method, QuantPlan
 from edgepack.quantize.units import Role, Unit
 from edgepack.report import SensitivityRow, finite
-from edgepack.trials import RUN, SAME_SPEED, Cost, Methods, Trial, TrialBench, trial_db
+from edgepack.trials import RUN, SAME_SPEED, WITH, Cost, Methods, Trial, TrialBench, trial_db
 
 WORTH_TRYING = 0.005
 """Foretold gain of a single change below which a measurement could not confirm it."""
@@ -26,6 +26,8 @@ LEAST_NOISE = 0.05
 """Of what there is: noise of units alone does not add up so well that all could be foretold away."""
 CONVERSION_NS = 0.2
 """Guess of what a value costs that is converted at a border; it orders proposals and decides nothing."""
+PROBES_DIFFER_DB = 1.0
+"""The few probes of a quick look may be this much cleaner or noisier than all."""
 SHARE_FOR_NOISE = 0.5
 """Of the budget, for measuring units alone."""
 
@@ -83,6 +85,8 @@ class Search:
     attempt: Attempt
     accurate: Callable[[Trial], bool]
     cost: Cost
+    least_db: float | None
+    """The floor of fidelity, where there is one."""
     clock: _Clock
     noise: Noise
     us: dict[Method, Mapping[str, float | None]]
@@ -202,8 +206,8 @@ class Search:
         enough, too_few, count = len(noisy) + 1, 0, 1
         taken = best
         while too_few + 1 < enough and count <= len(noisy) and self.clock.left():
-            trial = self._changed(cheap, noisy[:count])
-            if self.accurate(trial):
+            trial = self._changed(cheap, noisy[:count]) if self._may_do(cheap, noisy[:count]) else None
+            if trial is not None and self.accurate(trial):
                 enough = count
                 if self.cost(trial) < self.cost(taken) * (1 - SAME_SPEED):
                     taken = trial
@@ -215,6 +219,13 @@ class Search:
                 break
         return taken
 
+    def _may_do(self, trial: Trial, batch: Sequence[Move]) -> bool:
+        """Whether ``trial`` so changed comes near the floor of fidelity; found without timing it."""
+        if self.least_db is None:
+            return True
+        _, model = self.form(_changed_methods(trial, batch))
+        return trial_db(self.bench.noise(model)) > self.least_db - PROBES_DIFFER_DB
+
     def _price_us(self, name: str, now: Method, to: Method) -> float:
         us = self.us.get(to) or self.us.get(Method.FLOAT) or {}
         return max(_value(us, name) - _value(self.us.get(now, {}), name), 1.0)
@@ -224,8 +235,7 @@ class Search:
         shown = ", ".join(f"{m.unit} {m.method}" for m in batch[:2])
         more = f" and {len(batch) - 2} more" if len(batch) > 2 else ""
         return self.attempt(
-            f"{trial.name.partition(':')[0]}: {shown}{more}",
-            {**trial.methods, **{m.unit: (m.method, m.reason) for m in batch}},
+            f"{trial.name.partition(WITH)[0]}{WITH}{shown}{more}", _changed_methods(trial, batch)
         )
 
     def _better(self, trial: Trial, best: Trial) -> bool:
@@ -259,6 +269,7 @@ def search(
     attempt: Attempt,
     accurate: Callable[[Trial], bool],
     cost: Cost,
+    least_db: float | None,
     task: Task,
 ) -> tuple[Trial, tuple[SensitivityRow, ...], tuple[str, ...]]:
     """The cheapest accurate form found within the budget, what each unit does alone, and notes.
@@ -268,7 +279,7 @@ def search(
     """
     whole = {Method(t.name): t for t in reversed(trials) if t.name in set(Method)}
     clock = _Clock(task, time.monotonic())
-    state = Search(units, whole, bench, form, fixed, attempt, accurate, cost, clock, {}, {})
+    state = Search(units, whole, bench, form, fixed, attempt, accurate, cost, least_db, clock, {}, {})
     state.measure_units()
     cheaper = sorted((t for t in trials if cost(t) < cost(best)), key=cost)
     if cheaper and not accurate(cheaper[0]):
@@ -281,6 +292,10 @@ def search(
     if bench.kept.reused:
         notes.append(f"{bench.kept.reused} measurements of an earlier run used")
     return best, state.rows(), tuple(notes)
+
+
+def _changed_methods(trial: Trial, batch: Sequence[Move]) -> dict[str, tuple[Method, str]]:
+    return {**trial.methods, **{m.unit: (m.method, m.reason) for m in batch}}
 
 
 def _forms(trial: Trial) -> dict[str, Method]:

@@ -1,5 +1,6 @@
 """Trials: forms of a model that are built, timed against the original, compared with it, and weighed."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,8 +36,16 @@ NOISE_WEIGHT = 0.087
 CLEAN_DB = 30.0
 """Fidelity beyond this buys nothing: no metric of any model here moved by it."""
 ROUNDS = 25
+FEWEST_ROUNDS = 8
+TRIAL_SECONDS = 4.0
+"""For timing one form, where fewer rounds can keep to it: slow models vary less."""
+CALLS_PER_ROUND = 5
+NOISE_PROBES = 4
+"""Probes that the noise of single units is measured on."""
 PROFILED_RUNS = 10
 NEVER = 1e6
+WITH = "; with "
+"""In a form's name between what it is made of and the units that differ."""
 RUN = "whole run"
 """The time of a run among times by unit."""
 
@@ -127,8 +136,12 @@ class TrialBench:
 
     def __post_init__(self) -> None:
         self._session = open_session(self.original, self.target.runtime)
+        started = time.perf_counter()
         self._reference = [run(self._session, feed) for feed in self.feeds]
+        call_seconds = (time.perf_counter() - started) / len(self.feeds)
+        self.rounds = round(min(max(TRIAL_SECONDS / CALLS_PER_ROUND / call_seconds, FEWEST_ROUNDS), ROUNDS))
 
+    rounds: int = field(init=False)
     _session: "ort.InferenceSession" = field(init=False)
     _reference: list[Outputs] = field(init=False)
 
@@ -140,7 +153,7 @@ class TrialBench:
         if figures is None:
             session = open_session(path, self.target.runtime)
             compared = compare_sessions(self._reference, session, self.feeds)
-            ratio = quick_ratios([self._session, session], self.feeds, ROUNDS)[1]
+            ratio = quick_ratios([self._session, session], self.feeds, self.rounds)[1]
             figures = {**asdict(compared), "speedup": ratio.speedup, "error": ratio.standard_error}
             self.kept.put(figures, "trial", digest)
         values = dict(figures)
@@ -151,13 +164,13 @@ class TrialBench:
         return Trial(name, methods, plan, path, model_bytes(path), speedup, error, compared)
 
     def noise(self, model: ir.Model) -> float:
-        """Power of the difference of a form's outputs over that of the original's, on the probes."""
+        """Power of the difference of a form's outputs over that of the original's, on a few probes."""
         path = self._write(model)
         digest = self._digest(path)
         figures = self.kept.get("noise", digest)
         if figures is None:
             session = open_session(path, self.target.runtime)
-            compared = compare_sessions(self._reference, session, self.feeds)
+            compared = compare_sessions(self._reference[:NOISE_PROBES], session, self.feeds[:NOISE_PROBES])
             figures = {"noise": compared.noise / compared.signal if compared.signal else 0.0}
             self.kept.put(figures, "noise", digest)
         path.unlink()
@@ -183,7 +196,7 @@ class TrialBench:
         pair = (self._digest(trial.path), self._digest(best.path))
         figures = self.kept.get("pair", *pair)
         if figures is None:
-            ratio = file_ratios([best.path, trial.path], self.target.runtime, self.feeds, ROUNDS)[1]
+            ratio = file_ratios([best.path, trial.path], self.target.runtime, self.feeds, self.rounds)[1]
             figures = {"speedup": ratio.speedup, "error": ratio.standard_error}
             self.kept.put(figures, "pair", *pair)
         speedup, error = figures["speedup"], figures["error"]

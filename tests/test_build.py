@@ -145,6 +145,17 @@ def test_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:
     assert models[0].read_bytes() == models[1].read_bytes()
 
 
+def test_preset_best_searches_and_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "cache"))
+    first, _ = run(tiny.project(tmp_path / "a", preset="best", quantize={}, search={"budget_s": 20}))
+    rows = {row.name for row in first.sensitivity}
+    assert rows and rows <= {u.name for u in first.units}
+    assert all(row.us for row in first.sensitivity)
+    again, _ = run(tiny.project(tmp_path / "b", preset="best", quantize={}, search={"budget_s": 20}))
+    assert any("of an earlier run" in n for s in again.stages for n in s.notes)
+    assert {row.name: row.sqnr_db for row in again.sensitivity}.keys() == rows
+
+
 def test_progress_is_told(folder: Path) -> None:
     told: list[tuple[str, int, int]] = []
     progress: Callable[[str, int, int], None] = lambda *step: told.append(step)  # noqa: E731

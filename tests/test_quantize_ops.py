@@ -128,6 +128,30 @@ BETWEEN = {
     ),
     "Mul": between(f"{_SIDE} o = Mul(c, d)", "QLinearMul", 29, 3),
     "Mul Relu": between(f"{_SIDE} e = Mul(c, d) o = Relu(e)", "QLinearMul", 31, 3),
+    "HardSigmoid": Case(
+        between("o = HardSigmoid(c)").body,
+        between("o = HardSigmoid(c)").weights,
+        {"QLinearConv": 2, "QLinearAdd": 1},
+        33,
+    ),
+    "HardSigmoid steep": Case(
+        between("o = HardSigmoid<alpha=1.5,beta=-0.25>(c)").body,
+        between("o = HardSigmoid(c)").weights,
+        {"QLinearConv": 2, "QLinearAdd": 1},
+        33,
+    ),
+    "HardSwish": Case(
+        between("o = HardSwish(c)").body,
+        between("o = HardSwish(c)").weights,
+        {"QLinearConv": 2, "QLinearAdd": 1, "QLinearMul": 1},
+        30,
+    ),
+    "squeeze and excitation": Case(
+        between("g = GlobalAveragePool(c) h = HardSigmoid(g) o = Mul(c, h)").body,
+        between("o = HardSwish(c)").weights,
+        {"QLinearConv": 2, "QLinearAdd": 1, "QLinearMul": 1, "QLinearGlobalAveragePool": 1},
+        33,
+    ),
     "Concat": between(
         f"{_SIDE} e = Concat<axis=2>(c, d) o = Transpose<perm=[0,1,3,2]>(e)", "QLinearConcat", 33, 3
     ),

@@ -19,6 +19,7 @@ from edgepack.model import clone, constant, name_of, only_consumer
 from edgepack.numerics import bias_params, choose_params, quantize
 from edgepack.quantize.dynamic import apply_dynamic
 from edgepack.quantize.emit import Emitter
+from edgepack.quantize.hard import HARD_OPS, apply_hard
 from edgepack.quantize.plan import Method, QuantPlan, UnitPlan
 from edgepack.quantize.recurrent import apply_dynamic_lstm, store_recurrent_weights
 from edgepack.quantize.rounding import Rounded
@@ -66,6 +67,9 @@ def _apply_unit(
     """Give one unit its form; Q/DQ around integer units stand already."""
     method, recurrent = unit_plan.method, node.op_type in RECURRENT_OPS
     if method is Method.STATIC:
+        if node.op_type in HARD_OPS:
+            apply_hard(emit, node, plan.activation_scheme)
+            return
         _constant_operands(emit, node, unit_plan, plan)
         if rounded is not None:
             _static_weights(emit, node, unit_plan, rounded, plan)

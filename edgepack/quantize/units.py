@@ -47,7 +47,7 @@ _FIRST_INPUT_ONLY = frozenset([
     "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Resize", "Slice", "Split",
     "Gather", "Identity", "DepthToSpace", "SpaceToDepth", "Expand", "Tile", "Pad", "AveragePool",
     "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Softmax", "Conv", "ConvTranspose", "Gemm", "Relu",
-    "Clip", "LSTM", "GRU",
+    "Clip", "LSTM", "GRU", "HardSigmoid", "HardSwish",
 ])
 # fmt: on
 
@@ -147,6 +147,8 @@ def _role(node: ir.Node, kernels: Kernels) -> tuple[Role, str]:
         return _heavy_role(node, kernels)
     if op not in kernels.integer:
         return Role.FLOAT, f"the target's runtime has no integer kernel for {op}"
+    if op == "HardSigmoid" and node.attributes.get_float("alpha", 0.2) <= 0:
+        return Role.FLOAT, "it falls, and the integer form of it rises"
     if op == "AveragePool" and (reason := _odd_average(node)):
         return Role.FLOAT, reason
     if any(_is_mask(constant(v)) for v in _data_inputs(node)):
