@@ -16,7 +16,7 @@ from edgepack import __version__
 from edgepack.calibrate.ranges import RangeTable, load_ranges
 from edgepack.calibrate.run import calibrate
 from edgepack.choose import Choice, choose
-from edgepack.config import Recipe
+from edgepack.config import Prune, Recipe
 from edgepack.data import Samples, check_disjoint, open_samples
 from edgepack.errors import ConfigError
 from edgepack.explain import NOTHING_MEASURED, measure_units, unit_rows
@@ -39,6 +39,7 @@ from edgepack.model import (
     require_float,
     weight_bytes,
 )
+from edgepack.passes.prune import PrunedWeight, prune
 from edgepack.prepare import prepare
 from edgepack.quantize.apply import apply_plan
 from edgepack.quantize.mapped import round_to_files
@@ -160,6 +161,11 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         model, applied = prepare(original, job.target)
         notes.extend(f"{rule}: {count}" for rule, count in applied.items())
     units = find_units(model, job.target.kernels)
+    if recipe.prune is not None:
+        with clock.stage("prune") as notes:
+            model, pruned = _prune(job, recipe.prune, model, units, data.calibration)
+            zeros, values = sum(p.zeros for p in pruned), sum(p.values for p in pruned)
+            notes.append(f"{zeros / values:.1%} of {values} weights in {len(pruned)} units are zero")
     with clock.stage("calibrate") as notes:
         table = _ranges(job, model, units, data.calibration)
         table.save(package / "ranges.json")
@@ -237,6 +243,19 @@ def _open_data(job: Job, model: ir.Model) -> _Data:
     rest = tuple(i for i in calibration.indices if i not in set(kept))
     note = f"no evaluation data: {len(kept)} of {len(calibration)} calibration samples kept for the check"
     return _Data(replace(calibration, indices=rest), replace(calibration, indices=kept), None, (note,))
+
+
+def _prune(
+    job: Job, config: Prune, model: ir.Model, units: Sequence[Unit], samples: Samples
+) -> tuple[ir.Model, tuple[PrunedWeight, ...]]:
+    return prune(
+        model,
+        units,
+        _spread(samples, ROUNDING_SAMPLES),
+        config,
+        threads=os.cpu_count() or 1,
+        seed=job.recipe.seed,
+    )
 
 
 def _ranges(job: Job, model: ir.Model, units: Sequence[Unit], samples: Samples) -> RangeTable:

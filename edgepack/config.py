@@ -98,6 +98,23 @@ class Quantize(Strict):
     overrides: tuple[Override, ...] = ()
 
 
+class Prune(Strict):
+    """Weights that cost least become zero, before anything is quantized."""
+
+    sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of zeros among the weights that are pruned; a pattern has its own."""
+    method: Literal["l1", "l2", "wanda", "second_order"] = "second_order"
+    """What a weight counts by: its magnitude, its square, its square times its input's, or what the model
+    loses when the others make up for it (only this one changes the others)."""
+    pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
+    scope: Literal["global", "layer"] = "global"
+    """global: each layer gives what costs it least; layer: all give the same share."""
+    keep: tuple[str, ...] = ()
+    """Names of nodes that are left alone; `*` and `?` work as in a shell."""
+    keep_types: tuple[str, ...] = ()
+    """The same by operator type."""
+
+
 class Search(Strict):
     """How preset best looks for forms of single units."""
 
@@ -131,6 +148,8 @@ class Recipe(Strict):
     balanced, then a search for the form of each unit."""
     quantize: Quantize = Quantize()
     search: Search = Search()
+    prune: Prune | None = None
+    """Zeros in the weights; none by default."""
     bench: Bench = Bench()
     gate: Gate | None = None
     """Replaces the target's gate."""
