@@ -23,7 +23,7 @@ from edgepack.export.onnx import export_onnx
 from edgepack.measure.check import Baseline, baseline, check
 from edgepack.metrics import Metric, resolve_metric
 from edgepack.model import input_specs, load_model
-from edgepack.normalize import normalize
+from edgepack.prepare import prepare
 from edgepack.quantize.apply import apply_plan
 from edgepack.quantize.plan import Method, QuantPlan, make_plan, tensors_to_observe
 from edgepack.quantize.rounding import Rounder, round_weights
@@ -53,7 +53,7 @@ def read(suite: Path, task: str, target: Target, count: int) -> tuple[Recipe, ir
     assert recipe.evaluation_data is not None
     calibration = open_samples(recipe.calibration_data, "calibration", inputs, recipe.images, base=HERE)
     evaluation = open_samples(recipe.evaluation_data, "evaluation", inputs, recipe.images, base=HERE)
-    model, _ = normalize(original, min_opset=target.min_opset, max_opset=target.max_opset)
+    model, _ = prepare(original, target)
     return recipe, model, calibration, spread(evaluation, count)
 
 

@@ -33,7 +33,7 @@ def edgepack_side(recipe_file: Path, observer: str, out: Path) -> None:
     from edgepack.config import load_recipe  # noqa: PLC0415
     from edgepack.data import open_samples  # noqa: PLC0415
     from edgepack.model import input_specs, load_model, save_model  # noqa: PLC0415
-    from edgepack.normalize import normalize  # noqa: PLC0415
+    from edgepack.prepare import prepare  # noqa: PLC0415
     from edgepack.quantize.apply import apply_plan  # noqa: PLC0415
     from edgepack.quantize.plan import Method, make_plan, tensors_to_observe  # noqa: PLC0415
     from edgepack.quantize.rounding import Rounder  # noqa: PLC0415
@@ -46,7 +46,7 @@ def edgepack_side(recipe_file: Path, observer: str, out: Path) -> None:
     samples = open_samples(
         recipe.calibration_data, "calibration", input_specs(original), recipe.images, base=HERE
     )
-    model, _ = normalize(original, min_opset=target.min_opset, max_opset=target.max_opset)
+    model, _ = prepare(original, target)
     units = find_units(model, target.kernels)
     table = calibrate(
         model, samples, tensors_to_observe(units), recipe.calibration, threads=os.cpu_count() or 1

@@ -9,7 +9,8 @@ from typing import Any
 import onnx_ir as ir
 
 from edgepack.calibrate.ranges import RangeTable
-from edgepack.choose import Choice, Methods
+from edgepack.choose import Choice
+from edgepack.config import Recipe
 from edgepack.errors import ConfigError, EdgepackError, ExportError, ModelError
 from edgepack.export.onnx import export_onnx
 from edgepack.export.ort import export_ort
@@ -23,8 +24,10 @@ from edgepack.measure.runner import open_model
 from edgepack.model import input_specs, model_bytes
 from edgepack.quantize.plan import QuantPlan
 from edgepack.quantize.rounding import Rounding
-from edgepack.report import Fidelity, ModelFigures, Refusal
+from edgepack.report import Fidelity, ModelFigures
+from edgepack.report_formats import Refusal
 from edgepack.target import Format, Target
+from edgepack.trials import Methods
 
 FILES: Mapping[Format, str] = {"onnx": "model.onnx", "ort": "model.ort", "tflite": "model.tflite"}
 """The file of each format."""
@@ -69,6 +72,15 @@ class Artifacts:
     refused: tuple[Refusal, ...]
     tflite: Mapping[str, Any] | None
     """What there is to say of the ``.tflite``; see :func:`_tflite`."""
+
+
+def as_wished(target: Target, recipe: Recipe) -> Target:
+    """``target`` with what the recipe says of its ``.tflite``."""
+    if target.tflite is None:
+        return target
+    wishes = recipe.tflite
+    changes = {"dims": {**target.tflite.dims, **wishes.dims}, "io": wishes.io or target.tflite.io}
+    return target.model_copy(update={"tflite": target.tflite.model_copy(update=changes)})
 
 
 def require_runtimes(target: Target) -> None:

@@ -1,6 +1,8 @@
 """The line: from a model and samples to a measured package. The only module that knows the order."""
 
 import hashlib
+import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,39 +13,51 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgepack import __version__
-from edgepack.artifacts import Material, figures_of, outdated, require_runtimes, write_artifacts
+from edgepack.artifacts import (
+    Material,
+    as_wished,
+    figures_of,
+    outdated,
+    require_runtimes,
+    write_artifacts,
+)
 from edgepack.calibrate.ranges import RangeTable, load_ranges
 from edgepack.calibrate.run import calibrate
-from edgepack.choose import Choice, Floor, Methods, TrialBench, choose
-from edgepack.config import Recipe
-from edgepack.data import Samples, check_disjoint, open_samples
-from edgepack.errors import ConfigError, did_you_mean
+from edgepack.choose import Choice, choose
+from edgepack.config import Prune, Recipe
+from edgepack.data import Samples
+from edgepack.errors import ConfigError
 from edgepack.explain import NOTHING_MEASURED, measure_units, unit_rows
 from edgepack.export.tflite import tensors_for
-from edgepack.feeds import Feeds, InputSpec, open_dims, with_sizes
+from edgepack.feeds import Feeds
 from edgepack.gate import judge
 from edgepack.measure.bench import Latency, bench
 from edgepack.measure.check import Baseline, baseline, check, check_together
-from edgepack.measure.environment import environment
+from edgepack.measure.environment import environment, machine
 from edgepack.measure.fused import what_the_runtime_did
-from edgepack.metrics import Metric, resolve_metric
+from edgepack.measurements import Measurements, cache_folder
+from edgepack.metrics import Metric
 from edgepack.model import (
     LARGE_BYTES,
     fingerprint,
-    input_specs,
     load_model,
     require_float,
     weight_bytes,
 )
-from edgepack.normalize import normalize
+from edgepack.parts import Parts, open_parts, spread
+from edgepack.passes.prune import PrunedWeight, prune
+from edgepack.prepare import prepare
 from edgepack.quantize.apply import apply_plan
 from edgepack.quantize.mapped import round_to_files
 from edgepack.quantize.plan import Method, QuantPlan, make_plan, requested_methods, tensors_to_observe
 from edgepack.quantize.rounding import Rounder, round_weights
 from edgepack.quantize.units import Unit, find_units
 from edgepack.report import BuildReport, Fidelity, StageReport, text
+from edgepack.report_formats import Parity
 from edgepack.scratch import publish, scratch_folder
-from edgepack.target import Target
+from edgepack.search import Task
+from edgepack.target import Gate, Target
+from edgepack.trials import Floor, Methods, TrialBench
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and the steps in all (0 when unknown)."""
@@ -56,10 +70,12 @@ LARGE = (
     "a large model: its weights never are in memory as a whole, so they are rounded to nearest, and all is "
     "measured without laying them out anew for the CPU"
 )
+REPAIR_SECONDS = 30.0
+"""For finding which units keep the cheapest form from being accurate, where one is not."""
+LEAST_UNLABELLED_DB = 15.0
+"""Least fidelity where nothing else is asked for: below it a metric has been lost on every model tried."""
 EXPORT_PROBES = 3
 """Samples that an artifact in another format is compared on."""
-HELD_OUT = 5
-"""Without evaluation data one calibration sample in this many is kept for the check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +89,8 @@ class Job:
     command: str
     ranges: Path | None = None
     progress: Progress = lambda stage, done, total: None
-
-
-@dataclass(frozen=True, slots=True)
-class _Data:
-    calibration: Samples
-    evaluation: Samples
-    metric: Metric | None
-    notes: tuple[str, ...]
+    large: bool = False
+    """Set by the build itself."""
 
 
 class _Clock:
@@ -109,7 +119,7 @@ def build(job: Job) -> tuple[BuildReport, Path]:
     Raises:
         EdgepackError: see :mod:`edgepack.errors`.
     """
-    job = replace(job, target=_as_wished(job.target, job.recipe))
+    job = replace(job, target=as_wished(job.target, job.recipe))
     require_runtimes(job.target)
     output = output_folder(job.recipe, job.target)
     with scratch_folder(output) as scratch:
@@ -141,16 +151,20 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
     with clock.stage("load") as notes:
         original = load_model(recipe.model)
         require_float(original, recipe.model)
-        data = _open_data(job, original)
+        data = open_parts(recipe, job.target, original, job.base)
         notes.extend(data.notes)
         if large := weight_bytes(original) > LARGE_BYTES:
             notes.append(LARGE)
             job = _sparing(job)
     with clock.stage("normalize") as notes:
-        opsets = {"min_opset": job.target.min_opset, "max_opset": job.target.max_opset}
-        model, normalized = normalize(original, **opsets)
-        notes.extend(f"{rule}: {count}" for rule, count in normalized.applied.items())
+        model, applied = prepare(original, job.target)
+        notes.extend(f"{rule}: {count}" for rule, count in applied.items())
     units = find_units(model, job.target.kernels)
+    if recipe.prune is not None:
+        with clock.stage("prune") as notes:
+            model, pruned = _prune(job, recipe.prune, model, units, data.calibration)
+            zeros, values = sum(p.zeros for p in pruned), sum(p.values for p in pruned)
+            notes.append(f"{zeros / values:.1%} of {values} weights in {len(pruned)} units are zero")
     with clock.stage("calibrate") as notes:
         table = _ranges(job, model, units, data.calibration)
         table.save(package / "ranges.json")
@@ -164,21 +178,15 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         reference = baseline(recipe.model, data.evaluation, job.target.runtime, data.metric, on_sample)
     with clock.stage("choose") as notes:
         choice = _choose(job, model, units, table, rounder, data, reference, scratch)
-        notes.extend(line.name for line in choice.candidates)
+        notes.extend([f"{len(choice.candidates)} forms measured", *choice.notes])
     with clock.stage("export") as notes:
         facts = {"target": job.target.name, **_facts(digests, table)}
         material = Material(model, choice, _requested(job, units), table, rounder, reference.shapes, facts)
         artifacts = write_artifacts(material, job.target, _probes(data.evaluation, EXPORT_PROBES), package)
         notes.extend(f"{refusal.file} not built: {refusal.reason}" for refusal in artifacts.refused)
-    with clock.stage("check"):
-        on_sample = _counter(job, "check", data.evaluation)
-        fidelity, parity = check_together(
-            artifacts.files, data.evaluation, job.target.runtime, reference, data.metric, on_sample
-        )
-    with clock.stage("bench"):
-        latencies = _bench(job, artifacts.files, data.evaluation)
+    fidelity, parity, latencies = _measure(job, clock, artifacts.files, data, reference)
     with clock.stage("units") as notes:
-        probes = _spread(data.calibration, PROBES)
+        probes = spread(data.calibration, PROBES)
         runtime = job.target.runtime
         built = artifacts.files["onnx"]
         fused = what_the_runtime_did(built, runtime).as_dict()
@@ -188,7 +196,7 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
     models = figures_of(
         recipe.model, artifacts.files, latencies, {"original": reference.fidelity, **fidelity}
     )
-    gate = judge(recipe.gate or job.target.gate, models, asked_for=recipe.gate is not None)
+    gate = judge(_limits(job, data.metric), models, asked_for=recipe.gate is not None)
     return BuildReport(
         edgepack_version=__version__,
         model=recipe.model.name,
@@ -201,6 +209,7 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         gate=gate,
         candidates=tuple(choice.candidates),
         units=unit_rows(choice.plan, model, figures),
+        sensitivity=choice.sensitivity,
         runtime={
             **fused,
             "conversions_us": round(figures.conversions_us, 2),
@@ -216,54 +225,17 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
     )
 
 
-def _as_wished(target: Target, recipe: Recipe) -> Target:
-    """``target`` with what the recipe says of its ``.tflite``."""
-    if target.tflite is None:
-        return target
-    wishes = recipe.tflite
-    changes = {"dims": {**target.tflite.dims, **wishes.dims}, "io": wishes.io or target.tflite.io}
-    return target.model_copy(update={"tflite": target.tflite.model_copy(update=changes)})
-
-
-def _inputs(job: Job, model: ir.Model) -> tuple[InputSpec, ...]:
-    """What samples must be: of a ``.tflite`` that is built besides, the sizes are fixed."""
-    inputs = input_specs(model)
-    if job.target.tflite is None or "tflite" not in job.target.formats:
-        return inputs
-    known = open_dims(inputs)
-    for name in job.recipe.tflite.dims:
-        if name not in known:
-            raise ConfigError(
-                f"tflite.dims: the model has no open dimension {name!r}, {did_you_mean(name, known)}"
-            )
-    return with_sizes(inputs, job.target.tflite.dims)
-
-
-def _open_data(job: Job, model: ir.Model) -> _Data:
-    recipe = job.recipe
-    inputs = _inputs(job, model)
-    if recipe.calibration_data is None:
-        raise ConfigError(
-            "no calibration data: give sample inputs with --calibration-data FOLDER_OR_FILE, or "
-            "`calibration_data:` in the recipe"
-        )
-    calibration = open_samples(recipe.calibration_data, "calibration", inputs, recipe.images, base=job.base)
-    metric = resolve_metric(recipe.metric, job.base) if recipe.metric else None
-    if recipe.evaluation_data is not None:
-        evaluation = open_samples(recipe.evaluation_data, "evaluation", inputs, recipe.images, base=job.base)
-        check_disjoint(calibration, evaluation)
-        return _Data(calibration, evaluation, metric, ())
-    if metric is not None:
-        raise ConfigError("the recipe names a metric but no evaluation_data with labels")
-    if len(calibration) < 2:
-        raise ConfigError(
-            f"{calibration.source}: holds one sample; without evaluation data at least two are needed, one "
-            "to calibrate and one to check"
-        )
-    kept = calibration.indices[HELD_OUT - 1 :: HELD_OUT] or calibration.indices[-1:]
-    rest = tuple(i for i in calibration.indices if i not in set(kept))
-    note = f"no evaluation data: {len(kept)} of {len(calibration)} calibration samples kept for the check"
-    return _Data(replace(calibration, indices=rest), replace(calibration, indices=kept), None, (note,))
+def _prune(
+    job: Job, config: Prune, model: ir.Model, units: Sequence[Unit], samples: Samples
+) -> tuple[ir.Model, tuple[PrunedWeight, ...]]:
+    return prune(
+        model,
+        units,
+        spread(samples, ROUNDING_SAMPLES),
+        config,
+        threads=os.cpu_count() or 1,
+        seed=job.recipe.seed,
+    )
 
 
 def _ranges(job: Job, model: ir.Model, units: Sequence[Unit], samples: Samples) -> RangeTable:
@@ -298,11 +270,11 @@ def _rounder(
     return round_weights(
         model,
         plan,
-        _spread(samples, ROUNDING_SAMPLES),
+        spread(samples, ROUNDING_SAMPLES),
         second_order=job.recipe.preset != "fast",
         threads=os.cpu_count() or 1,  # the host's, not the target's: ranges do not depend on it
         seed=job.recipe.seed,
-        on_sample=_counter(job, "round", _spread(samples, ROUNDING_SAMPLES)),
+        on_sample=_counter(job, "round", spread(samples, ROUNDING_SAMPLES)),
     )
 
 
@@ -319,13 +291,7 @@ def _sparing(job: Job) -> Job:
         tables = tuple(op for op in kernels.weight_only if op == "Gather")
         kernels = kernels.model_copy(update={"weight_only": tables})
     changes = {"runtime": target.runtime.sparing(), "kernels": kernels}
-    return replace(job, target=target.model_copy(update=changes))
-
-
-def _spread(samples: Samples, count: int) -> Samples:
-    """At most ``count`` of the samples, evenly spread."""
-    count = min(count, len(samples))
-    return replace(samples, indices=tuple(samples.indices[i * len(samples) // count] for i in range(count)))
+    return replace(job, large=True, target=target.model_copy(update=changes))
 
 
 def _counter(job: Job, stage: str, samples: Samples) -> Callable[[], None]:
@@ -341,7 +307,7 @@ def _counter(job: Job, stage: str, samples: Samples) -> Callable[[], None]:
 
 def _probes(samples: Samples, count: int = PROBES) -> list[Feeds]:
     """The feeds of a few samples, evenly spread."""
-    return [sample.feeds for sample in _spread(samples, count)]
+    return [sample.feeds for sample in spread(samples, count)]
 
 
 def _requested(job: Job, units: Sequence[Unit]) -> Methods:
@@ -354,13 +320,13 @@ def _choose(
     units: Sequence[Unit],
     table: RangeTable,
     rounder: Rounder,
-    data: _Data,
+    data: Parts,
     reference: Baseline,
     scratch: Path,
 ) -> Choice:
     recipe, target = job.recipe, job.target
     fixed = _requested(job, units)
-    limits = recipe.gate or target.gate
+    limits = _limits(job, data.metric)
 
     def form(methods: Methods) -> tuple[QuantPlan, ir.Model]:
         plan = make_plan(model, units, table.ranges, target, methods, rounder.smoothing)
@@ -373,15 +339,61 @@ def _choose(
 
     return choose(
         units,
-        TrialBench(recipe.model, target, _probes(data.calibration), scratch),
+        TrialBench(recipe.model, target, _probes(data.calibration), scratch, _kept(job, table)),
         form,
         fixed,
         Floor(limits.min_sqnr_db, limits.min_agreement, limits.max_metric_drop, reference.fidelity.metric),
         verify,
         method=recipe.quantize.method,
         optimize_for=recipe.quantize.optimize_for,
+        task=_task(job, model),
         on_trial=lambda name: job.progress(f"try {name}", 0, 0),
     )
+
+
+def _limits(job: Job, metric: Metric | None) -> Gate:
+    """The gate; where no metric tells a collapse, and no limit either, fidelity has to."""
+    gate = job.recipe.gate or job.target.gate
+    if metric is not None or gate.min_sqnr_db is not None or gate.min_agreement is not None:
+        return gate
+    return gate.model_copy(update={"min_sqnr_db": LEAST_UNLABELLED_DB})
+
+
+def _task(job: Job, model: ir.Model) -> Task | None:
+    """What single units may do: nothing, be repaired, or be searched through."""
+    recipe = job.recipe
+    if recipe.preset == "fast" or job.large:
+        return None
+    elements = {v.name: _elements(v.shape) for n in model.graph for v in n.outputs if v.name}
+    best = recipe.preset == "best"
+    return Task(recipe.search.budget_s if best else REPAIR_SECONDS, best, elements, job.progress)
+
+
+def _elements(shape: ir.Shape | None) -> int:
+    """Values of a tensor, unknown dimensions counted as one."""
+    return math.prod(d if isinstance(d, int) else 1 for d in shape or (0,))
+
+
+def _kept(job: Job, table: RangeTable) -> Measurements:
+    """Measurements of earlier searches with this model, these samples and this machine."""
+    if job.recipe.preset != "best":
+        return Measurements()
+    facts = [table.model_fingerprint, table.samples_fingerprint, job.target.runtime.model_dump_json()]
+    name = _digest(" ".join([*facts, json.dumps(machine())]))
+    return Measurements(cache_folder() / "search" / f"{name[:32]}.jsonl")
+
+
+def _measure(
+    job: Job, clock: _Clock, files: Mapping[str, Path], data: Parts, reference: Baseline
+) -> tuple[dict[str, Fidelity], tuple[Parity, ...], dict[str, Latency]]:
+    """What the files compute, and how fast."""
+    runtime = job.target.runtime
+    with clock.stage("check"):
+        on_sample = _counter(job, "check", data.evaluation)
+        fidelity, parity = check_together(files, data.evaluation, runtime, reference, data.metric, on_sample)
+    with clock.stage("bench"):
+        latencies = _bench(job, files, data.evaluation)
+    return fidelity, parity, latencies
 
 
 def _bench(job: Job, files: Mapping[str, Path], samples: Samples) -> dict[str, Latency]:

@@ -1,81 +1,32 @@
 """The choice by measurement: forms of a model are built, timed and compared; nothing slower is taken.
 
 Candidates are whole-model methods first, then the best of them with one group of similar units after
-another set to float. Speed and fidelity are measured on calibration samples; where the user has a metric
-and a limit on its drop, a form must also keep that on the evaluation samples before it is taken.
+another set to float, then, where a search is asked for, with single units in other forms. Speed and fidelity
+are measured on calibration samples; where the user has a metric and a limit on its drop, a form must also
+keep that on the evaluation samples before it is taken.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
-from edgepack.feeds import Feeds
-from edgepack.measure.bench import file_ratios, quick_ratios
-from edgepack.measure.check import Comparison, compare_outputs
-from edgepack.measure.runner import Outputs, Runner, open_model
-from edgepack.model import model_bytes, save_model
+from edgepack.model import model_bytes
 from edgepack.quantize.plan import Method, QuantPlan
 from edgepack.quantize.units import Role, Unit
-from edgepack.report import Candidate, Fidelity, finite
+from edgepack.report import Candidate, Fidelity, SensitivityRow, finite
+from edgepack.search import Task, search
 from edgepack.target import Target
+from edgepack.trials import SAME_SPEED, WITH, Cost, Floor, Methods, Trial, TrialBench
 
-Methods = Mapping[str, tuple[Method, str]]
-"""Method and reason by unit name."""
-
-SAME_SPEED = 0.01
-"""A difference below this is not worth a decision: two runs of one file differ by as much."""
-SIZE_WEIGHT = 0.2
-"""In the balance a file four times smaller outweighs a model 1.3 times slower; see docs/decisions."""
-ROUNDS = 25
 TABLE = "table "
 FLOAT_HERE = "computes in float in the form that was chosen"
-NEVER = 1e6
+WORTH_A_REPAIR = 0.05
+"""How much cheaper a form must be, that is not accurate, for its noisy units to be looked for."""
 BUDGET_SECONDS = 20.0
 """For setting groups of units to float, after the whole-model candidates."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Trial:
-    """A built and measured form."""
-
-    name: str
-    methods: Methods
-    plan: QuantPlan
-    path: Path
-    size_bytes: int
-    speedup: float
-    error: float
-    """Standard error of ``speedup``."""
-    compared: Comparison
-
-
-@dataclass(frozen=True, slots=True)
-class Floor:
-    """The least accuracy that a form must keep."""
-
-    sqnr_db: float | None
-    agreement: float | None
-    metric_drop: float | None
-    original_metric: float | None
-
-    def on_probes(self, trial: Trial) -> bool:
-        """Whether ``trial`` is accurate enough on the probes."""
-        compared = trial.compared
-        if self.sqnr_db is not None and compared.sqnr_db < self.sqnr_db:
-            return False
-        agreement = compared.agreement
-        return self.agreement is None or agreement is None or agreement >= self.agreement
-
-    def on_metric(self, fidelity: Fidelity | None) -> bool:
-        """Whether the metric keeps its limit; true where there is none."""
-        if fidelity is None or fidelity.metric is None:
-            return True
-        if self.metric_drop is None or self.original_metric is None:
-            return True
-        return self.original_metric - fidelity.metric <= self.metric_drop + 1e-9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,45 +36,11 @@ class Choice:
     plan: QuantPlan
     model: ir.Model
     candidates: list[Candidate]
-
-
-@dataclass(slots=True)
-class TrialBench:
-    """The original, open, and the probes on which every form is timed and compared with it."""
-
-    original: Path
-    target: Target
-    feeds: Sequence[Feeds]
-    folder: Path
-    made: int = 0
-
-    def __post_init__(self) -> None:
-        self._runner = open_model(self.original, self.target.runtime)
-        self._reference = [self._runner.run(feed) for feed in self.feeds]
-
-    _runner: Runner = field(init=False)
-    _reference: list[Outputs] = field(init=False)
-
-    def measure(self, name: str, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
-        """Write one form, time it against the original, interleaved, and compare its outputs."""
-        self.made += 1
-        path = self.folder / f"trial_{self.made}.onnx"
-        save_model(model, path)
-        runner = open_model(path, self.target.runtime)
-        compared = compare_outputs(self._reference, runner, self.feeds)
-        ratio = quick_ratios([self._runner, runner], self.feeds, ROUNDS)[1]
-        return Trial(
-            name, methods, plan, path, model_bytes(path), ratio.speedup, ratio.standard_error, compared
-        )
-
-    def confirms(self, trial: Trial, best: Trial) -> bool:
-        """Whether ``trial`` is faster than ``best`` beyond noise, side by side in several sessions."""
-        ratio = file_ratios([best.path, trial.path], self.target.runtime, self.feeds, ROUNDS)[1]
-        return ratio.speedup > 1 + SAME_SPEED + ratio.standard_error
+    sensitivity: tuple[SensitivityRow, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 Form = Callable[[Methods], tuple[QuantPlan, ir.Model]]
-Cost = Callable[[Trial], float]
 
 
 def choose(
@@ -136,15 +53,19 @@ def choose(
     *,
     method: str,
     optimize_for: str,
+    task: Task | None = None,
     on_trial: Callable[[str], None] = lambda name: None,
 ) -> Choice:
     """The cheapest form that keeps the floor, and everything that was tried.
 
     ``form`` makes a plan and a model from methods; ``verify`` gives the user's metric of a file. A single
-    ``method`` other than auto is taken as it is: what the user asks for by name is not second-guessed.
+    ``method`` other than auto is taken as it is: what the user asks for by name is not second-guessed. With a
+    ``task`` single units may take other forms, see :mod:`.search`.
     """
     trials: list[Trial] = []
     verdicts: dict[Path, Fidelity | None] = {}
+    sensitivity: tuple[SensitivityRow, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def attempt(name: str, methods: Methods) -> Trial:
         on_trial(name)
@@ -168,12 +89,17 @@ def choose(
     else:
         for name, by_type in candidates.items():
             attempt(name, methods_of(units, name, by_type, fixed))
-        cost = _cost_for(optimize_for, model_bytes(bench.original))
+        cost = Cost(optimize_for, model_bytes(bench.original))
         best = _best(trials, accurate, cost)
         if optimize_for != "size":
             best = _drop_what_does_not_pay(units, best, bench, attempt, accurate, fixed, cost)
+        cheaper = cost(min(trials, key=cost)) < cost(best) * (1 - WORTH_A_REPAIR)
+        if task is not None and (task.improves or cheaper):
+            best, sensitivity, notes = search(
+                units, best, trials, bench, form, fixed, attempt, accurate, cost, floor.sqnr_db, task
+            )
     lines = [_line(t, t is best, floor, verdicts.get(t.path)) for t in trials]
-    return Choice(*form(best.methods), lines)
+    return Choice(*form(best.methods), lines, sensitivity, notes)
 
 
 def whole_model_methods(units: Sequence[Unit], target: Target) -> dict[str, dict[str, Method]]:
@@ -263,22 +189,11 @@ def _drop_what_does_not_pay(
         reason = f"measured slower as {best.methods[free[0]][0]} than in float"
         changed = {**best.methods, **dict.fromkeys(free, (form, reason))}
         trial = attempt(f"{base}, {group} in float", changed)
-        if cost(trial) < cost(best) * (1 - SAME_SPEED) and accurate(trial) and bench.confirms(trial, best):
+        advantage = cost.apart_from_time(best) / cost.apart_from_time(trial)
+        better = cost(trial) < cost(best) * (1 - SAME_SPEED) and accurate(trial)
+        if better and bench.confirms(trial, best, advantage):
             best = trial
     return best
-
-
-def _cost_for(optimize_for: str, original_bytes: int) -> Cost:
-    """What a form costs: time, bytes, or both. What is slower than the original costs more than all else."""
-
-    def cost(trial: Trial) -> float:
-        if optimize_for == "size":
-            return trial.size_bytes
-        smaller = (trial.size_bytes / original_bytes) ** SIZE_WEIGHT if optimize_for == "balance" else 1.0
-        slower = trial.speedup < 1 - SAME_SPEED - 2 * trial.error
-        return smaller / trial.speedup * (NEVER if slower else 1.0)
-
-    return cost
 
 
 def _line(trial: Trial, chosen: bool, floor: Floor, verdict: Fidelity | None) -> Candidate:
@@ -288,6 +203,7 @@ def _line(trial: Trial, chosen: bool, floor: Floor, verdict: Fidelity | None) ->
     elif not floor.on_metric(verdict):
         reason = "loses more of the metric than the gate allows"
     metric = verdict.metric if verdict is not None else None
+    fidelity = finite(trial.compared.sqnr_db)
     return Candidate(
-        trial.name, trial.size_bytes, trial.speedup, finite(trial.compared.sqnr_db), metric, chosen, reason
+        trial.name, trial.size_bytes, trial.speedup, fidelity, metric, chosen, reason, WITH in trial.name
     )

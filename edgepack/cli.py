@@ -1,6 +1,7 @@
 """The command line: one command is one library call; only this module prints."""
 
 import json
+import re
 import shlex
 import signal
 import sys
@@ -76,7 +77,11 @@ def build(
     method: Annotated[
         str | None, typer.Option(metavar="WORD", help="auto, static, dynamic, weight_only or float.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(metavar="WORD", help="fast or balanced.")] = None,
+    preset: Annotated[str | None, typer.Option(metavar="WORD", help="fast, balanced or best.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="For preset best: how long to search, as 90s or 5m; 120s."),
+    ] = None,
     observer: Annotated[
         str | None,
         typer.Option(metavar="WORD", help="minmax, moving_average, percentile, entropy or mse."),
@@ -105,6 +110,7 @@ def build(
         "preset": preset,
         "calibration_data": _data(calibration_data, samples),
         "evaluation_data": _data(evaluation_data, None),
+        "search": {"budget_s": _seconds(budget)},
         "quantize": {"method": method},
         "calibration": {"observer": observer},
     }
@@ -300,6 +306,16 @@ def _first_target(recipe: "Recipe") -> str:
 def _data(path: str | None, samples: int | None) -> dict[str, Any] | None:
     changes = {"path": path, "samples": samples}
     return {k: v for k, v in changes.items() if v is not None} or None
+
+
+def _seconds(text: str | None) -> float | None:
+    """``90``, ``90s`` or ``5m`` in seconds."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|)", text)
+    if found is None:
+        raise ConfigError(f"--budget {text}: give seconds or minutes, as 90s or 5m")
+    return float(found[1]) * (60 if found[2] == "m" else 1)
 
 
 def _target_names() -> list[str]:

@@ -12,7 +12,7 @@ from edgepack.target import Gate
 
 Observer = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
 Method = Literal["auto", "static", "dynamic", "weight_only", "float"]
-Preset = Literal["fast", "balanced"]
+Preset = Literal["fast", "balanced", "best"]
 DATA_KEYS = ("calibration_data", "evaluation_data")
 
 
@@ -109,6 +109,30 @@ class Tflite(Strict):
     them. By default those of the samples, if all are the same."""
 
 
+class Prune(Strict):
+    """Weights that cost least become zero, before anything is quantized."""
+
+    sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of zeros among the weights that are pruned; a pattern has its own."""
+    method: Literal["l1", "l2", "wanda", "second_order"] = "second_order"
+    """What a weight counts by: its magnitude, its square, its square times its input's, or what the model
+    loses when the others make up for it (only this one changes the others)."""
+    pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
+    scope: Literal["global", "layer"] = "global"
+    """global: each layer gives what costs it least; layer: all give the same share."""
+    keep: tuple[str, ...] = ()
+    """Names of nodes that are left alone; `*` and `?` work as in a shell."""
+    keep_types: tuple[str, ...] = ()
+    """The same by operator type."""
+
+
+class Search(Strict):
+    """How preset best looks for forms of single units."""
+
+    budget_s: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds that the search may take, after the forms of the whole model."""
+
+
 class Bench(Strict):
     """How latency is measured: original and built models take turns."""
 
@@ -131,8 +155,12 @@ class Recipe(Strict):
     """top1, accuracy, auc, or `module:function(outputs, labels) -> float`; higher is better."""
     calibration: Calibration = Calibration()
     preset: Preset = "balanced"
-    """fast: rounding to nearest with bias correction. balanced: second-order rounding, then the same."""
+    """fast: rounding to nearest with bias correction. balanced: second-order rounding, then the same. best:
+    balanced, then a search for the form of each unit."""
     quantize: Quantize = Quantize()
+    search: Search = Search()
+    prune: Prune | None = None
+    """Zeros in the weights; none by default."""
     tflite: Tflite = Tflite()
     bench: Bench = Bench()
     gate: Gate | None = None

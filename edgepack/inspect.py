@@ -10,6 +10,7 @@ import onnx_ir as ir
 from edgepack.calibrate.ranges import Range
 from edgepack.model import input_specs, load_model, model_bytes, require_float
 from edgepack.normalize import normalize, opset_of
+from edgepack.prepare import prepare
 from edgepack.quantize.plan import Method, make_plan, tensors_to_observe
 from edgepack.quantize.units import find_units
 from edgepack.report import size_text
@@ -73,7 +74,7 @@ def plan_rows(path: Path, target: Target) -> list[dict[str, str]]:
     """
     model = load_model(path)
     require_float(model, path)
-    normalized, _ = normalize(model, min_opset=target.min_opset, max_opset=target.max_opset)
+    normalized, _ = prepare(model, target)
     units = find_units(normalized, target.kernels)
     # Which units can be integer does not depend on the ranges, only their scales do.
     unit_range = Range(-1.0, 1.0, -1.0, 1.0)

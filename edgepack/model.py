@@ -227,9 +227,16 @@ def input_specs(model: ir.Model) -> tuple["InputSpec", ...]:
             raise ModelError(f"input {value.name!r} is {value.type}, only tensors are supported")
         shape = None
         if value.shape is not None:
-            shape = tuple(d if isinstance(d, int) else d.value for d in value.shape)
+            shape = tuple(_dimension(d) for d in value.shape)
         specs.append(InputSpec(name_of(value), np.dtype(value.type.dtype.numpy()), shape))
     return tuple(specs)
+
+
+def _dimension(size: int | ir.SymbolicDim) -> int | str | None:
+    """A fixed size, the name of a free one, or ``None``; some exporters write -1 for a free one."""
+    if isinstance(size, int):
+        return size if size >= 0 else None
+    return size.value
 
 
 def name_of(value: ir.Value) -> str:

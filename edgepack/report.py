@@ -8,10 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from edgepack.report_formats import Parity, Refusal, first_of, tflite_lines
+
 MOST_REASONS = 8
 SHOWN_UNITS = 3
-NHWC = [0, 2, 3, 1]
-PORTS = (("takes", "inputs"), ("gives", "outputs"))
+SHOWN_SENSITIVE = 5
 WORTH_TELLING = 0.02
 """Of the time of all units: what a unit must lose against float to be named."""
 
@@ -36,29 +37,6 @@ class Fidelity:
     """Share of equal argmax over the last axis of the first output; ``None`` where that has no meaning."""
     metric: float | None
     metric_name: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """How close one artifact's outputs are to another's, over the evaluation samples."""
-
-    name: str
-    against: str
-    """The other one, whose outputs count as the signal."""
-    sqnr_db: float | None
-    """``None`` when the outputs are equal."""
-    agreement: float | None
-    """Share of equal argmax, as in :class:`Fidelity`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An artifact that the target leaves optional and the model has no form of."""
-
-    format: str
-    file: str
-    reason: str
-    """Names the node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +92,21 @@ class Candidate:
     metric: float | None
     chosen: bool
     reason: str
+    of_units: bool = False
+    """Differs from another candidate in single units."""
+
+
+@dataclass(frozen=True, slots=True)
+class SensitivityRow:
+    """One unit in one form, alone in an otherwise float model."""
+
+    name: str
+    op_type: str
+    method: str
+    sqnr_db: float | None
+    """Fidelity of the model's outputs; ``None`` where they are equal."""
+    us: Mapping[str, float]
+    """Its time in every form of the whole model, microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +126,8 @@ class BuildReport:
     gate: tuple[GateLine, ...]
     candidates: tuple[Candidate, ...]
     units: tuple[UnitRow, ...]
+    sensitivity: tuple[SensitivityRow, ...]
+    """Units alone, where a search measured them."""
     runtime: Mapping[str, Any]
     """What the runtime made of the built model: fused integer kernels, leftover Q/DQ, float operators."""
     stages: tuple[StageReport, ...]
@@ -169,6 +164,7 @@ def text(report: BuildReport) -> str:
     lines += _parity(report)
     told = [*_forms(report.units), *_runtime(report.runtime), *_weak_points(report.units)]
     lines += ["", *told] if told else []
+    lines += _sensitivity(report.sensitivity)
     lines += _candidates(report.candidates)
     lines += _gate(report.gate)
     environment = report.environment
@@ -285,7 +281,7 @@ def _forms(units: Sequence[UnitRow]) -> list[str]:
     by_method = Counter((u.method, u.op_type) for u in units if u.method != "float")
     for method, _ in Counter(u.method for u in units if u.method != "float").most_common():
         parts = [f"{n} of {total[op]} {op}" for (m, op), n in by_method.most_common() if m == method]
-        lines.append(f"{method.replace('_', ' ')}: {_first(parts, 8, 'more')}")
+        lines.append(f"{method.replace('_', ' ')}: {first_of(parts, 8, 'more')}")
     grouped: dict[str, list[str]] = {}
     for (reason, op), n in Counter(
         (_short(u), u.op_type) for u in units if u.method == "float"
@@ -294,15 +290,10 @@ def _forms(units: Sequence[UnitRow]) -> list[str]:
     if grouped:
         lines.append("float:")
         shown = list(grouped.items())[:MOST_REASONS]
-        lines += [f"  {_first(ops, 6, 'more')}: {reason}" for reason, ops in shown]
+        lines += [f"  {first_of(ops, 6, 'more')}: {reason}" for reason, ops in shown]
         if len(grouped) > len(shown):
             lines.append(f"  and {len(grouped) - len(shown)} more reasons in report.json")
     return lines
-
-
-def _first(parts: Sequence[str], most: int, rest: str) -> str:
-    more = [f"{len(parts) - most} {rest}"] if len(parts) > most else []
-    return ", ".join([*parts[:most], *more])
 
 
 def _short(unit: UnitRow) -> str:
@@ -321,37 +312,8 @@ def _runtime(runtime: Mapping[str, Any]) -> list[str]:
     return [
         f"the runtime made {kernels} integer kernel{'' if kernels == 1 else 's'} and left {left} "
         f"conversion{'' if left == 1 else 's'} between them and float{cost}",
-        *_tflite(runtime.get("tflite", {})),
+        *tflite_lines(runtime.get("tflite", {})),
     ]
-
-
-def _tflite(details: Mapping[str, Any]) -> list[str]:
-    """How the ``.tflite`` is run and what an application must feed it."""
-    if not details:
-        return []
-    taken = details["xnnpack"]
-    total, count, pieces = taken["operators"], taken["delegated"], taken["partitions"]
-    left = [f"{n} {op}" for op, n in taken["left"].items()]
-    share = "all" if count == total else f"{count} of"
-    lines = [
-        f"model.tflite: XNNPACK takes {share} {total} operators in {pieces} piece{'' if pieces == 1 else 's'}"
-        + (f", and leaves {_first(left, 6, 'more')}" if left else ""),
-        *(f"  {verb} {_port(port)}" for verb, key in PORTS for port in details[key]),
-    ]
-    reasons = Counter(reason for _, reason in details["float_islands"])
-    lines += [
-        f"  float, {n} node{'' if n == 1 else 's'}: {reason}"
-        for reason, n in reasons.most_common(MOST_REASONS)
-    ]
-    return lines
-
-
-def _port(port: Mapping[str, Any]) -> str:
-    """As an application sees it: ``image float32 [1, 224, 224, 3], NHWC``."""
-    axes = port["axes"]
-    order = "" if axes == sorted(axes) else ", NHWC" if axes == NHWC else f", axes in the order {axes}"
-    stored = f", (q - {port['zero_point']}) × {port['scale']:.6g}" if "scale" in port else ""
-    return f"{port['name']}: {port['type']} {port['shape']}{order}{stored}"
 
 
 def _weak_points(units: Sequence[UnitRow]) -> list[str]:
@@ -375,6 +337,21 @@ def _weak_points(units: Sequence[UnitRow]) -> list[str]:
     return ["", heading, *table(rows, right=(2, 3))] if rows else []
 
 
+def _sensitivity(rows: Sequence[SensitivityRow]) -> list[str]:
+    """The units that bring the most noise, alone."""
+    noisy = sorted((r for r in rows if r.sqnr_db is not None), key=lambda r: r.sqnr_db or 0.0)
+    shown = [
+        (
+            r.name,
+            r.op_type,
+            f"{r.sqnr_db:.1f} dB as {r.method}",
+            ", ".join(f"{method} {us:.0f} µs" for method, us in r.us.items()),
+        )
+        for r in noisy[:SHOWN_SENSITIVE]
+    ]
+    return ["", "units that bring the most noise, alone", *table(shown, right=(2,))] if shown else []
+
+
 def _lost_us(unit: UnitRow) -> float:
     return 0.0 if unit.built_us is None or unit.float_us is None else unit.built_us - unit.float_us
 
@@ -382,6 +359,7 @@ def _lost_us(unit: UnitRow) -> float:
 def _candidates(candidates: Sequence[Candidate]) -> list[str]:
     if len(candidates) < 2:
         return []
+    shown = [c for c in candidates if c.chosen or not c.of_units]
     rows = [
         (
             "→" if c.chosen else " ",
@@ -391,9 +369,11 @@ def _candidates(candidates: Sequence[Candidate]) -> list[str]:
             "equal" if c.sqnr_db is None else f"{c.sqnr_db:.1f} dB",
             c.reason,
         )
-        for c in candidates
+        for c in shown
     ]
-    return ["", "tried", *table(rows, right=(2, 3, 4))]
+    more = len(candidates) - len(shown)
+    rest = [f"  and {more} forms of single units, in report.json"] if more else []
+    return ["", "tried", *table(rows, right=(2, 3, 4)), *rest]
 
 
 def _figure(value: float) -> str:

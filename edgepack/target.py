@@ -81,6 +81,10 @@ class Quantization(Strict):
     """The fast kernels of spatial convolutions read input channels in groups of this many: an input of three
     gets a fourth of zeros. Done where it adds at most half of the channels."""
 
+    depthwise_channels_multiple: Annotated[int, Field(ge=1)] = 1
+    """The kernel of depthwise convolutions works on this many channels at a time and on the rest one by one:
+    others get channels of zeros, where it adds at most half of them."""
+
     @property
     def activation(self) -> QuantScheme:
         """The scheme of activations."""

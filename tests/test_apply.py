@@ -231,10 +231,10 @@ def test_an_implied_activation_is_gone_and_its_name_stays(then: str, tmp_path: P
     assert values.min() == 0
 
 
-def test_a_symmetric_scheme_keeps_activations_and_is_right(tmp_path: Path) -> None:
+def test_a_symmetric_scheme_clips_integers_and_is_right(tmp_path: Path) -> None:
     device = target(S8, symmetric=True)
     made = build(tmp_path, net("c = Conv(x, w) r = Relu(c) y = Conv(r, v)"), CONV, device=device)
-    assert ops(made.quantized)["Relu"] == 1
+    assert (ops(made.quantized)["Relu"], ops(made.quantized)["Clip"]) == (0, 1)
     assert made.sqnr_db > 30
 
 
@@ -320,3 +320,57 @@ def test_a_tied_table_that_is_a_weight_too(granularity: Granularity, tmp_path: P
     assert made.forms()["e"] == "weight_only"
     assert made.forms()["y"] == "static"
     assert made.sqnr_db > 34
+
+
+@pytest.mark.parametrize("method", ISLAND_METHODS)
+@pytest.mark.parametrize("granularity", list(Granularity))
+def test_a_float_gemm_behind_a_table(granularity: Granularity, method: Method, tmp_path: Path) -> None:
+    """The DequantizeLinear of a table states no zero point, and is a trap like any other."""
+    body = "net (int64[3] i) => (float[a,b] y) { e = Gather(t, i) d = Gemm(e, u, b) y = Gemm(d, v) }"
+    weights = {"t": weight(20, 8), "u": weight(8, 6), "b": weight(6), "v": weight(6, 3)}
+    made = build(
+        tmp_path,
+        body,
+        weights,
+        feeds={"i": i64([1, 2, 3])},
+        method={"d": method},
+        device=target(granularity=granularity),
+    )
+    assert made.fused.integer_kernels == {"QGemm": 1}
+    assert made.sqnr_db > 33
+
+
+@pytest.mark.parametrize("activation", [U8, S8])
+@pytest.mark.parametrize(
+    "then, bounds",
+    [
+        ("Relu(c)", {}),
+        ("Clip(c, lo, hi)", {"lo": f32(-1), "hi": f32(2)}),
+        ("Clip(c, lo)", {"lo": f32(-0.5)}),
+    ],
+)
+@pytest.mark.parametrize("main", ["Conv(x, w)", "Add(p, q)"])
+def test_an_activation_that_saturation_does_not_imply_clips_integers(
+    main: str, then: str, bounds: dict[str, Array], activation: QuantType, tmp_path: Path
+) -> None:
+    """In float it would keep the runtime from making an integer kernel of what is before it."""
+    sides = "p = Conv(x, w) q = Conv(x, v)" if main.startswith("Add") else ""
+    body = net(f"{sides} c = {main} r = {then} y = Conv(r, v)", f"{ANY} y, {ANY} r")
+    made = build(tmp_path, body, CONV | bounds, device=target(activation, symmetric=True))
+    assert made.fused.integer_kernels == {"QLinearConv": 2, "Clip": 1} | (
+        {"QLinearConv": 3, "QLinearAdd": 1} if sides else {}
+    )
+    assert made.fused.float_operators == {}
+    assert made.sqnr_db > 32
+    got = run(made.path, {"x": weight(1, 4, 8, 8, scale=3)})["r"]
+    low = float(bounds.get("lo", f32(0)))
+    assert got.min() == pytest.approx(low, abs=0.02)
+    assert "hi" not in bounds or got.max() == pytest.approx(2, abs=0.02)
+
+
+@pytest.mark.parametrize("low, high", [(0.5, 6), (-6, -0.5), (1, -1)])
+def test_a_clip_to_one_side_of_zero(low: float, high: float, tmp_path: Path) -> None:
+    bounds = {"lo": f32(low), "hi": f32(high)}
+    made = build(tmp_path, net("c = Conv(x, w) r = Clip(c, lo, hi) y = Conv(r, v)"), CONV | bounds)
+    assert made.fused.integer_kernels == {"QLinearConv": 2, "Clip": 1}
+    assert made.sqnr_db > 33

@@ -13,11 +13,33 @@ PACKAGE = REPO / "edgepack"
 MOST_LINES = 450
 
 LAYERS: dict[str, tuple[str, ...]] = {
-    "vocabulary": ("__init__", "errors", "scheme", "numerics", "strict", "target", "config", "report"),
+    "vocabulary": (
+        *(
+            "__init__",
+            "errors",
+            "scheme",
+            "numerics",
+            "strict",
+            "target",
+            "config",
+            "report",
+            "report_formats",
+        ),
+    ),
     "material": ("model", "data", "feeds", "labels", "sources", "images", "metrics", "usercode"),
-    "stages": ("normalize", "rules*", "calibrate", "quantize", "export", "measure", "passes"),
-    "choice": ("choose", "gate", "explain", "artifacts"),
-    "line": ("scratch", "build", "compare", "inspect"),
+    "stages": (
+        "normalize",
+        "rules*",
+        "widen",
+        "prepare",
+        "calibrate",
+        "quantize",
+        "export",
+        "measure",
+        "passes",
+    ),
+    "choice": ("measurements", "trials", "search", "choose", "gate", "explain", "artifacts"),
+    "line": ("scratch", "parts", "build", "compare", "inspect"),
     "command line": ("cli", "__main__"),
 }
 """Modules and packages by layer, lowest first. A module imports from its own layer and from lower ones."""

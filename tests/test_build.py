@@ -119,7 +119,7 @@ def test_an_override_keeps_a_unit_in_float(tmp_path: Path) -> None:
 
 def test_several_formats(folder: Path) -> None:
     report, output = run(folder, target="mobile")
-    assert [m.name for m in report.models] == ["original", "onnx", "ort"]
+    assert [m.name for m in report.models] == ["original", "onnx", "ort", "tflite"]
     needed = (output / "model.required_operators.config").read_text()
     assert "QGemm" in needed or "QLinearMatMul" in needed
     assert json.loads((output / "report.json").read_text())["target"] == "mobile"
@@ -130,12 +130,12 @@ def test_the_gate_of_the_target_holds_where_the_recipe_has_none(tmp_path: Path) 
     folder = tiny.project(tmp_path / "g", gate=None)
     assert load_target("x86-cpu").gate.max_metric_drop is not None
     report, _ = run(folder)
-    assert report.gate == () and report.passed
+    assert [line.limit for line in report.gate] == ["fidelity in dB at least"] and report.passed
     asked = tiny.project(tmp_path / "a", gate={"max_metric_drop": 0.5})
     report, output = run(asked)
     assert [(line.limit, line.measured, line.passed) for line in report.gate] == [
         ("metric drop at most", None, False)
-    ]
+    ] + [(line.limit, line.measured, True) for line in report.gate[1:]]
     assert not report.passed
     assert (output / "model.onnx").is_file()
 
@@ -143,6 +143,17 @@ def test_the_gate_of_the_target_holds_where_the_recipe_has_none(tmp_path: Path) 
 def test_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:
     models = [run(tiny.project(tmp_path / name, preset="balanced"))[1] / "model.onnx" for name in "ab"]
     assert models[0].read_bytes() == models[1].read_bytes()
+
+
+def test_preset_best_searches_and_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "cache"))
+    first, _ = run(tiny.project(tmp_path / "a", preset="best", quantize={}, search={"budget_s": 20}))
+    rows = {row.name for row in first.sensitivity}
+    assert rows and rows <= {u.name for u in first.units}
+    assert all(row.us for row in first.sensitivity)
+    again, _ = run(tiny.project(tmp_path / "b", preset="best", quantize={}, search={"budget_s": 20}))
+    assert any("of an earlier run" in n for s in again.stages for n in s.notes)
+    assert {row.name: row.sqnr_db for row in again.sensitivity}.keys() == rows
 
 
 def test_progress_is_told(folder: Path) -> None:

@@ -203,3 +203,10 @@ def test_a_defect_has_an_exit_code_of_its_own(capsys: pytest.CaptureFixture[str]
 
     assert run(broken) == 70
     assert "KeyError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("budget", ["soon", "-5", "5h", "1m30s"])
+def test_a_budget_is_seconds_or_minutes(budget: str, tmp_path: Path) -> None:
+    done = tiny.run(tiny.project(tmp_path / "p"), "build", f"--budget={budget}")
+    assert done.returncode == 2
+    assert f"--budget {budget}: give seconds or minutes, as 90s or 5m" in done.stderr

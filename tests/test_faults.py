@@ -177,7 +177,7 @@ def test_a_wrong_target(folder: Path, fail: Fail) -> None:
             "unknown key 'evaluation_data.labels.aray', did you mean 'array'?",
         ),
         ({"images": {"x": {"heigth": 3}}}, "unknown key 'images.x.heigth', did you mean 'height'?"),
-        ({"preset": "slow"}, "preset: there is no 'slow', known: balanced, fast"),
+        ({"preset": "slow"}, "preset: there is no 'slow', known: balanced, best, fast"),
         ({"calibration": {"observer": "mze"}}, "did you mean 'mse'? (one of minmax, moving_average,"),
         ({"quantize": {"method": "int8"}}, "one of auto, static, dynamic, weight_only, float"),
         ({"bench": {"runs": "many"}}, "bench.runs: should be a valid integer"),

@@ -147,6 +147,12 @@ def test_quantized_models_are_refused_with_the_first_node() -> None:
     require_float(conv_net(), Path("b.onnx"))
 
 
+def test_a_negative_dimension_is_a_free_one() -> None:
+    model = parse("net (float[n, 3] x) => (float[n, 3] y) { y = Relu (x) }")
+    model.graph.inputs[0].shape = ir.Shape([-1, 3])
+    assert input_specs(model)[0].shape == (None, 3)
+
+
 def test_input_specs() -> None:
     body = "net (int64[batch, 3] ids, float[2] w, float[?, 4] x) => (float[?, 4] y) { y = Identity (x) }"
     model = parse(body, opset=8, weights={"w": np.ones(2, np.float32)})

@@ -128,6 +128,30 @@ BETWEEN = {
     ),
     "Mul": between(f"{_SIDE} o = Mul(c, d)", "QLinearMul", 29, 3),
     "Mul Relu": between(f"{_SIDE} e = Mul(c, d) o = Relu(e)", "QLinearMul", 31, 3),
+    "HardSigmoid": Case(
+        between("o = HardSigmoid(c)").body,
+        between("o = HardSigmoid(c)").weights,
+        {"QLinearConv": 2, "QLinearAdd": 1},
+        33,
+    ),
+    "HardSigmoid steep": Case(
+        between("o = HardSigmoid<alpha=1.5,beta=-0.25>(c)").body,
+        between("o = HardSigmoid(c)").weights,
+        {"QLinearConv": 2, "QLinearAdd": 1},
+        33,
+    ),
+    "HardSwish": Case(
+        between("o = HardSwish(c)").body,
+        between("o = HardSwish(c)").weights,
+        {"QLinearConv": 2, "QLinearAdd": 1, "QLinearMul": 1},
+        30,
+    ),
+    "squeeze and excitation": Case(
+        between("g = GlobalAveragePool(c) h = HardSigmoid(g) o = Mul(c, h)").body,
+        between("o = HardSwish(c)").weights,
+        {"QLinearConv": 2, "QLinearAdd": 1, "QLinearMul": 1, "QLinearGlobalAveragePool": 1},
+        33,
+    ),
     "Concat": between(
         f"{_SIDE} e = Concat<axis=2>(c, d) o = Transpose<perm=[0,1,3,2]>(e)", "QLinearConcat", 33, 3
     ),
@@ -212,6 +236,40 @@ def test_constant_operands_of_either_sign_and_shape(name: str, tmp_path: Path) -
     assert made.fused.float_operators == {}
     assert made.fused.leftover_dequantize == 1
     assert made.sqnr_db >= 30
+
+
+LEFT_IN_FLOAT = {
+    "AveragePool dilated": ("AveragePool<kernel_shape=[2,2],dilations=[2,2]>(c)", 19),
+    "AveragePool that counts beyond the edge": (
+        "AveragePool<kernel_shape=[3,3],strides=[2,2],ceil_mode=1,count_include_pad=1>(c)", 17,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT_IN_FLOAT)
+def test_what_integer_kernels_do_otherwise_stays_float(name: str, tmp_path: Path) -> None:
+    """As integer kernels the first does not load, and the second gives other numbers (11 dB)."""
+    node, opset = LEFT_IN_FLOAT[name]
+    case = between(f"o = {node}")
+    made = build(tmp_path, case.body, case.weights, opset=opset)
+    assert made.fused.integer_kernels == {"QLinearConv": 2}
+    assert made.fused.float_operators == {name.split(maxsplit=1)[0]: 1, "Max": 1}
+    assert made.sqnr_db >= 33
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "Add(c, c)", "Mul(c, c)", "Concat<axis=2>(c, c)", "AveragePool<kernel_shape=[2,2]>(c)",
+        "GlobalAveragePool(c)", "Sigmoid(c)", "LeakyRelu(c)", "Softmax(c)",
+    ],
+)  # fmt: skip
+def test_light_units_that_are_asked_to_be_float_are(node: str, tmp_path: Path) -> None:
+    case = between(f"o = {node}")
+    made = build(tmp_path, case.body, case.weights, method={"o": FLOAT})
+    assert made.fused.integer_kernels == {"QLinearConv": 2}
+    assert made.fused.float_operators["Max"] == 1
+    assert made.sqnr_db >= 33
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -304,6 +362,23 @@ def test_lstm_with_ranges_found_at_run_time(
     assert made.sqnr_db >= (41 if granularity is CHANNEL else 38)
 
 
+@pytest.mark.parametrize("method", [DYNAMIC, WEIGHT_ONLY])
+@pytest.mark.parametrize("direction", ["reverse", "bidirectional"])
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+def test_states_lengths_and_peepholes(op: str, direction: str, method: Method, tmp_path: Path) -> None:
+    directions = 2 if direction == "bidirectional" else 1
+    weights = recurrent(op, directions).weights
+    more = ", s, q" if op == "LSTM" else ""
+    if op == "LSTM":
+        weights |= {"s": weight(directions, 2, 10, seed=6), "q": weight(directions, 30, seed=7)}
+    node = f'y, h = {op}<hidden_size=10,direction="{direction}",clip=2.5>(x, w, r, b, n, i{more})'
+    given = f"float[6,2,8] x, int32[2] n, float[{directions},2,10] i"
+    body = f"net ({given}) => (float[a,b,c,d] y, float[e,f,g] h) {{ {node} }}"
+    made = build(tmp_path, body, weights, method=method, feeds={"n": np.asarray([6, 3], np.int32)})
+    assert made.forms() == {"y": "dynamic" if (op, method) == ("LSTM", DYNAMIC) else "weight_only"}
+    assert made.sqnr_db >= 40
+
+
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("op, directions", [("LSTM", 1), ("LSTM", 2), ("GRU", 1), ("GRU", 2)])
 def test_recurrent_weights_are_stored(
@@ -328,7 +403,7 @@ def test_gru_has_no_integer_kernel(tmp_path: Path) -> None:
     assert (unit.method, unit.reason) == (FLOAT, "the target's runtime has no integer kernel for GRU")
 
 
-@pytest.mark.parametrize("opset", [13, 17, 21])
+@pytest.mark.parametrize("opset", [13, 17, 21, 23])
 def test_opsets(opset: int, tmp_path: Path) -> None:
     body = (
         "net (float[1,4,8,8] x) => (float[a,b] y) { c = Conv(x, w, b) r = Relu(c) p = GlobalAveragePool(r)"

@@ -51,6 +51,7 @@ REPORT = BuildReport(
         Candidate("float", 4_000_000, 1.0, None, None, False, "larger"),
     ),
     units=UNITS,
+    sensitivity=(),
     runtime={"integer_kernels": {"QLinearConv": 1, "QLinearAdd": 1}, "leftover_quantize": 1,
              "leftover_dequantize": 2, "conversions_us": 42.0},
     stages=(StageReport("load", 0.1, ("a note",)),),

@@ -217,9 +217,10 @@ def test_inputs_that_are_always_zero(dead: str) -> None:
 
 
 def prepared(
-    folder: Path, model: ir.Model, x: Array, *, reduce_range: bool = False
-) -> tuple[QuantPlan, Samples]:
-    """A static plan of ``model`` and the samples ``x`` [samples, ...]."""
+    folder: Path, raw: ir.Model, x: Array, *, reduce_range: bool = False
+) -> tuple[ir.Model, QuantPlan, Samples]:
+    """The normalized model, a static plan of it, and the samples ``x`` [samples, ...]."""
+    model, _ = normalize(raw, min_opset=13, max_opset=23)
     folder.mkdir(exist_ok=True)
     np.savez(folder / "x.npz", x=x)
     samples = open_samples(
@@ -233,7 +234,7 @@ def prepared(
     units = find_units(model, target.kernels)
     table = calibrate(model, samples, tensors_to_observe(units), Calibration(observer="minmax"), threads=1)
     methods = {u.name: (Method.STATIC, "") for u in units}
-    return make_plan(model, units, table.ranges, target, methods), samples
+    return model, make_plan(model, units, table.ranges, target, methods), samples
 
 
 def rounder_of(model: ir.Model, plan: QuantPlan, samples: Samples, *, second_order: bool) -> Rounder:
@@ -257,7 +258,7 @@ def test_the_mean_error_of_the_output_is_taken_out(tmp_path: Path, kind: str, se
         del weights["b"]
     model = parse(f"net (float[1, 6, 8, 8] x) => (float[1, C, H, W] y) {{ {body} }}", weights=weights)
     x = f32(rng.normal(size=(5, 1, 6, 8, 8)) + 2)  # 64 positions or less: all are looked at
-    plan, samples = prepared(tmp_path, model, x)
+    model, plan, samples = prepared(tmp_path, model, x)
     rounder = rounder_of(model, plan, samples, second_order=second_order)
     (unit,) = (u for u in plan.units if u.weight is not None)
     assert unit.weight is not None
@@ -279,7 +280,7 @@ def test_second_order_lowers_the_error_of_real_outputs(tmp_path: Path) -> None:
         "net (float[1, 9, 48] x) => (float[1, 9, 24] y) { y = MatMul (x, w) }", weights={"w": weight}
     )
     x = f32(rng.normal(size=(40, 1, 9, 8)) @ mixing + 0.05 * rng.normal(size=(40, 1, 9, 48)))
-    plan, samples = prepared(tmp_path, model, x[:20])
+    model, plan, samples = prepared(tmp_path, model, x[:20])
     (unit,) = (u for u in plan.units if u.weight is not None)
     assert unit.weight is not None
 
@@ -299,7 +300,7 @@ def test_integers_use_the_targets_range_and_no_more(
     rng = np.random.default_rng(0)
     weight, x = f32(rng.normal(size=(32, 16))), f32(correlated(32, 100, rng).T.reshape(20, 5, 32))
     model = parse("net (float[5, 32] x) => (float[5, 16] y) { y = MatMul (x, w) }", weights={"w": weight})
-    plan, samples = prepared(tmp_path, model, x, reduce_range=reduce_range)
+    model, plan, samples = prepared(tmp_path, model, x, reduce_range=reduce_range)
     rounder = rounder_of(model, plan, samples, second_order=second_order)
     assert bool(rounder.rounded) == second_order
     (rounded,) = rounder(plan).values()
@@ -311,7 +312,7 @@ def test_weights_of_other_parameters_are_rounded_to_nearest(tmp_path: Path) -> N
     rng = np.random.default_rng(0)
     weight = f32(rng.normal(size=(6, 4)))
     model = parse("net (float[2, 6] x) => (float[2, 4] y) { y = MatMul (x, w) }", weights={"w": weight})
-    plan, samples = prepared(tmp_path, model, f32(rng.normal(size=(4, 2, 6))))
+    model, plan, samples = prepared(tmp_path, model, f32(rng.normal(size=(4, 2, 6))))
     rounder = rounder_of(model, plan, samples, second_order=True)
     (unit,) = (u for u in plan.units if u.weight is not None)
     assert unit.weight is not None
@@ -352,7 +353,9 @@ def test_passes_over_the_samples_as_memory_allows_give_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = three_layers()
-    plan, samples = prepared(tmp_path, model, f32(np.random.default_rng(1).normal(size=(3, 1, 4, 6, 6))))
+    model, plan, samples = prepared(
+        tmp_path, model, f32(np.random.default_rng(1).normal(size=(3, 1, 4, 6, 6)))
+    )
     at_once = moments_of(model, plan, samples)
     monkeypatch.setattr(statistics, "MAX_BYTES", 1)
     passes: list[list[str]] = []
@@ -373,7 +376,9 @@ def test_passes_over_the_samples_as_memory_allows_give_the_same(
 
 def test_wide_weights_get_means_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = three_layers()
-    plan, samples = prepared(tmp_path, model, f32(np.random.default_rng(1).normal(size=(3, 1, 4, 6, 6))))
+    model, plan, samples = prepared(
+        tmp_path, model, f32(np.random.default_rng(1).normal(size=(3, 1, 4, 6, 6)))
+    )
     monkeypatch.setattr(statistics, "MAX_COLUMNS", 8)
     has_second = [m.second is not None for m in moments_of(model, plan, samples).values()]
     assert has_second == [True, False, True]
@@ -383,7 +388,9 @@ def test_wide_weights_get_means_only(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_same_seed_gives_the_same_integers(tmp_path: Path) -> None:
     model = three_layers()
-    plan, samples = prepared(tmp_path, model, f32(np.random.default_rng(1).normal(size=(3, 1, 4, 6, 6))))
+    model, plan, samples = prepared(
+        tmp_path, model, f32(np.random.default_rng(1).normal(size=(3, 1, 4, 6, 6)))
+    )
     first, second = (rounder_of(model, plan, samples, second_order=True)(plan) for _ in range(2))
     for name, rounded in first.items():
         np.testing.assert_array_equal(rounded.integers, second[name].integers)

@@ -13,7 +13,8 @@ from edgepack.feeds import Array, Feeds
 from edgepack.measure.runner import Outputs, Runner, open_model
 from edgepack.metrics import Metric
 from edgepack.numerics import ratio_db
-from edgepack.report import Fidelity, Parity, finite
+from edgepack.report import Fidelity, finite
+from edgepack.report_formats import Parity
 from edgepack.target import Runtime
 
 

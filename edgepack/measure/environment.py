@@ -33,6 +33,11 @@ def environment() -> dict[str, Any]:
     }
 
 
+def machine() -> dict[str, str]:
+    """What measurements of one machine have in common: the CPU and the versions that run on it."""
+    return {"cpu": _cpu()[0], "onnxruntime": version("onnxruntime"), "edgepack": __version__}
+
+
 def has_vnni() -> bool:
     """Whether this CPU adds u8 × s8 products without saturating at 16 bits."""
     return bool({"avx512_vnni", "avx_vnni"} & _cpu()[1])

@@ -19,14 +19,21 @@ from edgepack.model import clone, constant, name_of, only_consumer
 from edgepack.numerics import bias_params, choose_params, quantize
 from edgepack.quantize.dynamic import apply_dynamic
 from edgepack.quantize.emit import Emitter
+from edgepack.quantize.hard import HARD_OPS, apply_hard
 from edgepack.quantize.plan import Method, QuantPlan, UnitPlan
 from edgepack.quantize.recurrent import apply_dynamic_lstm, store_recurrent_weights
 from edgepack.quantize.rounding import Rounded
-from edgepack.quantize.units import ACTIVATIONS, RECURRENT_OPS
+from edgepack.quantize.units import ACTIVATIONS, RECURRENT_OPS, activation_bounds
 from edgepack.scheme import QuantParams, QuantType
 
 REQUANTIZED_BY_RUNTIME = frozenset({"Conv", "ConvTranspose", "Gemm"})
 """onnxruntime quantizes float weights of these, per tensor and unasked, between a per-tensor DQ and a Q."""
+
+
+FUSED_BY_RUNTIME = frozenset(
+    ["Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Softmax", "Where"]
+)
+"""onnxruntime makes integer kernels of these between DQ and Q, whether they compute the same or not."""
 
 
 def apply_plan(model: ir.Model, plan: QuantPlan, weights: Mapping[str, Rounded]) -> ir.Model:
@@ -34,16 +41,19 @@ def apply_plan(model: ir.Model, plan: QuantPlan, weights: Mapping[str, Rounded])
     quantized = clone(model)
     graph = quantized.graph
     nodes = {n.name: n for n in graph}
-    for unit_plan in plan.units:
-        if unit_plan.drop_activation:
-            _drop_activation(graph, nodes[unit_plan.unit.name], nodes[unit_plan.unit.activation])
+    static = plan.of(Method.STATIC)
+    clamps: dict[str, tuple[float, float]] = {}
+    for unit_plan in static:
+        if unit_plan.unit.activation is not None:
+            activation = nodes[unit_plan.unit.activation]
+            if not unit_plan.drop_activation:
+                clamps[unit_plan.unit.outputs[0]] = activation_bounds(activation)
+            _drop_activation(graph, nodes[unit_plan.unit.name], activation)
     emit = Emitter(graph)
     values = {v.name: v for n in graph for v in n.outputs} | {v.name: v for v in graph.inputs}
-    static = plan.of(Method.STATIC)
-    readers = {nodes[u.unit.name] for u in static}
-    ends = {nodes[u.unit.name if u.drop_activation else u.unit.activation or u.unit.name] for u in static}
+    integer = {nodes[u.unit.name] for u in static}
     for name, params in plan.activations.items():
-        _insert_pair(emit, values[name], params, readers, ends)
+        _insert_pair(emit, values[name], params, integer, clamps.get(name))
     for unit_plan in plan.units:
         _apply_unit(emit, nodes[unit_plan.unit.name], unit_plan, weights.get(unit_plan.unit.name), plan)
     _tidy_initializers(graph)
@@ -57,6 +67,9 @@ def _apply_unit(
     """Give one unit its form; Q/DQ around integer units stand already."""
     method, recurrent = unit_plan.method, node.op_type in RECURRENT_OPS
     if method is Method.STATIC:
+        if node.op_type in HARD_OPS:
+            apply_hard(emit, node, plan.activation_scheme)
+            return
         _constant_operands(emit, node, unit_plan, plan)
         if rounded is not None:
             _static_weights(emit, node, unit_plan, rounded, plan)
@@ -67,6 +80,8 @@ def _apply_unit(
     else:
         if node.op_type in REQUANTIZED_BY_RUNTIME:
             _guard_float_island(emit, node)
+        elif node.op_type in FUSED_BY_RUNTIME:
+            _guard_light_island(emit, node)
         if method is Method.WEIGHT_ONLY and recurrent:
             store_recurrent_weights(emit, node, plan.weight_scheme)
         elif method is Method.WEIGHT_ONLY and rounded is not None:
@@ -83,28 +98,41 @@ def _drop_activation(graph: ir.Graph, main: ir.Node, activation: ir.Node) -> Non
 
 
 def _insert_pair(
-    emit: Emitter, value: ir.Value, params: QuantParams, static: set[ir.Node], ends: set[ir.Node]
+    emit: Emitter,
+    value: ir.Value,
+    params: QuantParams,
+    static: set[ir.Node],
+    clamp: tuple[float, float] | None,
 ) -> None:
-    """Put ``Q -> DQ`` behind ``value``: for all readers if an integer unit made it, else for integer ones."""
+    """Put ``Q -> DQ`` behind ``value``: for all readers if an integer unit made it, else for integer ones.
+
+    With ``clamp``, bounds of an activation that saturation does not imply: ``Q -> Clip -> DQ``. A float
+    activation would have the runtime fuse it with what is before it, and leave both in float.
+    """
     graph, base = emit.graph, name_of(value)
     producer = value.producer()
-    from_integer = producer in ends
+    from_integer = producer in static
     readers = [(u.node, u.idx) for u in value.uses() if from_integer or u.node in static]
     takes_output = from_integer and value.is_graph_output()
     store, restore = emit.pair(value, params, base)
-    real = restore.outputs[0]
+    real, made = restore.outputs[0], [store, restore]
+    if clamp is not None:
+        bounds = [emit.bound(bound, params) for bound in clamp]
+        made.insert(1, emit.node("Clip", [store.outputs[0], *bounds], f"{base}_clip"))
+        restore.replace_input_with(0, made[1].outputs[0])
     for node, index in readers:
         node.replace_input_with(index, real)
     if takes_output:
         for index, output in enumerate(graph.outputs):
             if output is value:
                 graph.outputs[index] = real
+    if takes_output or clamp is not None:  # the name belongs to what the activation gives
         value.name, real.name = emit.fresh(f"{base}_f"), base
         real.type, real.shape = value.type, value.shape
     if producer is not None:
-        graph.insert_after(producer, [store, restore])
+        graph.insert_after(producer, made)
     else:
-        graph.insert_before(graph[0], [store, restore])
+        graph.insert_before(graph[0], made)
 
 
 def _guard_float_island(emit: Emitter, node: ir.Node) -> None:
@@ -117,18 +145,36 @@ def _guard_float_island(emit: Emitter, node: ir.Node) -> None:
     restore = value.producer() if value is not None else None
     if restore is None or restore.op_type != "DequantizeLinear" or weight is None or not _leads_to_q(node):
         return
-    stored, scale, zero = restore.inputs
+    stored, scale = restore.inputs[0], constant(restore.inputs[1])
     assert stored is not None
-    shift = constant(zero)
-    assert shift is not None, "pairs around activations state their zero point"
+    assert scale is not None
+    if scale.ndim:  # rows of a table: it has a scale for each channel already
+        return
+    # A table's scale has no zero point beside it: its integers are int8 and that is zero.
+    shift = constant(restore.inputs[2]) if len(restore.inputs) > 2 else np.int8(0)
+    assert shift is not None
     channels = _input_channels(node, weight.shape)
     kind = QuantType(shift.dtype.name)
-    params = QuantParams(
-        kind, np.full(channels, constant(scale), np.float32), np.full(channels, shift), axis=1
-    )
+    params = QuantParams(kind, np.full(channels, scale, np.float32), np.full(channels, shift), axis=1)
     guarded = emit.restore(stored, params, f"{name_of(stored)}_island")
     emit.graph.insert_before(node, guarded)
     node.replace_input_with(0, guarded.outputs[0])
+
+
+def _guard_light_island(emit: Emitter, node: ir.Node) -> None:
+    """Keep a light float unit between integer ones float.
+
+    Given: ``q -> DQ -> Sigmoid -> Q``. Result: ``q -> DQ -> Max(least) -> Sigmoid -> Q``, where no value is
+    below ``least``: an operator that changes nothing, and that the runtime neither removes nor fuses.
+    """
+    sources = ((v, v.producer()) for v in node.inputs if v is not None)
+    value = next((v for v, made in sources if made is not None and made.op_type == "DequantizeLinear"), None)
+    if value is None or not _leads_to_q(node):
+        return
+    least = emit.initializer("least", np.asarray(np.finfo(np.float32).min, np.float32))
+    guard = emit.node("Max", [value, least], f"{name_of(value)}_island")
+    emit.graph.insert_before(node, guard)
+    node.replace_input_with(list(node.inputs).index(value), guard.outputs[0])
 
 
 def _leads_to_q(node: ir.Node) -> bool:
@@ -168,9 +214,15 @@ def _static_weights(
     params = bias_params(input_scale, weight)
     channels = rounded.integers.shape[weight.axis] if weight.axis is not None else rounded.bias.size
     stored = quantize(np.broadcast_to(rounded.bias, (channels,)), params)
+    _give_bias(node, emit.dequantized(node, unit_plan.unit.bias or f"{base}_bias", stored, params))
+
+
+def _give_bias(node: ir.Node, bias: ir.Value) -> None:
+    """Set the bias of a Conv, ConvTranspose or Gemm that may have had none."""
     if len(node.inputs) < 3:
         node.resize_inputs(3)
-    node.replace_input_with(2, emit.dequantized(node, unit_plan.unit.bias or f"{base}_bias", stored, params))
+    node.replace_input_with(2, bias)
+    node.attributes.pop("beta", None)  # of a Gemm without a bias it may be anything
 
 
 def _add_channels(emit: Emitter, node: ir.Node, count: int, params: QuantParams) -> None:
@@ -238,14 +290,13 @@ def _weight_only(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Rou
         return
     base, params = unit_plan.unit.weight or "weight", unit_plan.weight
     if rounded.bias is not None and unit_plan.unit.op_type != "MatMul":
-        if len(node.inputs) < 3:
-            node.resize_inputs(3)
-        node.replace_input_with(2, emit.initializer(unit_plan.unit.bias or f"{base}_bias", rounded.bias))
+        _give_bias(node, emit.initializer(unit_plan.unit.bias or f"{base}_bias", rounded.bias))
     source = node.inputs[0].producer() if node.inputs[0] is not None else None
     in_island = source is not None and source.op_type == "DequantizeLinear"
-    if node.op_type == "MatMul" and not in_island:
+    if node.op_type == "MatMul" and unit_plan.unit.weight not in emit.shared and not in_island:
         # The runtime makes this a MatMulNBits, which reads the bytes as they are; but between Q/DQ it would
-        # make it an integer product, which was not asked for.
+        # make it an integer product, which was not asked for. A weight that several products read it would
+        # dequantize in every run.
         real = emit.dequantized(node, base, rounded.integers, params)
     else:
         shape = [1] * rounded.integers.ndim

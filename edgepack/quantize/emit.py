@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgepack.model import name_of, walk_nodes
+from edgepack.numerics import quantize
 from edgepack.scheme import QuantParams
 
 TO_FLOAT = ir.AttrInt64("to", int(ir.DataType.FLOAT))
@@ -25,9 +26,12 @@ class Emitter:
     graph: ir.Graph
     taken: set[str] = field(default_factory=set)
     emitted: dict[tuple[object, ...], ir.Value] = field(default_factory=dict)
+    shared: frozenset[str] = frozenset()
+    """Constants that several nodes read."""
 
     def __post_init__(self) -> None:
         graphs = (self.graph, *self.graph.subgraphs())
+        self.shared = frozenset(n for n, v in self.graph.initializers.items() if len(v.uses()) > 1)
         names = {v.name for g in graphs for v in (*g.inputs, *g.initializers.values())}
         for node in walk_nodes(self.graph):
             names.add(node.name)
@@ -66,6 +70,13 @@ class Emitter:
         """The zero point as a constant; models have few different ones."""
         shared = f"{params.type}_{int(params.zero_point.reshape(-1)[0])}"
         return self.initializer(f"zero_{shared}", params.zero_point)
+
+    def bound(self, real: float, params: QuantParams) -> ir.Value | None:
+        """A bound of stored integers as a constant; ``None`` where it is infinite."""
+        if np.isinf(real):
+            return None
+        stored = quantize(np.asarray(real, np.float32), params)
+        return self.initializer(f"bound_{params.type}_{int(stored)}", stored)
 
     def node(
         self,

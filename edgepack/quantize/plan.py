@@ -14,6 +14,7 @@ from edgepack.config import Override
 from edgepack.errors import CalibrationError, ConfigError, did_you_mean
 from edgepack.model import constant
 from edgepack.numerics import MIN_SCALE, choose_params, choose_weight_params
+from edgepack.quantize.hard import gate_params
 from edgepack.quantize.units import RECURRENT_OPS, Role, Unit, activation_bounds, consumers
 from edgepack.scheme import Granularity, QuantParams, QuantScheme
 from edgepack.target import Target
@@ -39,7 +40,6 @@ DYNAMIC_OPS = frozenset({"MatMul", "Gemm", "LSTM"})
 FIXED_RANGES: Mapping[str, tuple[float, float]] = {
     "Sigmoid": (0.0, 255 / 256),
     "Softmax": (0.0, 255 / 256),
-    "HardSigmoid": (0.0, 255 / 256),
     "Tanh": (-1.0, 127 / 128),
     "LogSoftmax": (-255 / 16, 0.0),
 }
@@ -311,6 +311,8 @@ def _activation_params(
     ranges: Mapping[str, Range],
     scheme: QuantScheme,
 ) -> QuantParams:
+    if unit is not None and unit.op_type == "HardSigmoid":
+        return gate_params(scheme)
     if unit is not None and unit.op_type in FIXED_RANGES:
         return choose_params(*FIXED_RANGES[unit.op_type], scheme)
     if name not in ranges:

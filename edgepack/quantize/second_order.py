@@ -56,6 +56,11 @@ def _round_columns(columns: Matrix, spread: Matrix, scale: Matrix, limit: int) -
     return integers
 
 
+def inverse_factor(second: Matrix) -> Matrix:
+    """``U`` [groups, K, K], upper triangular, with ``UᵀU`` the inverse of the damped moments ``second``."""
+    return _spread(second, np.broadcast_to(np.arange(second.shape[1]), second.shape[:2]))
+
+
 def _spread(second: Matrix, order: npt.NDArray[np.intp]) -> Matrix:
     """``U``, upper triangular, with ``UᵀU`` the inverse of the damped moments, columns in ``order``.
 

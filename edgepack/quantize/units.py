@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgepack.model import constant
+from edgepack.model import constant, walk_nodes
 from edgepack.target import Kernels
 
 
@@ -45,7 +45,8 @@ _FIRST_INPUT_ONLY = frozenset([
     "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Resize", "Slice", "Split",
     "Gather", "Identity", "DepthToSpace", "SpaceToDepth", "Expand", "Tile", "Pad", "AveragePool",
     "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Softmax", "Conv", "ConvTranspose", "Gemm", "Relu",
-    "Clip", "LSTM", "GRU", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "BatchNormalization", "PRelu",
+    "Clip", "LSTM", "GRU", "HardSigmoid", "HardSwish", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin",
+    "BatchNormalization", "PRelu",
 ])
 # fmt: on
 
@@ -145,6 +146,10 @@ def _role(node: ir.Node, kernels: Kernels) -> tuple[Role, str]:
         return _heavy_role(node, kernels)
     if op not in kernels.integer:
         return Role.FLOAT, f"the target's runtime has no integer kernel for {op}"
+    if op == "HardSigmoid" and node.attributes.get_float("alpha", 0.2) <= 0:
+        return Role.FLOAT, "it falls, and the integer form of it rises"
+    if op == "AveragePool" and (reason := _odd_average(node)):
+        return Role.FLOAT, reason
     if any(_is_mask(constant(v)) for v in _data_inputs(node)):
         return Role.FLOAT, "a constant operand holds infinity, or a mask's stand-in for it"
     return Role.LIGHT, ""
@@ -165,6 +170,16 @@ def _not_a_mere_move(node: ir.Node, kernels: Kernels) -> str:
         return "the runtime interpolates in float"
     if _attribute(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         return "it fills what lies outside with a value of its own"
+    return ""
+
+
+def _odd_average(node: ir.Node) -> str:
+    """Why the integer kernel of AveragePool does not compute this one; empty if it does."""
+    dilations = node.attributes.get("dilations")
+    if dilations is not None and set(dilations.as_ints()) != {1}:
+        return "the integer kernel knows no dilations"
+    if _attribute(node, "ceil_mode", 0) and _attribute(node, "count_include_pad", 0):
+        return "ceil_mode with count_include_pad: the integer kernel counts what lies beyond the padding"
     return ""
 
 
@@ -261,10 +276,19 @@ def activation_bounds(node: ir.Node) -> tuple[float, float]:
 
 
 def consumers(model: ir.Model) -> Mapping[str, list[ir.Node]]:
-    """Nodes that read each value, subgraph bodies included."""
+    """Nodes of the main graph that read each value; a node whose body reads it is one of them.
+
+    Nodes in bodies may have the names of nodes outside: only those of the main graph tell units apart.
+    """
     found: dict[str, list[ir.Node]] = {}
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        for value in node.inputs:
+    for node in model.graph:
+        bodies = (
+            a.as_graphs() if a.type is ir.AttributeType.GRAPHS else [a.as_graph()]
+            for a in node.attributes.values()
+            if a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        )
+        inner = (n for graphs in bodies for graph in graphs for n in walk_nodes(graph))
+        for value in (v for n in (node, *inner) for v in n.inputs):
             if value is not None and value.name:
                 found.setdefault(value.name, []).append(node)
     return found

@@ -1,0 +1,68 @@
+"""What a report says of several formats: how close they are, what is missing, what a ``.tflite`` is like."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MOST_REASONS = 8
+NHWC = [0, 2, 3, 1]
+PORTS = (("takes", "inputs"), ("gives", "outputs"))
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How close one artifact's outputs are to another's, over the evaluation samples."""
+
+    name: str
+    against: str
+    """The other one, whose outputs count as the signal."""
+    sqnr_db: float | None
+    """``None`` when the outputs are equal."""
+    agreement: float | None
+    """Share of equal argmax, as in :class:`Fidelity`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An artifact that the target leaves optional and the model has no form of."""
+
+    format: str
+    file: str
+    reason: str
+    """Names the node."""
+
+
+def tflite_lines(details: Mapping[str, Any]) -> list[str]:
+    """How the ``.tflite`` is run and what an application must feed it."""
+    if not details:
+        return []
+    taken = details["xnnpack"]
+    total, count, pieces = taken["operators"], taken["delegated"], taken["partitions"]
+    left = [f"{n} {op}" for op, n in taken["left"].items()]
+    share = "all" if count == total else f"{count} of"
+    lines = [
+        f"model.tflite: XNNPACK takes {share} {total} operators in {pieces} piece{'' if pieces == 1 else 's'}"
+        + (f", and leaves {first_of(left, 6, 'more')}" if left else ""),
+        *(f"  {verb} {_port(port)}" for verb, key in PORTS for port in details[key]),
+    ]
+    reasons = Counter(reason for _, reason in details["float_islands"])
+    lines += [
+        f"  float, {n} node{'' if n == 1 else 's'}: {reason}"
+        for reason, n in reasons.most_common(MOST_REASONS)
+    ]
+    return lines
+
+
+def _port(port: Mapping[str, Any]) -> str:
+    """As an application sees it: ``image float32 [1, 224, 224, 3], NHWC``."""
+    axes = port["axes"]
+    order = "" if axes == sorted(axes) else ", NHWC" if axes == NHWC else f", axes in the order {axes}"
+    stored = f", (q - {port['zero_point']}) × {port['scale']:.6g}" if "scale" in port else ""
+    return f"{port['name']}: {port['type']} {port['shape']}{order}{stored}"
+
+
+def first_of(parts: Sequence[str], most: int, rest: str) -> str:
+    """The first ``most`` parts, and how many are left."""
+    more = [f"{len(parts) - most} {rest}"] if len(parts) > most else []
+    return ", ".join([*parts[:most], *more])

@@ -1,0 +1,216 @@
+"""Trials: forms of a model that are built, timed against the original, compared with it, and weighed."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edgepack.feeds import Feeds
+from edgepack.measure.bench import file_ratios, quick_ratios
+from edgepack.measure.check import Comparison, compare_outputs
+from edgepack.measure.profile import match_units, profile_ops
+from edgepack.measure.runner import Outputs, Runner, open_model
+from edgepack.measurements import Figures, Measurements, file_digest
+from edgepack.model import model_bytes, save_model
+from edgepack.numerics import ratio_db
+from edgepack.quantize.plan import Method, QuantPlan
+from edgepack.quantize.units import Unit
+from edgepack.report import Fidelity
+from edgepack.target import Target
+
+Methods = Mapping[str, tuple[Method, str]]
+"""Method and reason by unit name."""
+
+SAME_SPEED = 0.01
+"""A difference below this is not worth a decision: two runs of one file differ by as much."""
+SIZE_WEIGHT = 0.2
+"""In the balance a file four times smaller outweighs a model 1.3 times slower; see docs/decisions."""
+NOISE_WEIGHT = 0.087
+"""In the balance 6 dB of fidelity outweigh 6% of the time."""
+CLEAN_DB = 30.0
+"""Fidelity beyond this buys nothing: no metric of any model here moved by it."""
+ROUNDS = 25
+FEWEST_ROUNDS = 8
+TRIAL_SECONDS = 4.0
+"""For timing one form, where fewer rounds can keep to it: slow models vary less."""
+CALLS_PER_ROUND = 5
+NOISE_PROBES = 4
+"""Probes that the noise of single units is measured on."""
+PROFILED_RUNS = 10
+NEVER = 1e6
+WITH = "; with "
+"""In a form's name between what it is made of and the units that differ."""
+RUN = "whole run"
+"""The time of a run among times by unit."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """A built and measured form."""
+
+    name: str
+    methods: Methods
+    plan: QuantPlan
+    path: Path
+    size_bytes: int
+    speedup: float
+    error: float
+    """Standard error of ``speedup``."""
+    compared: Comparison
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The least accuracy that a form must keep."""
+
+    sqnr_db: float | None
+    agreement: float | None
+    metric_drop: float | None
+    original_metric: float | None
+
+    def on_probes(self, trial: Trial) -> bool:
+        """Whether ``trial`` is accurate enough on the probes."""
+        compared = trial.compared
+        if self.sqnr_db is not None and compared.sqnr_db < self.sqnr_db:
+            return False
+        agreement = compared.agreement
+        return self.agreement is None or agreement is None or agreement >= self.agreement
+
+    def on_metric(self, fidelity: Fidelity | None) -> bool:
+        """Whether the metric keeps its limit; true where there is none."""
+        if fidelity is None or fidelity.metric is None:
+            return True
+        if self.metric_drop is None or self.original_metric is None:
+            return True
+        return self.original_metric - fidelity.metric <= self.metric_drop + 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a form costs: time, bytes, or in the balance both and noise too.
+
+    What is slower than the original costs more than all else.
+    """
+
+    optimize_for: str
+    original_bytes: int
+
+    def __call__(self, trial: Trial) -> float:
+        """The cost as one number; its unit has no meaning."""
+        if self.optimize_for == "size":
+            return trial.size_bytes
+        slower = trial.speedup < 1 - SAME_SPEED - 2 * trial.error
+        return self.apart_from_time(trial) / trial.speedup * (NEVER if slower else 1.0)
+
+    def apart_from_time(self, trial: Trial) -> float:
+        """What a form of equal speed costs."""
+        if self.optimize_for != "balance":
+            return 1.0
+        return float((trial.size_bytes / self.original_bytes) ** SIZE_WEIGHT) * self.of_noise(
+            trial.compared.sqnr_db
+        )
+
+    def of_noise(self, sqnr_db: float) -> float:
+        """What noise costs: a factor of 1 for a clean form, more for others."""
+        if self.optimize_for != "balance":
+            return 1.0
+        return float(10 ** (max(CLEAN_DB - sqnr_db, 0.0) / 20 * NOISE_WEIGHT))
+
+
+@dataclass(slots=True)
+class TrialBench:
+    """The original, open, and the probes on which every form is timed and compared with it."""
+
+    original: Path
+    target: Target
+    feeds: Sequence[Feeds]
+    folder: Path
+    kept: Measurements = field(default_factory=Measurements)
+    made: int = 0
+
+    def __post_init__(self) -> None:
+        self._runner = open_model(self.original, self.target.runtime)
+        started = time.perf_counter()
+        self._reference = [self._runner.run(feed) for feed in self.feeds]
+        call_seconds = (time.perf_counter() - started) / len(self.feeds)
+        self.rounds = round(min(max(TRIAL_SECONDS / CALLS_PER_ROUND / call_seconds, FEWEST_ROUNDS), ROUNDS))
+
+    rounds: int = field(init=False)
+    _runner: Runner = field(init=False)
+    _reference: list[Outputs] = field(init=False)
+
+    def measure(self, name: str, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
+        """Write one form, time it against the original, interleaved, and compare its outputs."""
+        path = self._write(model)
+        digest = self._digest(path)
+        figures = self.kept.get("trial", digest)
+        if figures is None:
+            runner = open_model(path, self.target.runtime)
+            compared = compare_outputs(self._reference, runner, self.feeds)
+            ratio = quick_ratios([self._runner, runner], self.feeds, self.rounds)[1]
+            figures = {**asdict(compared), "speedup": ratio.speedup, "error": ratio.standard_error}
+            self.kept.put(figures, "trial", digest)
+        values = dict(figures)
+        speedup, error = values.pop("speedup"), values.pop("error")
+        assert speedup is not None
+        assert error is not None
+        compared = Comparison(**values)  # type: ignore[arg-type]  # as asdict gave them
+        return Trial(name, methods, plan, path, model_bytes(path), speedup, error, compared)
+
+    def noise(self, model: ir.Model) -> float:
+        """Power of the difference of a form's outputs over that of the original's, on a few probes."""
+        path = self._write(model)
+        digest = self._digest(path)
+        figures = self.kept.get("noise", digest)
+        if figures is None:
+            runner = open_model(path, self.target.runtime)
+            compared = compare_outputs(self._reference[:NOISE_PROBES], runner, self.feeds[:NOISE_PROBES])
+            figures = {"noise": compared.noise / compared.signal if compared.signal else 0.0}
+            self.kept.put(figures, "noise", digest)
+        path.unlink()
+        value = figures["noise"]
+        assert value is not None
+        return value
+
+    def unit_us(self, trial: Trial, units: Sequence[Unit]) -> Figures:
+        """Microseconds by unit in the form ``trial``, and those of a ``RUN``."""
+        digest = self._digest(trial.path)
+        figures = self.kept.get("units", digest)
+        if figures is None:
+            profile = profile_ops(trial.path, self.target.runtime, self.feeds, runs=PROFILED_RUNS)
+            figures = {**match_units(units, profile).us, RUN: profile.run_us}
+            self.kept.put(figures, "units", digest)
+        return figures
+
+    def confirms(self, trial: Trial, best: Trial, advantage: float = 1.0) -> bool:
+        """Whether ``trial`` beats ``best`` beyond noise, side by side in several sessions.
+
+        ``advantage``: how many times as slow it may be for what else is better about it.
+        """
+        pair = (self._digest(trial.path), self._digest(best.path))
+        figures = self.kept.get("pair", *pair)
+        if figures is None:
+            ratio = file_ratios([best.path, trial.path], self.target.runtime, self.feeds, self.rounds)[1]
+            figures = {"speedup": ratio.speedup, "error": ratio.standard_error}
+            self.kept.put(figures, "pair", *pair)
+        speedup, error = figures["speedup"], figures["error"]
+        assert speedup is not None
+        assert error is not None
+        return speedup * advantage > 1 + SAME_SPEED + error
+
+    def _digest(self, path: Path) -> str:
+        """What names a form's measurements: its bytes, or, where none are kept, its file."""
+        return path.name if self.kept.path is None else file_digest(path)
+
+    def _write(self, model: ir.Model) -> Path:
+        self.made += 1
+        path = self.folder / f"trial_{self.made}.onnx"
+        save_model(model, path)
+        return path
+
+
+def trial_db(noise: float) -> float:
+    """A power ratio of noise to signal in dB, the other way round: ``inf`` where there is none."""
+    return ratio_db(1.0, noise)

@@ -1,0 +1,137 @@
+"""Pruning: where zeros go, what the rest does about them, and what the model loses."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx_models import Array, f32, parse, run
+from quantizing import target, weight
+
+from edgepack.config import Data, Prune
+from edgepack.data import Samples, open_samples
+from edgepack.errors import ConfigError
+from edgepack.model import input_specs
+from edgepack.normalize import normalize
+from edgepack.numerics import sqnr_db
+from edgepack.passes.prune import PrunedWeight, prune
+from edgepack.passes.sparse import Pattern, lowest_in_rows, prune_second_order, rates, salience
+from edgepack.quantize.second_order import output_error
+from edgepack.quantize.units import find_units
+
+NET = """net (float[1, 6, 10, 10] x) => (float[1, 5] y) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
+    r = Relu (a)
+    d = Conv <group = 16> (r, w1)
+    s = Relu (d)
+    g = GlobalAveragePool (s)
+    f = Flatten (g)
+    y = Gemm (f, w2, b2)
+}"""
+WEIGHTS = {
+    "w0": weight(16, 6, 3, 3), "b0": weight(16, seed=1), "w1": weight(16, 1, 3, 3, seed=2),
+    "w2": weight(16, 5, seed=3), "b2": weight(5, seed=4),
+}  # fmt: skip
+
+
+def moments(columns: int, seed: int = 0) -> Array:
+    rng = np.random.default_rng(seed)
+    x = f32(rng.normal(size=(columns, columns)) @ rng.normal(size=(columns, 4 * columns)))
+    return np.asarray((x @ x.T / x.shape[1])[None], np.float32)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 70), st.integers(1, 9), st.floats(0.05, 0.95), st.integers(0, 5))
+def test_zeros_are_as_many_as_asked_for_and_the_rest_makes_up_for_them(
+    columns: int, outputs: int, sparsity: float, seed: int
+) -> None:
+    matrix, second = weight(1, outputs, columns, seed=seed), moments(columns, seed)
+    sparse = prune_second_order(matrix, second, sparsity, Pattern())
+    assert abs((sparse == 0).sum() - sparsity * matrix.size) <= -(-columns // 64)
+    magnitude = np.where(np.abs(matrix) < np.quantile(np.abs(matrix), sparsity), 0, matrix)
+    ours, theirs = (output_error(matrix, m, second).sum() for m in (sparse, magnitude))
+    if (sparse == 0).sum() <= (magnitude == 0).sum():
+        assert ours <= theirs * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(4, 8)])
+@pytest.mark.parametrize("columns", [8, 64, 72, 130])
+def test_patterns(pattern: Pattern, columns: int) -> None:
+    matrix = weight(2, 3, columns)
+    second = np.concatenate([moments(columns), moments(columns, 1)])
+    for sparse in (
+        prune_second_order(matrix, second, 0.3, pattern),
+        np.where(lowest_in_rows(np.abs(matrix), pattern), 0, matrix),
+    ):
+        whole = columns // pattern.of * pattern.of
+        kept = (sparse[..., :whole] != 0).reshape(2, 3, -1, pattern.of).sum(-1)
+        assert (kept == pattern.kept).all()
+        assert (sparse[..., whole:] != 0).all()
+
+
+def test_rates_protect_what_counts() -> None:
+    flat, peaked = f32(np.ones((1, 10, 100))), f32(np.full((1, 10, 100), 1e-6))
+    peaked[0, :, :5] = 1.0
+    shares = rates([flat, peaked], 0.4, 0.95)
+    assert shares[0] == 0 and shares[1] == pytest.approx(0.8, abs=0.16)
+    assert sum(shares) / 2 == pytest.approx(0.4, abs=0.08)
+
+
+@pytest.mark.parametrize("method", ["l1", "l2", "wanda", "second_order"])
+def test_salience_ranks_by_what_it_says(method: str) -> None:
+    matrix = f32([[[1.0, -2.0, 3.0]]])
+    second = f32(np.diag([100.0, 10.0, 1.0]))[None]
+    order = salience(matrix, second, method)[0, 0].argsort().tolist()
+    assert order == ([0, 1, 2] if method in ("l1", "l2") else [2, 1, 0])
+
+
+def data(folder: Path) -> Samples:
+    np.savez(folder / "x.npz", x=weight(12, 1, 6, 10, 10, seed=9))
+    model = parse(NET, weights=WEIGHTS)
+    return open_samples(Data(path=str(folder / "x.npz")), "calibration", input_specs(model), {}, base=folder)
+
+
+def pruned(
+    folder: Path, nodes: str = NET, **settings: object
+) -> tuple[ir.Model, ir.Model, tuple[PrunedWeight, ...]]:
+    model, _ = normalize(parse(nodes, weights=WEIGHTS), min_opset=13, max_opset=21)
+    units = find_units(model, target().kernels)
+    config = Prune.model_validate(settings)
+    return model, *prune(model, units, data(folder), config, threads=1, seed=0)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("method", ["l1", "l2", "wanda", "second_order"])
+def test_a_model_of_all_kinds(method: str, scope: str, tmp_path: Path) -> None:
+    model, sparse, rows = pruned(tmp_path, method=method, scope=scope, sparsity=0.4)
+    zeros, values = sum(r.zeros for r in rows), sum(r.values for r in rows)
+    assert len(rows) == 3 and abs(zeros / values - 0.4) < 0.03
+    x = {"x": weight(1, 6, 10, 10, seed=30)}
+    assert sqnr_db(run(model, x)["y"], run(sparse, x)["y"]) > 2
+    assert all(v.const_value is not None and v.uses() for v in sparse.graph.initializers.values())
+    assert np.array_equal(model.graph.initializers["w0"].const_value.numpy(), WEIGHTS["w0"])  # type: ignore[union-attr]
+
+
+def test_the_better_method_loses_less(tmp_path: Path) -> None:
+    x = [{"x": weight(1, 6, 10, 10, seed=i)} for i in range(40, 60)]  # correlated by nothing: a hard case
+    fidelity = {}
+    for method in ("l1", "second_order"):
+        model, sparse, _ = pruned(tmp_path, method=method, sparsity=0.5)
+        fidelity[method] = sqnr_db([run(model, f)["y"] for f in x], [run(sparse, f)["y"] for f in x])
+    assert fidelity["second_order"] > fidelity["l1"]
+
+
+def test_what_is_kept_is_kept(tmp_path: Path) -> None:
+    _, _, rows = pruned(tmp_path, keep_types=["Gemm"])
+    assert len(rows) == 2
+    with pytest.raises(ConfigError, match="no node is named 'head'"):
+        pruned(tmp_path, keep=["head"])
+    with pytest.raises(ConfigError, match="no weights to prune, or all are kept"):
+        pruned(tmp_path, keep_types=["Gemm", "Conv"])
+
+
+def test_unknown_words_are_refused() -> None:
+    with pytest.raises(ValueError, match="pattern"):
+        Prune.model_validate({"pattern": "1:4"})
