@@ -125,7 +125,7 @@ def _refuse_oversight(low: Lowering, task: Task) -> None:
 def _input(low: Lowering, value: ir.Value, io: Io) -> Order:
     """State a graph input, an image as NHWC where it is read so first."""
     name, shape = name_of(value), low.shape(value)
-    order = channels_last(len(shape)) if len(shape) == 4 and _is_image(value) else native(len(shape))
+    order = channels_last(len(shape)) if len(shape) in (3, 4) and _is_image(value) else native(len(shape))
     dtype = dtype_of(value)
     if dtype not in TENSOR_TYPES:
         raise ExportError(f"input {name!r} is {dtype}, which a .tflite does not know")

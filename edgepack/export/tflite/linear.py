@@ -106,9 +106,9 @@ def conv_transpose(low: Lowering, task: Task) -> None:
     strides = _pair(node.attributes.get_ints("strides", [1] * axes), 1)
     source = low.read_image(node.inputs[0], integer=task.integer)
     shape = low.image_shape(task.output)
-    before = _cut_before(task, low, strides, image.shape[2:])
+    cut = _cut_before(task, low, strides, image.shape[2:])
     padding, full = _transposed_padding(
-        low.graph.tensors[source].shape, shape, strides, image.shape[2:], before
+        low.graph.tensors[source].shape, shape, strides, image.shape[2:], cut
     )
     outputs = image.shape[1] * group
     parts, per = [], image.shape[0] // group
@@ -135,7 +135,7 @@ def conv_transpose(low: Lowering, task: Task) -> None:
     if group > 1:
         tensor = low.emit("CONCATENATION", parts, full, result, name_of(task.output), axis=3)
     if full != shape:
-        begin = [0, full[1] - shape[1], full[2] - shape[2], 0]
+        begin = [0, cut[0], cut[1], 0]
         tensor = low.emit(
             "SLICE", [tensor, low.numbers(begin), low.numbers(shape)], shape, result, name_of(task.output)
         )
@@ -187,17 +187,17 @@ def _transposed_padding(
     source: Shape, shape: Shape, strides: tuple[int, int], size: tuple[int, ...], before: tuple[int, int]
 ) -> tuple[Padding, Shape]:
     """The padding to state, and the shape to compute, of which the end is wanted."""
-    if before == (0, 0):
-        return Padding.VALID, shape
     same = True
+    full = []
     for axis in (0, 1):
-        outputs, stride = shape[axis + 1], strides[axis]
-        rows = -(-outputs // stride)
-        total = max((rows - 1) * stride + size[axis] - outputs, 0)
-        same &= rows == source[axis + 1] and total // 2 == before[axis]
-    if same:
+        outputs, stride, inputs = shape[axis + 1], strides[axis], source[axis + 1]
+        total = max((inputs - 1) * stride + size[axis] - outputs, 0)
+        same &= -(-outputs // stride) == inputs and total // 2 == before[axis]
+        # The kernel wants the size that a convolution with these strides would make the input of.
+        full.append(max((inputs - 1) * stride + size[axis], before[axis] + outputs))
+    if same and before != (0, 0):
         return Padding.SAME, shape
-    return Padding.VALID, (shape[0], shape[1] + before[0], shape[2] + before[1], shape[3])
+    return Padding.VALID, (shape[0], full[0], full[1], shape[3])
 
 
 def _split_channels(low: Lowering, tensor: int, parts: int) -> list[int]:
