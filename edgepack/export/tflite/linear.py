@@ -10,7 +10,7 @@ from edgepack.export.tflite.flatbuffer import Quant
 from edgepack.export.tflite.layout import Order, Shape, axis_last, channels_last, native
 from edgepack.export.tflite.lowering import Lowering, Task, dtype_of, quant_of
 from edgepack.export.tflite.schema import Padding
-from edgepack.export.tflite.window import options, padded, window
+from edgepack.export.tflite.window import Window, options, padded, window
 from edgepack.model import constant, name_of, only_consumer
 
 Array = npt.NDArray[Any]
@@ -353,3 +353,20 @@ def depthwise_affine(low: Lowering, task: Task, factor: Array, shift: Array) -> 
         stride_w=1,
         depth_multiplier=1,
     )
+
+
+def average_by_convolution(low: Lowering, task: Task, view: Window) -> None:
+    """The mean of each window of an int8 image, padding counted as zeros, as a depthwise convolution."""
+    source = low.read_image(task.node.inputs[0], integer=True)
+    tensor, padding = padded(low, source, view)
+    channels = low.graph.tensors[source].shape[3]
+    height, width = view.size
+    scale = np.full(channels, 1 / (height * width * 127), np.float32)
+    kind = Quant(scale, np.zeros(channels, np.int64), 3)
+    name = f"{task.node.name}_mean"
+    weight = low.constant(np.full((1, height, width, channels), 127, np.int8), name, kind)
+    low.write(
+        task, "DEPTHWISE_CONV_2D", [tensor, weight, bias_tensor(low, task, None, channels, tensor, kind)],
+        channels_last(len(low.shape(task.output))), shape=low.image_shape(task.output),
+        depth_multiplier=1, **options(view, padding),
+    )  # fmt: skip

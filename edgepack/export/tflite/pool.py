@@ -5,12 +5,12 @@ import numpy.typing as npt
 
 from edgepack.export.tflite.flatbuffer import Quant
 from edgepack.export.tflite.layout import Shape, channels_last
-from edgepack.export.tflite.lowering import FLOAT, Lowering, Task, dtype_of
+from edgepack.export.tflite.linear import average_by_convolution
+from edgepack.export.tflite.lowering import FLOAT, QMIN, Lowering, Task, dtype_of
 from edgepack.export.tflite.schema import Padding
-from edgepack.export.tflite.window import Pair, Window, options, pad_image, padded, window
+from edgepack.export.tflite.window import Pair, Window, options, pad_image, window
 from edgepack.model import constant, name_of
 
-LOWEST = float(np.finfo(np.float32).min)
 MOST_COPIES = 4
 """A joined CONCATENATION of this many tensors stays with the delegate."""
 
@@ -31,22 +31,49 @@ def max_pool(low: Lowering, task: Task) -> None:
     if view.dilations != (1, 1):
         raise task.refuse("there is no kernel for a dilated pool")
     integer = task.integer or low.is_integer(node.inputs[0])
-    source = low.read_image(node.inputs[0], integer=integer)
-    tensor, padding = padded(low, source, view, -128 if integer else LOWEST)
-    kind = low.graph.tensors[source].quant or dtype_of(task.output)
-    order = channels_last(len(size) + 2)
+    tensor = low.read_image(node.inputs[0], integer=integer)
+    kind = low.graph.tensors[tensor].quant or dtype_of(task.output)
+    padding = Padding.SAME if view.is_same and view.needs_padding else Padding.VALID
+    if view.needs_padding and padding is Padding.VALID:
+        # A ReLU leaves nothing below its zero point, so zero is as good as the lowest value.
+        lowest = isinstance(kind, Quant) and int(kind.zero_point[0]) == QMIN
+        tensor = (pad_image if lowest else _repeat_border)(low, tensor, view.before, view.after)
     result = low.emit(
         "MAX_POOL_2D", [tensor], low.image_shape(task.output), kind, name_of(task.output),
         **options(view, padding), **_filter(view),
     )  # fmt: skip
-    low.put(task.output, result, order)
+    low.put(task.output, result, channels_last(len(size) + 2))
+
+
+def _repeat_border(low: Lowering, tensor: int, before: Pair, after: Pair) -> int:
+    """Rows and columns of the border once more: they are in every window that reaches beyond it.
+
+    The delegate takes this, and no PADV2 with the lowest value.
+    """
+    for axis in (1, 2):
+        source = low.graph.tensors[tensor]
+        shape = source.shape
+        kind = source.quant or source.dtype
+        edges = []
+        for count, start in ((before[axis - 1], 0), (after[axis - 1], shape[axis] - 1)):
+            begin = [start if i == axis else 0 for i in range(4)]
+            size = tuple(1 if i == axis else n for i, n in enumerate(shape))
+            edge = [low.emit("SLICE", [tensor, low.numbers(begin), low.numbers(size)], size, kind, source.name)] if count else []
+            edges.append(edge * count)
+        parts = [*edges[0], tensor, *edges[1]]
+        if len(parts) > 1:
+            total = shape[axis] + before[axis - 1] + after[axis - 1]
+            target = tuple(total if i == axis else n for i, n in enumerate(shape))
+            tensor = low.emit("CONCATENATION", parts, target, kind, source.name, axis=axis)
+    return tensor
 
 
 def average_pool(low: Lowering, task: Task) -> None:
     """AveragePool; what padding counts for is exact.
 
-    TFLite leaves the padding of SAME out of the average, as ONNX does by default. Other padding is written
-    out as zeros; where it does not count, the average is corrected, in float.
+    int8, where each window counts all of its entries: a depthwise convolution with equal weights, which the
+    delegate takes, as it does not take the pool. Else in float, where SAME of TFLite leaves padding out of
+    the average, as ONNX does by default, and other averages are corrected.
     """
     node = task.node
     size = tuple(node.attributes.get_ints("kernel_shape", []))
@@ -57,25 +84,24 @@ def average_pool(low: Lowering, task: Task) -> None:
         raise task.refuse("there is no kernel for a dilated pool")
     counted = bool(node.attributes.get_int("count_include_pad", 0))
     factors = _factors(view, _declared(task, view) if counted else ((0, 0), (0, 0)))
-    direct = view.is_same and view.needs_padding and np.allclose(factors, _factors(view, ((0, 0), (0, 0))))
-    plain = bool(np.all(factors == 1))
-    integer = task.integer and (direct or plain)
-    source = low.read_image(node.inputs[0], integer=integer)
-    tensor, padding = (source, Padding.SAME) if direct else (source, Padding.VALID)
-    if view.needs_padding and not direct:
-        tensor = pad_image(low, source, view.before, view.after)
-    shape = low.image_shape(task.output)
-    kind: Quant | np.dtype[np.generic] = low.quant(source) if integer else FLOAT
-    result = low.emit(
-        "AVERAGE_POOL_2D", [tensor], shape, kind, name_of(task.output),
-        **options(view, padding), **_filter(view),
-    )  # fmt: skip
-    if integer:
-        result = low.requantize(result, low.planned(task.output))
-    elif not direct and not plain:
+    whole = bool(np.all(factors == 1))
+    if task.integer and whole:
+        average_by_convolution(low, task, view)
+        return
+    if task.integer:
         low.islands[task.plan.unit.name] = "its padding does not count in the average"
+    tensor = low.read_image(node.inputs[0], integer=False)
+    left_out = view.is_same and np.array_equal(factors, _factors(view, ((0, 0), (0, 0))))
+    padding = Padding.SAME if left_out else Padding.VALID
+    if view.needs_padding and not left_out:
+        tensor = pad_image(low, tensor, view.before, view.after)
+    shape, name = low.image_shape(task.output), name_of(task.output)
+    result = low.emit(
+        "AVERAGE_POOL_2D", [tensor], shape, FLOAT, name, **options(view, padding), **_filter(view)
+    )
+    if not left_out and not whole:
         right = low.constant(factors[None, :, :, None].astype(np.float32), "counts")
-        result = low.emit("MUL", [result, right], shape, FLOAT, name_of(task.output))
+        result = low.emit("MUL", [result, right], shape, FLOAT, name)
     low.put(task.output, result, channels_last(len(size) + 2))
 
 
