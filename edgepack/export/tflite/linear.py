@@ -12,6 +12,8 @@ from edgepack.export.tflite.lowering import Lowering, Task, dtype_of, quant_of
 from edgepack.export.tflite.schema import Padding
 from edgepack.export.tflite.window import Window, options, padded, window
 from edgepack.model import constant, name_of, only_consumer
+from edgepack.numerics import quantize
+from edgepack.scheme import QuantParams, QuantType
 
 Array = npt.NDArray[Any]
 Weights = tuple[Array, Array | None, Quant | None]
@@ -59,9 +61,10 @@ def bias_tensor(
     name = task.plan.unit.bias or f"{name_of_weight(task)}_bias"
     if weight is None:
         return low.constant(np.ascontiguousarray(bias, np.float32), name)
-    scale = (low.quant(x).scale * weight.scale).astype(np.float32)
-    limit = np.iinfo(np.int32).max
-    stored = np.clip(np.rint(bias.astype(np.float64) / scale), -limit, limit).astype(np.int32)
+    scale = np.asarray(low.quant(x).scale * weight.scale, np.float32)
+    params = QuantParams(QuantType.INT32, scale, np.zeros(scale.shape, np.int32), 0 if scale.size > 1 else None)
+    # As in the .onnx, to the bit: a bias one off shifts every entry that lies on the edge of a step.
+    stored = quantize(np.asarray(bias, np.float32), params)
     return low.constant(stored, name, Quant(scale, np.zeros(scale.shape, np.int64)))
 
 
