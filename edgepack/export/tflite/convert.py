@@ -43,7 +43,7 @@ WRITERS: Mapping[str, Write] = {
     "AveragePool": pool.average_pool, "MaxPool": pool.max_pool, "Resize": pool.resize,
     "BatchNormalization": elementwise.batch_normalization, "Clip": elementwise.clip,
     "Elu": elementwise.elu, "Erf": elementwise.erf, "Gelu": elementwise.gelu,
-    "HardSigmoid": elementwise.hard_sigmoid, "LeakyRelu": elementwise.leaky_relu,
+    "HardSigmoid": elementwise.hard_sigmoid, "HardSwish": elementwise.hard_swish, "LeakyRelu": elementwise.leaky_relu,
     "PRelu": elementwise.prelu, "Pow": elementwise.power, "Reciprocal": elementwise.reciprocal,
     "Softplus": elementwise.softplus, "Where": elementwise.where,
     "Concat": reduce.concat, "LayerNormalization": reduce.layer_normalization,

@@ -16,7 +16,7 @@ EXTREMES: Mapping[str, str] = {"Max": "MAXIMUM", "Min": "MINIMUM"}
 COMPARISONS: Mapping[str, str] = {"Equal": "EQUAL", "Greater": "GREATER", "Less": "LESS"}
 UNARY: Mapping[str, str] = {
     "Abs": "ABS", "Ceil": "CEIL", "Cos": "COS", "Exp": "EXP", "Floor": "FLOOR", "Log": "LOG", "Neg": "NEG",
-    "Round": "ROUND", "Sign": "SIGN", "Sin": "SIN", "Sqrt": "SQRT", "Relu": "RELU", "HardSwish": "HARD_SWISH",
+    "Round": "ROUND", "Sign": "SIGN", "Sin": "SIN", "Sqrt": "SQRT", "Relu": "RELU",
     "Sigmoid": "LOGISTIC", "Tanh": "TANH",
 }  # fmt: skip
 FIXED: Mapping[str, Quant] = {
@@ -147,6 +147,16 @@ def hard_sigmoid(low: Lowering, task: Task) -> None:
     if task.integer:
         tensor = low.requantize(tensor, low.planned(task.output))
     low.put(task.output, tensor, order)
+
+
+def hard_swish(low: Lowering, task: Task) -> None:
+    """HardSwish; int8 as a product with its gate, which the delegate takes, as it does not take HARD_SWISH."""
+    tensors, order = operands(low, task, integer=task.integer)
+    if not task.integer:
+        low.write(task, "HARD_SWISH", tensors, order)
+        return
+    gate = _hard_sigmoid(low, tensors[0], 1 / 6, 0.5, f"{name_of(task.output)}_gate", UNIT)
+    low.write(task, "MUL", [tensors[0], gate], order)
 
 
 def _hard_sigmoid(low: Lowering, tensor: int, alpha: float, beta: float, name: str, kind: Quant) -> int:
