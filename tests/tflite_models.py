@@ -94,7 +94,9 @@ def write(
     source, quantized = folder / "float.onnx", folder / "int8.onnx"
     save_model(model, source)
     save_model(apply_plan(model, plan, weights_), quantized)
-    samples = [{n: np.asarray(a[i]) for n, a in stacked.items()} for i in range(len(next(iter(stacked.values()))))]
+    samples = [
+        {n: np.asarray(a[i]) for n, a in stacked.items()} for i in range(len(next(iter(stacked.values()))))
+    ]
     float_session, session = open_session(source, Runtime()), open_session(quantized, INT8_ALLOWED)
     reference = [dict(run_session(session, sample)) for sample in samples]
     original = [dict(run_session(float_session, sample)) for sample in samples]

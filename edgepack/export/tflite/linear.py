@@ -62,7 +62,9 @@ def bias_tensor(
     if weight is None:
         return low.constant(np.ascontiguousarray(bias, np.float32), name)
     scale = np.asarray(low.quant(x).scale * weight.scale, np.float32)
-    params = QuantParams(QuantType.INT32, scale, np.zeros(scale.shape, np.int32), 0 if scale.size > 1 else None)
+    params = QuantParams(
+        QuantType.INT32, scale, np.zeros(scale.shape, np.int32), 0 if scale.size > 1 else None
+    )
     # As in the .onnx, to the bit: a bias one off shifts every entry that lies on the edge of a step.
     stored = quantize(np.asarray(bias, np.float32), params)
     return low.constant(stored, name, Quant(scale, np.zeros(scale.shape, np.int64)))
@@ -110,9 +112,7 @@ def conv_transpose(low: Lowering, task: Task) -> None:
     source = low.read_image(node.inputs[0], integer=task.integer)
     shape = low.image_shape(task.output)
     cut = _cut_before(task, low, strides, image.shape[2:])
-    padding, full = _transposed_padding(
-        low.graph.tensors[source].shape, shape, strides, image.shape[2:], cut
-    )
+    padding, full = _transposed_padding(low.graph.tensors[source].shape, shape, strides, image.shape[2:], cut)
     outputs = image.shape[1] * group
     parts, per = [], image.shape[0] // group
     sources = [source] if group == 1 else _split_channels(low, source, group)

@@ -226,7 +226,9 @@ class Lowering:
             source = self.graph.tensors[tensor]
             inputs, op = [tensor], "QUANTIZE"
             if PRODUCT_RATIO[0] < before.scale[0] / kind.scale[0] < PRODUCT_RATIO[1]:
-                one = self.constant(np.full((1,) * len(source.shape), QMAX, np.int8), "one", quant(1 / QMAX, 0))
+                one = self.constant(
+                    np.full((1,) * len(source.shape), QMAX, np.int8), "one", quant(1 / QMAX, 0)
+                )
                 inputs, op = [tensor, one], "MUL"
             self.done[key] = self.emit(op, inputs, source.shape, kind, f"{source.name}_r")
         return self.done[key]

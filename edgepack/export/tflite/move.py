@@ -6,9 +6,18 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepack.export.tflite.flatbuffer import Quant
-from edgepack.export.tflite.layout import Order, Shape, arranged, channels_last, native, reshaped_order
+from edgepack.export.tflite.layout import (
+    Order,
+    Shape,
+    arranged,
+    channels_last,
+    joined_order,
+    native,
+    reshaped_order,
+)
 from edgepack.export.tflite.lowering import Lowering, Task, View, dtype_of
 from edgepack.export.tflite.schema import TENSOR_TYPES, MirrorMode
+from edgepack.export.tflite.window import repeat_border
 from edgepack.model import constant, name_of
 
 MOST_AXES = 5
@@ -32,8 +41,11 @@ def reshape(low: Lowering, task: Task) -> None:
             low.put(task.output, view.tensor, order)
             found = True
     if not found:
-        integer = low.is_integer(source)
-        low.put(task.output, low.read(source, native(len(before)), integer=integer), native(len(after)))
+        view = _views(low, source)[0]
+        order = joined_order(before, view.order, after)
+        tensor = low.read(source, order, integer=low.is_integer(source))
+        target = reshaped_order(before, order, after)
+        low.put(task.output, tensor, native(len(after)) if target is None else target)
 
 
 def transpose(low: Lowering, task: Task) -> None:
@@ -270,6 +282,8 @@ def pad(low: Lowering, task: Task) -> None:
         _moved(low, task, "PADV2", [*inputs, value], order, stored, tensor)
     elif mode == "reflect":
         _moved(low, task, "MIRROR_PAD", inputs, order, stored, tensor, mode=MirrorMode.REFLECT)
+    elif mode == "edge":
+        low.put(task.output, repeat_border(low, tensor, amounts[list(order)].tolist()), order)
     else:
         raise task.refuse(f"there is no kernel for padding of mode {mode!r}")
 

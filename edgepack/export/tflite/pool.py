@@ -8,7 +8,7 @@ from edgepack.export.tflite.layout import Shape, channels_last
 from edgepack.export.tflite.linear import average_by_convolution
 from edgepack.export.tflite.lowering import FLOAT, QMIN, Lowering, Task, dtype_of
 from edgepack.export.tflite.schema import Padding
-from edgepack.export.tflite.window import Pair, Window, options, pad_image, window
+from edgepack.export.tflite.window import Pair, Window, options, pad_image, repeat_border, window
 from edgepack.model import constant, name_of
 
 MOST_COPIES = 4
@@ -37,35 +37,16 @@ def max_pool(low: Lowering, task: Task) -> None:
     if view.needs_padding and padding is Padding.VALID:
         # A ReLU leaves nothing below its zero point, so zero is as good as the lowest value.
         lowest = isinstance(kind, Quant) and int(kind.zero_point[0]) == QMIN
-        tensor = (pad_image if lowest else _repeat_border)(low, tensor, view.before, view.after)
+        if lowest:
+            tensor = pad_image(low, tensor, view.before, view.after)
+        else:
+            # What is on the border is in every window that reaches beyond it.
+            tensor = repeat_border(low, tensor, [(0, 0), *zip(view.before, view.after, strict=True), (0, 0)])
     result = low.emit(
         "MAX_POOL_2D", [tensor], low.image_shape(task.output), kind, name_of(task.output),
         **options(view, padding), **_filter(view),
     )  # fmt: skip
     low.put(task.output, result, channels_last(len(size) + 2))
-
-
-def _repeat_border(low: Lowering, tensor: int, before: Pair, after: Pair) -> int:
-    """Rows and columns of the border once more: they are in every window that reaches beyond it.
-
-    The delegate takes this, and no PADV2 with the lowest value.
-    """
-    for axis in (1, 2):
-        source = low.graph.tensors[tensor]
-        shape = source.shape
-        kind = source.quant or source.dtype
-        edges = []
-        for count, start in ((before[axis - 1], 0), (after[axis - 1], shape[axis] - 1)):
-            begin = [start if i == axis else 0 for i in range(4)]
-            size = tuple(1 if i == axis else n for i, n in enumerate(shape))
-            edge = [low.emit("SLICE", [tensor, low.numbers(begin), low.numbers(size)], size, kind, source.name)] if count else []
-            edges.append(edge * count)
-        parts = [*edges[0], tensor, *edges[1]]
-        if len(parts) > 1:
-            total = shape[axis] + before[axis - 1] + after[axis - 1]
-            target = tuple(total if i == axis else n for i, n in enumerate(shape))
-            tensor = low.emit("CONCATENATION", parts, target, kind, source.name, axis=axis)
-    return tensor
 
 
 def average_pool(low: Lowering, task: Task) -> None:
