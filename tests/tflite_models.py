@@ -76,7 +76,7 @@ def write(
     fixed: Mapping[str, Method] | None = None,
     normalized: bool = True,
 ) -> Written:
-    """Plan, round and write a model; ``fixed`` sets the method of the unit whose first output has the name."""
+    """Plan, round and write a model; ``fixed`` sets methods by the first output of a unit."""
     target = target or device(io)
     model = parse(body, opset=opset, weights=weights)
     # Shapes are inferred by normalization, and rewrites are its business: some tests want none.
@@ -123,7 +123,7 @@ def measured(model: ir.Model, target: Target, stacked: Mapping[str, Array], fold
 
 def interpreter(path: Path, *, delegate: bool = True) -> Any:
     """The runtime with or without its delegate."""
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType  # noqa: PLC0415
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     kind = OpResolverType.AUTO if delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     opened = Interpreter(str(path), num_threads=1, experimental_op_resolver_type=kind)

@@ -95,7 +95,7 @@ def conv(low: Lowering, task: Task) -> None:
         bias_tensor(low, task, bias, outputs, tensor, kind),
     ]
     order = channels_last(len(x))
-    low.write(task, op, inputs, order, shape=shape, fuses=True, **settings)
+    low.write(task, op, inputs, order, shape=shape, fuses=True, options=settings)
 
 
 def conv_transpose(low: Lowering, task: Task) -> None:
@@ -309,7 +309,7 @@ def _product(
     ]
     low.write(
         task, "CONV_2D", operands, order, shape=target, fuses=True,
-        padding=Padding.VALID, stride_h=1, stride_w=1,
+        options={"padding": Padding.VALID, "stride_h": 1, "stride_w": 1},
     )  # fmt: skip
 
 
@@ -332,7 +332,7 @@ def _batch_matmul(low: Lowering, task: Task) -> None:
         chosen = (*wide, *(axis + len(wide) for axis in chosen))
         tensors.append(low.read(value, chosen, integer=task.integer))
         flipped.append(flip)
-    low.write(task, "BATCH_MATMUL", tensors, native(rank), adj_x=flipped[0], adj_y=flipped[1])
+    low.write(task, "BATCH_MATMUL", tensors, native(rank), options={"adj_x": flipped[0], "adj_y": flipped[1]})
 
 
 def depthwise_affine(low: Lowering, task: Task, factor: Array, shift: Array) -> None:
@@ -351,10 +351,7 @@ def depthwise_affine(low: Lowering, task: Task, factor: Array, shift: Array) -> 
         channels_last(len(low.shape(task.output))),
         shape=low.image_shape(task.output),
         fuses=True,
-        padding=Padding.VALID,
-        stride_h=1,
-        stride_w=1,
-        depth_multiplier=1,
+        options={"padding": Padding.VALID, "stride_h": 1, "stride_w": 1, "depth_multiplier": 1},
     )
 
 
@@ -371,5 +368,5 @@ def average_by_convolution(low: Lowering, task: Task, view: Window) -> None:
     low.write(
         task, "DEPTHWISE_CONV_2D", [tensor, weight, bias_tensor(low, task, None, channels, tensor, kind)],
         channels_last(len(low.shape(task.output))), shape=low.image_shape(task.output),
-        depth_multiplier=1, **options(view, padding),
+        options={"depth_multiplier": 1, **options(view, padding)},
     )  # fmt: skip

@@ -1,6 +1,6 @@
-"""The state of a conversion: which tensors of the file hold which value of the graph, and in what order of axes.
+"""The state of a conversion: which tensors of the file hold which value of the graph, in what order of axes.
 
-A value may lie in the file several times: as int8 and as float32, and in several orders (:mod:`.layout`). Each
+A value may lie in the file several times: as int8 and as float32, in several orders (:mod:`.layout`). Each
 place is a :class:`View`. :meth:`Lowering.read` gives a tensor in the form that an operator wants and writes
 the QUANTIZE, DEQUANTIZE, TRANSPOSE or RESHAPE that is missing, each once.
 """
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgepack.errors import ExportError
-from edgepack.export.tflite.flatbuffer import Graph, Operator, Quant, Tensor
+from edgepack.export.tflite.flatbuffer import Graph, Operator, Options, Quant, Tensor
 from edgepack.export.tflite.layout import (
     Order,
     Shape,
@@ -47,7 +47,7 @@ FUSED: Mapping[Bounds, Activation] = {
     (0.0, 6.0): Activation.RELU6,
 }
 PRODUCT_RATIO = (2.0**-8, 2.0**7)
-"""Scale of an input over that of the output between which the delegate multiplies (it takes twice as much)."""
+"""Scale of an input over that of the output between which the delegate multiplies; it takes twice as much."""
 _DEDUPLICATED_BYTES = 4096
 
 
@@ -298,7 +298,7 @@ class Lowering:
         shape: Shape | None = None,
         fuses: bool = False,
         kind: Quant | None = None,
-        **options: float,
+        options: Options | None = None,
     ) -> None:
         """Write the operator whose output is the output of the unit.
 
@@ -309,11 +309,11 @@ class Lowering:
         value, bounds = task.output, task.bounds
         stored = arranged(self.shape(value), order) if shape is None else shape
         if fuses and bounds in FUSED:
-            options["activation"], bounds = FUSED[bounds], UNBOUNDED
+            options, bounds = {**(options or {}), "activation": FUSED[bounds]}, UNBOUNDED
         result: Quant | np.dtype[np.generic] = dtype_of(value)
         if task.integer:
             result = kind or self.planned(value)
-        tensor = self.clamp(self.emit(op, inputs, stored, result, name_of(value), **options), bounds)
+        tensor = self.clamp(self.emit(op, inputs, stored, result, name_of(value), **(options or {})), bounds)
         if task.integer:
             tensor = self.requantize(tensor, self.planned(value))
         self.put(value, tensor, order)

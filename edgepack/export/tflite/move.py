@@ -111,7 +111,7 @@ def split(low: Lowering, task: Task) -> None:
 
 
 def slice_(low: Lowering, task: Task) -> None:
-    """Slice with constant bounds: SLICE for steps of one; others where they divide the axis by way of a view."""
+    """Slice with constant bounds: SLICE, also for steps that divide their axis, by way of a view."""
     node = task.node
     source = node.inputs[0]
     shape = low.shape(source)
@@ -258,27 +258,29 @@ def pad(low: Lowering, task: Task) -> None:
     if given is None:
         raise task.refuse("its amounts are computed at run time")
     axes_value = node.inputs[3] if len(node.inputs) > 3 else None
-    axes = (
-        list(range(len(shape))) if axes_value is None else [int(a) % len(shape) for a in constant(axes_value)]
-    )  # type: ignore[union-attr]
+    listed = np.arange(len(shape)) if axes_value is None else constant(axes_value)
+    if listed is None:
+        raise task.refuse("its axes are computed at run time")
+    axes = [int(a) % len(shape) for a in listed]
     amounts = np.zeros((len(shape), 2), np.int32)
     amounts[axes] = np.asarray(given).reshape(2, -1).T
     if amounts.min() < 0:
         raise task.refuse("it cuts off instead of padding; use a Slice")
     filler = node.inputs[2] if len(node.inputs) > 2 else None
-    fill = 0.0 if filler is None else constant(filler)
-    if fill is None:
+    filling = np.zeros(()) if filler is None else constant(filler)
+    if filling is None:
         raise task.refuse("its filling is computed at run time")
+    fill = float(filling.reshape(()))
     mode = node.attributes.get_string("mode", "constant")
-    integer = task.integer or (low.is_integer(source) and (mode != "constant" or float(fill) == 0.0))  # type: ignore[arg-type]
+    integer = task.integer or (low.is_integer(source) and (mode != "constant" or fill == 0.0))
     order = low.common_order([source], len(shape))
     tensor = low.read(source, order, integer=integer)
     inputs = [tensor, low.numbers(amounts[list(order)])]
     stored = arranged(low.shape(task.output), order)
-    if mode == "constant" and float(fill) == 0.0:  # type: ignore[arg-type]
+    if mode == "constant" and fill == 0.0:
         _moved(low, task, "PAD", inputs, order, stored, tensor)
     elif mode == "constant":
-        value = low.constant(np.asarray(fill, dtype_of(task.output)).reshape(()), "fill")
+        value = low.constant(np.asarray(fill, dtype_of(task.output)), "fill")
         _moved(low, task, "PADV2", [*inputs, value], order, stored, tensor)
     elif mode == "reflect":
         _moved(low, task, "MIRROR_PAD", inputs, order, stored, tensor, mode=MirrorMode.REFLECT)

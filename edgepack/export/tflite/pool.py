@@ -105,7 +105,7 @@ def _factors(view: Window, counted: tuple[Pair, Pair]) -> npt.NDArray[np.float64
         last = view.inputs[axis] + counted[1][axis]
         count = np.minimum(start + view.size[axis], last) - np.maximum(start, first)
         sides.append(view.size[axis] / np.maximum(count, 1))
-    return np.outer(*sides)
+    return np.asarray(np.outer(*sides), np.float64)
 
 
 def global_pool(low: Lowering, task: Task) -> None:
@@ -117,7 +117,7 @@ def global_pool(low: Lowering, task: Task) -> None:
     if task.node.op_type == "GlobalAveragePool":
         source = low.read_image(task.node.inputs[0], integer=task.integer)
         axes = low.numbers([1, 2])
-        low.write(task, "MEAN", [source, axes], channels_last(rank), shape=shape, keep_dims=True)
+        low.write(task, "MEAN", [source, axes], channels_last(rank), shape=shape, options={"keep_dims": True})
         return
     integer = task.integer or low.is_integer(task.node.inputs[0])
     source = low.read_image(task.node.inputs[0], integer=integer)
@@ -138,7 +138,7 @@ def resize(low: Lowering, task: Task) -> None:
     if len(before) not in (3, 4) or before[:2] != after[:2]:
         raise task.refuse("it changes axes other than height and width")
     mode = attributes.get_string("mode", "nearest")
-    if mode == "cubic" or attributes.get_int("antialias", 0):
+    if mode == "cubic" or attributes.get_int("antialias", 0) != 0:
         raise task.refuse("there is no kernel for cubic or antialiased interpolation")
     if attributes.get_string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         raise task.refuse("there is no kernel for tf_crop_and_resize")
@@ -189,7 +189,7 @@ def _nearest(
     sides: list[npt.NDArray[np.float64]],
     kind: "Quant | np.dtype[np.generic]",
 ) -> int:
-    """Copies where the factor is whole and small, which the delegate takes; else a look-up of rows and columns."""
+    """Copies where the factor is whole and small, else a look-up of rows and columns."""
     rounding = task.node.attributes.get_string("nearest_mode", "round_prefer_floor")
     tensor = source
     for axis, side in ((2, sides[1]), (1, sides[0])):
@@ -267,5 +267,5 @@ def _linear(
 
 def _tflite_places(length: int, outputs: int, align: bool, half: bool) -> npt.NDArray[np.float64]:
     scale = (length - 1) / (outputs - 1) if align and outputs > 1 else length / outputs
-    x = np.arange(outputs)
-    return (x + 0.5) * scale - 0.5 if half else x * scale
+    x = np.arange(outputs, dtype=np.float64)
+    return np.asarray((x + 0.5) * scale - 0.5 if half else x * scale, np.float64)

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from edgepack.errors import ExportError
-from edgepack.export.tflite.layout import Shape
 from edgepack.export.tflite.flatbuffer import Quant
+from edgepack.export.tflite.layout import Shape
 from edgepack.export.tflite.lowering import Lowering
 from edgepack.export.tflite.schema import Padding
 
@@ -132,13 +133,15 @@ def pad_image(low: Lowering, tensor: int, before: Pair, after: Pair, fill: float
         source = low.graph.tensors[tensor]
         n, h, w, c = source.shape
         shape: Shape = (n, h + before[0] + after[0], w + before[1] + after[1], c)
-        amounts = low.numbers([[0, 0], [before[0], after[0]], [before[1], after[1]], [0, 0]])
+        amounts = low.numbers(
+            np.array([[0, 0], [before[0], after[0]], [before[1], after[1]], [0, 0]], np.int32)
+        )
         kind = source.quant or source.dtype
         # PAD fills with zero, and stays with the delegate, which has no PADV2.
         if fill is None or (isinstance(kind, Quant) and fill == int(kind.zero_point[0])):
             low.done[key] = low.emit("PAD", [tensor, amounts], shape, kind, source.name)
         else:
-            value = low.constant(source.dtype.type(fill), "fill", source.quant)
+            value = low.constant(np.asarray(fill, source.dtype), "fill", source.quant)
             low.done[key] = low.emit("PADV2", [tensor, amounts, value], shape, kind, source.name)
     return low.done[key]
 
