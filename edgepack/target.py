@@ -52,6 +52,8 @@ class Kernels(Strict):
     """Operators whose kernels write integers of any scale: saturation can stand for a Relu or Clip behind."""
     resize_modes: tuple[Literal["nearest", "linear"], ...] = ("nearest",)
     """How a same_scale Resize may interpolate."""
+    activation_products: bool = True
+    """Whether a MatMul of two activations has an integer kernel, too."""
     to_the_end: bool = False
     """Elementwise and moving operators stay integer up to the outputs, though nothing integer follows."""
 

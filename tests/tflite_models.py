@@ -76,7 +76,7 @@ def write(
     fixed: Mapping[str, Method] | None = None,
     normalized: bool = True,
 ) -> Written:
-    """Plan, round and write a model; ``fixed`` sets the method of the unit whose first output has the name."""
+    """Plan, round and write a model; ``fixed`` sets methods by the first output of a unit."""
     target = target or device(io)
     model = parse(body, opset=opset, weights=weights)
     # Shapes are inferred by normalization, and rewrites are its business: some tests want none.
@@ -94,7 +94,9 @@ def write(
     source, quantized = folder / "float.onnx", folder / "int8.onnx"
     save_model(model, source)
     save_model(apply_plan(model, plan, weights_), quantized)
-    samples = [{n: np.asarray(a[i]) for n, a in stacked.items()} for i in range(len(next(iter(stacked.values()))))]
+    samples = [
+        {n: np.asarray(a[i]) for n, a in stacked.items()} for i in range(len(next(iter(stacked.values()))))
+    ]
     float_session, session = open_session(source, Runtime()), open_session(quantized, INT8_ALLOWED)
     reference = [dict(run_session(session, sample)) for sample in samples]
     original = [dict(run_session(float_session, sample)) for sample in samples]
@@ -121,7 +123,7 @@ def measured(model: ir.Model, target: Target, stacked: Mapping[str, Array], fold
 
 def interpreter(path: Path, *, delegate: bool = True) -> Any:
     """The runtime with or without its delegate."""
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType  # noqa: PLC0415
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     kind = OpResolverType.AUTO if delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     opened = Interpreter(str(path), num_threads=1, experimental_op_resolver_type=kind)

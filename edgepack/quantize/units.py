@@ -194,6 +194,8 @@ def _heavy_role(node: ir.Node, kernels: Kernels) -> tuple[Role, str]:
     weight, bias = _weight_and_bias(node)
     if op == "MatMul" and weight is None and any(constant(v) is not None for v in node.inputs):
         return Role.FLOAT, "the constant operand stands on the left, or has other than two dimensions"
+    if op == "MatMul" and weight is None and not kernels.activation_products:
+        return Role.FLOAT, "the target's runtime has no integer kernel for a product of two activations"
     if op != "MatMul" and weight is None:
         return Role.FLOAT, "its weight is computed at run time"
     if bias is not None and constant(bias) is None:

@@ -16,7 +16,7 @@ EXTREMES: Mapping[str, str] = {"Max": "MAXIMUM", "Min": "MINIMUM"}
 COMPARISONS: Mapping[str, str] = {"Equal": "EQUAL", "Greater": "GREATER", "Less": "LESS"}
 UNARY: Mapping[str, str] = {
     "Abs": "ABS", "Ceil": "CEIL", "Cos": "COS", "Exp": "EXP", "Floor": "FLOOR", "Log": "LOG", "Neg": "NEG",
-    "Round": "ROUND", "Sign": "SIGN", "Sin": "SIN", "Sqrt": "SQRT", "Relu": "RELU", "HardSwish": "HARD_SWISH",
+    "Round": "ROUND", "Sign": "SIGN", "Sin": "SIN", "Sqrt": "SQRT", "Relu": "RELU",
     "Sigmoid": "LOGISTIC", "Tanh": "TANH",
 }  # fmt: skip
 FIXED: Mapping[str, Quant] = {
@@ -28,6 +28,8 @@ FIXED: Mapping[str, Quant] = {
 """Output parameters that the int8 kernels take for granted."""
 UNIT = quant(1 / 255, -128)
 """Parameters of what lies between 0 and 1."""
+LEAST_OF_SUM = 2.0**-9
+"""Least scale of a constant over that of a sum; half of it the delegate does not take."""
 
 
 def operands(low: Lowering, task: Task, *, integer: bool) -> tuple[list[int], Order]:
@@ -38,13 +40,27 @@ def operands(low: Lowering, task: Task, *, integer: bool) -> tuple[list[int], Or
 
 
 def arithmetic(low: Lowering, task: Task) -> None:
-    """Add, Sub, Mul, Div; int8 division, which has no kernel, in float between DEQUANTIZE and QUANTIZE."""
+    """Add, Sub, Mul, Div; int8 division, which has no kernel, as a float island."""
     op = ARITHMETIC[task.node.op_type]
     if op == "DIV" and task.integer:
         _in_float(low, task, "there is no int8 kernel for a division", lambda t: arithmetic(low, t))
         return
     tensors, order = operands(low, task, integer=task.integer)
+    if task.integer and op in ("ADD", "SUB"):
+        least = float(low.planned(task.output).scale[0]) * LEAST_OF_SUM
+        tensors = [_coarser(low, tensor, least) for tensor in tensors]
     low.write(task, op, tensors, order, fuses=True)
+
+
+def _coarser(low: Lowering, tensor: int, least: float) -> int:
+    """A constant whose scale is so small that the delegate would not add it, under a larger one."""
+    source = low.graph.tensors[tensor]
+    if source.data is None or source.quant is None or source.quant.scale[0] >= least:
+        return tensor
+    zero_point = int(source.quant.zero_point[0])
+    real = (source.data.astype(np.float32) - zero_point) * source.quant.scale[0]
+    kind = quant(least, zero_point)
+    return low.constant(stored_as(real, kind), source.name, kind)
 
 
 def extreme(low: Lowering, task: Task) -> None:
@@ -88,7 +104,9 @@ def unary(low: Lowering, task: Task) -> None:
 def leaky_relu(low: Lowering, task: Task) -> None:
     """LeakyRelu."""
     tensors, order = operands(low, task, integer=task.integer)
-    low.write(task, "LEAKY_RELU", tensors, order, alpha=task.node.attributes.get_float("alpha", 0.01))
+    low.write(
+        task, "LEAKY_RELU", tensors, order, options={"alpha": task.node.attributes.get_float("alpha", 0.01)}
+    )
 
 
 def prelu(low: Lowering, task: Task) -> None:
@@ -147,6 +165,16 @@ def hard_sigmoid(low: Lowering, task: Task) -> None:
     if task.integer:
         tensor = low.requantize(tensor, low.planned(task.output))
     low.put(task.output, tensor, order)
+
+
+def hard_swish(low: Lowering, task: Task) -> None:
+    """HardSwish; int8 as a product with its gate, since the delegate has no int8 HARD_SWISH."""
+    tensors, order = operands(low, task, integer=task.integer)
+    if not task.integer:
+        low.write(task, "HARD_SWISH", tensors, order)
+        return
+    gate = _hard_sigmoid(low, tensors[0], 1 / 6, 0.5, f"{name_of(task.output)}_gate", UNIT)
+    low.write(task, "MUL", [tensors[0], gate], order)
 
 
 def _hard_sigmoid(low: Lowering, tensor: int, alpha: float, beta: float, name: str, kind: Quant) -> int:

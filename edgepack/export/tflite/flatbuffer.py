@@ -123,7 +123,7 @@ def _numbers(builder: flatbuffers.Builder, numbers: Sequence[int]) -> int:
 def _buffer(builder: flatbuffers.Builder, data: Array | None) -> int:
     content = None
     if data is not None and data.nbytes:
-        raw = memoryview(np.atleast_1d(data)).cast("B")
+        raw = np.atleast_1d(data).reshape(-1).view(np.uint8).data
         builder.StartVector(1, raw.nbytes, ALIGNMENT)
         head = builder.head - raw.nbytes
         builder.head = head

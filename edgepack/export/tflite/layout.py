@@ -1,12 +1,12 @@
 """Orders of axes: how a tensor of the file lies in relation to the tensor of the ONNX graph.
 
-An order names ONNX axes in the order in which they are stored: ``(0, 2, 3, 1)`` is an NCHW tensor stored as
-NHWC. Two orders are the same data where axes of more than one entry come in the same sequence; then a RESHAPE,
-or nothing, leads from one to the other. Transpose, Reshape, Squeeze, Unsqueeze and Flatten of ONNX mostly
+An order names ONNX axes in the order in which they are stored: ``(0, 2, 3, 1)`` is an NCHW tensor stored
+as NHWC. Two orders are the same data where axes of more than one entry come in the same sequence; then a
+RESHAPE, or nothing, leads from one to the other. Transpose, Reshape, Squeeze, Unsqueeze and Flatten of ONNX mostly
 only change the order, and no operator is written for them until somebody wants the axes in another sequence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 Order = tuple[int, ...]
 Shape = tuple[int, ...]
@@ -93,6 +93,23 @@ def reshaped_order(before: Shape, order: Order, after: Shape) -> Order | None:
     return with_units(after, result)
 
 
+def joined_order(before: Shape, order: Order, after: Shape) -> Order:
+    """The order nearest to ``order`` from which a reshape to ``after`` needs no other: axes that become one
+    side by side, in their sequence.
+
+    >>> joined_order((1, 2, 4, 8, 8), (0, 3, 4, 2, 1), (1, 8, 8, 8))  # shuffled channels
+    (0, 3, 4, 1, 2)
+    """
+    groups = _groups(before, after)
+    if groups is None:
+        return native(len(before))
+    result: list[int] = []
+    for axis in sequence(before, order):
+        if axis not in result:
+            result += next(old for old, _ in groups if axis in old)
+    return with_units(before, result)
+
+
 def with_units(shape: Shape, axes: Sequence[int]) -> Order:
     """An order with ``axes`` in their sequence, and each axis of one entry behind its predecessor."""
     result = list(axes)
@@ -120,8 +137,8 @@ def _groups(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]] | 
     return groups
 
 
-def _product(sizes: Sequence[int] | object) -> int:
+def _product(sizes: Iterable[int]) -> int:
     total = 1
-    for size in sizes:  # type: ignore[attr-defined]
+    for size in sizes:
         total *= size
     return total

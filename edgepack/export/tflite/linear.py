@@ -62,7 +62,9 @@ def bias_tensor(
     if weight is None:
         return low.constant(np.ascontiguousarray(bias, np.float32), name)
     scale = np.asarray(low.quant(x).scale * weight.scale, np.float32)
-    params = QuantParams(QuantType.INT32, scale, np.zeros(scale.shape, np.int32), 0 if scale.size > 1 else None)
+    params = QuantParams(
+        QuantType.INT32, scale, np.zeros(scale.shape, np.int32), 0 if scale.size > 1 else None
+    )
     # As in the .onnx, to the bit: a bias one off shifts every entry that lies on the edge of a step.
     stored = quantize(np.asarray(bias, np.float32), params)
     return low.constant(stored, name, Quant(scale, np.zeros(scale.shape, np.int64)))
@@ -93,7 +95,7 @@ def conv(low: Lowering, task: Task) -> None:
         bias_tensor(low, task, bias, outputs, tensor, kind),
     ]
     order = channels_last(len(x))
-    low.write(task, op, inputs, order, shape=shape, fuses=True, **settings)
+    low.write(task, op, inputs, order, shape=shape, fuses=True, options=settings)
 
 
 def conv_transpose(low: Lowering, task: Task) -> None:
@@ -110,9 +112,7 @@ def conv_transpose(low: Lowering, task: Task) -> None:
     source = low.read_image(node.inputs[0], integer=task.integer)
     shape = low.image_shape(task.output)
     cut = _cut_before(task, low, strides, image.shape[2:])
-    padding, full = _transposed_padding(
-        low.graph.tensors[source].shape, shape, strides, image.shape[2:], cut
-    )
+    padding, full = _transposed_padding(low.graph.tensors[source].shape, shape, strides, image.shape[2:], cut)
     outputs = image.shape[1] * group
     parts, per = [], image.shape[0] // group
     sources = [source] if group == 1 else _split_channels(low, source, group)
@@ -309,7 +309,7 @@ def _product(
     ]
     low.write(
         task, "CONV_2D", operands, order, shape=target, fuses=True,
-        padding=Padding.VALID, stride_h=1, stride_w=1,
+        options={"padding": Padding.VALID, "stride_h": 1, "stride_w": 1},
     )  # fmt: skip
 
 
@@ -332,7 +332,7 @@ def _batch_matmul(low: Lowering, task: Task) -> None:
         chosen = (*wide, *(axis + len(wide) for axis in chosen))
         tensors.append(low.read(value, chosen, integer=task.integer))
         flipped.append(flip)
-    low.write(task, "BATCH_MATMUL", tensors, native(rank), adj_x=flipped[0], adj_y=flipped[1])
+    low.write(task, "BATCH_MATMUL", tensors, native(rank), options={"adj_x": flipped[0], "adj_y": flipped[1]})
 
 
 def depthwise_affine(low: Lowering, task: Task, factor: Array, shift: Array) -> None:
@@ -351,10 +351,7 @@ def depthwise_affine(low: Lowering, task: Task, factor: Array, shift: Array) -> 
         channels_last(len(low.shape(task.output))),
         shape=low.image_shape(task.output),
         fuses=True,
-        padding=Padding.VALID,
-        stride_h=1,
-        stride_w=1,
-        depth_multiplier=1,
+        options={"padding": Padding.VALID, "stride_h": 1, "stride_w": 1, "depth_multiplier": 1},
     )
 
 
@@ -371,5 +368,5 @@ def average_by_convolution(low: Lowering, task: Task, view: Window) -> None:
     low.write(
         task, "DEPTHWISE_CONV_2D", [tensor, weight, bias_tensor(low, task, None, channels, tensor, kind)],
         channels_last(len(low.shape(task.output))), shape=low.image_shape(task.output),
-        depth_multiplier=1, **options(view, padding),
+        options={"depth_multiplier": 1, **options(view, padding)},
     )  # fmt: skip

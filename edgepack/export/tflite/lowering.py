@@ -1,6 +1,6 @@
-"""The state of a conversion: which tensors of the file hold which value of the graph, and in what order of axes.
+"""The state of a conversion: which tensors of the file hold which value of the graph, in what order of axes.
 
-A value may lie in the file several times: as int8 and as float32, and in several orders (:mod:`.layout`). Each
+A value may lie in the file several times: as int8 and as float32, in several orders (:mod:`.layout`). Each
 place is a :class:`View`. :meth:`Lowering.read` gives a tensor in the form that an operator wants and writes
 the QUANTIZE, DEQUANTIZE, TRANSPOSE or RESHAPE that is missing, each once.
 """
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgepack.errors import ExportError
-from edgepack.export.tflite.flatbuffer import Graph, Operator, Quant, Tensor
+from edgepack.export.tflite.flatbuffer import Graph, Operator, Options, Quant, Tensor
 from edgepack.export.tflite.layout import (
     Order,
     Shape,
@@ -46,8 +46,8 @@ FUSED: Mapping[Bounds, Activation] = {
     (-1.0, 1.0): Activation.RELU_N1_TO_1,
     (0.0, 6.0): Activation.RELU6,
 }
-SUM_RATIO = (2.0**-9, 2.0**7)
-"""Scale of an input over that of the output between which the delegate adds (it takes twice as much)."""
+PRODUCT_RATIO = (2.0**-8, 2.0**7)
+"""Scale of an input over that of the output between which the delegate multiplies; it takes twice as much."""
 _DEDUPLICATED_BYTES = 4096
 
 
@@ -213,10 +213,10 @@ class Lowering:
         return self.done[key]
 
     def requantize(self, tensor: int, kind: Quant) -> int:
-        """An int8 tensor under other parameters: the sum with zero, which rounds exactly.
+        """An int8 tensor under other parameters: its product with one, which rounds as ONNX does.
 
         QUANTIZE from int8 to int8 multiplies with eight bits in the delegate, and is a step off in 5 of 100
-        cases; the sum multiplies with 20 bits and costs the same.
+        cases; a product multiplies with the bits of a float and costs the same.
         """
         before = self.quant(tensor)
         if before.same(kind):
@@ -225,9 +225,11 @@ class Lowering:
         if key not in self.done:
             source = self.graph.tensors[tensor]
             inputs, op = [tensor], "QUANTIZE"
-            if SUM_RATIO[0] < before.scale[0] / kind.scale[0] < SUM_RATIO[1]:
-                zero = np.zeros((1,) * len(source.shape), np.int8)
-                inputs, op = [tensor, self.constant(zero, "zero", Quant(before.scale, np.zeros(1, np.int64)))], "ADD"
+            if PRODUCT_RATIO[0] < before.scale[0] / kind.scale[0] < PRODUCT_RATIO[1]:
+                one = self.constant(
+                    np.full((1,) * len(source.shape), QMAX, np.int8), "one", quant(1 / QMAX, 0)
+                )
+                inputs, op = [tensor, one], "MUL"
             self.done[key] = self.emit(op, inputs, source.shape, kind, f"{source.name}_r")
         return self.done[key]
 
@@ -296,7 +298,7 @@ class Lowering:
         shape: Shape | None = None,
         fuses: bool = False,
         kind: Quant | None = None,
-        **options: float,
+        options: Options | None = None,
     ) -> None:
         """Write the operator whose output is the output of the unit.
 
@@ -307,11 +309,11 @@ class Lowering:
         value, bounds = task.output, task.bounds
         stored = arranged(self.shape(value), order) if shape is None else shape
         if fuses and bounds in FUSED:
-            options["activation"], bounds = FUSED[bounds], UNBOUNDED
+            options, bounds = {**(options or {}), "activation": FUSED[bounds]}, UNBOUNDED
         result: Quant | np.dtype[np.generic] = dtype_of(value)
         if task.integer:
             result = kind or self.planned(value)
-        tensor = self.clamp(self.emit(op, inputs, stored, result, name_of(value), **options), bounds)
+        tensor = self.clamp(self.emit(op, inputs, stored, result, name_of(value), **(options or {})), bounds)
         if task.integer:
             tensor = self.requantize(tensor, self.planned(value))
         self.put(value, tensor, order)

@@ -6,9 +6,18 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepack.export.tflite.flatbuffer import Quant
-from edgepack.export.tflite.layout import Order, Shape, arranged, channels_last, native, reshaped_order
+from edgepack.export.tflite.layout import (
+    Order,
+    Shape,
+    arranged,
+    channels_last,
+    joined_order,
+    native,
+    reshaped_order,
+)
 from edgepack.export.tflite.lowering import Lowering, Task, View, dtype_of
 from edgepack.export.tflite.schema import TENSOR_TYPES, MirrorMode
+from edgepack.export.tflite.window import repeat_border
 from edgepack.model import constant, name_of
 
 MOST_AXES = 5
@@ -32,8 +41,11 @@ def reshape(low: Lowering, task: Task) -> None:
             low.put(task.output, view.tensor, order)
             found = True
     if not found:
-        integer = low.is_integer(source)
-        low.put(task.output, low.read(source, native(len(before)), integer=integer), native(len(after)))
+        view = _views(low, source)[0]
+        order = joined_order(before, view.order, after)
+        tensor = low.read(source, order, integer=low.is_integer(source))
+        target = reshaped_order(before, order, after)
+        low.put(task.output, tensor, native(len(after)) if target is None else target)
 
 
 def transpose(low: Lowering, task: Task) -> None:
@@ -99,7 +111,7 @@ def split(low: Lowering, task: Task) -> None:
 
 
 def slice_(low: Lowering, task: Task) -> None:
-    """Slice with constant bounds: SLICE for steps of one; others where they divide the axis by way of a view."""
+    """Slice with constant bounds: SLICE, also for steps that divide their axis, by way of a view."""
     node = task.node
     source = node.inputs[0]
     shape = low.shape(source)
@@ -246,30 +258,34 @@ def pad(low: Lowering, task: Task) -> None:
     if given is None:
         raise task.refuse("its amounts are computed at run time")
     axes_value = node.inputs[3] if len(node.inputs) > 3 else None
-    axes = (
-        list(range(len(shape))) if axes_value is None else [int(a) % len(shape) for a in constant(axes_value)]
-    )  # type: ignore[union-attr]
+    listed = np.arange(len(shape)) if axes_value is None else constant(axes_value)
+    if listed is None:
+        raise task.refuse("its axes are computed at run time")
+    axes = [int(a) % len(shape) for a in listed]
     amounts = np.zeros((len(shape), 2), np.int32)
     amounts[axes] = np.asarray(given).reshape(2, -1).T
     if amounts.min() < 0:
         raise task.refuse("it cuts off instead of padding; use a Slice")
     filler = node.inputs[2] if len(node.inputs) > 2 else None
-    fill = 0.0 if filler is None else constant(filler)
-    if fill is None:
+    filling = np.zeros(()) if filler is None else constant(filler)
+    if filling is None:
         raise task.refuse("its filling is computed at run time")
+    fill = float(filling.reshape(()))
     mode = node.attributes.get_string("mode", "constant")
-    integer = task.integer or (low.is_integer(source) and (mode != "constant" or float(fill) == 0.0))  # type: ignore[arg-type]
+    integer = task.integer or (low.is_integer(source) and (mode != "constant" or fill == 0.0))
     order = low.common_order([source], len(shape))
     tensor = low.read(source, order, integer=integer)
     inputs = [tensor, low.numbers(amounts[list(order)])]
     stored = arranged(low.shape(task.output), order)
-    if mode == "constant" and float(fill) == 0.0:  # type: ignore[arg-type]
+    if mode == "constant" and fill == 0.0:
         _moved(low, task, "PAD", inputs, order, stored, tensor)
     elif mode == "constant":
-        value = low.constant(np.asarray(fill, dtype_of(task.output)).reshape(()), "fill")
+        value = low.constant(np.asarray(fill, dtype_of(task.output)), "fill")
         _moved(low, task, "PADV2", [*inputs, value], order, stored, tensor)
     elif mode == "reflect":
         _moved(low, task, "MIRROR_PAD", inputs, order, stored, tensor, mode=MirrorMode.REFLECT)
+    elif mode == "edge":
+        low.put(task.output, repeat_border(low, tensor, amounts[list(order)].tolist()), order)
     else:
         raise task.refuse(f"there is no kernel for padding of mode {mode!r}")
 

@@ -8,7 +8,7 @@ from edgepack.export.tflite.layout import Shape, channels_last
 from edgepack.export.tflite.linear import average_by_convolution
 from edgepack.export.tflite.lowering import FLOAT, QMIN, Lowering, Task, dtype_of
 from edgepack.export.tflite.schema import Padding
-from edgepack.export.tflite.window import Pair, Window, options, pad_image, window
+from edgepack.export.tflite.window import Pair, Window, options, pad_image, repeat_border, window
 from edgepack.model import constant, name_of
 
 MOST_COPIES = 4
@@ -37,35 +37,16 @@ def max_pool(low: Lowering, task: Task) -> None:
     if view.needs_padding and padding is Padding.VALID:
         # A ReLU leaves nothing below its zero point, so zero is as good as the lowest value.
         lowest = isinstance(kind, Quant) and int(kind.zero_point[0]) == QMIN
-        tensor = (pad_image if lowest else _repeat_border)(low, tensor, view.before, view.after)
+        if lowest:
+            tensor = pad_image(low, tensor, view.before, view.after)
+        else:
+            # What is on the border is in every window that reaches beyond it.
+            tensor = repeat_border(low, tensor, [(0, 0), *zip(view.before, view.after, strict=True), (0, 0)])
     result = low.emit(
         "MAX_POOL_2D", [tensor], low.image_shape(task.output), kind, name_of(task.output),
         **options(view, padding), **_filter(view),
     )  # fmt: skip
     low.put(task.output, result, channels_last(len(size) + 2))
-
-
-def _repeat_border(low: Lowering, tensor: int, before: Pair, after: Pair) -> int:
-    """Rows and columns of the border once more: they are in every window that reaches beyond it.
-
-    The delegate takes this, and no PADV2 with the lowest value.
-    """
-    for axis in (1, 2):
-        source = low.graph.tensors[tensor]
-        shape = source.shape
-        kind = source.quant or source.dtype
-        edges = []
-        for count, start in ((before[axis - 1], 0), (after[axis - 1], shape[axis] - 1)):
-            begin = [start if i == axis else 0 for i in range(4)]
-            size = tuple(1 if i == axis else n for i, n in enumerate(shape))
-            edge = [low.emit("SLICE", [tensor, low.numbers(begin), low.numbers(size)], size, kind, source.name)] if count else []
-            edges.append(edge * count)
-        parts = [*edges[0], tensor, *edges[1]]
-        if len(parts) > 1:
-            total = shape[axis] + before[axis - 1] + after[axis - 1]
-            target = tuple(total if i == axis else n for i, n in enumerate(shape))
-            tensor = low.emit("CONCATENATION", parts, target, kind, source.name, axis=axis)
-    return tensor
 
 
 def average_pool(low: Lowering, task: Task) -> None:
@@ -124,7 +105,7 @@ def _factors(view: Window, counted: tuple[Pair, Pair]) -> npt.NDArray[np.float64
         last = view.inputs[axis] + counted[1][axis]
         count = np.minimum(start + view.size[axis], last) - np.maximum(start, first)
         sides.append(view.size[axis] / np.maximum(count, 1))
-    return np.outer(*sides)
+    return np.asarray(np.outer(*sides), np.float64)
 
 
 def global_pool(low: Lowering, task: Task) -> None:
@@ -136,7 +117,7 @@ def global_pool(low: Lowering, task: Task) -> None:
     if task.node.op_type == "GlobalAveragePool":
         source = low.read_image(task.node.inputs[0], integer=task.integer)
         axes = low.numbers([1, 2])
-        low.write(task, "MEAN", [source, axes], channels_last(rank), shape=shape, keep_dims=True)
+        low.write(task, "MEAN", [source, axes], channels_last(rank), shape=shape, options={"keep_dims": True})
         return
     integer = task.integer or low.is_integer(task.node.inputs[0])
     source = low.read_image(task.node.inputs[0], integer=integer)
@@ -157,7 +138,7 @@ def resize(low: Lowering, task: Task) -> None:
     if len(before) not in (3, 4) or before[:2] != after[:2]:
         raise task.refuse("it changes axes other than height and width")
     mode = attributes.get_string("mode", "nearest")
-    if mode == "cubic" or attributes.get_int("antialias", 0):
+    if mode == "cubic" or attributes.get_int("antialias", 0) != 0:
         raise task.refuse("there is no kernel for cubic or antialiased interpolation")
     if attributes.get_string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         raise task.refuse("there is no kernel for tf_crop_and_resize")
@@ -208,7 +189,7 @@ def _nearest(
     sides: list[npt.NDArray[np.float64]],
     kind: "Quant | np.dtype[np.generic]",
 ) -> int:
-    """Copies where the factor is whole and small, which the delegate takes; else a look-up of rows and columns."""
+    """Copies where the factor is whole and small, else a look-up of rows and columns."""
     rounding = task.node.attributes.get_string("nearest_mode", "round_prefer_floor")
     tensor = source
     for axis, side in ((2, sides[1]), (1, sides[0])):
@@ -286,5 +267,5 @@ def _linear(
 
 def _tflite_places(length: int, outputs: int, align: bool, half: bool) -> npt.NDArray[np.float64]:
     scale = (length - 1) / (outputs - 1) if align and outputs > 1 else length / outputs
-    x = np.arange(outputs)
-    return (x + 0.5) * scale - 0.5 if half else x * scale
+    x = np.arange(outputs, dtype=np.float64)
+    return np.asarray((x + 0.5) * scale - 0.5 if half else x * scale, np.float64)

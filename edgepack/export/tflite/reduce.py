@@ -1,4 +1,4 @@
-"""Operators along an axis: sums and means, softmax, concatenation, the place of the largest, normalization."""
+"""Operators along an axis: sums, means, softmax, concatenation, the place of the largest, normalization."""
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def reduce(low: Lowering, task: Task) -> None:
     kind = low.quant(tensor) if task.integer and keeps_scale else None
     kept = bool(node.attributes.get_int("keepdims", 1))
     target = order if kept else _without(order, axes)
-    low.write(task, op, [tensor, places], target, shape=stored, kind=kind, keep_dims=True)
+    low.write(task, op, [tensor, places], target, shape=stored, kind=kind, options={"keep_dims": True})
 
 
 def _axes(task: Task, rank: int) -> list[int]:
@@ -41,7 +41,7 @@ def _axes(task: Task, rank: int) -> list[int]:
         listed = [int(a) for a in given.reshape(-1)]
     else:
         listed = list(node.attributes.get_ints("axes", []))
-    if not listed and node.attributes.get_int("noop_with_empty_axes", 0):
+    if not listed and node.attributes.get_int("noop_with_empty_axes", 0) == 1:
         return []
     return sorted(axis % rank for axis in listed or range(rank))
 
@@ -64,7 +64,7 @@ def softmax(low: Lowering, task: Task) -> None:
         tensor = low.reshape(tensor, (int(np.prod(shape[:-1])), shape[-1]))
     op, options = ("SOFTMAX", {"beta": 1.0}) if node.op_type == "Softmax" else ("LOG_SOFTMAX", {})
     kind = FIXED[node.op_type] if task.integer else None
-    low.write(task, op, [tensor], order, shape=low.graph.tensors[tensor].shape, kind=kind, **options)
+    low.write(task, op, [tensor], order, shape=low.graph.tensors[tensor].shape, kind=kind, options=options)
 
 
 def concat(low: Lowering, task: Task) -> None:
@@ -77,7 +77,7 @@ def concat(low: Lowering, task: Task) -> None:
     tensors = [low.read(v, order, integer=task.integer) for v in inputs]
     if task.integer:
         tensors = [low.requantize(t, low.planned(task.output)) for t in tensors]
-    low.write(task, "CONCATENATION", tensors, order, axis=order.index(axis))
+    low.write(task, "CONCATENATION", tensors, order, options={"axis": order.index(axis)})
 
 
 def arg_extreme(low: Lowering, task: Task) -> None:

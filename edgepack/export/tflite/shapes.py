@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 def fix_shapes(model: ir.Model, dims: Mapping[str, int]) -> ir.Model:
     """A copy of ``model`` with every input dimension a number and every value of known shape.
 
-    ``dims`` gives sizes by the name of the dimension, or by its place (``x[3]`` is the fourth of input ``x``);
+    ``dims`` gives sizes by the name of a dimension, or by its place (``x[3]`` is the fourth of input ``x``);
     the first of each input is 1 where nothing else is said. What can be computed from shapes and constants
     alone becomes a constant.
 
@@ -65,7 +65,7 @@ def _fix_inputs(graph: ir.Graph, dims: Mapping[str, int]) -> None:
             if size is None:
                 named = f", named {dim.value!r}," if not isinstance(dim, int) and dim.value else ""
                 raise ExportError(
-                    f"input {value.name!r}: axis {axis}{named} has no fixed size, and a .tflite has no other: "
+                    f"input {value.name!r}: axis {axis}{named} has no fixed size, which a .tflite needs; "
                     f"give one as `dims: {{{place}: SIZE}}`"
                 )
             sizes.append(size)
@@ -137,8 +137,8 @@ def _infer(node: ir.Node, data: list[Array | None], model: ir.Model) -> None:
             sizes = [d.dim_value if d.HasField("dim_value") else None for d in proto.tensor_type.shape.dim]
         if proto is None or sizes is None or None in sizes:
             raise ExportError(
-                f"{node.op_type} {node.name!r}: the shape of its output {value.name!r} follows from data, not "
-                "from the sizes of the inputs; a .tflite needs it fixed"
+                f"{node.op_type} {node.name!r}: the shape of its output {value.name!r} follows from data, "
+                "not from the sizes of the inputs; a .tflite needs it fixed"
             )
         value.shape = ir.Shape(sizes)
         value.dtype = ir.DataType(proto.tensor_type.elem_type)

@@ -1,12 +1,15 @@
 """Windows over images: strides, dilations and padding of ONNX as TFLite has them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from edgepack.errors import ExportError
+from edgepack.export.tflite.flatbuffer import Quant
 from edgepack.export.tflite.layout import Shape
-from edgepack.export.tflite.lowering import Lowering, Quant
+from edgepack.export.tflite.lowering import Lowering
 from edgepack.export.tflite.schema import Padding
 
 Pair = tuple[int, int]
@@ -130,12 +133,33 @@ def pad_image(low: Lowering, tensor: int, before: Pair, after: Pair, fill: float
         source = low.graph.tensors[tensor]
         n, h, w, c = source.shape
         shape: Shape = (n, h + before[0] + after[0], w + before[1] + after[1], c)
-        amounts = low.numbers([[0, 0], [before[0], after[0]], [before[1], after[1]], [0, 0]])
+        amounts = low.numbers(
+            np.array([[0, 0], [before[0], after[0]], [before[1], after[1]], [0, 0]], np.int32)
+        )
         kind = source.quant or source.dtype
         # PAD fills with zero, and stays with the delegate, which has no PADV2.
         if fill is None or (isinstance(kind, Quant) and fill == int(kind.zero_point[0])):
             low.done[key] = low.emit("PAD", [tensor, amounts], shape, kind, source.name)
         else:
-            value = low.constant(source.dtype.type(fill), "fill", source.quant)
+            value = low.constant(np.asarray(fill, source.dtype), "fill", source.quant)
             low.done[key] = low.emit("PADV2", [tensor, amounts, value], shape, kind, source.name)
     return low.done[key]
+
+
+def repeat_border(low: Lowering, tensor: int, amounts: Sequence[Sequence[int]]) -> int:
+    """Entries of the border once more, before and behind each axis: what the delegate takes, as it does
+    neither PADV2 nor MIRROR_PAD."""
+    for axis, counts in enumerate(amounts):
+        source = low.graph.tensors[tensor]
+        shape, kind = source.shape, source.quant or source.dtype
+        size = tuple(1 if i == axis else n for i, n in enumerate(shape))
+        edges = []
+        for count, start in zip(counts, (0, shape[axis] - 1), strict=True):
+            begin = [start if i == axis else 0 for i in range(len(shape))]
+            inputs = [tensor, low.numbers(begin), low.numbers(size)]
+            edges.append([low.emit("SLICE", inputs, size, kind, source.name)] * count if count else [])
+        if any(counts):
+            target = tuple(n + sum(counts) if i == axis else n for i, n in enumerate(shape))
+            parts = [*edges[0], tensor, *edges[1]]
+            tensor = low.emit("CONCATENATION", parts, target, kind, source.name, axis=axis)
+    return tensor
