@@ -3,7 +3,8 @@
 An order names ONNX axes in the order in which they are stored: ``(0, 2, 3, 1)`` is an NCHW tensor stored
 as NHWC. Two orders are the same data where axes of more than one entry come in the same sequence; then a
 RESHAPE, or nothing, leads from one to the other. Transpose, Reshape, Squeeze, Unsqueeze and Flatten of ONNX
-mostly only change the order, and no operator is written for them until somebody wants the axes in another sequence.
+mostly only change the order, and no operator is written for them until somebody wants the axes in another
+sequence.
 """
 
 from collections.abc import Iterable, Sequence
