@@ -98,6 +98,8 @@ def bench_models(
     else:
         few = Data(path=data.path, samples=BENCH_SAMPLES)
         feeds = [sample.feeds for sample in open_samples(few, "bench", inputs, images, base=base)]
+    if ops and (unknown := [path for path in models if path.suffix == ".tflite"]):
+        raise ConfigError(f"{unknown[0]}: its runtime tells no times by operator; bench it without --ops")
     names = {f"{i} {path}": path for i, path in enumerate(models)}
     latencies = bench(names, runtime, feeds, warmup=5, runs=runs)
     facts = {"environment": {**environment(), "threads": runtime.threads}}

@@ -9,6 +9,7 @@ import pytest
 import tiny
 from onnx_models import parse
 from sampling import image_folder
+from tflites import write_conv_net
 
 from edgepack.compare import bench_models, bench_text, check_models, check_text, random_feed
 from edgepack.config import Data, ImageInput, load_recipe
@@ -108,3 +109,17 @@ def test_random_inputs_for_a_bench() -> None:
     assert feed["ids"].tolist() == [[0, 0, 0, 0]]
     with pytest.raises(ConfigError, match="'x' has no known rank"):
         random_feed([InputSpec("x", np.dtype(np.float32), None)])
+
+
+def test_check_and_bench_of_a_tflite_beside_its_original(tmp_path: Path) -> None:
+    original, built = write_conv_net(tmp_path)
+    data = Data(path=str(tmp_path / "samples.npz"))
+    recipe = load_recipe(None, {"model": str(original), "evaluation_data": {"path": data.path}})
+    rows = check_models(original, [built], recipe, tmp_path, TARGET, lambda *_: None)
+    assert rows[1]["sqnr_db"] > 25
+    options: dict[str, Any] = {"threads": 1, "runs": 3}
+    timed = bench_models([original, built], None, {}, tmp_path, TARGET, ops=False, **options)
+    assert [row["model"] for row in timed] == [str(original), str(built)]
+    assert timed[1]["p50_ms"] > 0
+    with pytest.raises(ConfigError, match=r"model.tflite: .*without --ops"):
+        bench_models([original, built], None, {}, tmp_path, TARGET, ops=True, **options)
