@@ -129,6 +129,8 @@ def build(
         with _progress(as_json) as progress:
             report, folder = build_package(Job(loaded, device, base, command, ranges, progress))
         reports.append(report)
+        for refusal in report.refused:
+            print(f"edgepack: warning: {refusal.file} is not built: {refusal.reason}", file=sys.stderr)
         if not as_json:
             print(text(report), end="")
             print(f"\nfiles in {folder}: {', '.join(sorted(f.name for f in folder.iterdir()))}")

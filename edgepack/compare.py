@@ -15,7 +15,7 @@ from edgepack.measure.bench import bench
 from edgepack.measure.check import baseline, check
 from edgepack.measure.environment import environment
 from edgepack.measure.profile import profile_ops
-from edgepack.measure.session import open_session
+from edgepack.measure.runner import open_model
 from edgepack.metrics import resolve_metric
 from edgepack.model import input_specs, load_model, model_bytes
 from edgepack.report import size_text, time_text
@@ -24,8 +24,6 @@ from edgepack.target import Runtime, Target
 UNKNOWN_SIZE = 1
 BENCH_SAMPLES = 16
 SHOWN_OPS = 8
-RUNTIME_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(string)": "str"}
-"""Types whose names the runtime and numpy do not share."""
 
 
 def check_models(
@@ -94,7 +92,7 @@ def bench_models(
         EdgepackError: see :mod:`edgepack.errors`.
     """
     runtime = target.runtime if threads is None else target.runtime.model_copy(update={"threads": threads})
-    inputs = _inputs(models[0], runtime)
+    inputs = _inputs(models, runtime)
     if data is None:
         feeds = [random_feed(inputs)]
     else:
@@ -150,18 +148,10 @@ def bench_text(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _inputs(path: Path, runtime: Runtime) -> tuple[InputSpec, ...]:
-    """What a model file must be fed; only the runtime can read an .ort."""
-    if path.suffix != ".ort":
-        return input_specs(load_model(path))
-    return tuple(
-        InputSpec(
-            value.name,
-            np.dtype(RUNTIME_TYPES.get(value.type, value.type.removeprefix("tensor(").removesuffix(")"))),
-            tuple(value.shape),
-        )
-        for value in open_session(path, runtime).get_inputs()
-    )
+def _inputs(models: Sequence[Path], runtime: Runtime) -> tuple[InputSpec, ...]:
+    """What the models must be fed: of a .tflite among them the sizes are fixed, else as the first says."""
+    model = next((path for path in models if path.suffix == ".tflite"), models[0])
+    return input_specs(load_model(model)) if model.suffix == ".onnx" else open_model(model, runtime).inputs
 
 
 def _bytes(path: Path) -> int:

@@ -28,8 +28,9 @@ class ImageInput(Strict):
     width: Annotated[int, Field(gt=0)] | None = None
     min_width: Annotated[int, Field(gt=0)] = 1
     """Least width where the width follows the aspect ratio."""
-    fit: Literal["stretch", "crop"] = "stretch"
-    """stretch: resize to height and width. crop: resize the shorter side to resize_short, cut the centre."""
+    fit: Literal["stretch", "crop", "pad"] = "stretch"
+    """stretch: resize to height and width. crop: resize the shorter side to resize_short, cut the centre.
+    pad: resize to height, or less where the width would not do, then zeros to the right and below."""
     resize_short: Annotated[int, Field(gt=0)] | None = None
     filter: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     color: Literal["rgb", "bgr", "gray"] = "rgb"
@@ -122,6 +123,16 @@ class Search(Strict):
     """Seconds that the search may take, after the forms of the whole model."""
 
 
+class Tflite(Strict):
+    """How a ``.tflite`` is written, where that is among the target's formats; over what the target says."""
+
+    io: Literal["float", "int8"] | None = None
+    """Whether inputs and outputs are float, or the int8 that is inside. By default the target's."""
+    dims: dict[str, Annotated[int, Field(gt=0)]] = {}
+    """Sizes of the dimensions that the model leaves open, by name or by place (`x[3]`); samples must have
+    them. By default those of the samples, if all are the same."""
+
+
 class Bench(Strict):
     """How latency is measured: original and built models take turns."""
 
@@ -150,6 +161,7 @@ class Recipe(Strict):
     search: Search = Search()
     prune: Prune | None = None
     """Zeros in the weights; none by default."""
+    tflite: Tflite = Tflite()
     bench: Bench = Bench()
     gate: Gate | None = None
     """Replaces the target's gate."""

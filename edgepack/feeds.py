@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,34 @@ def has_batch_axis(spec: InputSpec) -> bool:
     name = (spec.shape[0] or "").lower()
     picture = len(spec.shape) >= _PICTURE_RANK and not re.search("time|frame|seq|step|^t$", name)
     return picture or "batch" in name or name in ("b", "bs")
+
+
+def with_sizes(inputs: Sequence[InputSpec], dims: Mapping[str, int]) -> tuple[InputSpec, ...]:
+    """``inputs`` with the sizes that ``dims`` gives to open dimensions, by name or by place (``x[3]``)."""
+    return tuple(
+        replace(
+            spec,
+            shape=spec.shape
+            and tuple(
+                size
+                if isinstance(size, int)
+                else dims.get(f"{spec.name}[{axis}]", dims.get(size or "", size))
+                for axis, size in enumerate(spec.shape)
+            ),
+        )
+        for spec in inputs
+    )
+
+
+def open_dims(inputs: Sequence[InputSpec]) -> list[str]:
+    """What the dimensions without a fixed size can be called: their names, and their places (``x[3]``)."""
+    places = [
+        (size, f"{spec.name}[{axis}]")
+        for spec in inputs
+        for axis, size in enumerate(spec.shape or ())
+        if not isinstance(size, int)
+    ]
+    return list(dict.fromkeys([*(str(size) for size, _ in places if size), *(place for _, place in places)]))
 
 
 def check_names(names: Collection[str], inputs: Sequence[InputSpec], where: str) -> None:

@@ -33,6 +33,8 @@ def check_image_input(place: str, spec: ImageInput, dtype: np.dtype[Any]) -> Non
         raise ConfigError(f"{place}: mean and std must be finite and std not 0")
     if spec.fit == "crop" and None in (spec.height, spec.width, spec.resize_short):
         raise ConfigError(f"{place}: fit: crop needs height, width and resize_short")
+    if spec.fit == "pad" and None in (spec.height, spec.width):
+        raise ConfigError(f"{place}: fit: pad needs height and width")
     if spec.fit != "crop" and spec.resize_short is not None:
         raise ConfigError(f"{place}: resize_short: only fit: crop uses it; add fit: crop or remove it")
     if dtype == np.uint8:
@@ -48,7 +50,8 @@ def read_image(path: Path, spec: ImageInput, dtype: np.dtype[Any]) -> npt.NDArra
     Pixels are converted to ``color`` and resized as 8-bit values by Pillow, then become
     ``(pixel - mean) / std`` in float32. The rotation in EXIF data is not applied: pixels stay in the order of
     the file, as most training pipelines read them. Transparency is dropped. With only one of height and
-    width, the other is ``ceil(size * ratio)``. A crop follows torchvision: the longer side is
+    width, the other is ``ceil(size * ratio)``. Padding keeps the aspect ratio in the same way; its zeros are
+    not put through ``mean`` and ``std``. A crop follows torchvision: the longer side is
     ``int(resize_short * long / short)``, offsets are ``round((size - crop) / 2)``.
 
     Raises:
@@ -78,6 +81,10 @@ def read_image(path: Path, spec: ImageInput, dtype: np.dtype[Any]) -> npt.NDArra
     if dtype != np.uint8:
         mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
         pixels = ((pixels.astype(np.float32) - mean) / std).astype(dtype, copy=False)
+    if spec.fit == "pad":
+        assert spec.height is not None and spec.width is not None  # check_image_input has made sure
+        missing = [(0, spec.height - pixels.shape[0]), (0, spec.width - pixels.shape[1]), (0, 0)]
+        pixels = np.pad(pixels, missing)
     if spec.layout == "nchw":
         pixels = pixels.transpose(2, 0, 1)
     return np.ascontiguousarray(pixels)[np.newaxis]
@@ -88,8 +95,8 @@ def _fit(picture: "Image.Image", spec: ImageInput, path: Path) -> "Image.Image":
 
     resampling = Image.Resampling[spec.filter.upper()]
     width, height = picture.size
-    if spec.fit == "stretch":
-        size = _stretched(width, height, spec)
+    if spec.fit != "crop":
+        size = _padded(width, height, spec) if spec.fit == "pad" else _stretched(width, height, spec)
         return picture if size == picture.size else picture.resize(size, resampling)
     # check_image_input has made sure of the three
     assert spec.height is not None and spec.width is not None and spec.resize_short is not None
@@ -106,6 +113,14 @@ def _fit(picture: "Image.Image", spec: ImageInput, path: Path) -> "Image.Image":
     left, top = round((scaled_width - spec.width) / 2), round((scaled_height - spec.height) / 2)
     scaled = picture.resize((scaled_width, scaled_height), resampling)
     return scaled.crop((left, top, left + spec.width, top + spec.height))
+
+
+def _padded(width: int, height: int, spec: ImageInput) -> tuple[int, int]:
+    """Width and height to resize to: as large as fits, the aspect ratio kept; integers throughout."""
+    assert spec.height is not None and spec.width is not None
+    if width * spec.height <= spec.width * height:
+        return -(-width * spec.height // height), spec.height
+    return spec.width, -(-height * spec.width // width)
 
 
 def _stretched(width: int, height: int, spec: ImageInput) -> tuple[int, int]:

@@ -11,6 +11,8 @@ from typing import Any
 MOST_REASONS = 8
 SHOWN_UNITS = 3
 SHOWN_SENSITIVE = 5
+NHWC = [0, 2, 3, 1]
+PORTS = (("takes", "inputs"), ("gives", "outputs"))
 WORTH_TELLING = 0.02
 """Of the time of all units: what a unit must lose against float to be named."""
 
@@ -35,6 +37,29 @@ class Fidelity:
     """Share of equal argmax over the last axis of the first output; ``None`` where that has no meaning."""
     metric: float | None
     metric_name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How close one artifact's outputs are to another's, over the evaluation samples."""
+
+    name: str
+    against: str
+    """The other one, whose outputs count as the signal."""
+    sqnr_db: float | None
+    """``None`` when the outputs are equal."""
+    agreement: float | None
+    """Share of equal argmax, as in :class:`Fidelity`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An artifact that the target leaves optional and the model has no form of."""
+
+    format: str
+    file: str
+    reason: str
+    """Names the node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +143,9 @@ class BuildReport:
     passed: bool
     models: tuple[ModelFigures, ...]
     """The original first."""
+    refused: tuple[Refusal, ...]
+    parity: tuple[Parity, ...]
+    """Of each artifact to each before it."""
     gate: tuple[GateLine, ...]
     candidates: tuple[Candidate, ...]
     units: tuple[UnitRow, ...]
@@ -154,8 +182,9 @@ def time_text(ms: float) -> str:
 
 def text(report: BuildReport) -> str:
     """The page that a person reads in ten seconds: verdict, figures, what stayed float and why, gate."""
-    lines = [_headline(report), ""]
+    lines = [_headline(report), *_refused(report.refused), ""]
     lines += _figures(report.models)
+    lines += _parity(report)
     told = [*_forms(report.units), *_runtime(report.runtime), *_weak_points(report.units)]
     lines += ["", *told] if told else []
     lines += _sensitivity(report.sensitivity)
@@ -165,7 +194,9 @@ def text(report: BuildReport) -> str:
     lines += [
         "",
         f"measured on {environment.get('cpu', 'unknown CPU')}, {environment.get('threads', 1)} thread(s), "
-        f"onnxruntime {environment.get('onnxruntime', '?')}; times compare within this run only",
+        f"onnxruntime {environment.get('onnxruntime', '?')}"
+        + (f", {environment['litert']}" if "tflite" in report.runtime else "")
+        + "; times compare within this run only",
     ]
     return "\n".join(lines) + "\n"
 
@@ -177,6 +208,31 @@ def _headline(report: BuildReport) -> str:
     parts.append(f"{name} {_metric(built, original)}" if name else f"fidelity {_level(built)}")
     verdict = "PASS" if report.passed else "GATE FAILED"
     return f"{verdict}  {report.model} for {report.target}: {', '.join(parts)}"
+
+
+def _refused(refused: Sequence[Refusal]) -> list[str]:
+    return [f"NOT BUILT  {refusal.file}: {refusal.reason}" for refusal in refused]
+
+
+def _parity(report: BuildReport) -> list[str]:
+    """Each artifact against the original and against those before it: a triangle, and the metric."""
+    original, built = report.models[0], report.models[1:]
+    if not report.parity:
+        return []
+    cells = {(p.name, p.against): _closeness(p) for p in report.parity}
+    cells |= {(m.name, original.name): _closeness(m.fidelity) for m in built if m.fidelity is not None}
+    others = [m.name for m in report.models[:-1]]
+    metric = next((m.fidelity.metric_name for m in built if m.fidelity and m.fidelity.metric_name), None)
+    rows = [["parity", *(f"to {name}" for name in others), *([metric] if metric else [])]]
+    for m in built:
+        row = [m.name, *(cells.get((m.name, other), "") for other in others)]
+        rows.append([*row, _metric(m, original)] if metric else row)
+    return ["", *table(rows)]
+
+
+def _closeness(found: Fidelity | Parity) -> str:
+    level = "equal" if found.sqnr_db is None else f"{found.sqnr_db:.1f} dB"
+    return level + ("" if found.agreement is None else f", {found.agreement:.4f}")
 
 
 def _smaller(model: ModelFigures, original: ModelFigures) -> str:
@@ -200,7 +256,8 @@ def _figures(models: Sequence[ModelFigures]) -> list[str]:
         name = next((m.fidelity.metric_name for m in models if m.fidelity and m.fidelity.metric_name), None)
         if name:
             rows.append((name, *(_metric(m, original) for m in models)))
-        rows.append(("fidelity", *("-" if m is original else _fidelity(m) for m in models)))
+        if len(models) < 3:  # else in the table of parity
+            rows.append(("fidelity", *("-" if m is original else _fidelity(m) for m in models)))
     return table(rows)
 
 
@@ -282,8 +339,38 @@ def _runtime(runtime: Mapping[str, Any]) -> list[str]:
     cost = f", {time_text(spent / 1e3)} a run" if spent else ""
     return [
         f"the runtime made {kernels} integer kernel{'' if kernels == 1 else 's'} and left {left} "
-        f"conversion{'' if left == 1 else 's'} between them and float{cost}"
+        f"conversion{'' if left == 1 else 's'} between them and float{cost}",
+        *_tflite(runtime.get("tflite", {})),
     ]
+
+
+def _tflite(details: Mapping[str, Any]) -> list[str]:
+    """How the ``.tflite`` is run and what an application must feed it."""
+    if not details:
+        return []
+    taken = details["xnnpack"]
+    total, count, pieces = taken["operators"], taken["delegated"], taken["partitions"]
+    left = [f"{n} {op}" for op, n in taken["left"].items()]
+    share = "all" if count == total else f"{count} of"
+    lines = [
+        f"model.tflite: XNNPACK takes {share} {total} operators in {pieces} piece{'' if pieces == 1 else 's'}"
+        + (f", and leaves {_first(left, 6, 'more')}" if left else ""),
+        *(f"  {verb} {_port(port)}" for verb, key in PORTS for port in details[key]),
+    ]
+    reasons = Counter(reason for _, reason in details["float_islands"])
+    lines += [
+        f"  float, {n} node{'' if n == 1 else 's'}: {reason}"
+        for reason, n in reasons.most_common(MOST_REASONS)
+    ]
+    return lines
+
+
+def _port(port: Mapping[str, Any]) -> str:
+    """As an application sees it: ``image float32 [1, 224, 224, 3], NHWC``."""
+    axes = port["axes"]
+    order = "" if axes == sorted(axes) else ", NHWC" if axes == NHWC else f", axes in the order {axes}"
+    stored = f", (q - {port['zero_point']}) × {port['scale']:.6g}" if "scale" in port else ""
+    return f"{port['name']}: {port['type']} {port['shape']}{order}{stored}"
 
 
 def _weak_points(units: Sequence[UnitRow]) -> list[str]:

@@ -5,7 +5,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -44,10 +44,11 @@ def scratch_folder(output: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def publish(package: Path, output: Path) -> None:
+def publish(package: Path, output: Path, outdated: Iterable[Path] = ()) -> None:
     """Move a finished package to its place: whole if the folder is new or empty, else file by file.
 
-    The report goes last, so that a folder with a new report has all that it speaks of.
+    The report goes last, so that a folder with a new report has all that it speaks of. Before, ``outdated``
+    files of an earlier package are removed: nobody may take them for part of this one.
 
     Raises:
         ExportError: the disk refuses.
@@ -56,6 +57,8 @@ def publish(package: Path, output: Path) -> None:
         if not output.exists() or not any(output.iterdir()):
             package.replace(output)
             return
+        for file in outdated:
+            file.unlink(missing_ok=True)
         for file in sorted(package.iterdir(), key=lambda f: (f.name.startswith("report."), f.name)):
             file.replace(output / file.name)
     except OSError as error:

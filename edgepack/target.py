@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from edgepack.errors import ConfigError, did_you_mean
 from edgepack.scheme import Granularity, QuantScheme, QuantType
 from edgepack.strict import Strict, parse, read_yaml
 
-Format = Literal["onnx", "ort"]
+Format = Literal["onnx", "ort", "tflite"]
 
 
 class Runtime(Strict):
@@ -46,6 +46,25 @@ class Kernels(Strict):
     """Operators whose weights can be int8 while activation ranges are found at run time."""
     weight_only: tuple[str, ...] = ()
     """Operators whose weights can be stored int8 and used in float."""
+    float_output: tuple[str, ...] = ("MatMul", "Gemm")
+    """Operators with an integer kernel whose output is float, better where nothing integer follows."""
+    fuses_activation: tuple[str, ...] = ("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat")
+    """Operators whose kernels write integers of any scale: saturation can stand for a Relu or Clip behind."""
+    resize_modes: tuple[Literal["nearest", "linear"], ...] = ("nearest",)
+    """How a same_scale Resize may interpolate."""
+    to_the_end: bool = False
+    """Elementwise and moving operators stay integer up to the outputs, though nothing integer follows."""
+
+
+class Tflite(Strict):
+    """How a ``.tflite`` is written, and what its runtime can do."""
+
+    io: Literal["float", "int8"] = "float"
+    """Whether inputs and outputs are float, or the int8 that is inside."""
+    dims: dict[str, Annotated[int, Field(gt=0)]] = {}
+    """Sizes of the dimensions that the model leaves open, by name or by place (`x[3]`); the first of an
+    input is 1 where nothing else is said."""
+    kernels: Kernels
 
 
 class Quantization(Strict):
@@ -101,6 +120,9 @@ class Target(Strict):
     description: str
     formats: tuple[Format, ...]
     """Which files a build writes."""
+    optional: tuple[Format, ...] = ()
+    """Formats that a package may lack: where the model has no such form, the report says which node and why,
+    and the rest is built. A format that is not optional ends the build instead."""
     min_opset: Annotated[int, Field(ge=13)] = 13
     """The model is raised to at least this opset (13 is the first with per-channel QuantizeLinear)."""
     max_opset: int = 21
@@ -108,7 +130,19 @@ class Target(Strict):
     runtime: Runtime = Runtime()
     quantization: Quantization = Quantization()
     kernels: Kernels
+    tflite: Tflite | None = None
+    """Needed where `tflite` is among the formats."""
     gate: Gate = Gate()
+
+    @model_validator(mode="after")
+    def _formats_are_possible(self) -> "Target":
+        if "onnx" in self.optional or not set(self.optional) <= set(self.formats):
+            raise ValueError(
+                "optional: names formats among `formats:`, and not onnx, which is always written"
+            )
+        if "tflite" in self.formats and self.tflite is None:
+            raise ValueError("formats: tflite needs a `tflite:` section, which says what its runtime can do")
+        return self
 
 
 def target_folders() -> list[Path]:

@@ -4,15 +4,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from edgepack.feeds import Feeds
 from edgepack.measure.bench import file_ratios, quick_ratios
-from edgepack.measure.check import Comparison, Outputs, compare_sessions
+from edgepack.measure.check import Comparison, compare_outputs
 from edgepack.measure.profile import match_units, profile_ops
-from edgepack.measure.session import open_session, run
+from edgepack.measure.runner import Outputs, Runner, open_model
 from edgepack.measurements import Figures, Measurements, file_digest
 from edgepack.model import model_bytes, save_model
 from edgepack.numerics import ratio_db
@@ -20,9 +19,6 @@ from edgepack.quantize.plan import Method, QuantPlan
 from edgepack.quantize.units import Unit
 from edgepack.report import Fidelity
 from edgepack.target import Target
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
 
 Methods = Mapping[str, tuple[Method, str]]
 """Method and reason by unit name."""
@@ -135,14 +131,14 @@ class TrialBench:
     made: int = 0
 
     def __post_init__(self) -> None:
-        self._session = open_session(self.original, self.target.runtime)
+        self._runner = open_model(self.original, self.target.runtime)
         started = time.perf_counter()
-        self._reference = [run(self._session, feed) for feed in self.feeds]
+        self._reference = [self._runner.run(feed) for feed in self.feeds]
         call_seconds = (time.perf_counter() - started) / len(self.feeds)
         self.rounds = round(min(max(TRIAL_SECONDS / CALLS_PER_ROUND / call_seconds, FEWEST_ROUNDS), ROUNDS))
 
     rounds: int = field(init=False)
-    _session: "ort.InferenceSession" = field(init=False)
+    _runner: Runner = field(init=False)
     _reference: list[Outputs] = field(init=False)
 
     def measure(self, name: str, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
@@ -151,9 +147,9 @@ class TrialBench:
         digest = self._digest(path)
         figures = self.kept.get("trial", digest)
         if figures is None:
-            session = open_session(path, self.target.runtime)
-            compared = compare_sessions(self._reference, session, self.feeds)
-            ratio = quick_ratios([self._session, session], self.feeds, self.rounds)[1]
+            runner = open_model(path, self.target.runtime)
+            compared = compare_outputs(self._reference, runner, self.feeds)
+            ratio = quick_ratios([self._runner, runner], self.feeds, self.rounds)[1]
             figures = {**asdict(compared), "speedup": ratio.speedup, "error": ratio.standard_error}
             self.kept.put(figures, "trial", digest)
         values = dict(figures)
@@ -169,8 +165,8 @@ class TrialBench:
         digest = self._digest(path)
         figures = self.kept.get("noise", digest)
         if figures is None:
-            session = open_session(path, self.target.runtime)
-            compared = compare_sessions(self._reference[:NOISE_PROBES], session, self.feeds[:NOISE_PROBES])
+            runner = open_model(path, self.target.runtime)
+            compared = compare_outputs(self._reference[:NOISE_PROBES], runner, self.feeds[:NOISE_PROBES])
             figures = {"noise": compared.noise / compared.signal if compared.signal else 0.0}
             self.kept.put(figures, "noise", digest)
         path.unlink()

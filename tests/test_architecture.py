@@ -26,7 +26,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "measure",
         "passes",
     ),
-    "choice": ("measurements", "trials", "search", "choose", "gate", "explain"),
+    "choice": ("measurements", "trials", "search", "choose", "gate", "explain", "terms", "artifacts"),
     "line": ("scratch", "build", "compare", "inspect"),
     "command line": ("cli", "__main__"),
 }
@@ -45,7 +45,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 SPEAKS = ("cli", "measure.cold")
 """May write to the terminal: the command line, and a program that answers its parent process."""
 
-LAZY = ("onnxscript", "onnxruntime", "PIL")
+LAZY = ("onnxscript", "onnxruntime", "PIL", "ai_edge_litert", "tflite_runtime")
 """Libraries that take long to import: never while vocabulary or the command line are imported."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -25,7 +25,7 @@ from edgepack.measure.bench import (
     quick_ratios,
 )
 from edgepack.measure.environment import environment, has_vnni
-from edgepack.measure.session import CPU, open_optimized, open_session, run
+from edgepack.measure.session import CPU, OrtRunner, open_optimized, open_session, run
 from edgepack.model import save_model
 from edgepack.target import Runtime
 
@@ -34,25 +34,18 @@ FEED = {"x": np.ones((1, 4), np.float32)}
 
 
 class Work:
-    """Stands for a session: burns processor time, sleeps, and writes down when it was called with what."""
+    """Stands for an open model: burns processor time, sleeps, and writes down its calls."""
 
     def __init__(
         self, name: str, log: list[tuple[str, Any]], *, busy: float = 0.0, naps: Sequence[float] = ()
     ) -> None:
         self.name, self.log, self.busy, self.naps = name, log, busy, list(naps)
-        self.threads, self.providers = 1, [CPU]
+        self.one_thread = True
 
-    @property
-    def intra_op_num_threads(self) -> int:
-        return self.threads
+    def prepare(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        return feeds
 
-    def get_session_options(self) -> "Work":
-        return self
-
-    def get_providers(self) -> list[str]:
-        return self.providers
-
-    def run(self, names: None, feed: dict[str, Any]) -> list[Any]:
+    def call(self, feed: dict[str, Any]) -> list[Any]:
         self.log.append((self.name, feed["x"]))
         ends = time.thread_time() + self.busy
         while time.thread_time() < ends:
@@ -154,12 +147,23 @@ def test_ratios_are_of_processor_time_where_one_thread_does_all() -> None:
     # The second sleeps, as if another program had the processor: half the work, twice the time.
     sessions: list[Any] = [Work("a", log, busy=2e-3), Work("b", log, busy=1e-3, naps=[3e-3])]
     assert quick_ratios(sessions, marked(0), 5)[1].speedup == pytest.approx(2, rel=0.15)
-    for session in sessions:
-        session.threads = 2
+    sessions[1].one_thread = False
     assert quick_ratios(sessions, marked(0), 5)[1].speedup < 0.8
-    for session in sessions:
-        session.threads, session.providers = 1, ["OtherExecutionProvider", CPU]
-    assert quick_ratios(sessions, marked(0), 5)[1].speedup < 0.8
+
+
+def test_whether_a_session_computes_in_one_thread(add: Path) -> None:
+    session = open_session(add, Runtime(threads=1))
+    assert OrtRunner(session).one_thread
+    assert not OrtRunner(open_session(add, Runtime(threads=2))).one_thread
+
+    class Elsewhere:
+        get_session_options = session.get_session_options
+
+        def get_providers(self) -> list[str]:
+            return ["OtherExecutionProvider", CPU]
+
+    other: Any = Elsewhere()
+    assert not OrtRunner(other).one_thread
 
 
 def test_a_ratio_is_not_moved_by_outliers_but_its_error_sees_what_lasts() -> None:

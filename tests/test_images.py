@@ -170,3 +170,25 @@ def test_sixteen_bits_would_be_clipped_and_are_refused(save: Callable[..., Path]
     path = save(np.full((4, 4), 40_000, np.uint16))
     with pytest.raises(SamplesError, match="more than 8 bits a channel"):
         read_image(path, ImageInput(), FLOAT)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "becomes"), [(60, 20, (24, 8)), (80, 20, (32, 8)), (10, 20, (4, 8))]
+)
+def test_padding_keeps_the_aspect_ratio_and_fills_with_zeros(
+    save: Callable[..., Path], width: int, height: int, becomes: tuple[int, int]
+) -> None:
+    path = save(picture(width, height))
+    got = read_image(path, ImageInput(height=8, width=32, fit="pad", mean=100, std=2), FLOAT)
+    resized = Image.open(path).resize(becomes, Image.Resampling.BILINEAR)
+    want = ((np.asarray(resized, "f4") - 100) / 2).transpose(2, 0, 1)
+    assert got.shape == (1, 3, 8, 32)
+    np.testing.assert_allclose(got[0, :, :, : becomes[0]], want, atol=1e-6)
+    assert not got[0, :, :, becomes[0] :].any()
+
+
+def test_padding_below_where_the_width_is_full(save: Callable[..., Path]) -> None:
+    got = read_image(save(picture(64, 8)), ImageInput(height=8, width=32, fit="pad", mean=-1), FLOAT)
+    assert got[0, :, :4].all() and not got[0, :, 4:].any()
+    with pytest.raises(ConfigError, match="fit: pad needs height and width"):
+        read_image(save(picture(64, 8)), ImageInput(height=8, fit="pad"), FLOAT)

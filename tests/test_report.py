@@ -42,6 +42,8 @@ REPORT = BuildReport(
     command="edgepack build",
     passed=True,
     models=(ORIGINAL, BUILT),
+    refused=(),
+    parity=(),
     gate=(GateLine("metric drop at most", 0.02, 0.01, True), GateLine("bytes at most", 2e6, 1e6, True)),
     candidates=(
         Candidate("static", 1_000_000, 2.0, 31.2, 0.9, True, ""),

@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from edgepack.errors import ExportError, ModelError
 from edgepack.feeds import Feeds
-from edgepack.measure.check import compare_sessions
-from edgepack.measure.session import open_optimized, open_session, run
+from edgepack.measure.check import compare_outputs
+from edgepack.measure.session import OrtRunner, open_optimized, open_session
 from edgepack.model import walk_nodes
 from edgepack.target import Runtime
 
@@ -51,11 +51,11 @@ def export_ort(model: Path, path: Path, runtime: Runtime, feeds: Sequence[Feeds]
 
 
 def _compare(model: Path, path: Path, runtime: Runtime, feeds: Sequence[Feeds]) -> None:
-    written = open_session(path, runtime)
+    written = OrtRunner(open_session(path, runtime))
     if not feeds:
         return
-    reference = open_session(model, runtime)
-    compared = compare_sessions([run(reference, feed) for feed in feeds], written, feeds)
+    reference = OrtRunner(open_session(model, runtime))
+    compared = compare_outputs([reference.run(feed) for feed in feeds], written, feeds)
     if compared.sqnr_db < LEAST_SQNR_DB:
         raise ExportError(
             f"{path}: its outputs are {compared.sqnr_db:.1f} dB from those of {model} on the same kernels: "

@@ -30,18 +30,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from edgepack.errors import ExportError
 from edgepack.feeds import Feeds
-from edgepack.measure.session import CPU, open_session
+from edgepack.measure.runner import Runner, open_model
 from edgepack.target import Runtime
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
 
 Times = npt.NDArray[np.float64]
 
@@ -121,14 +117,12 @@ def bench(
     }
 
 
-def quick_ratios(
-    sessions: Sequence["ort.InferenceSession"], feeds: Sequence[Feeds], rounds: int
-) -> list[Ratio]:
-    """Speed of open ``sessions`` relative to the first, with standard errors of the medians.
+def quick_ratios(runners: Sequence[Runner], feeds: Sequence[Feeds], rounds: int) -> list[Ratio]:
+    """Speed of open models relative to the first, with standard errors of the medians.
 
     The error is that of these sessions: others of the same files may differ by 2% more, see the module.
     """
-    best = measure(sessions, feeds, rounds).best
+    best = measure(runners, feeds, rounds).best
     return [_ratio(best[:, 0] / column) for column in best.T]
 
 
@@ -164,41 +158,44 @@ def _measure_files(
     """Time files, in one set of sessions after another."""
     parts = []
     for share in np.array_split(np.arange(rounds), min(SESSIONS, rounds)):
-        sessions = [open_session(path, runtime) for path in models]
+        runners = [open_model(path, runtime) for path in models]
         for _ in range(warmup):
-            for session in sessions:
-                session.run(None, dict(feeds[0]))
-        parts.append(measure(sessions, feeds, len(share), first=int(share[0])))
+            for runner in runners:
+                runner.call(runner.prepare(feeds[0]))
+        parts.append(measure(runners, feeds, len(share), first=int(share[0])))
     calls = zip(*(part.calls for part in parts), strict=True)
     return Rounds(np.concatenate([part.best for part in parts]), tuple(np.concatenate(own) for own in calls))
 
 
-def measure(
-    sessions: Sequence["ort.InferenceSession"], feeds: Sequence[Feeds], rounds: int, *, first: int = 0
-) -> Rounds:
-    """Time open ``sessions``, which take turns; ``first`` is the number of the first round."""
-    clock = _clock(sessions)
-    turns = [_calls_per_turn(session, feeds[0]) for session in sessions]
-    best = np.zeros((rounds, len(sessions)))
+def measure(runners: Sequence[Runner], feeds: Sequence[Feeds], rounds: int, *, first: int = 0) -> Rounds:
+    """Time open models, which take turns; ``first`` is the number of the first round.
+
+    What an application does to its data before it calls, as quantizing them for a file with integer inputs,
+    is not in the times.
+    """
+    clock = _clock(runners)
+    turns = [_calls_per_turn(runner, feeds[0]) for runner in runners]
+    best = np.zeros((rounds, len(runners)))
     calls: list[Times] = [np.zeros((rounds, turn - 1)) for turn in turns]
     for index in range(rounds):
-        feed = dict(feeds[(first + index) % len(feeds)])
-        for offset in range(len(sessions)):
-            j = (first + index + offset) % len(sessions)
-            wall, own = _turn(sessions[j], feed, turns[j], clock)
+        feed = feeds[(first + index) % len(feeds)]
+        for offset in range(len(runners)):
+            j = (first + index + offset) % len(runners)
+            wall, own = _turn(runners[j], feed, turns[j], clock)
             calls[j][index] = wall[1:]
             best[index, j] = min(own)
     return Rounds(best, tuple(column.ravel() for column in calls))
 
 
 def _turn(
-    session: "ort.InferenceSession", feed: Feeds, calls: int, clock: Callable[[], float]
+    runner: Runner, feed: Feeds, calls: int, clock: Callable[[], float]
 ) -> tuple[list[float], list[float]]:
     """Seconds of each call, by the wall clock and by ``clock``."""
+    prepared = runner.prepare(feed)
     wall, own = [], []
     for _ in range(calls):
         started, began = time.perf_counter(), clock()
-        session.run(None, feed)
+        runner.call(prepared)
         ended = clock()
         wall.append(time.perf_counter() - started)
         # A clock may stand still for a call shorter than its step; a ratio must not divide by zero.
@@ -206,17 +203,13 @@ def _turn(
     return wall, own
 
 
-def _clock(sessions: Sequence["ort.InferenceSession"]) -> Callable[[], float]:
+def _clock(runners: Sequence[Runner]) -> Callable[[], float]:
     """This thread's running time where all work is done in this thread, else the wall clock."""
-    alone = all(
-        session.get_session_options().intra_op_num_threads == 1 and session.get_providers() == [CPU]
-        for session in sessions
-    )
-    return time.thread_time if alone else time.perf_counter
+    return time.thread_time if all(runner.one_thread for runner in runners) else time.perf_counter
 
 
-def _calls_per_turn(session: "ort.InferenceSession", feed: Feeds) -> int:
-    wall, _ = _turn(session, dict(feed), 3, time.perf_counter)
+def _calls_per_turn(runner: Runner, feed: Feeds) -> int:
+    wall, _ = _turn(runner, feed, 3, time.perf_counter)
     return max(FEWEST_CALLS, min(MOST_CALLS, round(TURN_SECONDS / min(wall))))
 
 

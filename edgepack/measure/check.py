@@ -1,25 +1,20 @@
 """Check: how close a built model is to the original, on samples it was not calibrated with."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.data import Samples
-from edgepack.errors import ExportError, SamplesError
+from edgepack.data import Sample, Samples
+from edgepack.errors import EdgepackError, ExportError, SamplesError
 from edgepack.feeds import Array, Feeds
-from edgepack.measure.session import open_session, run
+from edgepack.measure.runner import Outputs, Runner, open_model
 from edgepack.metrics import Metric
 from edgepack.numerics import ratio_db
-from edgepack.report import Fidelity, finite
+from edgepack.report import Fidelity, Parity, finite
 from edgepack.target import Runtime
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
-
-Outputs = dict[str, Array]
 
 
 @dataclass(slots=True)
@@ -86,6 +81,8 @@ class Baseline:
 
     fidelity: Fidelity
     outputs: list[Outputs]
+    shapes: Mapping[str, frozenset[tuple[int, ...]]]
+    """The shapes that each input was fed with."""
 
 
 def baseline(
@@ -100,12 +97,17 @@ def baseline(
     Raises:
         SamplesError: the original fails on a sample, or the metric has no labels.
     """
-    session = open_session(original, runtime)
+    runner = open_model(original, runtime)
     outputs = []
-    for _key, result in _outputs(session, samples, on_sample):
-        outputs.append(result)
+    shapes: dict[str, set[tuple[int, ...]]] = {}
+    for sample in samples:
+        for name, array in sample.feeds.items():
+            shapes.setdefault(name, set()).add(array.shape)
+        outputs.append(_outputs(runner, original, sample, SamplesError))
+        on_sample()
     value = metric(outputs, samples.labels) if metric is not None else None
-    return Baseline(Fidelity(len(outputs), None, 1.0, value, metric.name if metric else None), outputs)
+    fidelity = Fidelity(len(outputs), None, 1.0, value, metric.name if metric else None)
+    return Baseline(fidelity, outputs, {name: frozenset(found) for name, found in shapes.items()})
 
 
 def check(
@@ -121,34 +123,57 @@ def check(
     Raises:
         ExportError: the model fails where the original does not.
     """
-    session = open_session(model, runtime)
-    comparison, kept = Comparison(), []
-    for expected, (key, result) in zip(reference.outputs, _outputs(session, samples, on_sample), strict=True):
-        comparison.add(expected, result, key)
-        if metric is not None:
-            kept.append(result)
-    value = metric(kept, samples.labels) if metric is not None else None
-    return comparison.fidelity(value, metric.name if metric else None)
+    return check_together({"": model}, samples, runtime, reference, metric, on_sample)[0][""]
 
 
-def compare_sessions(
-    reference: Sequence[Outputs], session: "ort.InferenceSession", feeds: Sequence[Feeds]
-) -> Comparison:
-    """A session's outputs on a few ``feeds`` against outputs that were kept."""
+def check_together(
+    models: Mapping[str, Path],
+    samples: Samples,
+    runtime: Runtime,
+    reference: Baseline,
+    metric: Metric | None,
+    on_sample: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, Fidelity], tuple[Parity, ...]]:
+    """Fidelity of each of ``models`` to the original, and of each to those before it, by their names.
+
+    Outputs are kept only for a metric, which needs them all.
+
+    Raises:
+        ExportError: a model fails where the original does not.
+    """
+    runners = {name: open_model(path, runtime) for name, path in models.items()}
+    to_original = {name: Comparison() for name in models}
+    pairs = {pair: Comparison() for pair in combinations(models, 2)}
+    kept: dict[str, list[Outputs]] = {name: [] for name in models}
+    for expected, sample in zip(reference.outputs, samples, strict=True):
+        found = {n: _outputs(runner, models[n], sample, ExportError) for n, runner in runners.items()}
+        for name, outputs in found.items():
+            to_original[name].add(expected, outputs, sample.key)
+            if metric is not None:
+                kept[name].append(outputs)
+        for (first, second), comparison in pairs.items():
+            comparison.add(found[first], found[second], sample.key)
+        on_sample()
+    values = {n: metric(kept[n], samples.labels) if metric is not None else None for n in models}
+    metric_name = metric.name if metric else None
+    fidelity = {name: c.fidelity(values[name], metric_name) for name, c in to_original.items()}
+    parity = (Parity(b, a, finite(c.sqnr_db), c.agreement) for (a, b), c in pairs.items())
+    return fidelity, tuple(parity)
+
+
+def compare_outputs(reference: Sequence[Outputs], runner: Runner, feeds: Sequence[Feeds]) -> Comparison:
+    """A model's outputs on a few ``feeds`` against outputs that were kept."""
     comparison = Comparison()
     for index, (expected, feed) in enumerate(zip(reference, feeds, strict=True)):
-        comparison.add(expected, run(session, feed), f"probe {index}")
+        comparison.add(expected, runner.run(feed), f"probe {index}")
     return comparison
 
 
-def _outputs(
-    session: "ort.InferenceSession", samples: Samples, on_sample: Callable[[], None]
-) -> Iterator[tuple[str, Outputs]]:
-    for sample in samples:
-        try:
-            yield sample.key, run(session, sample.feeds)
-        except RuntimeError as error:
-            raise SamplesError(
-                f"sample {sample.key}: the model fails: {str(error).splitlines()[0]}"
-            ) from error
-        on_sample()
+def _outputs(runner: Runner, model: Path, sample: Sample, failure: type[EdgepackError]) -> Outputs:
+    """The outputs on one sample; ``failure`` is what it means when there are none."""
+    try:
+        return runner.run(sample.feeds)
+    except Exception as error:  # the runtimes' exceptions share no base of their own
+        # An error of ours names the file already.
+        place = "" if isinstance(error, EdgepackError) else f"{model} fails on it: "
+        raise failure(f"sample {sample.key}: {place}{str(error).splitlines()[0]}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgepack.measure.session import open_session
+from edgepack.measure.runner import load_library, open_model
 from edgepack.target import Runtime
 
 
@@ -20,13 +20,12 @@ def main(model: str, inputs: str, names: str, runtime: str) -> None:
     settings = Runtime.model_validate_json(runtime)
     with np.load(inputs) as arrays:
         feed = dict(zip(json.loads(names), (arrays[key] for key in arrays.files), strict=True))
-    import onnxruntime  # noqa: F401, PLC0415  # loading the library is not the model's doing
-
+    load_library(Path(model))  # not the model's doing
     _forget_peak()
     before = _peak_bytes()
     started = time.perf_counter()
-    session = open_session(Path(model), settings)
-    session.run(None, feed)
+    runner = open_model(Path(model), settings)
+    runner.call(runner.prepare(feed))
     milliseconds = (time.perf_counter() - started) * 1e3
     result = {"milliseconds": milliseconds, "memory_bytes": max(_peak_bytes() - before, 0)}
     sys.stdout.write(json.dumps(result) + "\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack import __version__
+from edgepack.measure.litert import litert_version
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "asimd", "asimddp", "i8mm", "sve")
 
@@ -24,6 +25,7 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "onnxruntime": version("onnxruntime"),
+        "litert": litert_version(),
         "numpy": version("numpy"),
         "edgepack": __version__,
         "load_average": round(os.getloadavg()[0], 2),

@@ -34,7 +34,8 @@ import onnx_ir as ir
 from edgepack.errors import ModelError
 from edgepack.feeds import Feeds
 from edgepack.measure.bench import measure
-from edgepack.measure.session import open_optimized, open_session
+from edgepack.measure.runner import open_model
+from edgepack.measure.session import open_optimized
 from edgepack.target import Runtime
 
 CONVERSIONS = frozenset(
@@ -140,7 +141,7 @@ def profile_ops(model: Path, runtime: Runtime, feeds: Sequence[Feeds], *, runs: 
     Raises:
         ModelError: the runtime refuses the model, or its profile is not of the graph that it wrote.
     """
-    plain = float(np.median(measure([open_session(model, runtime)], feeds, runs).best)) * 1e6
+    plain = float(np.median(measure([open_model(model, runtime)], feeds, runs).best)) * 1e6
     with tempfile.TemporaryDirectory(prefix="edgepack-profile-") as folder:
         session, optimized = open_optimized(
             model, runtime, Path(folder), profile_prefix=Path(folder) / "profile"

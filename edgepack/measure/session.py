@@ -1,10 +1,13 @@
 """onnxruntime sessions as a target's runtime opens them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgepack.errors import ConfigError, ModelError, did_you_mean
-from edgepack.feeds import Array, Feeds
+from edgepack.feeds import Array, Feeds, InputSpec
 from edgepack.target import Runtime
 
 if TYPE_CHECKING:
@@ -13,6 +16,8 @@ if TYPE_CHECKING:
 
 QUIET = 3
 CPU = "CPUExecutionProvider"
+RUNTIME_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(string)": "str"}
+"""Types whose names the runtime and numpy do not share."""
 
 
 def open_session(
@@ -91,3 +96,42 @@ def run(session: "ort.InferenceSession", feeds: Feeds) -> dict[str, Array]:
     """The outputs of one run, by name."""
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OrtRunner:
+    """An open session; see :class:`edgepack.measure.runner.Runner`."""
+
+    session: "ort.InferenceSession"
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """Names, types and sizes as the session tells them."""
+        return tuple(
+            InputSpec(
+                value.name,
+                np.dtype(RUNTIME_TYPES.get(value.type, value.type.removeprefix("tensor(").removesuffix(")"))),
+                tuple(value.shape),
+            )
+            for value in self.session.get_inputs()
+        )
+
+    @property
+    def one_thread(self) -> bool:
+        """Whether the session computes in the thread that calls it."""
+        threads: int = self.session.get_session_options().intra_op_num_threads
+        providers: list[str] = self.session.get_providers()
+        return threads == 1 and providers == [CPU]
+
+    def prepare(self, feeds: Feeds) -> Feeds:
+        """The same: an ONNX file takes what it says."""
+        return dict(feeds)
+
+    def call(self, prepared: Feeds) -> list[Array]:
+        """One run."""
+        outputs: list[Array] = self.session.run(None, prepared)
+        return outputs
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """The outputs of one run, by name."""
+        return run(self.session, feeds)

@@ -41,6 +41,7 @@ FIXED_RANGES: Mapping[str, tuple[float, float]] = {
     "Sigmoid": (0.0, 255 / 256),
     "Softmax": (0.0, 255 / 256),
     "Tanh": (-1.0, 127 / 128),
+    "LogSoftmax": (-255 / 16, 0.0),
 }
 
 
@@ -137,7 +138,8 @@ def make_plan(
     """
     readers = consumers(model)
     forms = _first_sweep(units, ranges, target, methods)
-    forms = _drop_dangling(units, forms, readers)
+    if not target.kernels.to_the_end:
+        forms = _drop_dangling(units, forms, readers)
     forms = _drop_second_copies(units, forms, readers)
     return _parameters(model, units, ranges, target, forms, readers, smoothing or {})
 
@@ -281,7 +283,7 @@ def _parameters(
             inputs = [activation(name) for name in unit.inputs]
             if unit.role is Role.MOVE:
                 activations.update(dict.fromkeys(unit.outputs, inputs[0]))
-            elif _needs_output(unit, static, readers):
+            elif _needs_output(unit, target, static, readers):
                 outputs = [activation(name, unit) for name in unit.outputs]
                 drop = unit.activation is not None and _implied(nodes[unit.activation], outputs[0])
             weight = _weight_params(unit, nodes, target, inputs[0])
@@ -295,9 +297,9 @@ def _parameters(
     return QuantPlan(tuple(planned), activations, scheme, target.quantization.weight)
 
 
-def _needs_output(unit: Unit, static: set[str], readers: Mapping[str, list[ir.Node]]) -> bool:
+def _needs_output(unit: Unit, target: Target, static: set[str], readers: Mapping[str, list[ir.Node]]) -> bool:
     """Matrix products have integer kernels with float output: better where nothing integer follows."""
-    if unit.op_type not in ("MatMul", "Gemm") or unit.activation is not None:
+    if unit.op_type not in target.kernels.float_output or unit.activation is not None:
         return True
     return any(node.name in static for name in unit.outputs for node in readers.get(name, ()))
 

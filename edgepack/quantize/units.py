@@ -36,8 +36,6 @@ class Role(StrEnum):
 HEAVY_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU"})
 RECURRENT_OPS = frozenset({"LSTM", "GRU"})
 ACTIVATIONS = frozenset({"Relu", "Clip"})
-SATURATING_OPS = frozenset({"Conv", "Gemm", "MatMul", "Add", "Mul", "Concat"})
-"""Their kernels write integers of any scale, so saturation can stand for the activation that follows."""
 MASK_MAGNITUDE = 1e6
 """Constants beyond this stand for infinity, as in attention masks; eight bits that wide hold no more."""
 
@@ -47,7 +45,8 @@ _FIRST_INPUT_ONLY = frozenset([
     "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Resize", "Slice", "Split",
     "Gather", "Identity", "DepthToSpace", "SpaceToDepth", "Expand", "Tile", "Pad", "AveragePool",
     "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Softmax", "Conv", "ConvTranspose", "Gemm", "Relu",
-    "Clip", "LSTM", "GRU", "HardSigmoid", "HardSwish",
+    "Clip", "LSTM", "GRU", "HardSigmoid", "HardSwish", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin",
+    "BatchNormalization", "PRelu",
 ])
 # fmt: on
 
@@ -83,7 +82,7 @@ def find_units(model: ir.Model, kernels: Kernels) -> tuple[Unit, ...]:
     for node in model.graph:
         if node in taken:
             continue
-        activation = _fused_activation(node) if node.op_type in SATURATING_OPS else None
+        activation = _fused_activation(node) if node.op_type in kernels.fuses_activation else None
         if activation is not None:
             taken.add(activation)
         units.append(_unit(node, activation, kernels))
@@ -141,7 +140,7 @@ def _role(node: ir.Node, kernels: Kernels) -> tuple[Role, str]:
         kind = "of unknown type" if other.dtype is None else other.dtype.name.lower()
         return Role.FLOAT, f"{other.name!r} is {kind}, not float32"
     if op in kernels.same_scale:
-        reason = _not_a_mere_move(node)
+        reason = _not_a_mere_move(node, kernels)
         return (Role.FLOAT, reason) if reason else (Role.MOVE, "")
     if op in HEAVY_OPS:
         return _heavy_role(node, kernels)
@@ -156,13 +155,18 @@ def _role(node: ir.Node, kernels: Kernels) -> tuple[Role, str]:
     return Role.LIGHT, ""
 
 
-def _not_a_mere_move(node: ir.Node) -> str:
+def _not_a_mere_move(node: ir.Node, kernels: Kernels) -> str:
     """Why a moving operator does more, or the runtime thinks it does; empty if it does not."""
     if node.op_type == "Split" and len(_used(node.outputs)) < len(node.outputs):
         return "the runtime splits integers only where every output is used"
+    if node.op_type == "Pad" and _attribute(node, "mode", "constant") == "constant":
+        filling = node.inputs[2] if len(node.inputs) > 2 else None
+        array = constant(filling)
+        zero = filling is None or (array is not None and not np.any(array))
+        return "" if zero else "it fills with something other than zero"
     if node.op_type != "Resize":
         return ""
-    if _attribute(node, "mode", "nearest") != "nearest":
+    if _attribute(node, "mode", "nearest") not in kernels.resize_modes:
         return "the runtime interpolates in float"
     if _attribute(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         return "it fills what lies outside with a value of its own"

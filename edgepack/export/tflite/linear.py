@@ -1,0 +1,353 @@
+"""Operators with weights: convolutions and matrix products."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgepack.export.tflite.flatbuffer import Quant
+from edgepack.export.tflite.layout import Order, Shape, axis_last, channels_last, native
+from edgepack.export.tflite.lowering import Lowering, Task, dtype_of, quant_of
+from edgepack.export.tflite.schema import Padding
+from edgepack.export.tflite.window import options, padded, window
+from edgepack.model import constant, name_of, only_consumer
+
+Array = npt.NDArray[Any]
+Weights = tuple[Array, Array | None, Quant | None]
+
+
+def stored_weights(low: Lowering, task: Task) -> Weights:
+    """Weight, bias and parameters: what rounding gave where the unit is integer, else what the model has.
+
+    The weight keeps the layout of ONNX; the bias is float32 ``[outputs]``.
+    """
+    node = task.node
+    if task.integer:
+        assert task.rounded is not None
+        assert task.plan.weight is not None
+        return task.rounded.integers, task.rounded.bias, quant_of(task.plan.weight)
+    weight = constant(node.inputs[1])
+    if weight is None:
+        raise task.refuse("its weight is computed at run time")
+    bias = None
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        bias = constant(node.inputs[2])
+        if bias is None:
+            raise task.refuse("its bias is computed at run time")
+    return weight, None if bias is None else bias.reshape(-1), None
+
+
+def weight_tensor(low: Lowering, task: Task, array: Array, kind: Quant | None, axis: int) -> int:
+    """The constant weight, laid out for the file; ``axis`` holds its outputs."""
+    name = name_of_weight(task)
+    if kind is not None:
+        kind = Quant(kind.scale, kind.zero_point, axis if kind.scale.size > 1 else 0)
+    return low.constant(np.ascontiguousarray(array), name, kind)
+
+
+def name_of_weight(task: Task) -> str:
+    """The name of the weight in the ONNX graph."""
+    return task.plan.unit.weight or f"{task.node.name}_weight"
+
+
+def bias_tensor(
+    low: Lowering, task: Task, bias: Array | None, outputs: int, x: int, weight: Quant | None
+) -> int:
+    """The bias: float32, or int32 with the scale of input times weight, which runtimes take for granted."""
+    bias = np.zeros(outputs, np.float32) if bias is None else np.broadcast_to(bias, (outputs,))
+    name = task.plan.unit.bias or f"{name_of_weight(task)}_bias"
+    if weight is None:
+        return low.constant(np.ascontiguousarray(bias, np.float32), name)
+    scale = (low.quant(x).scale * weight.scale).astype(np.float32)
+    limit = np.iinfo(np.int32).max
+    stored = np.clip(np.rint(bias.astype(np.float64) / scale), -limit, limit).astype(np.int32)
+    return low.constant(stored, name, Quant(scale, np.zeros(scale.shape, np.int64)))
+
+
+def conv(low: Lowering, task: Task) -> None:
+    """Conv of one or two axes, with groups, as CONV_2D or DEPTHWISE_CONV_2D."""
+    node = task.node
+    x = low.shape(node.inputs[0])
+    if len(x) not in (3, 4):
+        raise task.refuse(f"it has {len(x) - 2} spatial axes, there are kernels for one and two")
+    weight, bias, kind = stored_weights(low, task)
+    view = window(low, node, weight.shape[2:])
+    image = weight if weight.ndim == 4 else weight[:, :, None]
+    outputs, group = image.shape[0], node.attributes.get_int("group", 1)
+    source = low.read_image(node.inputs[0], integer=task.integer)
+    tensor, padding = padded(low, source, view)
+    shape = low.image_shape(task.output)
+    settings = options(view, padding) | {"dilation_h": view.dilations[0], "dilation_w": view.dilations[1]}
+    if group == x[1] and group > 1:
+        op, array, axis = "DEPTHWISE_CONV_2D", image.transpose(1, 2, 3, 0), 3
+        settings["depth_multiplier"] = outputs // group
+    else:
+        op, array, axis = "CONV_2D", image.transpose(0, 2, 3, 1), 0
+    inputs = [
+        tensor,
+        weight_tensor(low, task, array, kind, axis),
+        bias_tensor(low, task, bias, outputs, tensor, kind),
+    ]
+    order = channels_last(len(x))
+    low.write(task, op, inputs, order, shape=shape, fuses=True, **settings)
+
+
+def conv_transpose(low: Lowering, task: Task) -> None:
+    """ConvTranspose as TRANSPOSE_CONV; groups one by one; padding that SAME does not say is cut off."""
+    node = task.node
+    x = low.shape(node.inputs[0])
+    if len(x) not in (3, 4):
+        raise task.refuse(f"it has {len(x) - 2} spatial axes, there are kernels for one and two")
+    weight, bias, kind = stored_weights(low, task)
+    image = _spread(weight if weight.ndim == 4 else weight[:, :, None], node)
+    group = node.attributes.get_int("group", 1)
+    axes = len(x) - 2
+    strides = _pair(node.attributes.get_ints("strides", [1] * axes), 1)
+    source = low.read_image(node.inputs[0], integer=task.integer)
+    shape = low.image_shape(task.output)
+    cut = _cut_before(task, low, strides, image.shape[2:])
+    padding, full = _transposed_padding(low.graph.tensors[source].shape, shape, strides, image.shape[2:], cut)
+    outputs = image.shape[1] * group
+    parts, per = [], image.shape[0] // group
+    sources = [source] if group == 1 else _split_channels(low, source, group)
+    result: Quant | np.dtype[np.generic] = low.planned(task.output) if task.integer else dtype_of(task.output)
+    bias = None if bias is None else np.broadcast_to(bias, (outputs,))
+    width = image.shape[1]
+    for index, part in enumerate(sources):
+        array = image[index * per : (index + 1) * per].transpose(1, 2, 3, 0)
+        some = None if bias is None else bias[index * width : (index + 1) * width]
+        inputs = [
+            low.numbers([*full[:3], width]),
+            weight_tensor(low, task, array, kind, 0),
+            part,
+            bias_tensor(low, task, some, width, part, kind),
+        ]
+        parts.append(
+            low.emit(
+                "TRANSPOSE_CONV", inputs, (*full[:3], width), result, name_of(task.output),
+                padding=padding, stride_h=strides[0], stride_w=strides[1],
+            )
+        )  # fmt: skip
+    tensor = parts[0]
+    if group > 1:
+        tensor = low.emit("CONCATENATION", parts, full, result, name_of(task.output), axis=3)
+    if full != shape:
+        begin = [0, cut[0], cut[1], 0]
+        tensor = low.emit(
+            "SLICE", [tensor, low.numbers(begin), low.numbers(shape)], shape, result, name_of(task.output)
+        )
+    low.put(task.output, low.clamp(tensor, task.bounds), channels_last(len(x)))
+
+
+def _pair(numbers: Any, first: int) -> tuple[int, int]:
+    pair = tuple(int(n) for n in numbers)
+    return (pair[0], pair[1]) if len(pair) == 2 else (first, pair[0])
+
+
+def _spread(image: Array, node: ir.Node) -> Array:
+    """A dilated kernel as a dense one with zeros between its entries: TRANSPOSE_CONV knows no dilation."""
+    dilations = _pair(node.attributes.get_ints("dilations", [1] * (len(node.inputs[1].shape) - 2)), 1)  # type: ignore[arg-type, union-attr]
+    if dilations == (1, 1):
+        return image
+    sizes = [(size - 1) * d + 1 for size, d in zip(image.shape[2:], dilations, strict=True)]
+    dense = np.zeros((*image.shape[:2], *sizes), image.dtype)
+    dense[:, :, :: dilations[0], :: dilations[1]] = image
+    return dense
+
+
+def _cut_before(
+    task: Task, low: Lowering, strides: tuple[int, int], size: tuple[int, ...]
+) -> tuple[int, int]:
+    """How many rows and columns of the full result padding takes away at its start."""
+    node, lengths = task.node, low.image_shape(task.node.inputs[0])[1:3]  # type: ignore[arg-type]
+    outputs = low.image_shape(task.output)[1:3]
+    attributes = node.attributes
+    auto = attributes.get_string("auto_pad", "NOTSET")
+    sized = auto in ("SAME_UPPER", "SAME_LOWER") or "output_shape" in attributes
+    axes = len(low.shape(node.inputs[0])) - 2
+    extra = _pair(attributes.get_ints("output_padding", [0] * axes), 0)
+    pads = attributes.get_ints("pads", [0] * (2 * axes))
+    starts = _pair(pads[:axes], 0)
+    cut = []
+    for axis in (0, 1):
+        total = (lengths[axis] - 1) * strides[axis] + size[axis] + extra[axis] - outputs[axis]
+        start = starts[axis]
+        if sized:
+            start = total - total // 2 if auto == "SAME_LOWER" else total // 2
+        if start < 0:
+            raise task.refuse("its padding is negative")
+        cut.append(start)
+    return cut[0], cut[1]
+
+
+def _transposed_padding(
+    source: Shape, shape: Shape, strides: tuple[int, int], size: tuple[int, ...], before: tuple[int, int]
+) -> tuple[Padding, Shape]:
+    """The padding to state, and the shape to compute, of which the end is wanted."""
+    same = True
+    full = []
+    for axis in (0, 1):
+        outputs, stride, inputs = shape[axis + 1], strides[axis], source[axis + 1]
+        total = max((inputs - 1) * stride + size[axis] - outputs, 0)
+        same &= -(-outputs // stride) == inputs and total // 2 == before[axis]
+        # The kernel wants the size that a convolution with these strides would make the input of.
+        full.append(max((inputs - 1) * stride + size[axis], before[axis] + outputs))
+    if same and before != (0, 0):
+        return Padding.SAME, shape
+    return Padding.VALID, (shape[0], full[0], full[1], shape[3])
+
+
+def _split_channels(low: Lowering, tensor: int, parts: int) -> list[int]:
+    source = low.graph.tensors[tensor]
+    shape = (*source.shape[:3], source.shape[3] // parts)
+    kind = source.quant or source.dtype
+    axis = low.constant(np.asarray(3, np.int32), "axis")
+    return low.emit_many(
+        "SPLIT", [axis, tensor], [shape] * parts, kind, [source.name] * parts, num_splits=parts
+    )
+
+
+def gemm(low: Lowering, task: Task) -> None:
+    """Gemm with a constant weight."""
+    attributes = task.node.attributes
+    weight, bias, kind = _gemm_operands(low, task)
+    order: Order = (0, 1)
+    source = task.node.inputs[0]
+    if attributes.get_int("transA", 0):
+        order = (1, 0)
+    tensor = low.read(source, order, integer=task.integer)
+    matrix = weight if attributes.get_int("transB", 0) else weight.T
+    _product(low, task, tensor, matrix, bias, kind, (0, 1))
+
+
+def _gemm_operands(low: Lowering, task: Task) -> Weights:
+    """Weight and bias with the factors of a float Gemm multiplied in."""
+    node = task.node
+    if task.integer:
+        return stored_weights(low, task)
+    bias_value = node.inputs[2] if len(node.inputs) > 2 else None
+    weight, bias = constant(node.inputs[1]), constant(bias_value)
+    if weight is None or (bias is None and bias_value is not None):
+        raise task.refuse("its weight or bias is computed at run time")
+    outputs = weight.shape[0 if node.attributes.get_int("transB", 0) else 1]
+    alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
+    if bias is not None and bias.size not in (1, outputs):
+        raise task.refuse("its bias differs by row")
+    scaled = weight if alpha == 1.0 else weight * np.float32(alpha)
+    return scaled, None if bias is None else bias.reshape(-1) * np.float32(beta), None
+
+
+def matmul(low: Lowering, task: Task) -> None:
+    """MatMul with a constant matrix on the right, or of two activations."""
+    node = task.node
+    left, right = node.inputs[0], node.inputs[1]
+    a, b = low.shape(left), low.shape(right)
+    constant_right = constant(right) is not None and len(b) == 2
+    if not constant_right or (task.integer and task.plan.weight is None):
+        _batch_matmul(low, task)
+        return
+    weight, _, kind = stored_weights(low, task)
+    order = _row_order(low, left, len(a))
+    tensor = low.read(left, order, integer=task.integer)
+    target, bias = _bias_behind(low, task)
+    _product(low, target, tensor, weight.T, bias, kind, order)
+
+
+def _row_order(low: Lowering, value: ir.Value | None, rank: int) -> Order:
+    """An order with the summed axis last; the others lie as they do."""
+    known = low.orders(value) or [native(rank)]
+    fitting = [order for order in known if order[-1] == rank - 1]
+    return fitting[0] if fitting else axis_last(known[0], rank - 1)
+
+
+def _bias_behind(low: Lowering, task: Task) -> tuple[Task, Array | None]:
+    """The Add of a constant row behind a product, which becomes its bias: one rounding less.
+
+    Given: ``MatMul(x, w) -> Add(b)``, both integer or both float. Result: the product with a bias, in the
+    parameters of the sum.
+    """
+    add = only_consumer(task.node.outputs[0]) if task.plan.unit.activation is None else None
+    follower = low.tasks.get(add.name or "") if add is not None and add.op_type == "Add" else None
+    if add is None or follower is None or follower.integer != task.integer:
+        return task, None
+    other = add.inputs[1] if add.inputs[0] is task.node.outputs[0] else add.inputs[0]
+    array = constant(other)
+    outputs = low.shape(task.node.outputs[0])[-1]
+    if array is None or array.ndim == 0 or not array.shape[-1] == array.size == outputs:
+        return task, None
+    if len(low.shape(follower.output)) != len(low.shape(task.node.outputs[0])):
+        return task, None
+    low.skipped.add(follower.plan.unit.name)
+    low.joined.add(task.plan.unit.name)
+    joined = Task(task.node, task.plan, task.rounded, follower.output, follower.bounds, task.integer)
+    return joined, array.reshape(-1)
+
+
+def _product(
+    low: Lowering, task: Task, x: int, matrix: Array, bias: Array | None, kind: Quant | None, order: Order
+) -> None:
+    """Rows of ``x`` times ``matrix`` ``[outputs, K]``, as a 1x1 convolution.
+
+    FULLY_CONNECTED with a scale for each output is unknown to runtimes of 2.14 and older; the convolution is
+    the same kernel in the delegate. A vector, ``order`` of one axis, is one row.
+    """
+    outputs, inputs = matrix.shape
+    shape = low.graph.tensors[x].shape
+    rows = int(np.prod(shape[:-1])) if shape[:-1] else 1
+    image = low.reshape(x, shape if len(shape) == 4 else (1, 1, rows, inputs))
+    target = (*low.graph.tensors[image].shape[:3], outputs)
+    operands = [
+        image,
+        weight_tensor(low, task, matrix.reshape(outputs, 1, 1, inputs), kind, 0),
+        bias_tensor(low, task, bias, outputs, image, kind),
+    ]
+    low.write(
+        task, "CONV_2D", operands, order, shape=target, fuses=True,
+        padding=Padding.VALID, stride_h=1, stride_w=1,
+    )  # fmt: skip
+
+
+def _batch_matmul(low: Lowering, task: Task) -> None:
+    """A product of two activations; a transposed one is read as it lies."""
+    left, right = task.node.inputs[0], task.node.inputs[1]
+    a, b = low.shape(left), low.shape(right)
+    rank = max(len(a), len(b))
+    if min(len(a), len(b)) < 2:
+        raise task.refuse("a product with a vector of activations")
+    tensors, flipped = [], []
+    for value, own in ((left, a), (right, b)):
+        order = native(len(own))
+        swapped = (*order[:-2], order[-1], order[-2])
+        known = low.orders(value)
+        # Only the right side: the delegate has no kernel for a transposed left one.
+        flip = value is right and order not in known and swapped in known
+        wide = tuple(range(rank - len(own)))
+        chosen = swapped if flip else order
+        chosen = (*wide, *(axis + len(wide) for axis in chosen))
+        tensors.append(low.read(value, chosen, integer=task.integer))
+        flipped.append(flip)
+    low.write(task, "BATCH_MATMUL", tensors, native(rank), adj_x=flipped[0], adj_y=flipped[1])
+
+
+def depthwise_affine(low: Lowering, task: Task, factor: Array, shift: Array) -> None:
+    """``factor x + shift`` by channel as an int8 depthwise convolution of size 1."""
+    source = low.read_image(task.node.inputs[0], integer=True)
+    channels = factor.size
+    scale = np.maximum(np.abs(factor) / 127, 1e-12).astype(np.float32)
+    stored = np.rint(factor / scale).astype(np.int8).reshape(1, 1, 1, channels)
+    kind = Quant(scale, np.zeros(channels, np.int64), 3)
+    name = f"{task.node.name}_factor"
+    bias = bias_tensor(low, task, shift.astype(np.float32), channels, source, kind)
+    low.write(
+        task,
+        "DEPTHWISE_CONV_2D",
+        [source, low.constant(stored, name, kind), bias],
+        channels_last(len(low.shape(task.output))),
+        shape=low.image_shape(task.output),
+        fuses=True,
+        padding=Padding.VALID,
+        stride_h=1,
+        stride_w=1,
+        depth_multiplier=1,
+    )

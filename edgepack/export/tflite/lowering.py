@@ -1,0 +1,402 @@
+"""The state of a conversion: which tensors of the file hold which value of the graph, and in what order of axes.
+
+A value may lie in the file several times: as int8 and as float32, and in several orders (:mod:`.layout`). Each
+place is a :class:`View`. :meth:`Lowering.read` gives a tensor in the form that an operator wants and writes
+the QUANTIZE, DEQUANTIZE, TRANSPOSE or RESHAPE that is missing, each once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgepack.errors import ExportError
+from edgepack.export.tflite.flatbuffer import Graph, Operator, Quant, Tensor
+from edgepack.export.tflite.layout import (
+    Order,
+    Shape,
+    arranged,
+    channels_last,
+    merged_permutation,
+    native,
+    permutation,
+    same_data,
+)
+from edgepack.export.tflite.schema import OPS, Activation
+from edgepack.model import constant, name_of
+from edgepack.numerics import choose_params, quantize
+from edgepack.quantize.plan import UnitPlan
+from edgepack.quantize.rounding import Rounded
+from edgepack.scheme import QuantParams, QuantScheme, QuantType
+
+Array = npt.NDArray[Any]
+Bounds = tuple[float, float]
+
+UNBOUNDED: Bounds = (-np.inf, np.inf)
+FLOAT = np.dtype(np.float32)
+INT8 = np.dtype(np.int8)
+SCHEME = QuantScheme(QuantType.INT8, symmetric=False)
+QMIN, QMAX = -128, 127
+FUSED: Mapping[Bounds, Activation] = {
+    UNBOUNDED: Activation.NONE,
+    (0.0, np.inf): Activation.RELU,
+    (-1.0, 1.0): Activation.RELU_N1_TO_1,
+    (0.0, 6.0): Activation.RELU6,
+}
+SUM_RATIO = (2.0**-9, 2.0**7)
+"""Scale of an input over that of the output between which the delegate adds (it takes twice as much)."""
+_DEDUPLICATED_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A tensor of the file that holds a value; its bytes are the value's in ``order``, whatever its shape."""
+
+    tensor: int
+    order: Order
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """One unit to be written."""
+
+    node: ir.Node
+    plan: UnitPlan
+    rounded: Rounded | None
+    output: ir.Value
+    """What leaves the unit, behind its activation."""
+    bounds: Bounds
+    """What its activation clamps to; unbounded where saturation does it."""
+    integer: bool
+
+    def refuse(self, reason: str) -> ExportError:
+        """An error that names the node."""
+        return ExportError(
+            f"{self.node.op_type} {self.node.name!r} cannot be written as .tflite: {reason}; "
+            "change the model, or take tflite out of the target's formats"
+        )
+
+
+def quant_of(params: QuantParams, axis: int = 0) -> Quant:
+    """Parameters of the file for those of a plan: int8, where the plan may say uint8 with the same scale."""
+    shift = 128 if params.type is QuantType.UINT8 else 0
+    zero_point = np.atleast_1d(params.zero_point).astype(np.int64) - shift
+    scale = np.atleast_1d(params.scale).astype(np.float32)
+    return Quant(scale, np.broadcast_to(zero_point, scale.shape).copy(), axis)
+
+
+def quant(scale: float, zero_point: int) -> Quant:
+    """Parameters of a whole tensor."""
+    return Quant(np.asarray([scale], np.float32), np.asarray([zero_point], np.int64))
+
+
+@dataclass(slots=True)
+class Lowering:
+    """The graph so far and where each value lies in it."""
+
+    params: Mapping[str, Quant]
+    """Planned parameters by value name."""
+    graph: Graph = field(default_factory=Graph)
+    views: dict[tuple[str, bool], list[View]] = field(default_factory=dict)
+    """By value name and whether the tensor is int8."""
+    done: dict[tuple[object, ...], int] = field(default_factory=dict)
+    origins: dict[int, int] = field(default_factory=dict)
+    """What a RESHAPE was made of, so that one of a RESHAPE starts there too."""
+    islands: dict[str, str] = field(default_factory=dict)
+    """Nodes that compute in float though the plan has them integer, with the reason."""
+    tasks: Mapping[str, "Task"] = field(default_factory=dict)
+    """All units by name."""
+    joined: set[str] = field(default_factory=set)
+    """Units whose operator writes the output of the next one."""
+    skipped: set[str] = field(default_factory=set)
+    """Units that an earlier one has written along with itself."""
+
+    # --- what is there -----------------------------------------------------------------------------------
+
+    def shape(self, value: ir.Value | None) -> Shape:
+        """The ONNX shape of a value."""
+        assert value is not None
+        array = constant(value)
+        if array is not None:
+            return tuple(array.shape)
+        assert value.shape is not None
+        return tuple(int(d) for d in value.shape)  # type: ignore[arg-type]
+
+    def is_integer(self, value: ir.Value | None) -> bool:
+        """Whether an int8 tensor holds the value already."""
+        return value is not None and (name_of(value), True) in self.views
+
+    def orders(self, value: ir.Value | None) -> list[Order]:
+        """Orders in which the value lies in the file; none for constants, which lie in any."""
+        if value is None or constant(value) is not None:
+            return []
+        name = name_of(value)
+        return [v.order for integer in (True, False) for v in self.views.get((name, integer), ())]
+
+    def quant(self, tensor: int) -> Quant:
+        """Parameters of an int8 tensor."""
+        found = self.graph.tensors[tensor].quant
+        assert found is not None
+        return found
+
+    def planned(self, value: ir.Value) -> Quant:
+        """Parameters that the plan has for a value."""
+        return self.params[name_of(value)]
+
+    # --- operators ---------------------------------------------------------------------------------------
+
+    def emit(
+        self,
+        op: str,
+        inputs: Sequence[int],
+        shape: Shape,
+        kind: "Quant | np.dtype[np.generic]",
+        name: str,
+        **options: float,
+    ) -> int:
+        """Write an operator with one output; ``kind`` is the output's type, int8 where it is a Quant."""
+        (output,) = self.emit_many(op, inputs, [shape], kind, [name], **options)
+        return output
+
+    def emit_many(
+        self,
+        op: str,
+        inputs: Sequence[int],
+        shapes: Sequence[Shape],
+        kind: "Quant | np.dtype[np.generic]",
+        names: Sequence[str],
+        **options: float,
+    ) -> list[int]:
+        """The same with several outputs of one type."""
+        found = kind if isinstance(kind, Quant) else None
+        dtype = INT8 if isinstance(kind, Quant) else kind
+        outputs = [
+            self.graph.add(Tensor(name, shape, dtype, found))
+            for name, shape in zip(names, shapes, strict=True)
+        ]
+        integer = any(self.graph.tensors[i].quant is not None for i in inputs if i >= 0)
+        version = OPS[op].integer_version if integer else OPS[op].version
+        self.graph.operators.append(Operator(op, tuple(inputs), tuple(outputs), version, options))
+        return outputs
+
+    def constant(self, array: Array, name: str, kind: Quant | None = None) -> int:
+        """A constant tensor; small ones of equal content become one."""
+        array = np.asarray(array)
+        if array.nbytes > _DEDUPLICATED_BYTES:
+            return self.graph.add(Tensor(name, tuple(array.shape), array.dtype, kind, array))
+        scales = () if kind is None else (kind.scale.tobytes(), kind.zero_point.tobytes(), kind.axis)
+        key = ("constant", array.tobytes(), array.shape, array.dtype.str, *scales)
+        if key not in self.done:
+            self.done[key] = self.graph.add(Tensor(name, tuple(array.shape), array.dtype, kind, array))
+        return self.done[key]
+
+    def numbers(self, numbers: Sequence[int] | Array) -> int:
+        """A constant of int32, as shapes, axes and sizes are."""
+        return self.constant(np.asarray(numbers, np.int32), "numbers")
+
+    def reshape(self, tensor: int, shape: Shape) -> int:
+        """The same bytes in another shape."""
+        tensor = self.origins.get(tensor, tensor)
+        source = self.graph.tensors[tensor]
+        if source.shape == shape:
+            return tensor
+        if source.data is not None:
+            return self.constant(source.data.reshape(shape), source.name, source.quant)
+        key = ("reshape", tensor, shape)
+        if key not in self.done:
+            kind = source.quant or source.dtype
+            self.done[key] = self.emit("RESHAPE", [tensor, self.numbers(shape)], shape, kind, source.name)
+            self.origins[self.done[key]] = tensor
+        return self.done[key]
+
+    def requantize(self, tensor: int, kind: Quant) -> int:
+        """An int8 tensor under other parameters: the sum with zero, which rounds exactly.
+
+        QUANTIZE from int8 to int8 multiplies with eight bits in the delegate, and is a step off in 5 of 100
+        cases; the sum multiplies with 20 bits and costs the same.
+        """
+        before = self.quant(tensor)
+        if before.same(kind):
+            return tensor
+        key = ("requantize", tensor, kind.scale.tobytes(), kind.zero_point.tobytes())
+        if key not in self.done:
+            source = self.graph.tensors[tensor]
+            inputs, op = [tensor], "QUANTIZE"
+            if SUM_RATIO[0] < before.scale[0] / kind.scale[0] < SUM_RATIO[1]:
+                zero = np.zeros((1,) * len(source.shape), np.int8)
+                inputs, op = (
+                    [tensor, self.constant(zero, "zero", Quant(before.scale, np.zeros(1, np.int64)))],
+                    "ADD",
+                )
+            self.done[key] = self.emit(op, inputs, source.shape, kind, f"{source.name}_r")
+        return self.done[key]
+
+    def clamp(self, tensor: int, bounds: Bounds) -> int:
+        """An operator for what is neither fused nor done by saturation."""
+        source = self.graph.tensors[tensor]
+        if bounds == UNBOUNDED:
+            return tensor
+        kind = source.quant or source.dtype
+        fused = FUSED.get(bounds)
+        if source.quant is None and fused is not None:
+            return self.emit(fused.name, [tensor], source.shape, kind, source.name)
+        for op, bound in (("MAXIMUM", bounds[0]), ("MINIMUM", bounds[1])):
+            if not np.isfinite(bound):
+                continue
+            limit = np.full((1,) * len(source.shape), bound, np.float32)
+            stored = limit if source.quant is None else stored_as(limit, source.quant)
+            if source.quant is not None and int(stored.flat[0]) == (QMIN if op == "MAXIMUM" else QMAX):
+                continue
+            right = self.constant(stored, "bound", source.quant)
+            tensor = self.emit(op, [tensor, right], source.shape, kind, source.name)
+        return tensor
+
+    # --- values ------------------------------------------------------------------------------------------
+
+    def put(self, value: ir.Value, tensor: int, order: Order) -> None:
+        """State that ``tensor`` holds ``value``, stored in ``order``."""
+        integer = self.graph.tensors[tensor].quant is not None
+        views = self.views.setdefault((name_of(value), integer), [])
+        if not any(same_data(self.shape(value), v.order, order) for v in views):
+            views.append(View(tensor, order))
+
+    def read(self, value: ir.Value | None, order: Order, *, integer: bool) -> int:
+        """A tensor with the shape of ``value`` in ``order``, int8 or as it is in the ONNX graph.
+
+        An ``order`` of more axes than the value has asks for leading axes of one entry.
+        """
+        assert value is not None
+        extra = len(order) - len(self.shape(value))
+        shape = (1,) * extra + self.shape(value)
+        own = tuple(axis - extra for axis in order if axis >= extra)
+        array = constant(value)
+        if array is not None:
+            return self._constant_operand(value, array.reshape(shape), order, integer=integer)
+        return self.reshape(self._view(value, own, integer=integer).tensor, arranged(shape, order))
+
+    def read_image(self, value: ir.Value | None, *, integer: bool) -> int:
+        """A value of three or four axes as ``[N, H, W, C]``, H being 1 for three."""
+        assert value is not None
+        tensor = self.read(value, channels_last(len(self.shape(value))), integer=integer)
+        shape = self.graph.tensors[tensor].shape
+        return tensor if len(shape) == 4 else self.reshape(tensor, (shape[0], 1, *shape[1:]))
+
+    def image_shape(self, value: ir.Value) -> Shape:
+        """The shape of a value of three or four axes as ``[N, H, W, C]``."""
+        shape = arranged(self.shape(value), channels_last(len(self.shape(value))))
+        return shape if len(shape) == 4 else (shape[0], 1, *shape[1:])
+
+    def write(
+        self,
+        task: Task,
+        op: str,
+        inputs: Sequence[int],
+        order: Order,
+        *,
+        shape: Shape | None = None,
+        fuses: bool = False,
+        kind: Quant | None = None,
+        **options: float,
+    ) -> None:
+        """Write the operator whose output is the output of the unit.
+
+        ``shape`` where the operator's own differs from the value's in ``order`` by axes of one entry;
+        ``fuses`` where the operator takes an activation; ``kind`` where its parameters are not those
+        planned, so that a QUANTIZE follows.
+        """
+        value, bounds = task.output, task.bounds
+        stored = arranged(self.shape(value), order) if shape is None else shape
+        if fuses and bounds in FUSED:
+            options["activation"], bounds = FUSED[bounds], UNBOUNDED
+        result: Quant | np.dtype[np.generic] = dtype_of(value)
+        if task.integer:
+            result = kind or self.planned(value)
+        tensor = self.clamp(self.emit(op, inputs, stored, result, name_of(value), **options), bounds)
+        if task.integer:
+            tensor = self.requantize(tensor, self.planned(value))
+        self.put(value, tensor, order)
+
+    def _view(self, value: ir.Value, order: Order, *, integer: bool) -> View:
+        """A view in the order asked for, made where it is missing."""
+        name, shape = name_of(value), self.shape(value)
+        views = self.views.get((name, integer), [])
+        for view in views:
+            if same_data(shape, view.order, order):
+                return view
+        if not views:
+            self._convert(value, order, integer=integer)
+            return self._view(value, order, integer=integer)
+        self.put(value, self._transpose(views[0], shape, order), order)
+        return self._view(value, order, integer=integer)
+
+    def _convert(self, value: ir.Value, order: Order, *, integer: bool) -> None:
+        """Quantize or dequantize; what is transposed besides is transposed as int8, which are fewer bytes."""
+        name, shape = name_of(value), self.shape(value)
+        others = self.views.get((name, not integer), [])
+        assert others, f"{name!r} is read before it is written"
+        if not integer:
+            view = self._view(value, order, integer=True)
+            source = self.graph.tensors[view.tensor]
+            tensor = self.emit("DEQUANTIZE", [view.tensor], source.shape, FLOAT, name)
+        else:
+            view = next((v for v in others if same_data(shape, v.order, order)), others[0])
+            source = self.graph.tensors[view.tensor]
+            tensor = self.emit("QUANTIZE", [view.tensor], source.shape, self.params[name], name)
+        self.put(value, tensor, view.order)
+
+    def _transpose(self, view: View, shape: Shape, order: Order) -> int:
+        source = self.graph.tensors[view.tensor]
+        sizes, perm = arranged(shape, view.order), permutation(view.order, order)
+        if source.shape != sizes or len(sizes) > 5:
+            sizes, perm = merged_permutation(shape, view.order, order)
+        start = self.reshape(view.tensor, sizes)
+        target = tuple(sizes[p] for p in perm)
+        kind = source.quant or source.dtype
+        return self.emit("TRANSPOSE", [start, self.numbers(perm)], target, kind, source.name)
+
+    def _constant_operand(self, value: ir.Value, array: Array, order: Order, *, integer: bool) -> int:
+        key = ("operand", name_of(value), order, integer)
+        if key not in self.done:
+            stored, kind = np.ascontiguousarray(array.transpose(order)), None
+            if integer:
+                kind = quant_of(choose_params(float(array.min()), float(array.max()), SCHEME))
+                stored = stored_as(stored, kind)
+            self.done[key] = self.constant(stored, name_of(value), kind)
+        return self.done[key]
+
+    # --- orders ------------------------------------------------------------------------------------------
+
+    def common_order(self, values: Sequence[ir.Value | None], rank: int) -> Order:
+        """The order in which the fewest entries of ``values`` need to be transposed.
+
+        Values of fewer axes than ``rank`` are broadcast and follow.
+        """
+        full = [v for v in values if v is not None and constant(v) is None and len(self.shape(v)) == rank]
+        candidates = list(dict.fromkeys(order for v in full for order in self.orders(v)))
+        if not candidates:
+            return native(rank)
+
+        def moved(order: Order) -> int:
+            total = 0
+            for value in full:
+                shape = self.shape(value)
+                if not any(same_data(shape, order, other) for other in self.orders(value)):
+                    total += int(np.prod(shape))
+            return total
+
+        return min(candidates, key=moved)
+
+
+def dtype_of(value: ir.Value) -> np.dtype[np.generic]:
+    """The NumPy type of a value that is not quantized."""
+    assert value.dtype is not None
+    return np.dtype(value.dtype.numpy())
+
+
+def stored_as(array: Array, kind: Quant) -> Array:
+    """int8 integers of real numbers."""
+    params = QuantParams(QuantType.INT8, kind.scale[0], kind.zero_point.astype(np.int8)[0])
+    return quantize(np.asarray(array, np.float32), params)

@@ -1,0 +1,88 @@
+"""The plan of a ``.tflite``: the same ranges under the kernels that its runtime has."""
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from edgepack.calibrate.ranges import Range
+from edgepack.errors import ConfigError
+from edgepack.model import name_of
+from edgepack.quantize.plan import Method, QuantPlan, make_plan, tensors_to_observe
+from edgepack.quantize.units import Unit, find_units
+from edgepack.scheme import QuantType
+from edgepack.target import Target, Tflite
+
+Methods = Mapping[str, tuple[Method, str]]
+"""Method and reason by unit name."""
+
+NORMALIZATION = "part of a layer normalization, which computes in float"
+
+
+def tensors_for(model: ir.Model, target: Target) -> list[str]:
+    """Values whose ranges the plans of all formats of ``target`` need: one calibration serves them all."""
+    tables = [target.kernels]
+    if target.tflite is not None:
+        tables.append(target.tflite.kernels)
+    return list(dict.fromkeys(n for t in tables for n in tensors_to_observe(find_units(model, t))))
+
+
+def plan_tflite(model: ir.Model, ranges: Mapping[str, Range], target: Target, fixed: Methods) -> QuantPlan:
+    """The plan of the ``.tflite`` of a normalized model: int8 wherever there is a kernel.
+
+    ``fixed`` are the units that the user decided on; a form that TFLite does not have is float.
+
+    Raises:
+        ConfigError: the target has no ``tflite`` section.
+        CalibrationError: a range that the plan needs was not measured.
+    """
+    settings = tflite_of(target)
+    kernels = settings.kernels.model_copy(update={"to_the_end": settings.io == "int8"})
+    units = find_units(model, kernels)
+    quantization = target.quantization.model_copy(
+        update={"activation_type": QuantType.INT8, "input_channels_multiple": 1, "reduce_range": False}
+    )
+    device = target.model_copy(update={"kernels": kernels, "quantization": quantization})
+    methods = {u.name: (_default(u), "") for u in units}
+    methods |= dict.fromkeys(_layer_normalizations(model), (Method.FLOAT, NORMALIZATION))
+    methods |= {name: form for name, form in fixed.items() if name in methods}
+    return make_plan(model, units, ranges, device, methods)
+
+
+def tflite_of(target: Target) -> Tflite:
+    """The target's settings for ``.tflite``.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if target.tflite is None:
+        raise ConfigError(
+            f"target {target.name!r} has no `tflite:` section, which says what the runtime can do"
+        )
+    return target.tflite
+
+
+def _default(unit: Unit) -> Method:
+    table = unit.op_type == "Gather" and bool(unit.constants)
+    return Method.WEIGHT_ONLY if table else Method.STATIC
+
+
+def _layer_normalizations(model: ir.Model) -> Sequence[str]:
+    """Means that are subtracted from what they are the mean of: eight bits are too few for what follows.
+
+    Given: ``m = ReduceMean(x); d = Sub(x, m); v = ReduceMean(d * d) ...``. Result: the name of the first
+    ReduceMean; what follows is float because it reads float.
+    """
+    found = []
+    for node in model.graph:
+        if node.op_type != "ReduceMean":
+            continue
+        readers = [use.node for use in node.outputs[0].uses()]
+        if any(r.op_type == "Sub" and r.inputs[0] is node.inputs[0] for r in readers):
+            found.append(name_of_node(node))
+    return found
+
+
+def name_of_node(node: ir.Node) -> str:
+    """The name of a node, which normalize gives to each."""
+    assert node.name, f"a node without a name, that makes {name_of(node.outputs[0])}"
+    return node.name
