@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from edgepack.calibrate.ranges import RangeTable
 from edgepack.choose import Choice
-from edgepack.config import Recipe
 from edgepack.errors import ConfigError, EdgepackError, ExportError, ModelError
 from edgepack.export.onnx import export_onnx
 from edgepack.export.ort import export_ort
@@ -72,15 +71,6 @@ class Artifacts:
     refused: tuple[Refusal, ...]
     tflite: Mapping[str, Any] | None
     """What there is to say of the ``.tflite``; see :func:`_tflite`."""
-
-
-def as_wished(target: Target, recipe: Recipe) -> Target:
-    """``target`` with what the recipe says of its ``.tflite``."""
-    if target.tflite is None:
-        return target
-    wishes = recipe.tflite
-    changes = {"dims": {**target.tflite.dims, **wishes.dims}, "io": wishes.io or target.tflite.io}
-    return target.model_copy(update={"tflite": target.tflite.model_copy(update=changes)})
 
 
 def require_runtimes(target: Target) -> None:

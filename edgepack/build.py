@@ -1,8 +1,6 @@
 """The line: from a model and samples to a measured package. The only module that knows the order."""
 
 import hashlib
-import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,39 +11,31 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgepack import __version__
-from edgepack.artifacts import (
-    Material,
-    as_wished,
-    figures_of,
-    outdated,
-    require_runtimes,
-    write_artifacts,
-)
+from edgepack.artifacts import Material, figures_of, outdated, require_runtimes, write_artifacts
 from edgepack.calibrate.ranges import RangeTable, load_ranges
 from edgepack.calibrate.run import calibrate
 from edgepack.choose import Choice, choose
 from edgepack.config import Prune, Recipe
-from edgepack.data import Samples
-from edgepack.errors import ConfigError
-from edgepack.explain import NOTHING_MEASURED, measure_units, unit_rows
+from edgepack.data import Samples, check_disjoint, open_samples
+from edgepack.errors import ConfigError, did_you_mean
+from edgepack.explain import NOTHING_MEASURED, UnitFigures, measure_units, unit_rows
 from edgepack.export.tflite import tensors_for
-from edgepack.feeds import Feeds
+from edgepack.feeds import Feeds, InputSpec, open_dims, with_sizes
 from edgepack.gate import judge
 from edgepack.measure.bench import Latency, bench
 from edgepack.measure.check import Baseline, baseline, check, check_together
-from edgepack.measure.environment import environment, machine
+from edgepack.measure.environment import environment
 from edgepack.measure.fused import what_the_runtime_did
-from edgepack.measurements import Measurements, cache_folder
-from edgepack.metrics import Metric
+from edgepack.metrics import Metric, resolve_metric
 from edgepack.model import (
     LARGE_BYTES,
     fingerprint,
+    input_specs,
     load_model,
     require_float,
     weight_bytes,
 )
-from edgepack.parts import Parts, open_parts, spread
-from edgepack.passes.prune import PrunedWeight, prune
+from edgepack.passes.prune import prune
 from edgepack.prepare import prepare
 from edgepack.quantize.apply import apply_plan
 from edgepack.quantize.mapped import round_to_files
@@ -53,10 +43,9 @@ from edgepack.quantize.plan import Method, QuantPlan, make_plan, requested_metho
 from edgepack.quantize.rounding import Rounder, round_weights
 from edgepack.quantize.units import Unit, find_units
 from edgepack.report import BuildReport, Fidelity, StageReport, text
-from edgepack.report_formats import Parity
 from edgepack.scratch import publish, scratch_folder
-from edgepack.search import Task
-from edgepack.target import Gate, Target
+from edgepack.target import Target
+from edgepack.terms import kept_measurements, limits, search_task
 from edgepack.trials import Floor, Methods, TrialBench
 
 Progress = Callable[[str, int, int], None]
@@ -70,12 +59,10 @@ LARGE = (
     "a large model: its weights never are in memory as a whole, so they are rounded to nearest, and all is "
     "measured without laying them out anew for the CPU"
 )
-REPAIR_SECONDS = 30.0
-"""For finding which units keep the cheapest form from being accurate, where one is not."""
-LEAST_UNLABELLED_DB = 15.0
-"""Least fidelity where nothing else is asked for: below it a metric has been lost on every model tried."""
 EXPORT_PROBES = 3
 """Samples that an artifact in another format is compared on."""
+HELD_OUT = 5
+"""Without evaluation data one calibration sample in this many is kept for the check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +78,14 @@ class Job:
     progress: Progress = lambda stage, done, total: None
     large: bool = False
     """Set by the build itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    calibration: Samples
+    evaluation: Samples
+    metric: Metric | None
+    notes: tuple[str, ...]
 
 
 class _Clock:
@@ -119,7 +114,7 @@ def build(job: Job) -> tuple[BuildReport, Path]:
     Raises:
         EdgepackError: see :mod:`edgepack.errors`.
     """
-    job = replace(job, target=as_wished(job.target, job.recipe))
+    job = replace(job, target=_as_wished(job.target, job.recipe))
     require_runtimes(job.target)
     output = output_folder(job.recipe, job.target)
     with scratch_folder(output) as scratch:
@@ -151,7 +146,7 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
     with clock.stage("load") as notes:
         original = load_model(recipe.model)
         require_float(original, recipe.model)
-        data = open_parts(recipe, job.target, original, job.base)
+        data = _open_data(job, original)
         notes.extend(data.notes)
         if large := weight_bytes(original) > LARGE_BYTES:
             notes.append(LARGE)
@@ -162,9 +157,7 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
     units = find_units(model, job.target.kernels)
     if recipe.prune is not None:
         with clock.stage("prune") as notes:
-            model, pruned = _prune(job, recipe.prune, model, units, data.calibration)
-            zeros, values = sum(p.zeros for p in pruned), sum(p.values for p in pruned)
-            notes.append(f"{zeros / values:.1%} of {values} weights in {len(pruned)} units are zero")
+            model = _prune(job, recipe.prune, model, units, data.calibration, notes)
     with clock.stage("calibrate") as notes:
         table = _ranges(job, model, units, data.calibration)
         table.save(package / "ranges.json")
@@ -178,25 +171,26 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         reference = baseline(recipe.model, data.evaluation, job.target.runtime, data.metric, on_sample)
     with clock.stage("choose") as notes:
         choice = _choose(job, model, units, table, rounder, data, reference, scratch)
-        notes.extend([f"{len(choice.candidates)} forms measured", *choice.notes])
+        notes.append(f"{len(choice.candidates)} forms measured")
+        notes.extend(choice.notes)
     with clock.stage("export") as notes:
         facts = {"target": job.target.name, **_facts(digests, table)}
         material = Material(model, choice, _requested(job, units), table, rounder, reference.shapes, facts)
         artifacts = write_artifacts(material, job.target, _probes(data.evaluation, EXPORT_PROBES), package)
         notes.extend(f"{refusal.file} not built: {refusal.reason}" for refusal in artifacts.refused)
-    fidelity, parity, latencies = _measure(job, clock, artifacts.files, data, reference)
-    with clock.stage("units") as notes:
-        probes = spread(data.calibration, PROBES)
-        runtime = job.target.runtime
-        built = artifacts.files["onnx"]
-        fused = what_the_runtime_did(built, runtime).as_dict()
-        figures = NOTHING_MEASURED
-        if not large:
-            figures = measure_units(model, built, choice.plan, probes, runtime, scratch)
+    with clock.stage("check"):
+        on_sample = _counter(job, "check", data.evaluation)
+        fidelity, parity = check_together(
+            artifacts.files, data.evaluation, job.target.runtime, reference, data.metric, on_sample
+        )
+    with clock.stage("bench"):
+        latencies = _bench(job, artifacts.files, data.evaluation)
+    with clock.stage("units"):
+        fused, figures = _look_inside(job, model, choice.plan, artifacts.files["onnx"], data, scratch)
     models = figures_of(
         recipe.model, artifacts.files, latencies, {"original": reference.fidelity, **fidelity}
     )
-    gate = judge(_limits(job, data.metric), models, asked_for=recipe.gate is not None)
+    gate = judge(limits(recipe, job.target, data.metric), models, asked_for=recipe.gate is not None)
     return BuildReport(
         edgepack_version=__version__,
         model=recipe.model.name,
@@ -216,7 +210,7 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
             **({"tflite": artifacts.tflite} if artifacts.tflite else {}),
         },
         stages=tuple(clock.stages),
-        environment={**environment(), "threads": runtime.threads},
+        environment={**environment(), "threads": job.target.runtime.threads},
         fingerprints={
             "model": fingerprint(original),
             "calibration": table.samples_fingerprint,
@@ -225,17 +219,76 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
     )
 
 
+def _look_inside(
+    job: Job, model: ir.Model, plan: QuantPlan, built: Path, data: _Data, folder: Path
+) -> tuple[dict[str, object], UnitFigures]:
+    """What the runtime made of the ``.onnx`` and, but for a large model, what each unit of it costs."""
+    runtime = job.target.runtime
+    fused = what_the_runtime_did(built, runtime).as_dict()
+    if job.large:
+        return fused, NOTHING_MEASURED
+    return fused, measure_units(model, built, plan, _spread(data.calibration, PROBES), runtime, folder)
+
+
+def _as_wished(target: Target, recipe: Recipe) -> Target:
+    """``target`` with what the recipe says of its ``.tflite``."""
+    if target.tflite is None:
+        return target
+    wishes = recipe.tflite
+    changes = {"dims": {**target.tflite.dims, **wishes.dims}, "io": wishes.io or target.tflite.io}
+    return target.model_copy(update={"tflite": target.tflite.model_copy(update=changes)})
+
+
+def _inputs(job: Job, model: ir.Model) -> tuple[InputSpec, ...]:
+    """What samples must be: of a ``.tflite`` that is built besides, the sizes are fixed."""
+    inputs = input_specs(model)
+    if job.target.tflite is None or "tflite" not in job.target.formats:
+        return inputs
+    known = open_dims(inputs)
+    for name in job.recipe.tflite.dims:
+        if name not in known:
+            raise ConfigError(
+                f"tflite.dims: the model has no open dimension {name!r}, {did_you_mean(name, known)}"
+            )
+    return with_sizes(inputs, job.target.tflite.dims)
+
+
+def _open_data(job: Job, model: ir.Model) -> _Data:
+    recipe = job.recipe
+    inputs = _inputs(job, model)
+    if recipe.calibration_data is None:
+        raise ConfigError(
+            "no calibration data: give sample inputs with --calibration-data FOLDER_OR_FILE, or "
+            "`calibration_data:` in the recipe"
+        )
+    calibration = open_samples(recipe.calibration_data, "calibration", inputs, recipe.images, base=job.base)
+    metric = resolve_metric(recipe.metric, job.base) if recipe.metric else None
+    if recipe.evaluation_data is not None:
+        evaluation = open_samples(recipe.evaluation_data, "evaluation", inputs, recipe.images, base=job.base)
+        check_disjoint(calibration, evaluation)
+        return _Data(calibration, evaluation, metric, ())
+    if metric is not None:
+        raise ConfigError("the recipe names a metric but no evaluation_data with labels")
+    if len(calibration) < 2:
+        raise ConfigError(
+            f"{calibration.source}: holds one sample; without evaluation data at least two are needed, one "
+            "to calibrate and one to check"
+        )
+    kept = calibration.indices[HELD_OUT - 1 :: HELD_OUT] or calibration.indices[-1:]
+    rest = tuple(i for i in calibration.indices if i not in set(kept))
+    note = f"no evaluation data: {len(kept)} of {len(calibration)} calibration samples kept for the check"
+    return _Data(replace(calibration, indices=rest), replace(calibration, indices=kept), None, (note,))
+
+
 def _prune(
-    job: Job, config: Prune, model: ir.Model, units: Sequence[Unit], samples: Samples
-) -> tuple[ir.Model, tuple[PrunedWeight, ...]]:
-    return prune(
-        model,
-        units,
-        spread(samples, ROUNDING_SAMPLES),
-        config,
-        threads=os.cpu_count() or 1,
-        seed=job.recipe.seed,
-    )
+    job: Job, config: Prune, model: ir.Model, units: Sequence[Unit], samples: Samples, notes: list[str]
+) -> ir.Model:
+    some = _spread(samples, ROUNDING_SAMPLES)
+    threads, seed = os.cpu_count() or 1, job.recipe.seed
+    sparse, pruned = prune(model, units, some, config, threads=threads, seed=seed)
+    zeros, values = sum(p.zeros for p in pruned), sum(p.values for p in pruned)
+    notes.append(f"{zeros / values:.1%} of {values} weights in {len(pruned)} units are zero")
+    return sparse
 
 
 def _ranges(job: Job, model: ir.Model, units: Sequence[Unit], samples: Samples) -> RangeTable:
@@ -270,11 +323,11 @@ def _rounder(
     return round_weights(
         model,
         plan,
-        spread(samples, ROUNDING_SAMPLES),
+        _spread(samples, ROUNDING_SAMPLES),
         second_order=job.recipe.preset != "fast",
         threads=os.cpu_count() or 1,  # the host's, not the target's: ranges do not depend on it
         seed=job.recipe.seed,
-        on_sample=_counter(job, "round", spread(samples, ROUNDING_SAMPLES)),
+        on_sample=_counter(job, "round", _spread(samples, ROUNDING_SAMPLES)),
     )
 
 
@@ -294,6 +347,12 @@ def _sparing(job: Job) -> Job:
     return replace(job, large=True, target=target.model_copy(update=changes))
 
 
+def _spread(samples: Samples, count: int) -> Samples:
+    """At most ``count`` of the samples, evenly spread."""
+    count = min(count, len(samples))
+    return replace(samples, indices=tuple(samples.indices[i * len(samples) // count] for i in range(count)))
+
+
 def _counter(job: Job, stage: str, samples: Samples) -> Callable[[], None]:
     done = 0
 
@@ -307,7 +366,7 @@ def _counter(job: Job, stage: str, samples: Samples) -> Callable[[], None]:
 
 def _probes(samples: Samples, count: int = PROBES) -> list[Feeds]:
     """The feeds of a few samples, evenly spread."""
-    return [sample.feeds for sample in spread(samples, count)]
+    return [sample.feeds for sample in _spread(samples, count)]
 
 
 def _requested(job: Job, units: Sequence[Unit]) -> Methods:
@@ -320,80 +379,36 @@ def _choose(
     units: Sequence[Unit],
     table: RangeTable,
     rounder: Rounder,
-    data: Parts,
+    data: _Data,
     reference: Baseline,
     scratch: Path,
 ) -> Choice:
     recipe, target = job.recipe, job.target
     fixed = _requested(job, units)
-    limits = _limits(job, data.metric)
+    gate = limits(recipe, target, data.metric)
 
     def form(methods: Methods) -> tuple[QuantPlan, ir.Model]:
         plan = make_plan(model, units, table.ranges, target, methods, rounder.smoothing)
         return plan, apply_plan(model, plan, rounder(plan))
 
     def verify(path: Path) -> Fidelity | None:
-        if data.metric is None or limits.max_metric_drop is None:
+        if data.metric is None or gate.max_metric_drop is None:
             return None
         return check(path, data.evaluation, target.runtime, reference, data.metric)
 
+    kept = kept_measurements(recipe, target, table)
     return choose(
         units,
-        TrialBench(recipe.model, target, _probes(data.calibration), scratch, _kept(job, table)),
+        TrialBench(recipe.model, target, _probes(data.calibration), scratch, kept),
         form,
         fixed,
-        Floor(limits.min_sqnr_db, limits.min_agreement, limits.max_metric_drop, reference.fidelity.metric),
+        Floor(gate.min_sqnr_db, gate.min_agreement, gate.max_metric_drop, reference.fidelity.metric),
         verify,
         method=recipe.quantize.method,
         optimize_for=recipe.quantize.optimize_for,
-        task=_task(job, model),
+        task=None if recipe.preset == "fast" or job.large else search_task(recipe, model, job.progress),
         on_trial=lambda name: job.progress(f"try {name}", 0, 0),
     )
-
-
-def _limits(job: Job, metric: Metric | None) -> Gate:
-    """The gate; where no metric tells a collapse, and no limit either, fidelity has to."""
-    gate = job.recipe.gate or job.target.gate
-    if metric is not None or gate.min_sqnr_db is not None or gate.min_agreement is not None:
-        return gate
-    return gate.model_copy(update={"min_sqnr_db": LEAST_UNLABELLED_DB})
-
-
-def _task(job: Job, model: ir.Model) -> Task | None:
-    """What single units may do: nothing, be repaired, or be searched through."""
-    recipe = job.recipe
-    if recipe.preset == "fast" or job.large:
-        return None
-    elements = {v.name: _elements(v.shape) for n in model.graph for v in n.outputs if v.name}
-    best = recipe.preset == "best"
-    return Task(recipe.search.budget_s if best else REPAIR_SECONDS, best, elements, job.progress)
-
-
-def _elements(shape: ir.Shape | None) -> int:
-    """Values of a tensor, unknown dimensions counted as one."""
-    return math.prod(d if isinstance(d, int) else 1 for d in shape or (0,))
-
-
-def _kept(job: Job, table: RangeTable) -> Measurements:
-    """Measurements of earlier searches with this model, these samples and this machine."""
-    if job.recipe.preset != "best":
-        return Measurements()
-    facts = [table.model_fingerprint, table.samples_fingerprint, job.target.runtime.model_dump_json()]
-    name = _digest(" ".join([*facts, json.dumps(machine())]))
-    return Measurements(cache_folder() / "search" / f"{name[:32]}.jsonl")
-
-
-def _measure(
-    job: Job, clock: _Clock, files: Mapping[str, Path], data: Parts, reference: Baseline
-) -> tuple[dict[str, Fidelity], tuple[Parity, ...], dict[str, Latency]]:
-    """What the files compute, and how fast."""
-    runtime = job.target.runtime
-    with clock.stage("check"):
-        on_sample = _counter(job, "check", data.evaluation)
-        fidelity, parity = check_together(files, data.evaluation, runtime, reference, data.metric, on_sample)
-    with clock.stage("bench"):
-        latencies = _bench(job, files, data.evaluation)
-    return fidelity, parity, latencies
 
 
 def _bench(job: Job, files: Mapping[str, Path], samples: Samples) -> dict[str, Latency]:

@@ -99,16 +99,6 @@ class Quantize(Strict):
     overrides: tuple[Override, ...] = ()
 
 
-class Tflite(Strict):
-    """How a ``.tflite`` is written, where that is among the target's formats; over what the target says."""
-
-    io: Literal["float", "int8"] | None = None
-    """Whether inputs and outputs are float, or the int8 that is inside. By default the target's."""
-    dims: dict[str, Annotated[int, Field(gt=0)]] = {}
-    """Sizes of the dimensions that the model leaves open, by name or by place (`x[3]`); samples must have
-    them. By default those of the samples, if all are the same."""
-
-
 class Prune(Strict):
     """Weights that cost least become zero, before anything is quantized."""
 
@@ -131,6 +121,16 @@ class Search(Strict):
 
     budget_s: Annotated[float, Field(gt=0)] = 120.0
     """Seconds that the search may take, after the forms of the whole model."""
+
+
+class Tflite(Strict):
+    """How a ``.tflite`` is written, where that is among the target's formats; over what the target says."""
+
+    io: Literal["float", "int8"] | None = None
+    """Whether inputs and outputs are float, or the int8 that is inside. By default the target's."""
+    dims: dict[str, Annotated[int, Field(gt=0)]] = {}
+    """Sizes of the dimensions that the model leaves open, by name or by place (`x[3]`); samples must have
+    them. By default those of the samples, if all are the same."""
 
 
 class Bench(Strict):

@@ -1,0 +1,50 @@
+"""The terms of a choice: what a form must keep, what a search may take, what is known from earlier ones."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from edgepack.calibrate.ranges import RangeTable
+from edgepack.config import Recipe
+from edgepack.measure.environment import machine
+from edgepack.measurements import Measurements, cache_folder
+from edgepack.metrics import Metric
+from edgepack.search import Task
+from edgepack.target import Gate, Target
+
+REPAIR_SECONDS = 30.0
+"""For finding which units keep the cheapest form from being accurate, where one is not."""
+LEAST_UNLABELLED_DB = 15.0
+"""Least fidelity where nothing else is asked for: below it a metric has been lost on every model tried."""
+
+
+def limits(recipe: Recipe, target: Target, metric: Metric | None) -> Gate:
+    """The gate; where no metric tells a collapse, and no limit either, fidelity has to."""
+    gate = recipe.gate or target.gate
+    if metric is not None or gate.min_sqnr_db is not None or gate.min_agreement is not None:
+        return gate
+    return gate.model_copy(update={"min_sqnr_db": LEAST_UNLABELLED_DB})
+
+
+def search_task(recipe: Recipe, model: ir.Model, progress: Callable[[str, int, int], None]) -> Task:
+    """What single units may do: be repaired, or be searched through."""
+    elements = {v.name: _elements(v.shape) for n in model.graph for v in n.outputs if v.name}
+    best = recipe.preset == "best"
+    return Task(recipe.search.budget_s if best else REPAIR_SECONDS, best, elements, progress)
+
+
+def _elements(shape: ir.Shape | None) -> int:
+    """Values of a tensor, unknown dimensions counted as one."""
+    return math.prod(d if isinstance(d, int) else 1 for d in shape or (0,))
+
+
+def kept_measurements(recipe: Recipe, target: Target, table: RangeTable) -> Measurements:
+    """Measurements of earlier searches with this model, these samples and this machine."""
+    if recipe.preset != "best":
+        return Measurements()
+    facts = [table.model_fingerprint, table.samples_fingerprint, target.runtime.model_dump_json()]
+    name = hashlib.sha256(" ".join([*facts, json.dumps(machine())]).encode()).hexdigest()
+    return Measurements(cache_folder() / "search" / f"{name[:32]}.jsonl")
