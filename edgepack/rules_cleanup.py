@@ -146,7 +146,7 @@ def constant_reshape(main: ir.Graph, node: ir.Node) -> Outcome:
         elif static_shape(part) != (1,):
             return "it computes its shape at run time"
         else:
-            copied = _dimension(part)
+            copied = copied_dimension(part)
             shape.append(0 if copied is not None and _same_dimension(x, len(shape), *copied) else -1)
     if shape.count(-1) > 1:
         return "it computes several dimensions at run time"
@@ -156,7 +156,7 @@ def constant_reshape(main: ir.Graph, node: ir.Node) -> Outcome:
     return DONE
 
 
-def _dimension(value: ir.Value | None) -> tuple[ir.Value, int] | None:
+def copied_dimension(value: ir.Value | None) -> tuple[ir.Value, int] | None:
     """``(y, i)`` when ``value`` is ``Shape(y)[i]``."""
     inner = _through(value, "Unsqueeze", "Squeeze", "Reshape", "Cast")
     part = producer(inner, "Shape")

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from edgepack.model import clone, constant, name_of, only_consumer
 from edgepack.numerics import bias_params, choose_params, quantize
 from edgepack.quantize.dynamic import apply_dynamic
-from edgepack.quantize.emit import Emitter
+from edgepack.quantize.emit import TO_FLOAT, Emitter
 from edgepack.quantize.hard import HARD_OPS, apply_hard
 from edgepack.quantize.plan import Method, QuantPlan, UnitPlan
 from edgepack.quantize.recurrent import apply_dynamic_lstm, store_recurrent_weights
@@ -309,17 +309,24 @@ def _weight_only(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Rou
 
 
 def _gather_rows(emit: Emitter, node: ir.Node, params: QuantParams, rounded: Rounded) -> None:
-    """Given: ``Gather(table, ids) -> y``. Result: ``Gather(table int8, ids) -> DequantizeLinear -> y``."""
+    """Given: ``Gather(table, ids) -> y``. Result: ``Gather(table int8, ids) -> Cast -> Mul(scales) -> y``.
+
+    The runtime's DequantizeLinear takes three times as long as the two where each column has a scale.
+    """
     table, ids, old = node.inputs[0], node.inputs[1], node.outputs[0]
     assert table is not None
     assert ids is not None
-    stored = emit.initializer(f"{name_of(table)}_q", rounded.integers)
-    look_up = emit.node(
-        "Gather", [stored, ids], f"{name_of(old)}_q", attributes=list(node.attributes.values())
-    )
-    # Channels of the table are its last axis, which stays the last whatever the shape of the indices.
-    real = emit.restore(look_up.outputs[0], params, name_of(table), axis=-1)
-    emit.replace(node, [look_up, real], real.outputs[0])
+    base, row = name_of(table), name_of(old)
+    stored = emit.initializer(f"{base}_q", rounded.integers)
+    look_up = emit.node("Gather", [stored, ids], f"{row}_q", attributes=list(node.attributes.values()))
+    made = [look_up]
+    if params.axis is None:
+        made.append(emit.restore(look_up.outputs[0], params, base))
+    else:
+        # Columns of the table are its last axis, which stays the last whatever the shape of the indices.
+        made.append(emit.node("Cast", [look_up.outputs[0]], f"{row}_i", attributes=[TO_FLOAT]))
+        made.append(emit.node("Mul", [made[-1].outputs[0], emit.scale(base, params)], f"{row}_dq"))
+    emit.replace(node, made, made[-1].outputs[0])
 
 
 def _tidy_initializers(graph: ir.Graph) -> None:
