@@ -11,17 +11,19 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepack.model import Array, constant, fresh_name, new_initializer
-from edgepack.rules import DONE, Outcome, Rule, int_attribute, ints_attribute, is_op, producer
+from edgepack.rules import DONE, Outcome, Rule, int_attribute, ints_attribute, is_op
 from edgepack.rules_shape import reshaped_axis
 
-_UNARY = frozenset(
-    ["Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Erf"]
-    + ["Exp", "Log", "Sqrt", "Reciprocal", "Abs", "Neg", "Softplus", "Softsign", "Mish", "Not", "Cast", "Clip"]
-)
-_BROADCASTING = frozenset(
-    ["Add", "Sub", "Mul", "Div", "Pow", "Where", "Min", "Max", "PRelu", "And", "Or", "Equal", "Greater"]
-    + ["GreaterOrEqual", "Less", "LessOrEqual"]
-)
+# fmt: off
+_UNARY = frozenset([
+    "Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Erf",
+    "Exp", "Log", "Sqrt", "Reciprocal", "Abs", "Neg", "Softplus", "Softsign", "Mish", "Not", "Cast", "Clip",
+])
+_BROADCASTING = frozenset([
+    "Add", "Sub", "Mul", "Div", "Pow", "Where", "Min", "Max", "PRelu", "And", "Or", "Equal", "Greater",
+    "GreaterOrEqual", "Less", "LessOrEqual",
+])
+# fmt: on
 _REDUCING = frozenset(["ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare"])
 _PRODUCTS = frozenset(["MatMul", "Gemm"])
 _EITHER_END = frozenset([0, -1])
@@ -59,7 +61,9 @@ def select_early(main: ir.Graph, node: ir.Node) -> Outcome:
         return None
     axis = found[0]
     selections = [s for use in value.uses() if (s := _selected(use.node)) is not None and use.idx == 0]
-    if len(selections) < len(value.uses()) or value.is_graph_output() or any(a != axis for a, _ in selections):
+    if len(selections) < len(value.uses()) or value.is_graph_output():
+        return None
+    if any(other != axis for other, _ in selections):
         return None
     indices = np.unique([i for _, wanted in selections for i in wanted])
     size = value.shape[axis]
@@ -94,8 +98,10 @@ def _selected(node: ir.Node) -> tuple[int, list[int]] | None:
     if len(numbers) < 3 or any(n is None or n.size != 1 for n in numbers):
         return None
     start, end, axis, *step = (int(n.item()) for n in numbers if n is not None)
-    one = end - start == 1 and (start >= 0 or end < 0) or (start == -1 and end > np.iinfo(np.int32).max // 2)
-    return (axis % rank, [start]) if one and step in ([], [1]) else None
+    to_the_end = start == -1 and end > np.iinfo(np.int32).max // 2
+    one = to_the_end or (end - start == 1 and (start >= 0 or end < 0))
+    inside = start in _EITHER_END or isinstance(x.shape[axis], int)  # a Slice beyond the end is empty
+    return (axis % rank, [start]) if one and inside and step in ([], [1]) else None
 
 
 def _region(value: ir.Value, axis: int, indices: Array, graph: ir.Graph | ir.Function | None) -> _Region:

@@ -7,8 +7,8 @@ from math import prod
 import onnx_ir as ir
 
 from edgepack.model import constant
-from edgepack.rules import int_attribute, ints_attribute, is_op, producer
-from edgepack.rules_cleanup import copied_dimension
+from edgepack.rules import int_attribute, ints_attribute, is_op, producer, static_shape
+from edgepack.rules_cleanup import copied_dimensions
 
 _LIKE_FIRST = frozenset(
     ["Relu", "Gelu", "Sigmoid", "Tanh", "Erf", "Sqrt", "Softmax", "LayerNormalization", "Cast", "Clip", "Neg"]
@@ -58,10 +58,10 @@ def _entries(node: ir.Node) -> list[Entry] | None:
         if numbers is not None:
             entries += [int(n) for n in numbers.reshape(-1)]
             continue
-        if part is None or part.shape is None or list(part.shape) != [1]:
+        copied = copied_dimensions(part)
+        if copied is None and static_shape(part) != (1,):
             return None
-        copied = copied_dimension(part)
-        entries.append(None if copied is None else Copied(*copied))
+        entries += [None] if copied is None else [Copied(*place) for place in copied]
     return entries
 
 
@@ -92,7 +92,7 @@ def _columns_read(value: ir.Value) -> int | None:
 
 
 def _axis_with_tail(x: ir.Value, tail: list[int] | None, axis: int) -> int | None:
-    """The axis of ``x`` behind which as many elements lie as in ``tail``; ``axis`` itself where several fit."""
+    """The axis of ``x`` with as many elements behind it as in ``tail``; ``axis`` itself where several fit."""
     if tail is None or not prod(tail) or x.shape is None:
         return None
     sizes = list(x.shape)
@@ -106,7 +106,7 @@ def _product(sizes: Sequence[int | ir.SymbolicDim]) -> int | None:
 
 
 def _lead(x: ir.Value, entries: list[Entry], axis: int, before: int) -> list[int] | None:
-    """The shape up to ``axis`` in numbers, where that axis is ``before`` of ``x``: what lies behind is equal."""
+    """The shape up to ``axis`` in numbers, where it is ``before`` of ``x``, with as much behind it."""
     assert x.shape is not None
     asked = entries[: axis + 1]
     numbers = [e for e in asked if isinstance(e, int)]
