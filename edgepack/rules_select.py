@@ -111,7 +111,9 @@ def _region(value: ir.Value, axis: int, indices: Array, graph: ir.Graph | ir.Fun
     while waiting:
         current = waiting.pop()
         node = current.producer()
-        if node is None or node in region.taken or node.graph is not graph or len(_used(node)) != 1:
+        if node is None or node in region.taken or node.graph is not graph:
+            continue
+        if _used(node) != [node.outputs[0]]:
             continue
         if current is not value and not _only_read_inside(region, current):
             continue
