@@ -13,7 +13,8 @@ The only module that imports onnxscript (when called: it takes seconds). The ord
 7.  ``constants``, ``shapes``, ``fold`` again: the converters write Constant nodes.
 8.  ``activations``: HardSwish and HardSigmoid before any of their constants is folded away.
 9.  ``affine`` with ``padding``: multiplications, additions, batch normalization and zero padding go into the
-    weights and attributes of their neighbours, to a fixed point.
+    weights and attributes of their neighbours, to a fixed point. With them ``selection``: what is read at one
+    position is computed for that one.
 10. ``gemm``: after folding, which knows MatMul and bias as one unit anyway.
 11. ``merge``: equal constants and equal nodes become one; last, because sharing would only hide patterns.
 12. ``check``: dead code goes, names are made unique, the ONNX checker has the last word.
@@ -37,6 +38,7 @@ from edgepack.rules_affine import FOLDING, GEMM
 from edgepack.rules_cleanup import AFTER_FOLDING, BEFORE_FOLDING, CLEANING
 from edgepack.rules_index import INDEXING
 from edgepack.rules_ops import ACTIVATIONS, PADDING, hard_swish_input
+from edgepack.rules_select import SELECTION
 from edgepack.rules_softmax import ROWS
 
 _FOLD_INPUT_ELEMENTS = 1 << 24
@@ -120,7 +122,7 @@ def normalize(model: ir.Model, *, min_opset: int, max_opset: int) -> tuple[ir.Mo
         _apply(model, log, (*CLEANING, *PADDING))
         _shapes_and_fold(model, log)  # sizes that padding hid are known now
         log.refused.clear()  # what an early sweep left alone, a later one may have done
-        _apply(model, log, (*CLEANING, *PADDING, *FOLDING, *INDEXING))
+        _apply(model, log, (*CLEANING, *PADDING, *FOLDING, *INDEXING, *SELECTION))
         _apply(model, log, (*GEMM, *ROWS))
         _merge(model, log)
     _finish(model)

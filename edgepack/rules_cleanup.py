@@ -143,11 +143,14 @@ def constant_reshape(main: ir.Graph, node: ir.Node) -> Outcome:
             if not numbers.all() and int_attribute(node, "allowzero", 0):
                 return "it has a dimension of size 0"
             shape += numbers.tolist()
-        elif static_shape(part) != (1,):
+            continue
+        copied = copied_dimensions(part)
+        if copied is None and static_shape(part) != (1,):
             return "it computes its shape at run time"
-        else:
-            copied = _dimension(part)
-            shape.append(0 if copied is not None and _same_dimension(x, len(shape), *copied) else -1)
+        if copied is None:
+            shape.append(-1)
+        for place in copied or []:
+            shape.append(0 if _same_dimension(x, len(shape), *place) else -1)
     if shape.count(-1) > 1:
         return "it computes several dimensions at run time"
     value = new_initializer(main, f"{concat.outputs[0].name}_constant", np.array(shape, np.int64))
@@ -156,25 +159,31 @@ def constant_reshape(main: ir.Graph, node: ir.Node) -> Outcome:
     return DONE
 
 
-def _dimension(value: ir.Value | None) -> tuple[ir.Value, int] | None:
-    """``(y, i)`` when ``value`` is ``Shape(y)[i]``."""
-    inner = _through(value, "Unsqueeze", "Squeeze", "Reshape", "Cast")
+def copied_dimensions(value: ir.Value | None) -> list[tuple[ir.Value, int]] | None:
+    """``[(y, i), (y, k)]`` when ``value`` is the vector ``Shape(y)[[i, k]]``, however it is written."""
+    size = static_shape(value)
+    if size is None or len(size) != 1:
+        return None
+    inner = _through(value, *(("Unsqueeze", "Squeeze", "Reshape", "Cast") if size == (1,) else ("Cast",)))
     part = producer(inner, "Shape")
     if part is not None and part.inputs[0] is not None and int_attribute(part, "start", 0) >= 0:
-        return part.inputs[0], int_attribute(part, "start", 0)  # one element, as the caller knows
-    gather = producer(inner, "Gather", "Slice")
-    shape = None if gather is None else producer(_through(gather.inputs[0], "Cast"), "Shape")
-    if gather is None or shape is None or shape.attributes or shape.inputs[0] is None:
+        start = int_attribute(part, "start", 0)
+        return [(part.inputs[0], start + i) for i in range(size[0])]
+    pick = producer(inner, "Gather", "Slice")
+    shape = None if pick is None else producer(_through(pick.inputs[0], "Cast"), "Shape")
+    first = None if pick is None else constant(pick.inputs[1])
+    if pick is None or shape is None or shape.attributes or shape.inputs[0] is None or first is None:
         return None
-    first = constant(gather.inputs[1])
-    if first is None or first.size != 1:
+    y = shape.inputs[0]
+    indices = [int(i) for i in first.reshape(-1)]
+    if pick.op_type == "Slice":  # of one axis
+        if len(indices) != 1 or (len(pick.inputs) > 4 and not same_number(pick.inputs[4], 1)):
+            return None
+        indices = [indices[0] + i for i in range(size[0])]
+    if y.shape is None or len(indices) != size[0]:
         return None
-    index, y = int(first.item()), shape.inputs[0]
-    if gather.op_type == "Slice" and len(gather.inputs) > 4 and not same_number(gather.inputs[4], 1):
-        return None  # of one element, so without a step it is the one at the start
-    if index < 0:
-        index += -1 if y.shape is None else len(y.shape)
-    return (y, index) if index >= 0 else None
+    places = [(y, i + len(y.shape) if i < 0 else i) for i in indices]
+    return places if all(0 <= i < len(y.shape) for _, i in places) else None
 
 
 def _through(value: ir.Value | None, *ops: str) -> ir.Value | None:

@@ -374,3 +374,38 @@ def test_a_clip_to_one_side_of_zero(low: float, high: float, tmp_path: Path) -> 
     made = build(tmp_path, net("c = Conv(x, w) r = Clip(c, lo, hi) y = Conv(r, v)"), CONV | bounds)
     assert made.fused.integer_kernels == {"QLinearConv": 2, "Clip": 1}
     assert made.sqnr_db > 33
+
+
+@pytest.mark.parametrize("sizes", ["2,4,8", "n,t,8"])
+@pytest.mark.parametrize("method", [DYNAMIC, FLOAT])
+def test_a_sum_before_a_layer_normalization_is_not_fused_with_it(
+    method: Method, sizes: str, tmp_path: Path
+) -> None:
+    """SkipLayerNormalization takes six times as long on the CPU, and comes where the shapes are known."""
+    body = f"""net (float[{sizes}] x) => (float[{sizes}] y) {{
+        p = MatMul(x, w) s = Add(p, x) n = LayerNormalization<axis = -1>(s, g, b) y = MatMul(n, v)
+    }}"""
+    weights = {"w": weight(8, 8), "v": weight(8, 8, seed=3), "g": weight(8), "b": weight(8)}
+    feeds = {"x": np.asarray(np.random.default_rng(0).normal(size=(2, 4, 8)), np.float32)}
+    made = build(tmp_path, body, weights, feeds=feeds, method=method)
+    assert made.fused.float_operators["LayerNormalization"] == 1
+    assert "SkipLayerNormalization" not in made.fused.float_operators
+    assert made.sqnr_db > (30 if method is DYNAMIC else 120)
+    plain = what_the_runtime_did(tmp_path / "float.onnx", Runtime()).float_operators
+    assert plain["SkipLayerNormalization"] == 1, "the runtime has changed: the Sum is needed no more"
+
+
+@pytest.mark.parametrize("granularity", list(Granularity))
+def test_rows_of_a_table_are_restored_by_what_is_quick(granularity: Granularity, tmp_path: Path) -> None:
+    body = "net (int64[3] i) => (float[a,b] y) { y = Gather(t, i) }"
+    made = build(
+        tmp_path,
+        body,
+        {"t": weight(20, 8)},
+        feeds={"i": i64([1, 2, 3])},
+        method=WEIGHT_ONLY,
+        device=target(granularity=granularity),
+    )
+    restored = {"Cast", "Mul"} if granularity is Granularity.PER_CHANNEL else {"DequantizeLinear"}
+    assert set(ops(made.quantized)) == {"Gather"} | restored
+    assert made.sqnr_db > 38
