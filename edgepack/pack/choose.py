@@ -17,10 +17,12 @@ from edgepack.pack.spans import (
     Span,
     contexts,
     pieces,
+    scaled,
     symbols,
     words,
 )
 from edgepack.pack.tables import code_bytes, fit, least_bytes
+from edgepack.pack.wire import FLOAT, INT8
 
 Counts = npt.NDArray[np.int64]
 Read = Callable[[Span], Bytes]
@@ -31,25 +33,29 @@ FEW_BYTES = 1 << 15
 MOST_TABLES = 60_000
 """Of a file; spans beyond are coded as words. A table takes 16 kB while it is used."""
 CODEBOOK_BYTES = 512
+"""Smaller tensors are coded as they are: neither classes nor a codebook would pay."""
+NEIGHBOURS = 64
+"""Spans that the one whose multiple another is may be away."""
 SPARSE_SHARE = 1 / 16
 """Share of zeros from which a mask is smaller than the zeros among the planes."""
 CLASS_BITS = 2.5
 """What a class takes, about, once coded."""
 
 
-def choose_forms(spans: Sequence[Span], read: Read, is_int8: Sequence[bool]) -> Counts:
+def choose_forms(spans: Sequence[Span], read: Read) -> Counts:
     """Give every span its form and its tables; returns the counts ``[tables, 256]`` to make those from."""
     seen: dict[tuple[int, bytes], int] = {}
     shared = np.zeros((SHARED_TABLES, 256), np.int64)
     matrices: list[tuple[Span, Counts]] = []
-    for number, (span, int8) in enumerate(zip(spans, is_int8, strict=True)):
+    for number, span in enumerate(spans):
         raw = read(span)
         first = seen.setdefault((span.length, _digest(raw)), number)
         if first != number:
             span.form, span.same_as = Form.SAME, first
         elif span.item_bytes > 1:
             _choose_words(span, raw)
-        elif int8 and span.length >= CODEBOOK_BYTES and span.columns <= PIECE:
+            _choose_scaled(number, spans, read)
+        elif span.data_type == INT8 and span.length >= CODEBOOK_BYTES and span.columns <= PIECE:
             span.form = Form.MATRIX
             span.row_class, span.column_class = _classes(span, raw)
             counts = _counts(span, raw, SHARED_TABLES)
@@ -99,9 +105,46 @@ def _choose_words(span: Span, raw: Bytes) -> None:
     elif span.length < FEW_BYTES:
         span.form = Form.WORDS
     else:
-        filled = [np.count_nonzero(numbers[a : a + PIECE]) for a in range(0, len(numbers), PIECE)]
+        filled = [int(np.count_nonzero(numbers[a : a + PIECE])) for a in range(0, len(numbers), PIECE)]
         sparse = sum(filled) <= (1 - SPARSE_SHARE) * len(numbers)
         span.form, span.filled = (Form.SPARSE, filled) if sparse else (Form.PLANES, [])
+
+
+def _choose_scaled(number: int, spans: Sequence[Span], read: Read) -> None:
+    """Make this span, or an earlier one, a multiple of the other, where it is one to the last bit."""
+    this = spans[number]
+    if this.data_type != FLOAT or this.form is not Form.WORDS:
+        return
+    like = [
+        (at, span)
+        for at, span in enumerate(spans[max(number - NEIGHBOURS, 0) : number], max(number - NEIGHBOURS, 0))
+        if span.data_type == FLOAT and span.form is Form.WORDS and span.length == this.length
+    ]
+    for at, span in reversed(like):
+        for copy, base, place in ((this, span, at), (span, this, number)):
+            if (factor := _factor(words(read(copy), 4), words(read(base), 4))) is not None:
+                copy.form, copy.same_as, copy.factor = Form.SCALED, place, factor
+                if copy is this:
+                    return
+                break
+
+
+def _factor(copy: npt.NDArray[np.uint32], base: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32] | None:
+    """The float32 number that makes ``copy`` of ``base``, if there is one near their ratio."""
+    top = int(np.argmax(np.abs(base.view(np.float32))))
+    with np.errstate(all="ignore"):
+        guess = copy[top : top + 1].view(np.float32) / base[top : top + 1].view(np.float32)
+    if not np.isfinite(guess).all() or not guess.all():
+        return None
+    near = (guess.view(np.int32) + np.arange(-2, 3, dtype=np.int32)).view(np.float32)
+    for factor in near:
+        one = np.array([factor], "<f4")
+        for part in (slice(0, 8), slice(0, None)):  # most differ in the first few
+            if not np.array_equal(scaled(base[part].view(np.float32), one).view(np.uint32), copy[part]):
+                break
+        else:
+            return one
+    return None
 
 
 def _few_values(numbers: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.unsignedinteger] | None:
@@ -133,7 +176,7 @@ def _classes(span: Span, raw: Bytes) -> tuple[Bytes, Bytes]:
 
 
 def _level(size: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    return np.rint(CLASSES_PER_OCTAVE * np.log2(np.maximum(size, 2.0**-8))).astype(np.int64)
+    return np.asarray(np.rint(CLASSES_PER_OCTAVE * np.log2(np.maximum(size, 2.0**-8))), np.int64)
 
 
 def _digest(raw: Bytes) -> bytes:

@@ -111,7 +111,9 @@ def expand(code: bytes, size: int, *, is_text: bool = False) -> bytes:
         decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(is_text))
         raw = decoder.decompress(code, max_length=size + 1)
     except lzma.LZMAError as error:
-        raise ModelError(f"a chunk cannot be decoded ({error}): the file is damaged; copy it again") from error
+        raise ModelError(
+            f"a chunk cannot be decoded ({error}): the file is damaged; copy it again"
+        ) from error
     if len(raw) != size:
         raise ModelError("a chunk does not have the size that it states: the file is damaged; copy it again")
     return raw

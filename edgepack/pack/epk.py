@@ -20,6 +20,7 @@ from edgepack.pack.choose import choose_forms
 from edgepack.pack.container import Kind, expand, read_chunks, squeeze, write_chunk, write_start
 from edgepack.pack.files import SourceFile, safe_name, source_files
 from edgepack.pack.layout import (
+    COPIES,
     SPAN_BYTES,
     blocks,
     gaps,
@@ -31,7 +32,7 @@ from edgepack.pack.layout import (
     word_groups,
 )
 from edgepack.pack.rans import Bytes, Coder, decode, encode
-from edgepack.pack.spans import Form, Span, content, contexts, joined, planes, symbols, words
+from edgepack.pack.spans import Form, Span, content, contexts, joined, planes, scaled, symbols, words
 from edgepack.pack.tables import fit, restore
 
 SUFFIX = ".epk"
@@ -61,14 +62,14 @@ def pack(model: Path, output: Path) -> Packed:
         ExportError: the disk refuses, or the packed form gives other bytes.
     """
     output = Path(output).absolute()
-    with source_files(Path(model).absolute()) as (files, spans, is_int8):
+    with source_files(Path(model).absolute()) as (files, spans):
         if output.resolve() in {file.path.resolve() for file in files}:
             raise ExportError(f"{output}: is a file of the model itself; name another with -o")
         try:
             with tempfile.TemporaryDirectory(prefix=".pack-", dir=output.parent) as folder:
                 draft = Path(folder) / output.name
                 with draft.open("wb") as file:
-                    _write(file, files, spans, is_int8)
+                    _write(file, files, spans)
                 (Path(folder) / "check").mkdir()
                 _restore(draft, Path(folder) / "check")
                 draft.replace(output)
@@ -100,7 +101,9 @@ def unpack(packed: Path, output: Path | None = None) -> tuple[Path, ...]:
             if not target.is_dir():
                 places[0] = target
             if packed.resolve() in {place.resolve() for place in places} or len(set(places)) < len(places):
-                raise ExportError(f"{target}: would overwrite another file of this model; name another with -o")
+                raise ExportError(
+                    f"{target}: would overwrite another file of this model; name another with -o"
+                )
             for name, place in reversed(list(zip(names, places, strict=True))):  # the model's own file last
                 place.parent.mkdir(parents=True, exist_ok=True)
                 (Path(scratch) / name).replace(place)
@@ -109,13 +112,11 @@ def unpack(packed: Path, output: Path | None = None) -> tuple[Path, ...]:
     return tuple(places)
 
 
-def _write(
-    file: BinaryIO, files: Sequence[SourceFile], spans: Sequence[Span], is_int8: Sequence[bool]
-) -> None:
+def _write(file: BinaryIO, files: Sequence[SourceFile], spans: Sequence[Span]) -> None:
     def read(span: Span) -> Bytes:
         return files[span.file].content[span.offset : span.offset + span.length]
 
-    tables, stored = fit(choose_forms(spans, read, is_int8))
+    tables, stored = fit(choose_forms(spans, read))
     known = b"".join(notes(span) for span in spans)
     sizes = [len(f.content) for f in files]
     header = {
@@ -175,7 +176,10 @@ def _restore(packed: Path, folder: Path) -> list[str]:
 
 
 def _fill(
-    chunks: Iterator[tuple[Kind, bytes]], sizes: Sequence[int], counts: Sequence[int], files: Sequence[BinaryIO]
+    chunks: Iterator[tuple[Kind, bytes]],
+    sizes: Sequence[int],
+    counts: Sequence[int],
+    files: Sequence[BinaryIO],
 ) -> None:
     """Decode everything after the header into ``files``."""
     span_count, notes_bytes, tables_bytes = counts
@@ -212,24 +216,28 @@ def _fill(
             coded = coded[len(its) :]
     _next(chunks, Kind.END)
     next(chunks, None)  # nothing may follow
-    _copy_same(spans, files)
+    _copy(spans, files)
 
 
-def _copy_same(spans: Sequence[Span], files: Sequence[BinaryIO]) -> None:
-    for span in spans:
-        if span.form is Form.SAME:
-            first = spans[span.same_as]
-            for done in range(0, span.length, COPY_BYTES):
-                files[first.file].seek(first.offset + done)
-                raw = files[first.file].read(min(COPY_BYTES, span.length - done))
-                files[span.file].seek(span.offset + done)
-                files[span.file].write(raw)
+def _copy(spans: Sequence[Span], files: Sequence[BinaryIO]) -> None:
+    """Fill the spans that are made from others: in order, and those that are only scaled first."""
+    for span in sorted((s for s in spans if s.form in COPIES), key=lambda s: s.form is Form.SAME):
+        first = spans[span.same_as]
+        for done in range(0, span.length, COPY_BYTES):
+            files[first.file].seek(first.offset + done)
+            raw = files[first.file].read(min(COPY_BYTES, span.length - done))
+            if span.form is Form.SCALED:
+                raw = scaled(np.frombuffer(raw, "<f4"), span.factor).tobytes()
+            files[span.file].seek(span.offset + done)
+            files[span.file].write(raw)
 
 
 def _next(chunks: Iterator[tuple[Kind, bytes]], wanted: Kind) -> bytes:
     kind, raw = next(chunks)
     if kind is not wanted:
-        raise ModelError(f"has a chunk {kind.name} where {wanted.name} should be: it is damaged; copy it again")
+        raise ModelError(
+            f"has a chunk {kind.name} where {wanted.name} should be: it is damaged; copy it again"
+        )
     return raw
 
 

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import numpy.typing as npt
 
 from edgepack.errors import ModelError
 from edgepack.pack.container import squeeze
 from edgepack.pack.rans import Bytes
 from edgepack.pack.spans import SIGNED, Span
 from edgepack.pack.tables import least_bytes
-from edgepack.pack.wire import INT8, INT32, RawTensor, raw_tensors
+from edgepack.pack.wire import INT32, INT64, RawTensor, raw_tensors
 
 LEAST_BYTES = 32
 """Smaller tensors stay in the text around them: a span costs a few bytes itself."""
 BLOCK_BYTES = 1 << 16
 """Of files of unknown structure, what is looked at together."""
-_INT64 = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class SourceFile:
 
 
 @contextmanager
-def source_files(model: Path) -> Iterator[tuple[list[SourceFile], list[Span], list[bool]]]:
-    """The files of ``model``, its own first; their spans in order; and which of these are int8.
+def source_files(model: Path) -> Iterator[tuple[list[SourceFile], list[Span]]]:
+    """The files of ``model``, its own first, and their spans in order.
 
     An ``.onnx`` is read with its external data, any other file as plain bytes.
 
@@ -44,8 +44,7 @@ def source_files(model: Path) -> Iterator[tuple[list[SourceFile], list[Span], li
     with ExitStack() as stack:
         own = SourceFile(model.name, model, _mapped(model, stack))
         if model.suffix.lower() != ".onnx":
-            spans = plain_spans(0, own.content, 0, len(own.content))
-            yield [own], spans, [False] * len(spans)
+            yield [own], plain_spans(0, own.content, 0, len(own.content))
             return
         try:
             tensors = list(raw_tensors(own.content.data))
@@ -57,7 +56,7 @@ def source_files(model: Path) -> Iterator[tuple[list[SourceFile], list[Span], li
         for location in dict.fromkeys(t.location for t in tensors if t.location is not None):
             path = model.parent / safe_name(location, model)
             files.append(SourceFile(location, path, _mapped(path, stack)))
-        yield files, *_spans(files, tensors)
+        yield files, _spans(files, tensors)
 
 
 def safe_name(name: str, source: Path) -> PurePosixPath:
@@ -83,10 +82,10 @@ def _mapped(path: Path, stack: ExitStack) -> Bytes:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _spans(files: Sequence[SourceFile], tensors: Sequence[RawTensor]) -> tuple[list[Span], list[bool]]:
+def _spans(files: Sequence[SourceFile], tensors: Sequence[RawTensor]) -> list[Span]:
     """Tensors as spans; between those of a data file, which other models may use too, plain bytes."""
     index = {file.name: number for number, file in enumerate(files)}
-    placed: list[tuple[Span, bool]] = []
+    placed: list[Span] = []
     for tensor in tensors:
         number = 0 if tensor.location is None else index[tensor.location]
         if tensor.location is not None and not tensor.length:
@@ -98,24 +97,24 @@ def _spans(files: Sequence[SourceFile], tensors: Sequence[RawTensor]) -> tuple[l
             )
         if tensor.length >= LEAST_BYTES:
             size = tensor.item_bytes if tensor.length % tensor.item_bytes == 0 else 1
-            flags = SIGNED if tensor.data_type in (INT32, _INT64) else 0
-            span = Span(number, tensor.offset, tensor.length, size, tensor.rows, flags=flags)
-            placed.append((span, tensor.data_type == INT8))
-    placed.sort(key=lambda pair: (pair[0].file, pair[0].offset, -pair[0].length))
-    spans: list[tuple[Span, bool]] = []
+            flags = SIGNED if tensor.data_type in (INT32, INT64) else 0
+            span = Span(
+                number, tensor.offset, tensor.length, size, tensor.rows, tensor.data_type, flags=flags
+            )
+            placed.append(span)
+    placed.sort(key=lambda span: (span.file, span.offset, -span.length))
+    spans: list[Span] = []
     ends = [0] * len(files)
-    for span, int8 in placed:
+    for span in placed:
         if span.offset < ends[span.file]:  # several tensors may share bytes of a data file
             continue
         if span.file:
-            gap = plain_spans(span.file, files[span.file].content, ends[span.file], span.offset)
-            spans += [(s, False) for s in gap]
-        spans.append((span, int8))
+            spans += plain_spans(span.file, files[span.file].content, ends[span.file], span.offset)
+        spans.append(span)
         ends[span.file] = span.offset + span.length
     for number, file in enumerate(files[1:], 1):
-        spans += [(s, False) for s in plain_spans(number, file.content, ends[number], len(file.content))]
-    spans.sort(key=lambda pair: (pair[0].file, pair[0].offset))
-    return [span for span, _ in spans], [int8 for _, int8 in spans]
+        spans += plain_spans(number, file.content, ends[number], len(file.content))
+    return sorted(spans, key=lambda span: (span.file, span.offset))
 
 
 def _stated_bytes(tensor: RawTensor) -> int:
@@ -144,7 +143,7 @@ def plain_spans(file: int, raw: Bytes, start: int, stop: int) -> list[Span]:
     return found
 
 
-def _alike(span: Span, raw: Bytes, counts: np.ndarray) -> bool:  # type: ignore[type-arg]
+def _alike(span: Span, raw: Bytes, counts: npt.NDArray[np.int64]) -> bool:
     """Whether one table for both takes no more than two."""
     last = raw[span.offset + span.length - BLOCK_BYTES : span.offset + span.length]
     before = np.bincount(last, minlength=256).astype(np.int64)

@@ -12,6 +12,7 @@ WORDS_PIECE = 1 << 22
 """Bytes of small tensors that are coded together, about."""
 BLOCK = 1 << 20
 """Pieces are coded together until there are this many symbols."""
+COPIES = (Form.SAME, Form.SCALED)
 DAMAGED = "the table of tensors is damaged; copy the file again"
 _FIELDS = ("file", "gap", "length", "item_bytes", "rows", "form", "flags", "back")
 SPAN_BYTES = 8 * len(_FIELDS)
@@ -24,7 +25,7 @@ def span_bytes(spans: Sequence[Span]) -> bytes:
     for number, span in enumerate(spans):
         if span.file != file:
             file, end = span.file, 0
-        back = number - span.same_as if span.form is Form.SAME else 0
+        back = number - span.same_as if span.form in COPIES else 0
         gap, end = span.offset - end, span.offset + span.length
         rows.append([span.file, gap, span.length, span.item_bytes, span.rows, span.form, span.flags, back])
     table = np.array(rows, "<i8").reshape(-1, len(_FIELDS))
@@ -49,15 +50,26 @@ def spans_of(stored: bytes, sizes: Sequence[int]) -> list[Span]:
         ok &= item_bytes in (1, 2, 4, 8) and size > 0 and flags in (0, SIGNED) and form in list(Form)
         if not ok or length % item_bytes or length % size:
             raise ModelError(DAMAGED)
-        span = Span(of, end + gap, length, item_bytes, size, Form(form), flags, same_as=number - back)
-        if span.form is Form.SAME and not (0 < back <= number and spans[span.same_as].length == length):
-            raise ModelError(DAMAGED)
+        span = Span(of, end + gap, length, item_bytes, size, form=Form(form), flags=flags)
+        span.same_as = number - back
         if span.form is not Form.MATRIX:
             span.first_table = tables
         tables += span.tables
         spans.append(span)
         end += gap + length
+    for number, span in enumerate(spans):
+        if span.form in COPIES and not _is_copy(number, span, spans):
+            raise ModelError(DAMAGED)
     return spans
+
+
+def _is_copy(number: int, span: Span, spans: Sequence[Span]) -> bool:
+    """Whether it may be made from the span that it names, which must not be a copy of a later one."""
+    if not 0 <= span.same_as < len(spans) or spans[span.same_as].length != span.length:
+        return False
+    if span.form is Form.SAME:
+        return span.same_as < number
+    return span.item_bytes == 4 and spans[span.same_as].form not in COPIES
 
 
 def table_count(spans: Sequence[Span]) -> int:
@@ -73,6 +85,8 @@ def notes(span: Span) -> bytes:
         return bytes([len(span.codebook) - 1]) + span.codebook.tobytes()
     if span.form is Form.SPARSE:
         return np.array(span.filled, "<u4").tobytes()
+    if span.form is Form.SCALED:
+        return span.factor.tobytes()
     return b""
 
 
@@ -89,6 +103,8 @@ def take_notes(span: Span, stored: memoryview) -> memoryview:
         sizes = [1, (stored[0] + 1) * span.item_bytes if len(stored) else 0]
     elif span.form is Form.SPARSE:
         sizes = [4 * -(-span.elements // PIECE)]
+    elif span.form is Form.SCALED:
+        sizes = [4]
     if sum(sizes) > len(stored):
         raise ModelError(DAMAGED)
     parts: list[Bytes] = []
@@ -103,6 +119,8 @@ def take_notes(span: Span, stored: memoryview) -> memoryview:
         span.filled = np.frombuffer(parts[0], "<u4").tolist()
         if any(count > piece.count for count, piece in zip(span.filled, pieces(span), strict=True)):
             raise ModelError(DAMAGED)
+    elif span.form is Form.SCALED:
+        span.factor = np.frombuffer(parts[0], "<f4")
     return stored
 
 

@@ -66,7 +66,7 @@ def normalize(counts: npt.NDArray[np.int64]) -> Tables:
     scaled = counts * room // counts.sum(axis=1, keepdims=True) + present
     rows = np.arange(len(scaled))
     scaled[rows, scaled.argmax(axis=1)] += TOTAL - scaled.sum(axis=1)
-    return scaled.astype(np.uint16)
+    return np.asarray(scaled, np.uint16)
 
 
 def _lanes(count: int) -> int:
@@ -131,5 +131,7 @@ def decode(code: bytes, contexts: Contexts, coder: Coder) -> Bytes:
         symbols[at : at + lanes] = s
         state[: len(c)] = x
     if used != words.size or not np.all(state == LEAST_STATE):
-        raise ModelError("a block of symbols does not end where it should: the file is damaged; copy it again")
+        raise ModelError(
+            "a block of symbols does not end where it should: the file is damaged; copy it again"
+        )
     return symbols

@@ -10,6 +10,8 @@ WORDS     a few numbers of several bytes: first bytes, second bytes ... of all s
 PLANES    many of them: the same within the tensor, a table for each plane.
 CODEBOOK  numbers with at most 256 different values: the values, and for each number which.
 SPARSE    numbers with many zeros: a bit for each, and the planes of the others.
+SCALED    float32 numbers that are those of another span times one number, rounded: the scales of a bias, which
+          are the weight's times the input's.
 SAME      the content of an earlier span.
 ========  ==============================================================================================
 
@@ -40,6 +42,7 @@ class Form(IntEnum):
     CODEBOOK = 4
     SPARSE = 5
     SAME = 6
+    SCALED = 7
 
 
 PIECE = 1 << 20
@@ -63,11 +66,16 @@ class Span:
     length: int
     item_bytes: int
     rows: int
+    data_type: int = 0
+    """Of ONNX, 0 where unknown; the decoder need not know it."""
     form: Form = Form.WORDS
     flags: int = 0
     first_table: int = 0
-    """Its tables are this one and the next; of no meaning for WORDS and SAME."""
+    """Its tables are this one and the next; of no meaning where it has none."""
     same_as: int = 0
+    """Of SAME and SCALED the number of the other span."""
+    factor: Array = field(default_factory=lambda: np.zeros(1, "<f4"))
+    """Of SCALED."""
     row_class: Bytes = field(default_factory=lambda: np.empty(0, np.uint8))
     column_class: Bytes = field(default_factory=lambda: np.empty(0, np.uint8))
     codebook: Array = field(default_factory=lambda: np.empty(0, np.uint8))
@@ -87,7 +95,12 @@ class Span:
     @property
     def tables(self) -> int:
         """How many tables of its own it has."""
-        own = {Form.BYTES: 1, Form.CODEBOOK: 1, Form.PLANES: self.item_bytes, Form.SPARSE: 1 + self.item_bytes}
+        own = {
+            Form.BYTES: 1,
+            Form.CODEBOOK: 1,
+            Form.PLANES: self.item_bytes,
+            Form.SPARSE: 1 + self.item_bytes,
+        }
         return own.get(self.form, 0)
 
 
@@ -108,7 +121,7 @@ class Piece:
 
 def pieces(span: Span) -> Iterator[Piece]:
     """The pieces of a span, whole rows of a matrix; none for a span that has no symbols of its own."""
-    if span.form in (Form.WORDS, Form.SAME):
+    if span.form in (Form.WORDS, Form.SAME, Form.SCALED):
         return
     step = PIECE
     if span.form is Form.MATRIX:
@@ -124,7 +137,7 @@ def contexts(piece: Piece) -> Contexts:
         rows = span.row_class[piece.start // span.columns : piece.stop // span.columns].astype(np.int16)
         by_column = span.column_class.astype(np.int16) - MIDDLE_COLUMN
         table = np.clip(rows[:, None] + by_column[None, :], 0, SHARED_TABLES - 1)
-        return table.reshape(-1).astype(np.uint16)
+        return np.asarray(table.reshape(-1), np.uint16)
     runs = {
         Form.BYTES: [piece.count],
         Form.CODEBOOK: [piece.count],
@@ -134,7 +147,7 @@ def contexts(piece: Piece) -> Contexts:
         counts = [-(-piece.count // 8), *[span.filled[piece.number]] * span.item_bytes]
     else:
         counts = runs[span.form]
-    return np.repeat(np.arange(first, first + len(counts), dtype=np.uint16), counts)
+    return np.asarray(np.repeat(np.arange(first, first + len(counts)), counts), np.uint16)
 
 
 def symbols(piece: Piece, content: Bytes) -> Bytes:
@@ -197,3 +210,9 @@ def joined(separate: Bytes, item_bytes: int, flags: int = 0) -> Bytes:
         one = folded.dtype.type(1)
         together = ((folded >> one) ^ (~(folded & one) + one)).view(np.uint8)
     return together
+
+
+def scaled(numbers: Array, factor: Array) -> Array:
+    """float32 products, rounded once, as IEEE 754 has it everywhere."""
+    with np.errstate(all="ignore"):
+        return np.asarray(numbers.astype(np.float32) * factor.astype(np.float32), "<f4")

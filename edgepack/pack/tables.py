@@ -5,6 +5,8 @@ logarithm by magnitude describe it, with straight lines between; small models wo
 tables than the tables save. What is no such curve (a codebook, a bit mask) is stored in full.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
@@ -89,7 +91,7 @@ def _points(counts: Counts) -> npt.NDArray[np.uint8]:
     by_magnitude[1:] /= 2
     middle = (KNOTS[:-1] + KNOTS[1:]) / 2
     edges = np.concatenate([[0], np.floor(middle).astype(int) + 1, [128]])
-    mean = np.array([by_magnitude[a:b].mean() for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    mean = np.array([by_magnitude[a:b].mean() for a, b in pairwise(edges)])
     level = np.log2(np.maximum(mean, mean.max() * 2.0**-14 + 1e-12) / mean.max())
     return np.asarray(np.clip(np.rint(TOP + STEPS_PER_OCTAVE * level), 0, TOP), np.uint8)
 

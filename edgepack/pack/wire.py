@@ -1,7 +1,7 @@
 """Where the tensors of an ONNX file lie: its protobuf read as bytes, nothing decoded, nothing copied.
 
-Field numbers are those of ``onnx.proto``. What is not the content of a tensor needs no understanding here, so a
-file that is put together again from its pieces is the same file, whoever wrote it.
+Field numbers are those of ``onnx.proto``. What is not the content of a tensor needs no understanding here, so
+a file that is put together again from its pieces is the same file, whoever wrote it.
 """
 
 import math
@@ -24,8 +24,10 @@ _INSIDE = {
 _DIMS, _TYPE, _RAW, _EXTERNAL = 1, 2, 9, 13
 ITEM_BYTES = {1: 4, 4: 2, 5: 2, 6: 4, 7: 8, 10: 2, 11: 8, 12: 4, 13: 8, 14: 4, 15: 8, 16: 2}
 """Bytes of an element by ONNX data type, those of complex numbers by part; one for all others."""
+FLOAT = 1
 INT8 = 3
 INT32 = 6
+INT64 = 7
 _ELEMENTS_ARE_ITEMS = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 16, 17, 18, 19, 20})
 
 
