@@ -77,6 +77,10 @@ class ModelFigures:
     cold_start_ms: float
     peak_memory_bytes: int
     fidelity: Fidelity | None
+    packed_bytes: int | None = None
+    """As an ``.epk``; ``None`` where it was not packed."""
+    packed_file: str | None = None
+    """The ``.epk``, where the package has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +250,9 @@ def _figures(models: Sequence[ModelFigures]) -> list[str]:
     rows.append(
         ("size", *(_with(size_text(m.size_bytes), _smaller(m, original), m, original) for m in models))
     )
+    if any(m.packed_bytes for m in models):
+        packed = [size_text(m.packed_bytes) if m.packed_bytes else "-" for m in models]
+        rows.append(("packed", *packed))
     speed = [f"{m.speedup:.2f}× as fast" for m in models]
     p50 = [time_text(m.latency_ms_p50) for m in models]
     rows.append(("latency p50", *(_with(p50[i], speed[i], m, original) for i, m in enumerate(models))))

@@ -24,10 +24,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "quantize",
         "export",
         "measure",
+        "pack",
         "passes",
     ),
     "choice": ("measurements", "trials", "search", "choose", "gate", "explain", "terms", "artifacts"),
-    "line": ("scratch", "build", "compare", "inspect"),
+    "line": ("scratch", "build", "compare", "inspect", "pooling"),
     "command line": ("cli", "__main__"),
 }
 """Modules and packages by layer, lowest first. A module imports from its own layer and from lower ones."""

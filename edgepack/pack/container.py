@@ -120,6 +120,6 @@ def expand(code: bytes, size: int, *, is_text: bool = False) -> bytes:
 
 
 def _filters(is_text: bool) -> list[dict[str, int]]:
-    shape = {"lc": 4, "lp": 0, "pb": 0} if is_text else {"lc": 0, "lp": 0, "pb": 0}
+    shape = {"lc": 3, "lp": 0, "pb": 0} if is_text else {"lc": 0, "lp": 0, "pb": 0}
     preset = 9 | lzma.PRESET_EXTREME if is_text else 6
     return [{"id": lzma.FILTER_LZMA1, "preset": preset, "dict_size": 1 << 24, **shape}]

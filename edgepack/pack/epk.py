@@ -52,8 +52,8 @@ class Packed:
     """Names of the model's files."""
 
 
-def pack(model: Path, output: Path) -> Packed:
-    """Write the packed form of ``model`` to ``output``, and check that it gives the same bytes back.
+def pack(model: Path, output: Path, *, check: bool = True) -> Packed:
+    """Write the packed form of ``model`` to ``output``, and ``check`` that it gives the same bytes back.
 
     ``model`` is an ``.onnx``, taken with its external data, or any other single file.
 
@@ -66,12 +66,14 @@ def pack(model: Path, output: Path) -> Packed:
         if output.resolve() in {file.path.resolve() for file in files}:
             raise ExportError(f"{output}: is a file of the model itself; name another with -o")
         try:
+            output.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".pack-", dir=output.parent) as folder:
                 draft = Path(folder) / output.name
                 with draft.open("wb") as file:
                     _write(file, files, spans)
-                (Path(folder) / "check").mkdir()
-                _restore(draft, Path(folder) / "check")
+                if check:
+                    (Path(folder) / "check").mkdir()
+                    _restore(draft, Path(folder) / "check")
                 draft.replace(output)
         except OSError as error:
             raise ExportError(f"{output}: cannot be written: {error.strerror}") from error
@@ -95,6 +97,7 @@ def unpack(packed: Path, output: Path | None = None) -> tuple[Path, ...]:
     target = packed.parent if output is None else Path(output).absolute()
     folder = target if target.is_dir() else target.parent
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder) as scratch:
             names = _restore(packed, Path(scratch))
             places = [folder / name for name in names]

@@ -92,7 +92,7 @@ def _spans(files: Sequence[SourceFile], tensors: Sequence[RawTensor]) -> list[Sp
             tensor.length = _stated_bytes(tensor)
         if tensor.offset + tensor.length > len(files[number].content):
             raise ModelError(
-                f"{files[number].path}: a tensor ends at byte {tensor.offset + tensor.length} and the file at "
+                f"{files[number].path}: a tensor ends at byte {tensor.offset + tensor.length}, the file at "
                 f"{len(files[number].content)}: it is cut short, copy it again"
             )
         if tensor.length >= LEAST_BYTES:
@@ -125,7 +125,7 @@ def _stated_bytes(tensor: RawTensor) -> int:
 
 
 def plain_spans(file: int, raw: Bytes, start: int, stop: int) -> list[Span]:
-    """The blocks of ``raw`` that a table of frequencies codes better than LZMA does; neighbours are joined."""
+    """The blocks of ``raw`` that a table of frequencies codes better than LZMA; neighbours are joined."""
     found: list[Span] = []
     step = max(BLOCK_BYTES, (stop - start) >> 10)
     for at in range(start, stop, step):

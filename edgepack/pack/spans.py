@@ -4,14 +4,14 @@
 form      what is coded
 ========  ==============================================================================================
 MATRIX    int8 weights. Every row and every column has a class, its mean magnitude on a logarithmic scale;
-          their sum selects one of 32 tables that all matrices of the file share.
+          their sum selects one of 48 tables that all matrices of the file share.
 BYTES     bytes with a table of their own: codes of a codebook, pruned int8, 4-bit pairs.
 WORDS     a few numbers of several bytes: first bytes, second bytes ... of all such tensors together.
 PLANES    many of them: the same within the tensor, a table for each plane.
 CODEBOOK  numbers with at most 256 different values: the values, and for each number which.
 SPARSE    numbers with many zeros: a bit for each, and the planes of the others.
-SCALED    float32 numbers that are those of another span times one number, rounded: the scales of a bias, which
-          are the weight's times the input's.
+SCALED    float32 numbers that are those of another span times one number, rounded: the scales of a bias,
+          which are the weight's times the input's.
 SAME      the content of an earlier span.
 ========  ==============================================================================================
 
@@ -47,12 +47,12 @@ class Form(IntEnum):
 
 PIECE = 1 << 20
 """Elements coded at a time."""
-SHARED_TABLES = 32
+SHARED_TABLES = 48
 """Of all matrices together, the first of all tables; those of single spans follow."""
-MIDDLE_COLUMN = 8
+MIDDLE_COLUMN = 12
 """The class of a column of mean magnitude."""
-MOST_COLUMN = 15
-CLASSES_PER_OCTAVE = 2
+MOST_COLUMN = 23
+CLASSES_PER_OCTAVE = 3
 SIGNED = 1
 """Flag: stored after zigzag, so that small negative numbers have empty upper planes too."""
 

@@ -16,7 +16,7 @@ from edgepack.pack.rans import BITS, TOTAL, Tables, normalize
 Counts = npt.NDArray[np.int64]
 
 KNOTS = np.array([0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 85, 107, 126, 127])
-"""Magnitudes that the curve is stored at; 0 and 127, the largest of every channel, are points of their own."""
+"""Magnitudes that the curve is stored at; 0 and 127, the largest of a channel, are points of their own."""
 STEPS_PER_OCTAVE = 16
 TOP = 15 * STEPS_PER_OCTAVE
 # 2^(i/16) in 1/65536, written out: a library's power function may round differently elsewhere.
