@@ -21,6 +21,8 @@ SAMPLES = 16
 LEAST_DB = 30.0
 """What the outputs of a model with similar tensors have to keep, where nothing else is asked for."""
 SHOWN_TIED = 8
+FILE_SUFFIXES = (".onnx", ".ort", ".tflite", ".data", ".bin")
+"""What nobody calls a folder."""
 
 
 def pack_models(
@@ -38,7 +40,7 @@ def pack_models(
         if within or data or least_db is not None:
             raise ConfigError(f"{output}: restores every byte; --within and --data are for pools")
         return pack(models[0], output)
-    if output.suffix and not output.is_dir():
+    if output.suffix in FILE_SUFFIXES:
         raise ConfigError(f"{output}: name a {SUFFIX} file, or a folder for a pool")
     runtime = Runtime()
 

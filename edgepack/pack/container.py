@@ -24,6 +24,10 @@ _CHUNK = struct.Struct("<BII")
 _MOST_CHUNK_BYTES = 1 << 28
 
 
+WINDOW_BYTES = 1 << 24
+"""How far back LZMA looks; the coder allots what it needs, which for small pieces is most of its time."""
+
+
 class Kind(IntEnum):
     """What a chunk holds, in the order of the file."""
 
@@ -98,7 +102,9 @@ def _checksum(kind: int, content: bytes) -> int:
 
 def squeeze(raw: bytes, *, is_text: bool = False) -> bytes:
     """``raw`` by LZMA without a header; bytes without structure, such as planes, unless ``is_text``."""
-    return lzma.compress(raw, lzma.FORMAT_RAW, filters=_filters(is_text))
+    return lzma.compress(
+        raw, lzma.FORMAT_RAW, filters=_filters(is_text, min(max(len(raw), 1 << 12), WINDOW_BYTES))
+    )
 
 
 def expand(code: bytes, size: int, *, is_text: bool = False) -> bytes:
@@ -108,7 +114,7 @@ def expand(code: bytes, size: int, *, is_text: bool = False) -> bytes:
         ModelError: other bytes come out.
     """
     try:
-        decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(is_text))
+        decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(is_text, WINDOW_BYTES))
         raw = decoder.decompress(code, max_length=size + 1)
     except lzma.LZMAError as error:
         raise ModelError(
@@ -119,7 +125,7 @@ def expand(code: bytes, size: int, *, is_text: bool = False) -> bytes:
     return raw
 
 
-def _filters(is_text: bool) -> list[dict[str, int]]:
+def _filters(is_text: bool, window: int) -> list[dict[str, int]]:
     shape = {"lc": 3, "lp": 0, "pb": 0} if is_text else {"lc": 0, "lp": 0, "pb": 0}
     preset = 9 | lzma.PRESET_EXTREME if is_text else 6
-    return [{"id": lzma.FILTER_LZMA1, "preset": preset, "dict_size": 1 << 24, **shape}]
+    return [{"id": lzma.FILTER_LZMA1, "preset": preset, "dict_size": window, **shape}]
