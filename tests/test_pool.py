@@ -100,13 +100,13 @@ def test_what_cannot_be_pooled_is_refused_and_nothing_is_left(tmp_path: Path) ->
     one = write(tmp_path / "one.onnx")
     with pytest.raises(ExportError, match="not an empty folder"):
         make_pool([one], tmp_path)
-    with pytest.raises(ConfigError, match="--within 1.5"):
+    with pytest.raises(ConfigError, match=r"--within 1\.5"):
         make_pool([one], tmp_path / "pool", within=1.5)
     with pytest.raises(ConfigError, match="holds one model"):
         pack_models([one, one], tmp_path / "m.epk", 0, None, None)
     with pytest.raises(ConfigError, match="for pools"):
         pack_models([one], tmp_path / "m.epk", 0.1, None, None)
-    with pytest.raises(ConfigError, match=r"or a folder for a pool"):
+    with pytest.raises(ConfigError, match="or a folder for a pool"):
         pack_models([one], tmp_path / "m.onnx", 0, None, None)
     assert [p.name for p in tmp_path.iterdir()] == ["one.onnx"]
 

@@ -134,7 +134,7 @@ def plain_spans(file: int, raw: Bytes, start: int, stop: int) -> list[Span]:
         if len(probe) < BLOCK_BYTES // 2:
             continue
         counts = np.bincount(probe, minlength=256).astype(np.int64)
-        if least_bytes(counts) >= len(squeeze(probe.tobytes())):
+        if least_bytes(counts) >= len(squeeze(probe.tobytes(), is_text=True)):
             continue
         if found and found[-1].offset + found[-1].length == at and _alike(found[-1], raw, counts):
             found[-1].length += len(block)
