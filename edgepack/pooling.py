@@ -8,12 +8,12 @@ from edgepack.compare import random_feed
 from edgepack.config import Data
 from edgepack.data import open_samples
 from edgepack.errors import ConfigError
-from edgepack.measure.check import compare_sessions
-from edgepack.measure.session import open_session, run
+from edgepack.lines import size_text, table
+from edgepack.measure.check import compare_outputs
+from edgepack.measure.runner import open_model
 from edgepack.model import input_specs, load_model
 from edgepack.pack.epk import SUFFIX, Packed, pack
 from edgepack.pack.pool import Pool, PooledModel, make_pool
-from edgepack.report import size_text, table
 from edgepack.target import Runtime
 
 SAMPLES = 16
@@ -50,9 +50,9 @@ def pack_models(
         if data is not None:
             samples = open_samples(Data(path=data, samples=SAMPLES), "comparison", inputs, {}, base=Path())
             feeds = [sample.feeds for sample in samples]
-        session = open_session(original, runtime)
-        outputs = [run(session, feed) for feed in feeds]
-        return compare_sessions(outputs, open_session(pooled, runtime), feeds).sqnr_db
+        reference = open_model(original, runtime)
+        outputs = [reference.run(feed) for feed in feeds]
+        return compare_outputs(outputs, open_model(pooled, runtime), feeds).sqnr_db
 
     floor = LEAST_DB if least_db is None else least_db
     return make_pool(models, output, within=within, verify=verify, least_db=floor)

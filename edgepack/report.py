@@ -4,9 +4,11 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from edgepack.lines import size_text, table, time_text
 
 MOST_REASONS = 8
 SHOWN_UNITS = 3
@@ -171,19 +173,6 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def size_text(size_bytes: float) -> str:
-    """Bytes as a person reads them, decimal units."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size_bytes >= factor:
-            return f"{size_bytes / factor:.2f} {unit}"
-    return f"{size_bytes:.0f} B"
-
-
-def time_text(ms: float) -> str:
-    """Milliseconds as a person reads them."""
-    return f"{ms:.2f} ms" if ms >= 1 else f"{ms * 1e3:.1f} µs"
-
-
 def text(report: BuildReport) -> str:
     """The page that a person reads in ten seconds: verdict, figures, what stayed float and why, gate."""
     lines = [_headline(report), *_refused(report.refused), ""]
@@ -266,19 +255,6 @@ def _figures(models: Sequence[ModelFigures]) -> list[str]:
         if len(models) < 3:  # else in the table of parity
             rows.append(("fidelity", *("-" if m is original else _fidelity(m) for m in models)))
     return table(rows)
-
-
-def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
-    """Rows with columns of equal width, indented; the columns ``right`` are flush right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  "
-        + "   ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _with(figure: str, relation: str, model: ModelFigures, original: ModelFigures) -> str:

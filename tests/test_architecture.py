@@ -13,7 +13,17 @@ PACKAGE = REPO / "edgepack"
 MOST_LINES = 450
 
 LAYERS: dict[str, tuple[str, ...]] = {
-    "vocabulary": ("__init__", "errors", "scheme", "numerics", "strict", "target", "config", "report"),
+    "vocabulary": (
+        "__init__",
+        "errors",
+        "scheme",
+        "numerics",
+        "strict",
+        "target",
+        "config",
+        "lines",
+        "report",
+    ),
     "material": ("model", "data", "feeds", "labels", "sources", "images", "metrics", "usercode"),
     "stages": (
         "normalize",
