@@ -21,6 +21,7 @@ from edgepack.measure.check import compare_outputs
 from edgepack.measure.litert import Port, litert, open_tflite
 from edgepack.measure.runner import open_model
 from edgepack.model import input_specs, model_bytes
+from edgepack.pack.epk import Packed
 from edgepack.quantize.plan import QuantPlan
 from edgepack.quantize.rounding import Rounding
 from edgepack.report import Fidelity, ModelFigures
@@ -28,7 +29,12 @@ from edgepack.report_formats import Refusal
 from edgepack.target import Format, Target
 from edgepack.trials import Methods
 
-FILES: Mapping[Format, str] = {"onnx": "model.onnx", "ort": "model.ort", "tflite": "model.tflite"}
+FILES: Mapping[Format, str] = {
+    "onnx": "model.onnx",
+    "ort": "model.ort",
+    "tflite": "model.tflite",
+    "epk": "model.epk",
+}
 """The file of each format."""
 COMPANIONS: Mapping[str, str] = {"model.ort": "model.required_operators.config"}
 """What is written beside a file."""
@@ -84,7 +90,7 @@ def require_runtimes(target: Target) -> None:
 
 
 def write_artifacts(material: Material, target: Target, feeds: Sequence[Feeds], package: Path) -> Artifacts:
-    """Write the files of the target's formats; each but the ``.onnx`` is compared with it on ``feeds``.
+    """Write the models of the target's formats; each but the ``.onnx`` is compared with it on ``feeds``.
 
     A format that is optional for the target may be left out, with the reason.
 
@@ -94,7 +100,7 @@ def write_artifacts(material: Material, target: Target, feeds: Sequence[Feeds], 
     files: dict[str, Path] = {"onnx": package / FILES["onnx"]}
     export_onnx(material.choice.model, files["onnx"], material.facts_of(material.choice.plan))
     refused, told = [], None
-    for name in (f for f in target.formats if f != "onnx"):
+    for name in (f for f in target.formats if f not in ("onnx", "epk")):
         path = package / FILES[name]
         try:
             if name == "ort":
@@ -196,7 +202,9 @@ def outdated(output: Path, package: Path) -> list[Path]:
     """Files in ``output`` that an earlier build wrote, by its report, and this ``package`` does not have."""
     try:
         report = json.loads((output / "report.json").read_text(encoding="utf-8"))
-        written = {line["file"] for line in report["models"][1:]} & set(FILES.values())
+        lines = report["models"][1:]
+        written = {line["file"] for line in lines} | {line.get("packed_file") for line in lines}
+        written &= set(FILES.values())
     except (OSError, ValueError, LookupError, TypeError):
         return []  # no report, or none of ours
     names = written | {COMPANIONS[name] for name in written if name in COMPANIONS}
@@ -208,6 +216,7 @@ def figures_of(
     files: Mapping[str, Path],
     latencies: Mapping[str, Latency],
     fidelity: Mapping[str, Fidelity],
+    packed: Mapping[str, Packed],
 ) -> tuple[ModelFigures, ...]:
     """Everything measured, a line for each file, the original first."""
     return tuple(
@@ -222,6 +231,8 @@ def figures_of(
             cold_start_ms=latencies[name].cold_start_ms,
             peak_memory_bytes=latencies[name].peak_memory_bytes,
             fidelity=fidelity.get(name),
+            packed_bytes=packed[name].packed_bytes if name in packed else None,
+            packed_file=FILES["epk"] if name in packed and packed[name].path.parent == path.parent else None,
         )
         for name, path in {"original": original, **files}.items()
     )

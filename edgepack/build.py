@@ -19,6 +19,7 @@ from edgepack.config import Prune, Recipe
 from edgepack.data import Samples, check_disjoint, open_samples
 from edgepack.errors import ConfigError, did_you_mean
 from edgepack.explain import NOTHING_MEASURED, UnitFigures, measure_units, unit_rows
+from edgepack.export.epk import export_epk
 from edgepack.export.tflite import tensors_for
 from edgepack.feeds import Feeds, InputSpec, open_dims, with_sizes
 from edgepack.gate import judge
@@ -178,6 +179,7 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         material = Material(model, choice, _requested(job, units), table, rounder, reference.shapes, facts)
         artifacts = write_artifacts(material, job.target, _probes(data.evaluation, EXPORT_PROBES), package)
         notes.extend(f"{refusal.file} not built: {refusal.reason}" for refusal in artifacts.refused)
+        packed = export_epk(artifacts.files, package, scratch, ship="epk" in job.target.formats, large=large)
     with clock.stage("check"):
         on_sample = _counter(job, "check", data.evaluation)
         fidelity, parity = check_together(
@@ -188,7 +190,7 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
     with clock.stage("units"):
         fused, figures = _look_inside(job, model, choice.plan, artifacts.files["onnx"], data, scratch)
     models = figures_of(
-        recipe.model, artifacts.files, latencies, {"original": reference.fidelity, **fidelity}
+        recipe.model, artifacts.files, latencies, {"original": reference.fidelity, **fidelity}, packed
     )
     gate = judge(limits(recipe, job.target, data.metric), models, asked_for=recipe.gate is not None)
     return BuildReport(

@@ -11,6 +11,7 @@ from edgepack.config import Data, ImageInput, Recipe
 from edgepack.data import open_samples
 from edgepack.errors import ConfigError
 from edgepack.feeds import Feeds, InputSpec
+from edgepack.lines import size_text, time_text
 from edgepack.measure.bench import bench
 from edgepack.measure.check import baseline, check
 from edgepack.measure.environment import environment
@@ -18,7 +19,6 @@ from edgepack.measure.profile import profile_ops
 from edgepack.measure.runner import open_model
 from edgepack.metrics import resolve_metric
 from edgepack.model import input_specs, load_model, model_bytes
-from edgepack.report import size_text, time_text
 from edgepack.target import Runtime, Target
 
 UNKNOWN_SIZE = 1

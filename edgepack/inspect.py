@@ -8,12 +8,12 @@ from typing import Any
 import onnx_ir as ir
 
 from edgepack.calibrate.ranges import Range
+from edgepack.lines import size_text
 from edgepack.model import input_specs, load_model, model_bytes, require_float
 from edgepack.normalize import normalize, opset_of
 from edgepack.prepare import prepare
 from edgepack.quantize.plan import Method, make_plan, tensors_to_observe
 from edgepack.quantize.units import find_units
-from edgepack.report import size_text
 from edgepack.target import Target
 
 

@@ -4,10 +4,11 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from edgepack.lines import size_text, table, time_text
 from edgepack.report_formats import Parity, Refusal, first_of, tflite_lines
 
 MOST_REASONS = 8
@@ -54,6 +55,10 @@ class ModelFigures:
     cold_start_ms: float
     peak_memory_bytes: int
     fidelity: Fidelity | None
+    packed_bytes: int | None = None
+    """As an ``.epk``; ``None`` where it was not packed."""
+    packed_file: str | None = None
+    """The ``.epk``, where the package has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,19 +149,6 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def size_text(size_bytes: float) -> str:
-    """Bytes as a person reads them, decimal units."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size_bytes >= factor:
-            return f"{size_bytes / factor:.2f} {unit}"
-    return f"{size_bytes:.0f} B"
-
-
-def time_text(ms: float) -> str:
-    """Milliseconds as a person reads them."""
-    return f"{ms:.2f} ms" if ms >= 1 else f"{ms * 1e3:.1f} µs"
-
-
 def text(report: BuildReport) -> str:
     """The page that a person reads in ten seconds: verdict, figures, what stayed float and why, gate."""
     lines = [_headline(report), *_refused(report.refused), ""]
@@ -223,6 +215,9 @@ def _figures(models: Sequence[ModelFigures]) -> list[str]:
     rows.append(
         ("size", *(_with(size_text(m.size_bytes), _smaller(m, original), m, original) for m in models))
     )
+    if any(m.packed_bytes for m in models):
+        packed = [size_text(m.packed_bytes) if m.packed_bytes else "-" for m in models]
+        rows.append(("packed", *packed))
     speed = [f"{m.speedup:.2f}× as fast" for m in models]
     p50 = [time_text(m.latency_ms_p50) for m in models]
     rows.append(("latency p50", *(_with(p50[i], speed[i], m, original) for i, m in enumerate(models))))
@@ -236,19 +231,6 @@ def _figures(models: Sequence[ModelFigures]) -> list[str]:
         if len(models) < 3:  # else in the table of parity
             rows.append(("fidelity", *("-" if m is original else _fidelity(m) for m in models)))
     return table(rows)
-
-
-def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
-    """Rows with columns of equal width, indented; the columns ``right`` are flush right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  "
-        + "   ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _with(figure: str, relation: str, model: ModelFigures, original: ModelFigures) -> str:

@@ -10,7 +10,7 @@ from edgepack.errors import ConfigError, did_you_mean
 from edgepack.scheme import Granularity, QuantScheme, QuantType
 from edgepack.strict import Strict, parse, read_yaml
 
-Format = Literal["onnx", "ort", "tflite"]
+Format = Literal["onnx", "ort", "tflite", "epk"]
 
 
 class Runtime(Strict):

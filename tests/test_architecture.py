@@ -13,7 +13,17 @@ PACKAGE = REPO / "edgepack"
 MOST_LINES = 450
 
 LAYERS: dict[str, tuple[str, ...]] = {
-    "vocabulary": ("__init__", "errors", "scheme", "numerics", "strict", "target", "config", "report*"),
+    "vocabulary": (
+        "__init__",
+        "errors",
+        "scheme",
+        "numerics",
+        "strict",
+        "target",
+        "config",
+        "lines",
+        "report*",
+    ),
     "material": ("model", "data", "feeds", "labels", "sources", "images", "metrics", "usercode"),
     "stages": (
         "normalize",
@@ -24,10 +34,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "quantize",
         "export",
         "measure",
+        "pack",
         "passes",
     ),
     "choice": ("measurements", "trials", "search", "choose", "gate", "explain", "terms", "artifacts"),
-    "line": ("scratch", "build", "compare", "inspect"),
+    "line": ("scratch", "build", "compare", "inspect", "pooling"),
     "command line": ("cli", "__main__"),
 }
 """Modules and packages by layer, lowest first. A module imports from its own layer and from lower ones."""

@@ -161,6 +161,14 @@ def test_a_report_that_is_not_ours_names_no_files(tmp_path: Path, content: str) 
     assert outdated(tmp_path, tmp_path / "package") == []
 
 
+def test_a_packed_model_of_an_earlier_build_is_removed_but_not_one_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    for packed_file, old in (("model.epk", ["model.epk", "model.onnx"]), (None, ["model.onnx"])):
+        line = {"file": "model.onnx", "packed_file": packed_file}
+        (tmp_path / "report.json").write_text(json.dumps({"models": [{"file": "net.onnx"}, line]}))
+        assert [path.name for path in outdated(tmp_path, tmp_path / "package")] == old
+
+
 def varying(folder: Path, *, evaluation: tuple[int, ...]) -> Path:
     """A project whose samples have these lengths; calibration samples have 6."""
     tiny.project(folder, metric=None)

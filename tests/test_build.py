@@ -125,6 +125,15 @@ def test_several_formats(folder: Path) -> None:
     assert json.loads((output / "report.json").read_text())["target"] == "mobile"
 
 
+def test_the_packed_form_is_measured_and_shipped_where_the_target_asks(tmp_path: Path) -> None:
+    folder = tiny.project(tmp_path / "p")
+    target = load_target("x86-cpu").model_copy(update={"name": "packed", "formats": ("onnx", "epk")})
+    (folder / "packed.yaml").write_text(target.model_dump_json())
+    report, output = run(folder, target=str(folder / "packed.yaml"))
+    assert report.models[0].packed_bytes is None
+    assert report.models[1].packed_bytes == (output / "model.epk").stat().st_size
+
+
 def test_the_gate_of_the_target_holds_where_the_recipe_has_none(tmp_path: Path) -> None:
     """And then a limit on a metric that nobody measured is no failure."""
     folder = tiny.project(tmp_path / "g", gate=None)

@@ -12,7 +12,7 @@ import tiny
 
 from edgepack.cli import run
 
-COMMANDS = ("build", "inspect", "plan", "check", "bench", "targets")
+COMMANDS = ("build", "inspect", "plan", "check", "bench", "pack", "unpack", "targets")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,18 @@ def test_help_is_quick(tmp_path: Path) -> None:
 
     bare = best(sys.executable, "-c", "pass")
     assert best(sys.executable, "-m", "edgepack", "--help") < bare + 0.5
+
+
+def test_pack_and_unpack(built: Path, tmp_path: Path) -> None:
+    model = built / "dist" / "x86-cpu" / "model.onnx"
+    done = tiny.run(tmp_path, "pack", str(model), "-o", "m.epk", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["packed_bytes"] == (tmp_path / "m.epk").stat().st_size
+    assert tiny.run(tmp_path, "unpack", "m.epk", "-o", "back.onnx").returncode == 0
+    assert (tmp_path / "back.onnx").read_bytes() == model.read_bytes()
+    (tmp_path / "m.epk").write_bytes((tmp_path / "m.epk").read_bytes()[:-20])
+    done = tiny.run(tmp_path, "unpack", "m.epk", "-o", "back.onnx")
+    assert done.returncode == 3 and "cut short" in done.stderr
 
 
 def test_help_names_every_command(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from edgepack.lines import size_text, table, time_text
 from edgepack.report import (
     BuildReport,
     Candidate,
@@ -14,10 +15,7 @@ from edgepack.report import (
     StageReport,
     UnitRow,
     finite,
-    size_text,
-    table,
     text,
-    time_text,
 )
 
 ORIGINAL = ModelFigures(

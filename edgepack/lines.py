@@ -1,0 +1,29 @@
+"""Figures as a person reads them, and tables of text."""
+
+from collections.abc import Collection, Sequence
+
+
+def size_text(size_bytes: float) -> str:
+    """Bytes as a person reads them, decimal units."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.2f} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
+def time_text(ms: float) -> str:
+    """Milliseconds as a person reads them."""
+    return f"{ms:.2f} ms" if ms >= 1 else f"{ms * 1e3:.1f} µs"
+
+
+def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
+    """Rows with columns of equal width, indented; the columns ``right`` are flush right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  "
+        + "   ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
