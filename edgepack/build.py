@@ -19,6 +19,7 @@ from edgepack.config import Prune, Recipe
 from edgepack.data import Samples, check_disjoint, open_samples
 from edgepack.errors import ConfigError, did_you_mean
 from edgepack.explain import NOTHING_MEASURED, UnitFigures, measure_units, unit_rows
+from edgepack.export.compact import names_of
 from edgepack.export.tflite import tensors_for
 from edgepack.feeds import Feeds, InputSpec, open_dims, with_sizes
 from edgepack.gate import judge
@@ -399,7 +400,7 @@ def _choose(
     kept = kept_measurements(recipe, target, table)
     return choose(
         units,
-        TrialBench(recipe.model, target, _probes(data.calibration), scratch, kept),
+        TrialBench(recipe.model, target, _probes(data.calibration), scratch, names_of(model), kept),
         form,
         fixed,
         Floor(gate.min_sqnr_db, gate.min_agreement, gate.max_metric_drop, reference.fidelity.metric),
