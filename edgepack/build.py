@@ -42,6 +42,7 @@ from edgepack.quantize.apply import apply_plan
 from edgepack.quantize.mapped import round_to_files
 from edgepack.quantize.plan import Method, QuantPlan, make_plan, requested_methods, tensors_to_observe
 from edgepack.quantize.rounding import Rounder, round_weights
+from edgepack.quantize.saturation import Narrow, outputs_that_saturate
 from edgepack.quantize.units import Unit, find_units
 from edgepack.report import BuildReport, Fidelity, StageReport, text
 from edgepack.scratch import publish, scratch_folder
@@ -163,17 +164,18 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         table = _ranges(job, model, units, data.calibration)
         table.save(package / "ranges.json")
         notes.append(f"{len(table.ranges)} tensors, {table.samples} samples, {table.observer}")
+    narrow = _narrow(job, clock, model, units, table, data.calibration)
     with clock.stage("round") as notes:
-        rounder = _rounder(job, model, units, table, data.calibration, scratch if large else None)
+        rounder = _rounder(job, model, units, table, narrow, data.calibration, scratch if large else None)
         second_order = 0 if large else len(rounder.rounded)
         notes.append(f"{second_order} weights by second order, {len(rounder.means)} biases corrected")
     with clock.stage("check original"):
         on_sample = _counter(job, "check original", data.evaluation)
         reference = baseline(recipe.model, data.evaluation, job.target.runtime, data.metric, on_sample)
     with clock.stage("choose") as notes:
-        choice = _choose(job, model, units, table, rounder, data, reference, scratch)
+        choice = _choose(job, model, units, table, narrow, rounder, data, reference, scratch)
         notes.append(f"{len(choice.candidates)} forms measured")
-        notes.extend(choice.notes)
+        notes.extend((*choice.notes, *_told(choice.plan)))
     with clock.stage("export") as notes:
         facts = {"target": job.target.name, **_facts(digests, table)}
         material = Material(model, choice, _requested(job, units), table, rounder, reference.shapes, facts)
@@ -310,15 +312,42 @@ def _ranges(job: Job, model: ir.Model, units: Sequence[Unit], samples: Samples) 
     )
 
 
+def _narrow(
+    job: Job, clock: _Clock, model: ir.Model, units: Sequence[Unit], table: RangeTable, samples: Samples
+) -> Narrow:
+    """Outputs that need weights of seven bits, on a target whose sums saturate; else none."""
+    if not job.target.quantization.saturates:
+        return {}
+    with clock.stage("saturation"):
+        plan = make_plan(model, units, table.ranges, job.target, _all_static(units))
+        few, threads = _spread(samples, ROUNDING_SAMPLES), os.cpu_count() or 1
+        return outputs_that_saturate(model, plan, few, threads=threads, seed=job.recipe.seed)
+
+
+def _all_static(units: Sequence[Unit]) -> dict[str, tuple[Method, str]]:
+    return {u.name: (Method.STATIC, "") for u in units}
+
+
+def _told(plan: QuantPlan) -> list[str]:
+    counts = [sum(u.narrow) for u in plan.units if u.narrow]
+    line = f"{sum(counts)} outputs of {len(counts)} units have 7-bit weights: 8 would saturate"
+    return [line] if counts else []
+
+
 def _rounder(
-    job: Job, model: ir.Model, units: Sequence[Unit], table: RangeTable, samples: Samples, folder: Path | None
+    job: Job,
+    model: ir.Model,
+    units: Sequence[Unit],
+    table: RangeTable,
+    narrow: Narrow,
+    samples: Samples,
+    folder: Path | None,
 ) -> Rounder:
     """Round every weight that some form may store; the forms differ in where they use them.
 
     With a ``folder`` the integers are kept there instead of in memory.
     """
-    widest = {u.name: (Method.STATIC, "") for u in units}
-    plan = make_plan(model, units, table.ranges, job.target, widest)
+    plan = make_plan(model, units, table.ranges, job.target, _all_static(units), narrow=narrow)
     if folder is not None:
         return round_to_files(model, plan, folder)
     return round_weights(
@@ -379,6 +408,7 @@ def _choose(
     model: ir.Model,
     units: Sequence[Unit],
     table: RangeTable,
+    narrow: Narrow,
     rounder: Rounder,
     data: _Data,
     reference: Baseline,
@@ -389,7 +419,7 @@ def _choose(
     gate = limits(recipe, target, data.metric)
 
     def form(methods: Methods) -> tuple[QuantPlan, ir.Model]:
-        plan = make_plan(model, units, table.ranges, target, methods, rounder.smoothing)
+        plan = make_plan(model, units, table.ranges, target, methods, rounder.smoothing, narrow)
         return plan, apply_plan(model, plan, rounder(plan))
 
     def verify(path: Path) -> Fidelity | None:
