@@ -42,7 +42,7 @@ from edgepack.quantize.apply import apply_plan
 from edgepack.quantize.mapped import round_to_files
 from edgepack.quantize.plan import Method, QuantPlan, make_plan, requested_methods, tensors_to_observe
 from edgepack.quantize.rounding import Rounder, round_weights
-from edgepack.quantize.saturation import Narrow, outputs_that_saturate
+from edgepack.quantize.saturation import Narrow, narrow_notes, outputs_that_saturate
 from edgepack.quantize.units import Unit, find_units
 from edgepack.report import BuildReport, Fidelity, StageReport, text
 from edgepack.scratch import publish, scratch_folder
@@ -175,7 +175,7 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
     with clock.stage("choose") as notes:
         choice = _choose(job, model, units, table, narrow, rounder, data, reference, scratch)
         notes.append(f"{len(choice.candidates)} forms measured")
-        notes.extend((*choice.notes, *_told(choice.plan)))
+        notes.extend((*choice.notes, *narrow_notes(choice.plan)))
     with clock.stage("export") as notes:
         facts = {"target": job.target.name, **_facts(digests, table)}
         material = Material(model, choice, _requested(job, units), table, rounder, reference.shapes, facts)
@@ -315,23 +315,11 @@ def _ranges(job: Job, model: ir.Model, units: Sequence[Unit], samples: Samples) 
 def _narrow(
     job: Job, clock: _Clock, model: ir.Model, units: Sequence[Unit], table: RangeTable, samples: Samples
 ) -> Narrow:
-    """Outputs that need weights of seven bits, on a target whose sums saturate; else none."""
     if not job.target.quantization.saturates:
         return {}
     with clock.stage("saturation"):
-        plan = make_plan(model, units, table.ranges, job.target, _all_static(units))
-        few, threads = _spread(samples, ROUNDING_SAMPLES), os.cpu_count() or 1
-        return outputs_that_saturate(model, plan, few, threads=threads, seed=job.recipe.seed)
-
-
-def _all_static(units: Sequence[Unit]) -> dict[str, tuple[Method, str]]:
-    return {u.name: (Method.STATIC, "") for u in units}
-
-
-def _told(plan: QuantPlan) -> list[str]:
-    counts = [sum(u.narrow) for u in plan.units if u.narrow]
-    line = f"{sum(counts)} outputs of {len(counts)} units have 7-bit weights: 8 would saturate"
-    return [line] if counts else []
+        some = _spread(samples, ROUNDING_SAMPLES)
+        return outputs_that_saturate(model, units, table.ranges, job.target, some, seed=job.recipe.seed)
 
 
 def _rounder(
@@ -347,7 +335,8 @@ def _rounder(
 
     With a ``folder`` the integers are kept there instead of in memory.
     """
-    plan = make_plan(model, units, table.ranges, job.target, _all_static(units), narrow=narrow)
+    widest = {u.name: (Method.STATIC, "") for u in units}
+    plan = make_plan(model, units, table.ranges, job.target, widest, narrow=narrow)
     if folder is not None:
         return round_to_files(model, plan, folder)
     return round_weights(

@@ -23,10 +23,10 @@ Integers = npt.NDArray[np.int64]
 PAIRED_OPS = frozenset({"Conv", "MatMul", "Gemm"})
 """Operators with an integer kernel that adds pairs."""
 LARGEST_INPUT = 255
+LARGEST_WEIGHT = 127
 LARGEST_PAIR = 32767
-SLACK = 2 * LARGEST_INPUT
-"""Rounding by second order moves an integer by a step, rarely by two: both of a pair may grow by one."""
-MOST = LARGEST_PAIR - SLACK
+STEP = 1
+"""What rounding by second order may move a weight by from the nearest integer, rarely more."""
 
 
 def weight_pairs(node: ir.Node, array: npt.NDArray[np.generic], added_channels: int = 0) -> Integers:
@@ -48,16 +48,21 @@ def weight_pairs(node: ir.Node, array: npt.NDArray[np.generic], added_channels: 
     return np.pad(order, (0, len(order) % 2), constant_values=-1).reshape(-1, 2)
 
 
-def pair_sums(rows: npt.NDArray[np.integer], peaks: npt.NDArray[np.integer], pairs: Integers) -> Integers:
+def pair_sums(
+    rows: npt.NDArray[np.integer], peaks: npt.NDArray[np.integer], pairs: Integers, step: int = 0
+) -> Integers:
     """The largest magnitude of each sum of two products: [groups, outputs, pairs].
 
-    ``rows`` are stored weights [groups, outputs, K], ``peaks`` [groups, K] what inputs can be at most. A sum
-    is largest where inputs of the other sign are zero.
+    ``rows`` are stored weights [groups, outputs, K], each of which may still move by ``step``; ``peaks``
+    [groups, K] what inputs can be at most. A sum is largest where inputs of the other sign are zero.
     """
-    products = rows.astype(np.int64) * peaks[:, None].astype(np.int64)
-    both = np.pad(products, ((0, 0), (0, 0), (0, 1)))[:, :, pairs]
-    upper, lower = np.maximum(both, 0).sum(-1), np.minimum(both, 0).sum(-1)
-    return np.asarray(np.maximum(upper, -lower), np.int64)
+    most = peaks[:, None].astype(np.int64)
+    largest = np.zeros((*rows.shape[:2], len(pairs)), np.int64)
+    for signed in (rows.astype(np.int64), -rows.astype(np.int64)):
+        products = np.clip(signed + step, 0, LARGEST_WEIGHT) * most
+        sums = np.pad(products, ((0, 0), (0, 0), (0, 1)))[:, :, pairs].sum(-1)
+        largest = np.maximum(largest, sums)
+    return largest
 
 
 def could_saturate(
@@ -66,13 +71,13 @@ def could_saturate(
     """Which outputs saturate on some input, seen or not, going by the weight alone; empty where none does."""
     rows = to_groups(node, quantize(weight, params))
     pairs = weight_pairs(node, weight, added_channels)
-    worst = pair_sums(rows, np.full((len(rows), rows.shape[2]), LARGEST_INPUT), pairs)
+    worst = pair_sums(rows, np.full((len(rows), rows.shape[2]), LARGEST_INPUT), pairs, STEP)
     return outputs_beyond(worst)
 
 
 def outputs_beyond(sums: Integers) -> tuple[bool, ...]:
     """Which outputs have a sum beyond 16 bits, by :func:`pair_sums`; empty where none has."""
-    beyond = (sums.max(-1, initial=0) > MOST).reshape(-1)
+    beyond = (sums.max(-1, initial=0) > LARGEST_PAIR).reshape(-1)
     return tuple(beyond.tolist()) if beyond.any() else ()
 
 
@@ -95,5 +100,5 @@ def rows_with_fewer_bits(rows: Floats, params: QuantParams, scheme: QuantScheme)
     """The same for a weight [outputs, K] of a recurrent operator, by the weight alone."""
     pairs = np.pad(np.arange(rows.shape[1]), (0, rows.shape[1] % 2), constant_values=-1).reshape(-1, 2)
     stored = quantize(rows, params)[None]
-    sums = pair_sums(stored, np.full((1, rows.shape[1]), LARGEST_INPUT), pairs)
+    sums = pair_sums(stored, np.full((1, rows.shape[1]), LARGEST_INPUT), pairs, STEP)
     return with_fewer_bits(rows, params, scheme, outputs_beyond(sums))

@@ -4,6 +4,7 @@ By weights alone nearly every layer could saturate. How large its inputs get cha
 sums out, and of the rest only those count that come near the limit on calibration samples.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,14 +12,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgepack.calibrate.ranges import Range
 from edgepack.calibrate.run import stream_activations
 from edgepack.data import Samples
 from edgepack.numerics import quantize
-from edgepack.quantize.pairs import MOST, PAIRED_OPS, Integers, pair_sums, weight_pairs
-from edgepack.quantize.plan import Method, QuantPlan, UnitPlan
+from edgepack.quantize.pairs import LARGEST_PAIR, PAIRED_OPS, STEP, Integers, pair_sums, weight_pairs
+from edgepack.quantize.plan import Method, QuantPlan, UnitPlan, make_plan
 from edgepack.quantize.statistics import weight_inputs
+from edgepack.quantize.units import Unit
 from edgepack.quantize.weights import to_groups, weight_of
 from edgepack.scheme import QuantParams, QuantType
+from edgepack.target import Target
 
 Stored = npt.NDArray[np.int64]
 Narrow = Mapping[str, tuple[bool, ...]]
@@ -54,14 +58,22 @@ class _Suspects:
 
 
 def outputs_that_saturate(
-    model: ir.Model, plan: QuantPlan, samples: Samples, *, threads: int, seed: int
+    model: ir.Model,
+    units: Sequence[Unit],
+    ranges: Mapping[str, Range],
+    target: Target,
+    samples: Samples,
+    *,
+    seed: int,
 ) -> dict[str, tuple[bool, ...]]:
-    """The outputs of static units in ``plan``, by unit name, whose sums saturate on ``samples`` or nearly so.
+    """The outputs of static units, by unit name, whose sums saturate on ``samples`` or nearly so.
 
     Raises:
-        CalibrationError: the model fails on a sample.
+        CalibrationError: the model fails on a sample, or a range was not measured.
     """
+    threads = os.cpu_count() or 1  # the host's: nothing here depends on it
     nodes = {n.name: n for n in model.graph}
+    plan = make_plan(model, units, ranges, target, {u.name: (Method.STATIC, "") for u in units})
     static = [
         u
         for u in plan.of(Method.STATIC)
@@ -84,7 +96,7 @@ def outputs_that_saturate(
     found = {}
     for name, suspect in suspects.items():
         beyond = np.zeros(suspect.channels, np.bool_)
-        beyond[suspect.outputs[suspect.seen * MARGIN > MOST]] = True
+        beyond[suspect.outputs[suspect.seen * MARGIN > LARGEST_PAIR]] = True
         if beyond.any():
             found[name] = tuple(beyond.tolist())
     return found
@@ -117,8 +129,8 @@ def _suspects(
     # Padding stores the zero point, so nothing stays below that.
     by_channel = np.maximum(_stored(peak, params), int(params.zero_point)).reshape(groups, -1)
     pairs = weight_pairs(node, weight, unit_plan.added_channels)
-    sums = pair_sums(rows, np.repeat(by_channel, columns // by_channel.shape[1], axis=1), pairs)
-    group, output, pair = np.nonzero(sums > MOST)
+    sums = pair_sums(rows, np.repeat(by_channel, columns // by_channel.shape[1], axis=1), pairs, STEP)
+    group, output, pair = np.nonzero(sums > LARGEST_PAIR)
     padded = np.pad(rows, ((0, 0), (0, 0), (0, 1)))
     chosen = padded[group[:, None], output[:, None], pairs[pair]]
     return _Suspects(
@@ -135,3 +147,10 @@ def _suspects(
 
 def _stored(x: npt.NDArray[np.float32], params: QuantParams) -> Stored:
     return quantize(x, params).astype(np.int64)
+
+
+def narrow_notes(plan: QuantPlan) -> list[str]:
+    """What there is to say of weights of seven bits in ``plan``."""
+    counts = [sum(u.narrow) for u in plan.units if u.narrow]
+    line = f"{sum(counts)} outputs of {len(counts)} units have 7-bit weights: 8 would saturate"
+    return [line] if counts else []
