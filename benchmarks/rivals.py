@@ -48,7 +48,7 @@ class Rival:
 
 RIVALS: Mapping[str, Rival] = {
     "onnxruntime static, MinMax": Rival("static MinMax", (RUNTIME, "onnx==1.23.2", "sympy")),
-    "onnxruntime static, Entropy": Rival("static Entropy", (RUNTIME, "onnx==1.23.2", "sympy")),
+    "onnxruntime static, Percentile": Rival("static Percentile", (RUNTIME, "onnx==1.23.2", "sympy")),
     "onnxruntime dynamic": Rival("dynamic", (RUNTIME, "onnx==1.23.2", "sympy")),
     "nncf": Rival("nncf", ("nncf==3.4.0", RUNTIME, "onnx==1.23.2")),
     "amd-quark": Rival("quark", ("amd-quark==0.13", "torch==2.13.0", RUNTIME, "onnx==1.22.0")),
