@@ -138,7 +138,8 @@ def _measured(
         try:
             found[name] = check(path, evaluation, target.runtime, reference, metric)
         except EdgepackError as error:
-            failures[name] = f"its file does not run: {_last_line(str(error).splitlines()[0])}"
+            said = str(error).splitlines()[0].replace(f"{path}: ", "").replace(str(path), path.name)
+            failures[name] = _last_line(said)
     feeds = [sample.feeds for _, sample in zip(range(16), evaluation, strict=False)]
     times = bench({n: models[n] for n in found}, target.runtime, feeds, warmup=5, runs=RUNS)
     original = model_bytes(models["original"])
