@@ -19,6 +19,7 @@ from suite import HERE, recipe_for
 from edgepack.calibrate.run import calibrate
 from edgepack.config import Calibration, Observer, Recipe, load_recipe
 from edgepack.data import Samples, open_samples
+from edgepack.export.compact import names_of
 from edgepack.export.onnx import export_onnx
 from edgepack.measure.check import Baseline, baseline, check
 from edgepack.metrics import Metric, resolve_metric
@@ -94,7 +95,7 @@ def measured(
 ) -> Fidelity:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export_onnx(apply_plan(model, plan, rounder(plan)), path, {})
+        export_onnx(apply_plan(model, plan, rounder(plan)), path, {}, names_of(model))
         return check(path, samples, target.runtime, reference, metric)
 
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from edgepack.calibrate.ranges import RangeTable
 from edgepack.choose import Choice
 from edgepack.errors import ConfigError, EdgepackError, ExportError, ModelError
+from edgepack.export.compact import names_of
 from edgepack.export.onnx import export_onnx
 from edgepack.export.ort import export_ort
 from edgepack.export.tflite import export_tflite, plan_tflite
@@ -66,7 +67,8 @@ class Material:
     def facts_of(self, plan: QuantPlan) -> dict[str, object]:
         """The facts, with the ranges that ``plan`` uses."""
         used = {name: r for name, r in self.table.ranges.items() if name in plan.activations}
-        return {**self.facts, "ranges": {name: [r.low, r.high] for name, r in used.items()}}
+        ranges = {name: [_short(r.low), _short(r.high)] for name, r in used.items()}
+        return {**self.facts, "ranges": ranges}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,8 @@ def write_artifacts(material: Material, target: Target, feeds: Sequence[Feeds], 
         ConfigError, ExportError, ModelError: a format that is not optional cannot be written or run.
     """
     files: dict[str, Path] = {"onnx": package / FILES["onnx"]}
-    export_onnx(material.choice.model, files["onnx"], material.facts_of(material.choice.plan))
+    facts = material.facts_of(material.choice.plan)
+    export_onnx(material.choice.model, files["onnx"], facts, names_of(material.model))
     refused, told = [], None
     for name in (f for f in target.formats if f not in ("onnx", "epk")):
         path = package / FILES[name]
@@ -114,6 +117,11 @@ def write_artifacts(material: Material, target: Target, feeds: Sequence[Feeds], 
             path.unlink(missing_ok=True)
             refused.append(Refusal(name, path.name, _without(error, package)))
     return Artifacts(files, tuple(refused), told)
+
+
+def _short(bound: float) -> float:
+    """Six digits: what a file tells of a range; all digits are in ranges.json, which is reused."""
+    return float(f"{bound:.6g}")
 
 
 def _without(error: EdgepackError, package: Path) -> str:

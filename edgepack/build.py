@@ -19,6 +19,7 @@ from edgepack.config import Prune, Recipe
 from edgepack.data import Samples, check_disjoint, open_samples
 from edgepack.errors import ConfigError, did_you_mean
 from edgepack.explain import NOTHING_MEASURED, UnitFigures, measure_units, unit_rows
+from edgepack.export.compact import names_of
 from edgepack.export.epk import export_epk
 from edgepack.export.tflite import tensors_for
 from edgepack.feeds import Feeds, InputSpec, open_dims, with_sizes
@@ -42,6 +43,7 @@ from edgepack.quantize.apply import apply_plan
 from edgepack.quantize.mapped import round_to_files
 from edgepack.quantize.plan import Method, QuantPlan, make_plan, requested_methods, tensors_to_observe
 from edgepack.quantize.rounding import Rounder, round_weights
+from edgepack.quantize.saturation import Narrow, narrow_notes, outputs_that_saturate
 from edgepack.quantize.units import Unit, find_units
 from edgepack.report import BuildReport, Fidelity, StageReport, text
 from edgepack.scratch import publish, scratch_folder
@@ -163,17 +165,18 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         table = _ranges(job, model, units, data.calibration)
         table.save(package / "ranges.json")
         notes.append(f"{len(table.ranges)} tensors, {table.samples} samples, {table.observer}")
+    narrow = _narrow(job, clock, model, units, table, data.calibration)
     with clock.stage("round") as notes:
-        rounder = _rounder(job, model, units, table, data.calibration, scratch if large else None)
+        rounder = _rounder(job, model, units, table, narrow, data.calibration, scratch if large else None)
         second_order = 0 if large else len(rounder.rounded)
         notes.append(f"{second_order} weights by second order, {len(rounder.means)} biases corrected")
     with clock.stage("check original"):
         on_sample = _counter(job, "check original", data.evaluation)
         reference = baseline(recipe.model, data.evaluation, job.target.runtime, data.metric, on_sample)
     with clock.stage("choose") as notes:
-        choice = _choose(job, model, units, table, rounder, data, reference, scratch)
+        choice = _choose(job, model, units, table, narrow, rounder, data, reference, scratch)
         notes.append(f"{len(choice.candidates)} forms measured")
-        notes.extend(choice.notes)
+        notes.extend((*choice.notes, *narrow_notes(choice.plan)))
     with clock.stage("export") as notes:
         facts = {"target": job.target.name, **_facts(digests, table)}
         material = Material(model, choice, _requested(job, units), table, rounder, reference.shapes, facts)
@@ -311,15 +314,31 @@ def _ranges(job: Job, model: ir.Model, units: Sequence[Unit], samples: Samples) 
     )
 
 
+def _narrow(
+    job: Job, clock: _Clock, model: ir.Model, units: Sequence[Unit], table: RangeTable, samples: Samples
+) -> Narrow:
+    if not job.target.quantization.saturates:
+        return {}
+    with clock.stage("saturation"):
+        some = _spread(samples, ROUNDING_SAMPLES)
+        return outputs_that_saturate(model, units, table.ranges, job.target, some, seed=job.recipe.seed)
+
+
 def _rounder(
-    job: Job, model: ir.Model, units: Sequence[Unit], table: RangeTable, samples: Samples, folder: Path | None
+    job: Job,
+    model: ir.Model,
+    units: Sequence[Unit],
+    table: RangeTable,
+    narrow: Narrow,
+    samples: Samples,
+    folder: Path | None,
 ) -> Rounder:
     """Round every weight that some form may store; the forms differ in where they use them.
 
     With a ``folder`` the integers are kept there instead of in memory.
     """
     widest = {u.name: (Method.STATIC, "") for u in units}
-    plan = make_plan(model, units, table.ranges, job.target, widest)
+    plan = make_plan(model, units, table.ranges, job.target, widest, narrow=narrow)
     if folder is not None:
         return round_to_files(model, plan, folder)
     return round_weights(
@@ -380,6 +399,7 @@ def _choose(
     model: ir.Model,
     units: Sequence[Unit],
     table: RangeTable,
+    narrow: Narrow,
     rounder: Rounder,
     data: _Data,
     reference: Baseline,
@@ -390,7 +410,7 @@ def _choose(
     gate = limits(recipe, target, data.metric)
 
     def form(methods: Methods) -> tuple[QuantPlan, ir.Model]:
-        plan = make_plan(model, units, table.ranges, target, methods, rounder.smoothing)
+        plan = make_plan(model, units, table.ranges, target, methods, rounder.smoothing, narrow)
         return plan, apply_plan(model, plan, rounder(plan))
 
     def verify(path: Path) -> Fidelity | None:
@@ -401,7 +421,7 @@ def _choose(
     kept = kept_measurements(recipe, target, table)
     return choose(
         units,
-        TrialBench(recipe.model, target, _probes(data.calibration), scratch, kept),
+        TrialBench(recipe.model, target, _probes(data.calibration), scratch, names_of(model), kept),
         form,
         fixed,
         Floor(gate.min_sqnr_db, gate.min_agreement, gate.max_metric_drop, reference.fidelity.metric),

@@ -43,13 +43,15 @@ class Granularity(StrEnum):
 class QuantScheme:
     """How one kind of tensor is quantized.
 
-    ``reduce_range`` drops one bit of weights, for x86 without VNNI, whose u8 × s8 sums saturate at 16 bits.
+    Of weights: ``reduce_range`` drops one bit of all; ``saturates`` says that u8 × s8 sums saturate at 16
+    bits, as on x86 without VNNI, so that those lose a bit whose sums would.
     """
 
     type: QuantType
     symmetric: bool
     granularity: Granularity = Granularity.PER_TENSOR
     reduce_range: bool = False
+    saturates: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -77,7 +77,10 @@ class Quantization(Strict):
     weight_type: QuantType = QuantType.INT8
     weight_granularity: Granularity = Granularity.PER_CHANNEL
     reduce_range: bool = False
-    """Drop one weight bit: x86 without VNNI adds pairs of u8 × s8 products in saturating 16 bits."""
+    """Drop one bit of all weights."""
+    saturates: bool = False
+    """The kernels add pairs of u8 × s8 products in saturating 16 bits (x86 without VNNI): outputs whose sums
+    would saturate on the calibration data, and only those, get weights of seven bits."""
 
     input_channels_multiple: Annotated[int, Field(ge=1)] = 1
     """The fast kernels of spatial convolutions read input channels in groups of this many: an input of three
@@ -95,7 +98,7 @@ class Quantization(Strict):
     @property
     def weight(self) -> QuantScheme:
         """The scheme of weights, always symmetric."""
-        return QuantScheme(self.weight_type, True, self.weight_granularity, self.reduce_range)
+        return QuantScheme(self.weight_type, True, self.weight_granularity, self.reduce_range, self.saturates)
 
 
 class Gate(Strict):

@@ -1,12 +1,13 @@
 """Trials: forms of a model that are built, timed against the original, compared with it, and weighed."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
 
+from edgepack.export.compact import compact
 from edgepack.feeds import Feeds
 from edgepack.measure.bench import file_ratios, quick_ratios
 from edgepack.measure.check import Comparison, compare_outputs
@@ -127,6 +128,8 @@ class TrialBench:
     target: Target
     feeds: Sequence[Feeds]
     folder: Path
+    spoken: Collection[str]
+    """Values that keep their names in files, see :func:`edgepack.export.compact.compact`."""
     kept: Measurements = field(default_factory=Measurements)
     made: int = 0
 
@@ -207,7 +210,7 @@ class TrialBench:
     def _write(self, model: ir.Model) -> Path:
         self.made += 1
         path = self.folder / f"trial_{self.made}.onnx"
-        save_model(model, path)
+        save_model(compact(model, self.spoken), path)
         return path
 
 

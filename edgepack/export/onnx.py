@@ -1,29 +1,33 @@
 """The ``.onnx`` artifact: the quantized model with what made it written into its metadata."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
 
 from edgepack import __version__
-from edgepack.model import clone, save_model
+from edgepack.export.compact import compact
+from edgepack.model import save_model
 
 PREFIX = "edgepack."
 
 
-def export_onnx(model: ir.Model, path: Path, facts: Mapping[str, object]) -> None:
+def export_onnx(model: ir.Model, path: Path, facts: Mapping[str, object], spoken: Collection[str]) -> None:
     """Write ``model`` to ``path``, checked; ``facts`` become metadata entries ``edgepack.<key>``.
 
-    The model's own metadata stay (a reader of text lines keeps its alphabet there).
+    The model's own metadata stay (a reader of text lines keeps its alphabet there), and so do the names of
+    the values in ``spoken``, see :func:`edgepack.export.compact.compact`.
 
     Raises:
         ExportError: the checker refuses the model, or the disk does.
     """
-    described = clone(model)
+    described = compact(model, spoken)
     described.producer_name, described.producer_version = "edgepack", __version__
     described.metadata_props[f"{PREFIX}version"] = __version__
     for key, value in facts.items():
-        written = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        written = (
+            value if isinstance(value, str) else json.dumps(value, sort_keys=True, separators=(",", ":"))
+        )
         described.metadata_props[f"{PREFIX}{key}"] = written
     save_model(described, path)

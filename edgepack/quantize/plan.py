@@ -15,6 +15,7 @@ from edgepack.errors import CalibrationError, ConfigError, did_you_mean
 from edgepack.model import constant
 from edgepack.numerics import MIN_SCALE, choose_params, choose_weight_params
 from edgepack.quantize.hard import gate_params
+from edgepack.quantize.pairs import could_saturate, with_fewer_bits
 from edgepack.quantize.units import RECURRENT_OPS, Role, Unit, activation_bounds, consumers
 from edgepack.scheme import Granularity, QuantParams, QuantScheme
 from edgepack.target import Target
@@ -57,6 +58,8 @@ class UnitPlan:
     """The Relu or Clip is implied by the saturation of the integers that follow."""
     added_channels: int = 0
     """Channels of zeros that the input of a convolution gets, for the target's fast kernel."""
+    narrow: tuple[bool, ...] = ()
+    """Which outputs have weights of seven bits, lest sums saturate; none where empty."""
     smoothing: tuple[float, ...] = ()
     """What each input channel of a dynamic product is divided by, and its weights multiplied with."""
 
@@ -126,8 +129,12 @@ def make_plan(
     target: Target,
     methods: Mapping[str, tuple[Method, str]],
     smoothing: Mapping[str, tuple[float, ...]] | None = None,
+    narrow: Mapping[str, tuple[bool, ...]] | None = None,
 ) -> QuantPlan:
-    """Decide the form of each unit; ``smoothing`` has factors by activation, see :mod:`.smooth`.
+    """Decide the form of each unit.
+
+    ``smoothing`` has factors by activation, see :mod:`.smooth`; ``narrow`` the outputs of static units that
+    get weights of seven bits, see :mod:`.saturation`.
 
     A heavy unit takes the method asked for, where the target has it. A light or moving unit is integer when
     everything it reads is, and when an integer unit follows; otherwise a pair of conversions would buy
@@ -141,7 +148,7 @@ def make_plan(
     if not target.kernels.to_the_end:
         forms = _drop_dangling(units, forms, readers)
     forms = _drop_second_copies(units, forms, readers)
-    return _parameters(model, units, ranges, target, forms, readers, smoothing or {})
+    return _parameters(model, units, ranges, target, forms, readers, smoothing or {}, narrow or {})
 
 
 def _first_sweep(
@@ -263,6 +270,7 @@ def _parameters(
     forms: Mapping[str, tuple[Method, str]],
     readers: Mapping[str, list[ir.Node]],
     smoothing: Mapping[str, tuple[float, ...]],
+    narrow: Mapping[str, tuple[bool, ...]],
 ) -> QuantPlan:
     scheme = target.quantization.activation
     nodes = {n.name: n for n in model.graph}
@@ -279,6 +287,7 @@ def _parameters(
         method, reason = forms[unit.name]
         weight, drop, added = None, False, 0
         factors: tuple[float, ...] = ()
+        fewer: tuple[bool, ...] = ()
         if method is Method.STATIC:
             inputs = [activation(name) for name in unit.inputs]
             if unit.role is Role.MOVE:
@@ -286,14 +295,19 @@ def _parameters(
             elif _needs_output(unit, target, static, readers):
                 outputs = [activation(name, unit) for name in unit.outputs]
                 drop = unit.activation is not None and _implied(nodes[unit.activation], outputs[0])
-            weight = _weight_params(unit, nodes, target, inputs[0])
+            fewer = narrow.get(unit.name, ())
+            weight = _weight_params(unit, nodes, target, inputs[0], fewer)
             multiple = target.quantization.input_channels_multiple
             added = _added_channels(unit, nodes[unit.name], multiple)
         elif method is not Method.FLOAT:
             if method is Method.DYNAMIC and unit.op_type in ("MatMul", "Gemm"):
                 factors = smoothing.get(unit.inputs[0], ())
-            weight = _weight_params(unit, nodes, target, None, factors)
-        planned.append(UnitPlan(unit, method, reason, weight, drop, added, factors))
+            if method is Method.DYNAMIC and target.quantization.saturates:
+                fewer = _narrow_dynamic(unit, nodes[unit.name], target.quantization.weight, factors)
+            weight = _weight_params(unit, nodes, target, None, fewer, factors)
+        if any(fewer) and not reason:
+            reason = f"{sum(fewer)} of {len(fewer)} outputs have 7-bit weights: 8 would saturate"
+        planned.append(UnitPlan(unit, method, reason, weight, drop, added, fewer, factors))
     return QuantPlan(tuple(planned), activations, scheme, target.quantization.weight)
 
 
@@ -367,6 +381,7 @@ def _weight_params(
     nodes: Mapping[str | None, ir.Node],
     target: Target,
     x: QuantParams | None,
+    narrow: tuple[bool, ...],
     factors: tuple[float, ...] = (),
 ) -> QuantParams | None:
     node = nodes[unit.name]
@@ -374,18 +389,37 @@ def _weight_params(
     array = constant(source) if source is not None else None
     if array is None or unit.op_type in RECURRENT_OPS:
         return None
-    params = weight_params(node, smoothed(node, array, factors), target.quantization.weight)
+    params = weight_params(node, smoothed(node, array, factors), target.quantization.weight, narrow)
     if x is None:
         return params
     bias = constant(node.inputs[2]) if unit.bias else None
     return _fit_bias(params, np.zeros(1, np.float32) if bias is None else bias, x)
 
 
-def weight_params(node: ir.Node, weight: npt.NDArray[np.float32], scheme: QuantScheme) -> QuantParams:
-    """Parameters of the ``weight`` of a node, one scale an output channel where scheme and node allow."""
+def weight_params(
+    node: ir.Node, weight: npt.NDArray[np.float32], scheme: QuantScheme, narrow: tuple[bool, ...] = ()
+) -> QuantParams:
+    """Parameters of the ``weight`` of a node, one scale an output channel where scheme and node allow.
+
+    ``narrow`` outputs have seven bits.
+    """
     axis = weight_axis(node.op_type, node)
     whole = scheme.granularity is Granularity.PER_TENSOR or axis is None
-    return choose_weight_params(weight, scheme, None if whole or axis is None else axis % weight.ndim)
+    params = choose_weight_params(weight, scheme, None if whole or axis is None else axis % weight.ndim)
+    return with_fewer_bits(weight, params, scheme, narrow)
+
+
+def _narrow_dynamic(
+    unit: Unit, node: ir.Node, scheme: QuantScheme, factors: tuple[float, ...]
+) -> tuple[bool, ...]:
+    """Outputs that could saturate: a range found at run time is used to its end in every run."""
+    array = constant(node.inputs[1]) if unit.weight and unit.op_type not in RECURRENT_OPS else None
+    return () if array is None else narrow_outputs(node, smoothed(node, array, factors), scheme)
+
+
+def narrow_outputs(node: ir.Node, weight: npt.NDArray[np.float32], scheme: QuantScheme) -> tuple[bool, ...]:
+    """Outputs of a dynamic product that need seven bits on a target that saturates."""
+    return could_saturate(node, weight, weight_params(node, weight, scheme))
 
 
 def smoothed(

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from edgepack.model import constant, name_of
 from edgepack.numerics import choose_weight_params, quantize
 from edgepack.quantize.emit import Emitter
+from edgepack.quantize.pairs import rows_with_fewer_bits
 from edgepack.scheme import Granularity, QuantParams, QuantScheme
 
 DOMAIN = "com.microsoft"
@@ -30,7 +31,7 @@ def apply_dynamic_lstm(emit: Emitter, node: ir.Node, scheme: QuantScheme) -> Non
     # X, W, R, B, sequence_lens, initial_h, initial_c, P stand in the same places.
     inputs: list[ir.Value | None] = [*node.inputs, *[None] * (8 - len(node.inputs))]
     for index in WEIGHTS:
-        integers, params, directions = _stored(node, index, scheme)
+        integers, params, directions = _stored(node, index, scheme, integer=True)
         base = name_of(_input(node, index))
         turned = np.ascontiguousarray(integers.reshape(directions, -1, integers.shape[1]).transpose(0, 2, 1))
         per_tensor = params.axis is None
@@ -62,7 +63,7 @@ def apply_dynamic_lstm(emit: Emitter, node: ir.Node, scheme: QuantScheme) -> Non
 def store_recurrent_weights(emit: Emitter, node: ir.Node, scheme: QuantScheme) -> None:
     """Store both weights of an LSTM or GRU as int8; the arithmetic stays float."""
     for index in WEIGHTS:
-        integers, params, directions = _stored(node, index, scheme)
+        integers, params, directions = _stored(node, index, scheme, integer=False)
         shape = (directions, -1, integers.shape[1])
         scale = params.scale.reshape((directions, -1, 1) if params.axis is not None else ())
         real = emit.unfolded(node, name_of(_input(node, index)), integers.reshape(shape), scale)
@@ -70,14 +71,19 @@ def store_recurrent_weights(emit: Emitter, node: ir.Node, scheme: QuantScheme) -
 
 
 def _stored(
-    node: ir.Node, index: int, scheme: QuantScheme
+    node: ir.Node, index: int, scheme: QuantScheme, *, integer: bool
 ) -> tuple[npt.NDArray[np.integer], QuantParams, int]:
-    """Integers ``[D * gates * H, columns]``, their parameters, and D, the number of directions."""
+    """Integers ``[D * gates * H, columns]``, their parameters, and D, the number of directions.
+
+    ``integer`` where a kernel multiplies stored inputs with them.
+    """
     array = constant(node.inputs[index])
     assert array is not None, f"{node.name} was planned with constant weights"
     rows = np.asarray(array, np.float32).reshape(-1, array.shape[2])
     axis = 0 if scheme.granularity is Granularity.PER_CHANNEL else None
     params = choose_weight_params(rows, scheme, axis)
+    if integer and scheme.saturates:
+        params = rows_with_fewer_bits(rows, params, scheme)
     return quantize(rows, params), params, array.shape[0]
 
 

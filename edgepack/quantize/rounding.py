@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from edgepack.data import Samples
 from edgepack.numerics import quantize, weight_limit
-from edgepack.quantize.plan import QuantPlan, UnitPlan, smoothed, weight_params
+from edgepack.quantize.plan import QuantPlan, UnitPlan, narrow_outputs, smoothed, weight_params
 from edgepack.quantize.second_order import round_second_order
 from edgepack.quantize.smooth import smoothing_factors
 from edgepack.quantize.statistics import InputMoments, stream_moments
@@ -113,11 +113,12 @@ def round_weights(
             readers.setdefault(unit.inputs[0], []).append(nodes[unit.name])
     smoothing: dict[str, tuple[float, ...]] = {}
     limit = weight_limit(plan.weight_scheme)
+    narrow = {u.unit.name: u.narrow for u in plan.units}
     for unit, moments in measured:
         if not moments.count:
             continue
         node, means[unit.name] = nodes[unit.name], moments.mean
-        forms = [(planned[unit.name], weight_of(node), moments.second)]
+        forms = [(planned[unit.name], narrow[unit.name], weight_of(node), moments.second)]
         if unit.inputs[0] in readers and moments.second is not None:
             name = unit.inputs[0]
             if name not in smoothing:
@@ -126,12 +127,22 @@ def round_weights(
                 weight = smoothed(node, weight_of(node), smoothing[name])
                 factors = np.asarray(smoothing[name], np.float32)
                 second = moments.second / np.outer(factors, factors)
-                forms.append((weight_params(node, weight, plan.weight_scheme), weight, second))
-        for params, weight, second_moments in forms:
+                forms.append((*_dynamic_params(node, weight, plan), weight, second))
+            elif plan.weight_scheme.saturates:
+                forms.append((*_dynamic_params(node, weight_of(node), plan), weight_of(node), moments.second))
+        for params, fewer, weight, second_moments in forms:
             if second_moments is not None and params is not None:
                 key = (unit.name, params.scale.tobytes())
-                rounded[key] = _second_order(node, weight, second_moments, params, limit)
+                most = np.where(fewer, limit >> 1, limit) if fewer else np.asarray(limit)
+                rounded[key] = _second_order(node, weight, second_moments, params, most)
     return Rounder(model, means, rounded, {name: f for name, f in smoothing.items() if f})
+
+
+def _dynamic_params(node: ir.Node, weight: Floats, plan: QuantPlan) -> tuple[QuantParams, tuple[bool, ...]]:
+    """Parameters of a weight in the dynamic form, and which outputs have seven bits."""
+    scheme = plan.weight_scheme
+    narrow = narrow_outputs(node, weight, scheme) if scheme.saturates else ()
+    return weight_params(node, weight, scheme, narrow), narrow
 
 
 def _smoothing(readers: Sequence[ir.Node], moments: InputMoments) -> tuple[float, ...]:
@@ -148,7 +159,11 @@ def _measurable(unit: Unit, node: ir.Node) -> bool:
 
 
 def _second_order(
-    node: ir.Node, weight: Floats, second: Floats, params: QuantParams, limit: int
+    node: ir.Node, weight: Floats, second: Floats, params: QuantParams, limit: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.integer]:
-    integers = round_second_order(to_groups(node, weight), second, _scales(node, params), limit)
+    """Stored integers; ``limit`` of their magnitude is one number, or one an output."""
+    groups = to_groups(node, weight)
+    most = np.broadcast_to(limit.astype(np.float32).reshape(-1), (len(groups) * groups.shape[1],))
+    most = most.reshape(groups.shape[:2])
+    integers = round_second_order(groups, second, _scales(node, params), most)
     return from_groups(node, integers.astype(params.type.dtype))

@@ -14,19 +14,21 @@ SMALL = 64
 """Triangles up to this size are inverted as they are."""
 
 
-def round_second_order(weight: Matrix, second: Matrix, scale: Matrix, limit: int) -> Matrix:
+def round_second_order(weight: Matrix, second: Matrix, scale: Matrix, limit: int | Matrix) -> Matrix:
     """Integers in ``[-limit, limit]`` for ``weight`` that keep ``weight @ x``, given ``E[x xᵀ]``.
 
     Frantar et al. (2023), GPTQ, after Hassibi and Stork (1993): columns are rounded one by one, and what is
     lost is spread over the columns still open through the inverse second moments. ``weight`` is
-    [groups, outputs, K], ``second`` [groups, K, K], ``scale`` [groups, outputs, 1]. An output keeps plain
+    [groups, outputs, K], ``second`` [groups, K, K], ``scale`` [groups, outputs, 1], ``limit`` one number or
+    [groups, outputs]. An output keeps plain
     rounding where that is better by the same measure, so the result is never worse than rounding to nearest.
     """
-    nearest = np.clip(np.rint(weight / scale), -limit, limit)
+    most = np.broadcast_to(np.asarray(limit, np.float32), scale.shape[:2])
+    nearest = np.clip(np.rint(weight / scale), -most[:, :, None], most[:, :, None])
     # Columns with much input first, while most others are open to make up for them.
     order = np.argsort(-np.einsum("gii->gi", second), axis=1, kind="stable")
     columns = np.take_along_axis(weight.transpose(0, 2, 1), order[:, :, None], axis=1)
-    rounded = _round_columns(columns, _spread(second, order), scale[:, :, 0], limit)
+    rounded = _round_columns(columns, _spread(second, order), scale[:, :, 0], most)
     inverse = np.argsort(order, axis=1)
     integers = np.take_along_axis(rounded, inverse[:, :, None], axis=1).transpose(0, 2, 1)
     better = output_error(weight, integers * scale, second) < output_error(weight, nearest * scale, second)
@@ -39,7 +41,7 @@ def output_error(weight: Matrix, other: Matrix, second: Matrix) -> Matrix:
     return np.asarray((np.matmul(difference, second) * difference).sum(-1))
 
 
-def _round_columns(columns: Matrix, spread: Matrix, scale: Matrix, limit: int) -> Matrix:
+def _round_columns(columns: Matrix, spread: Matrix, scale: Matrix, limit: Matrix) -> Matrix:
     """Integers for ``columns`` [groups, K, outputs] in the order they stand; ``columns`` is used up."""
     integers = np.empty_like(columns)
     total = columns.shape[1]
