@@ -48,7 +48,7 @@ from edgepack.quantize.units import Unit, find_units
 from edgepack.report import BuildReport, Fidelity, StageReport, text
 from edgepack.scratch import publish, scratch_folder
 from edgepack.target import Target
-from edgepack.terms import kept_measurements, limits, search_task
+from edgepack.terms import as_wished, kept_measurements, limits, search_task
 from edgepack.trials import Floor, Methods, TrialBench
 
 Progress = Callable[[str, int, int], None]
@@ -117,7 +117,7 @@ def build(job: Job) -> tuple[BuildReport, Path]:
     Raises:
         EdgepackError: see :mod:`edgepack.errors`.
     """
-    job = replace(job, target=_as_wished(job.target, job.recipe))
+    job = replace(job, target=as_wished(job.target, job.recipe))
     require_runtimes(job.target)
     output = output_folder(job.recipe, job.target)
     with scratch_folder(output) as scratch:
@@ -233,15 +233,6 @@ def _look_inside(
     if job.large:
         return fused, NOTHING_MEASURED
     return fused, measure_units(model, built, plan, _spread(data.calibration, PROBES), runtime, folder)
-
-
-def _as_wished(target: Target, recipe: Recipe) -> Target:
-    """``target`` with what the recipe says of its ``.tflite``."""
-    if target.tflite is None:
-        return target
-    wishes = recipe.tflite
-    changes = {"dims": {**target.tflite.dims, **wishes.dims}, "io": wishes.io or target.tflite.io}
-    return target.model_copy(update={"tflite": target.tflite.model_copy(update=changes)})
 
 
 def _inputs(job: Job, model: ir.Model) -> tuple[InputSpec, ...]:

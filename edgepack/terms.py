@@ -48,3 +48,12 @@ def kept_measurements(recipe: Recipe, target: Target, table: RangeTable) -> Meas
     facts = [table.model_fingerprint, table.samples_fingerprint, target.runtime.model_dump_json()]
     name = hashlib.sha256(" ".join([*facts, json.dumps(machine())]).encode()).hexdigest()
     return Measurements(cache_folder() / "search" / f"{name[:32]}.jsonl")
+
+
+def as_wished(target: Target, recipe: Recipe) -> Target:
+    """``target`` with what the recipe says of its ``.tflite``."""
+    if target.tflite is None:
+        return target
+    wishes = recipe.tflite
+    changes = {"dims": {**target.tflite.dims, **wishes.dims}, "io": wishes.io or target.tflite.io}
+    return target.model_copy(update={"tflite": target.tflite.model_copy(update=changes)})

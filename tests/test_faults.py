@@ -160,7 +160,7 @@ def test_no_such_model(folder: Path, fail: Fail) -> None:
 
 def test_a_wrong_target(folder: Path, fail: Fail) -> None:
     assert "did you mean 'x86-cpu'?" in fail(CONFIG, "--target", "x86cpu")
-    assert "known: arm-cpu, mobile, x86-cpu" in fail(CONFIG, "--target", "toaster")
+    assert "known: arm-cpu, mobile, x86-avx2, x86-cpu" in fail(CONFIG, "--target", "toaster")
 
 
 @pytest.mark.parametrize(
