@@ -18,7 +18,7 @@ from edgepack.normalize import normalize
 from edgepack.numerics import sqnr_db
 from edgepack.passes.prune import PrunedWeight, prune
 from edgepack.passes.sparse import Pattern, lowest_in_rows, prune_second_order, rates, salience
-from edgepack.quantize.second_order import output_error
+from edgepack.quantize.second_order import output_error, round_second_order
 from edgepack.quantize.units import find_units
 
 NET = """net (float[1, 6, 10, 10] x) => (float[1, 5] y) {
@@ -135,3 +135,13 @@ def test_what_is_kept_is_kept(tmp_path: Path) -> None:
 def test_unknown_words_are_refused() -> None:
     with pytest.raises(ValueError, match="pattern"):
         Prune.model_validate({"pattern": "1:4"})
+
+
+@pytest.mark.parametrize("columns", [9, 70])
+def test_zeros_stay_zeros_through_rounding(columns: int) -> None:
+    matrix, second = weight(2, 5, columns), np.concatenate([moments(columns), moments(columns, 1)])
+    sparse = prune_second_order(matrix, second, 0.5, Pattern())
+    scale = np.abs(sparse).max(axis=2, keepdims=True) / np.float32(127)
+    integers = round_second_order(sparse, second, scale, 127)
+    assert (integers[sparse == 0] == 0).all()
+    assert (integers != 0).sum() > 0.4 * matrix.size

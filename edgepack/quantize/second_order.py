@@ -44,6 +44,7 @@ def output_error(weight: Matrix, other: Matrix, second: Matrix) -> Matrix:
 def _round_columns(columns: Matrix, spread: Matrix, scale: Matrix, limit: Matrix) -> Matrix:
     """Integers for ``columns`` [groups, K, outputs] in the order they stand; ``columns`` is used up."""
     integers = np.empty_like(columns)
+    pruned = columns == 0
     total = columns.shape[1]
     for start in range(0, total, BLOCK):
         stop = min(start + BLOCK, total)
@@ -52,7 +53,7 @@ def _round_columns(columns: Matrix, spread: Matrix, scale: Matrix, limit: Matrix
             column = columns[:, i]
             if i > start:
                 column -= np.matmul(spread[:, None, start:i, i], errors[:, : i - start])[:, 0]
-            integers[:, i] = np.clip(np.rint(column / scale), -limit, limit)
+            integers[:, i] = np.where(pruned[:, i], 0, np.clip(np.rint(column / scale), -limit, limit))
             errors[:, i - start] = (column - integers[:, i] * scale) / spread[:, i, i, None]
         columns[:, stop:] -= np.matmul(spread[:, start:stop, stop:].transpose(0, 2, 1), errors)
     return integers
