@@ -153,7 +153,7 @@ def test_the_wheel_finds_all_that_pyproject_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["edgepack.yaml", "calibration_data", "edgepack/cli.py", "targets/mobile.yaml"]
+    "path", ["edgepack.yaml", "calibration_data", "edgepack/cli/program.py", "targets/mobile.yaml"]
 )
 def test_the_example_reaches_the_engine(path: str) -> None:
     assert (REPO / path).exists()

@@ -1,0 +1,165 @@
+"""build, inspect and plan."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgepack.cli.common import (
+    Json,
+    MetricName,
+    ModelPath,
+    RecipePath,
+    TargetName,
+    app,
+    data_of,
+    first_target,
+    model_path,
+    progress_bar,
+    recipe_of,
+)
+from edgepack.errors import ConfigError, GateFailed
+
+
+@app.command()
+def build(
+    model: ModelPath = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            "-t",
+            metavar="NAME",
+            help="A target (`edgepack targets`), or a .yaml file; repeatable.",
+        ),
+    ] = None,
+    recipe: RecipePath = None,
+    calibration_data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA", help="Folder of images, .npz or .npy; one .npz or .npy; module:function."
+        ),
+    ] = None,
+    evaluation_data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="The same, for the check; other samples.")
+    ] = None,
+    metric: MetricName = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FOLDER", help="Default: dist/{target}.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(metavar="WORD", help="auto, static, dynamic, weight_only or float.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(metavar="WORD", help="fast, balanced or best.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="For preset best: how long to search, as 90s or 5m; 120s."),
+    ] = None,
+    observer: Annotated[
+        str | None,
+        typer.Option(metavar="WORD", help="minmax, moving_average, percentile, entropy or mse."),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(metavar="COUNT", help="Calibrate on at most this many samples.")
+    ] = None,
+    ranges: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The ranges.json of an earlier build, instead of calibration."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Build, check, measure and judge the package.
+
+    Reads ./edgepack.yaml, unless a model is named. With --json one report is an object, the reports of
+    several targets are a list.
+    """
+    from edgepack.target import load_target
+
+    changes = {
+        "model": str(model) if model else None,
+        "target": target or None,
+        "output": output,
+        "metric": metric,
+        "preset": preset,
+        "calibration_data": data_of(calibration_data, samples),
+        "evaluation_data": data_of(evaluation_data, None),
+        "search": {"budget_s": _seconds(budget)},
+        "quantize": {"method": method},
+        "calibration": {"observer": observer},
+    }
+    loaded, base = recipe_of(recipe, changes, model)
+    if not loaded.target:
+        raise ConfigError(f"no target: choose one with --target ({', '.join(_target_names())})")
+    chosen = [load_target(name) for name in loaded.target]
+
+    from edgepack.build import Job
+    from edgepack.build import build as build_package
+    from edgepack.report import text
+
+    command = shlex.join(["edgepack", *sys.argv[1:]])
+    reports = []
+    for device in chosen:
+        with progress_bar(as_json) as progress:
+            report, folder = build_package(Job(loaded, device, base, command, ranges, progress))
+        reports.append(report)
+        for refusal in report.refused:
+            print(f"edgepack: warning: {refusal.file} is not built: {refusal.reason}", file=sys.stderr)
+        if not as_json:
+            print(text(report), end="")
+            print(f"\nfiles in {folder}: {', '.join(sorted(f.name for f in folder.iterdir()))}")
+    if as_json:
+        written = [report.to_json().rstrip() for report in reports]
+        print(written[0] if len(written) == 1 else f"[{', '.join(written)}]")
+    if not all(report.passed for report in reports):
+        raise GateFailed("the gate is not met; the package is kept, see the lines marked FAIL")
+
+
+@app.command()
+def inspect(model: ModelPath = None, target: TargetName = None, as_json: Json = False) -> None:
+    """Show what is in a model; with a target, its plan too.
+
+    Operators, parameters and bytes, before and after normalization.
+    """
+    from edgepack.inspect import inspect_model, inspection_text
+    from edgepack.target import load_target
+
+    path = model_path(model)
+    found = inspect_model(path, load_target(target) if target else None)
+    print(
+        json.dumps(found.as_dict(), indent=1) if as_json else inspection_text(found),
+        end="\n" if as_json else "",
+    )
+
+
+@app.command()
+def plan(model: ModelPath = None, target: TargetName = None, as_json: Json = False) -> None:
+    """Show what will be integer, and why the rest won't.
+
+    Needs no data. The target is by default the recipe's, or x86-cpu for a model given by name.
+    """
+    from edgepack.inspect import plan_rows, plan_text
+    from edgepack.target import load_target
+
+    loaded, _ = recipe_of(None, {"model": str(model) if model else None}, model)
+    rows = plan_rows(loaded.model, load_target(target or first_target(loaded)))
+    print(json.dumps(rows, indent=1) if as_json else plan_text(rows), end="\n" if as_json else "")
+
+
+def _seconds(text: str | None) -> float | None:
+    """``90``, ``90s`` or ``5m`` in seconds."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|)", text)
+    if found is None:
+        raise ConfigError(f"--budget {text}: give seconds or minutes, as 90s or 5m")
+    return float(found[1]) * (60 if found[2] == "m" else 1)
+
+
+def _target_names() -> list[str]:
+    from edgepack.target import list_targets
+
+    return sorted(list_targets())

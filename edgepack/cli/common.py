@@ -1,0 +1,114 @@
+"""The application, and what its commands share: options, the recipe, the progress bar."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgepack import __version__
+
+if TYPE_CHECKING:
+    from edgepack.build import Progress
+    from edgepack.config import Recipe
+
+app = typer.Typer(
+    name="edgepack",
+    help="From an ONNX model and sample data to a measured int8 package for an edge device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # importing rich takes longer than all else that --help needs
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DEFAULT_RECIPE = Path("edgepack.yaml")
+
+ModelPath = Annotated[Path | None, typer.Argument(help="The float ONNX model; by default the recipe's.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+TargetName = Annotated[
+    str | None,
+    typer.Option("--target", "-t", metavar="NAME", help="A target (`edgepack targets`), or a .yaml file."),
+]
+RecipePath = Annotated[
+    Path | None, typer.Option("--recipe", "-r", metavar="FILE", help="Default: ./edgepack.yaml.")
+]
+MetricName = Annotated[
+    str | None, typer.Option("--metric", metavar="NAME", help="top1, accuracy, auc, or module:function.")
+]
+
+
+def recipe_of(path: Path | None, changes: dict[str, Any], model: Path | None) -> tuple["Recipe", Path]:
+    """The recipe and the folder that its references are relative to.
+
+    ``./edgepack.yaml`` is read when no recipe is named, but not for a model given by name: another model's
+    data and limits would be applied to it.
+    """
+    from edgepack.config import load_recipe
+
+    if path is None and model is None and DEFAULT_RECIPE.is_file():
+        path = DEFAULT_RECIPE
+    return load_recipe(path, changes), path.parent if path else Path()
+
+
+def model_path(model: Path | None) -> Path:
+    """The model that is named, or the recipe's."""
+    if model is not None:
+        return model
+    return recipe_of(None, {}, None)[0].model
+
+
+def is_recipes_own(model: Path) -> bool:
+    """Whether the recipe here is that of ``model``."""
+    if not (DEFAULT_RECIPE.is_file() and model.exists()):
+        return False
+    own = recipe_of(None, {}, None)[0].model
+    return own.exists() and own.samefile(model)
+
+
+def first_target(recipe: "Recipe") -> str:
+    """The recipe's first target, or x86-cpu."""
+    return next(iter(recipe.target), "x86-cpu")
+
+
+def data_of(path: str | None, samples: int | None) -> dict[str, Any] | None:
+    """Sample data of the command line, as the recipe has it."""
+    changes = {"path": path, "samples": samples}
+    return {k: v for k, v in changes.items() if v is not None} or None
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator["Progress"]:
+    """A bar on a terminal; nothing elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda stage, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        row = bars.add_task("start", total=None)
+
+        def show(stage: str, done: int, total: int) -> None:
+            bars.update(row, description=stage, completed=done, total=total or None)
+
+        yield show
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"edgepack {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,89 @@
+"""check and bench."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgepack.cli.common import (
+    Json,
+    MetricName,
+    TargetName,
+    app,
+    data_of,
+    first_target,
+    is_recipes_own,
+    progress_bar,
+    recipe_of,
+)
+
+
+@app.command()
+def check(
+    original: Annotated[Path, typer.Argument(help="The float model.")],
+    built: Annotated[list[Path], typer.Argument(help="One or more built models.")],
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Evaluation samples; by default the recipe's.")
+    ] = None,
+    metric: MetricName = None,
+    target: TargetName = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe", "-r", metavar="FILE", help="Default: ./edgepack.yaml, if it is of this model."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare built models with the original.
+
+    Fidelity (signal to noise), agreement, and the metric. The target, by default the recipe's or x86-cpu,
+    says how the runtime is set up.
+    """
+    from edgepack.compare import check_models, check_text
+    from edgepack.target import load_target
+
+    changes = {"model": str(original), "metric": metric, "evaluation_data": data_of(data, None)}
+    loaded, base = recipe_of(recipe, changes, None if is_recipes_own(original) else original)
+    chosen = load_target(target or first_target(loaded))
+    with progress_bar(as_json) as progress:
+        rows = check_models(original, built, loaded, base, chosen, progress)
+    print(json.dumps(rows, indent=1) if as_json else check_text(rows), end="\n" if as_json else "")
+
+
+@app.command()
+def bench(
+    models: Annotated[list[Path], typer.Argument(help="Models; the first is the yardstick.")],
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Sample inputs; by default the recipe's, or random, batch 1."),
+    ] = None,
+    target: TargetName = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", "-r", metavar="FILE", help="For samples and images; by default none."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="COUNT", help="Default: the target's.", min=1)
+    ] = None,
+    runs: Annotated[
+        int, typer.Option(metavar="COUNT", help="Rounds in which every model runs once.", min=1)
+    ] = 50,
+    ops: Annotated[bool, typer.Option("--ops", help="Also the time per operator type.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Time models side by side, taking turns.
+
+    p50, p90, min, cold start, peak memory, and with --ops where the time goes. The target, by default the
+    recipe's or x86-cpu, says how the runtime is set up.
+    """
+    from edgepack.compare import bench_models, bench_text
+    from edgepack.target import load_target
+
+    changes = {"model": str(models[0]), "calibration_data": data_of(data, None)}
+    loaded, base = recipe_of(recipe, changes, models[0])
+    chosen = load_target(target or first_target(loaded))
+    samples = loaded.calibration_data
+    rows = bench_models(models, samples, loaded.images, base, chosen, threads=threads, runs=runs, ops=ops)
+    print(json.dumps(rows, indent=1) if as_json else bench_text(rows), end="\n" if as_json else "")
