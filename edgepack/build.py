@@ -15,7 +15,7 @@ from edgepack.artifacts import Material, figures_of, outdated, require_runtimes,
 from edgepack.calibrate.ranges import RangeTable, load_ranges
 from edgepack.calibrate.run import calibrate
 from edgepack.choose import Choice, choose
-from edgepack.config import Prune, Recipe
+from edgepack.config import Recipe
 from edgepack.data import Samples, check_disjoint, open_samples
 from edgepack.errors import ConfigError, did_you_mean
 from edgepack.explain import NOTHING_MEASURED, UnitFigures, measure_units, unit_rows
@@ -37,7 +37,7 @@ from edgepack.model import (
     require_float,
     weight_bytes,
 )
-from edgepack.passes.prune import prune
+from edgepack.passes.line import PassMaterial, run_passes
 from edgepack.prepare import prepare
 from edgepack.quantize.apply import apply_plan
 from edgepack.quantize.mapped import round_to_files
@@ -50,6 +50,7 @@ from edgepack.scratch import publish, scratch_folder
 from edgepack.target import Target
 from edgepack.terms import as_wished, kept_measurements, limits, search_task
 from edgepack.trials import Floor, Methods, TrialBench
+from edgepack.waterfall import check_steps, pack_steps, waterfall
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and the steps in all (0 when unknown)."""
@@ -97,6 +98,11 @@ class _Clock:
     def __init__(self, progress: Progress) -> None:
         self.stages: list[StageReport] = []
         self.progress = progress
+
+    @property
+    def notes(self) -> dict[str, tuple[str, ...]]:
+        """What each stage had to say."""
+        return {stage.name: stage.notes for stage in self.stages}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[list[str]]:
@@ -157,10 +163,9 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
     with clock.stage("normalize") as notes:
         model, applied = prepare(original, job.target)
         notes.extend(f"{rule}: {count}" for rule, count in applied.items())
+    passed = run_passes(model, recipe.passes, _material(job, data.calibration), clock.stage, scratch)
+    model, steps = passed.model, passed.files
     units = find_units(model, job.target.kernels)
-    if recipe.prune is not None:
-        with clock.stage("prune") as notes:
-            model = _prune(job, recipe.prune, model, units, data.calibration, notes)
     with clock.stage("calibrate") as notes:
         table = _ranges(job, model, units, data.calibration)
         table.save(package / "ranges.json")
@@ -183,13 +188,15 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         artifacts = write_artifacts(material, job.target, _probes(data.evaluation, EXPORT_PROBES), package)
         notes.extend(f"{refusal.file} not built: {refusal.reason}" for refusal in artifacts.refused)
         packed = export_epk(artifacts.files, package, scratch, ship="epk" in job.target.formats, large=large)
+        packed_steps = pack_steps(recipe.model, steps, scratch, large=large)
     with clock.stage("check"):
         on_sample = _counter(job, "check", data.evaluation)
         fidelity, parity = check_together(
             artifacts.files, data.evaluation, job.target.runtime, reference, data.metric, on_sample
         )
+        at_steps = check_steps(steps, data.evaluation, job.target.runtime, reference, data.metric)
     with clock.stage("bench"):
-        latencies = _bench(job, artifacts.files, data.evaluation)
+        latencies = _bench(job, {**artifacts.files, **steps}, data.evaluation)
     with clock.stage("units"):
         fused, figures = _look_inside(job, model, choice.plan, artifacts.files["onnx"], data, scratch)
     models = figures_of(
@@ -205,6 +212,7 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         models=models,
         refused=artifacts.refused,
         parity=parity,
+        waterfall=waterfall(models, steps, clock.notes, at_steps, packed_steps, latencies),
         gate=gate,
         candidates=tuple(choice.candidates),
         units=unit_rows(choice.plan, model, figures),
@@ -232,7 +240,7 @@ def _look_inside(
     fused = what_the_runtime_did(built, runtime).as_dict()
     if job.large:
         return fused, NOTHING_MEASURED
-    return fused, measure_units(model, built, plan, _spread(data.calibration, PROBES), runtime, folder)
+    return fused, measure_units(model, built, plan, data.calibration.spread(PROBES), runtime, folder)
 
 
 def _inputs(job: Job, model: ir.Model) -> tuple[InputSpec, ...]:
@@ -276,15 +284,8 @@ def _open_data(job: Job, model: ir.Model) -> _Data:
     return _Data(replace(calibration, indices=rest), replace(calibration, indices=kept), None, (note,))
 
 
-def _prune(
-    job: Job, config: Prune, model: ir.Model, units: Sequence[Unit], samples: Samples, notes: list[str]
-) -> ir.Model:
-    some = _spread(samples, ROUNDING_SAMPLES)
-    threads, seed = os.cpu_count() or 1, job.recipe.seed
-    sparse, pruned = prune(model, units, some, config, threads=threads, seed=seed)
-    zeros, values = sum(p.zeros for p in pruned), sum(p.values for p in pruned)
-    notes.append(f"{zeros / values:.1%} of {values} weights in {len(pruned)} units are zero")
-    return sparse
+def _material(job: Job, samples: Samples) -> PassMaterial:
+    return PassMaterial(job.target.kernels, samples, os.cpu_count() or 1, job.recipe.seed)
 
 
 def _ranges(job: Job, model: ir.Model, units: Sequence[Unit], samples: Samples) -> RangeTable:
@@ -311,7 +312,7 @@ def _narrow(
     if not job.target.quantization.saturates:
         return {}
     with clock.stage("saturation"):
-        some = _spread(samples, ROUNDING_SAMPLES)
+        some = samples.spread(ROUNDING_SAMPLES)
         return outputs_that_saturate(model, units, table.ranges, job.target, some, seed=job.recipe.seed)
 
 
@@ -335,11 +336,11 @@ def _rounder(
     return round_weights(
         model,
         plan,
-        _spread(samples, ROUNDING_SAMPLES),
+        samples.spread(ROUNDING_SAMPLES),
         second_order=job.recipe.preset != "fast",
         threads=os.cpu_count() or 1,  # the host's, not the target's: ranges do not depend on it
         seed=job.recipe.seed,
-        on_sample=_counter(job, "round", _spread(samples, ROUNDING_SAMPLES)),
+        on_sample=_counter(job, "round", samples.spread(ROUNDING_SAMPLES)),
     )
 
 
@@ -359,12 +360,6 @@ def _sparing(job: Job) -> Job:
     return replace(job, large=True, target=target.model_copy(update=changes))
 
 
-def _spread(samples: Samples, count: int) -> Samples:
-    """At most ``count`` of the samples, evenly spread."""
-    count = min(count, len(samples))
-    return replace(samples, indices=tuple(samples.indices[i * len(samples) // count] for i in range(count)))
-
-
 def _counter(job: Job, stage: str, samples: Samples) -> Callable[[], None]:
     done = 0
 
@@ -378,7 +373,7 @@ def _counter(job: Job, stage: str, samples: Samples) -> Callable[[], None]:
 
 def _probes(samples: Samples, count: int = PROBES) -> list[Feeds]:
     """The feeds of a few samples, evenly spread."""
-    return [sample.feeds for sample in _spread(samples, count)]
+    return [sample.feeds for sample in samples.spread(count)]
 
 
 def _requested(job: Job, units: Sequence[Unit]) -> Methods:

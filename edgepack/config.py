@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from edgepack.config_passes import Pass, check_order
 from edgepack.errors import ConfigError
 from edgepack.strict import Strict, parse, read_yaml
 from edgepack.target import Gate
@@ -99,23 +100,6 @@ class Quantize(Strict):
     overrides: tuple[Override, ...] = ()
 
 
-class Prune(Strict):
-    """Weights that cost least become zero, before anything is quantized."""
-
-    sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    """Share of zeros among the weights that are pruned; a pattern has its own."""
-    method: Literal["l1", "l2", "wanda", "second_order"] = "second_order"
-    """What a weight counts by: its magnitude, its square, its square times its input's, or what the model
-    loses when the others make up for it (only this one changes the others)."""
-    pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
-    scope: Literal["global", "layer"] = "global"
-    """global: each layer gives what costs it least; layer: all give the same share."""
-    keep: tuple[str, ...] = ()
-    """Names of nodes that are left alone; `*` and `?` work as in a shell."""
-    keep_types: tuple[str, ...] = ()
-    """The same by operator type."""
-
-
 class Search(Strict):
     """How preset best looks for forms of single units."""
 
@@ -159,13 +143,19 @@ class Recipe(Strict):
     balanced, then a search for the form of each unit."""
     quantize: Quantize = Quantize()
     search: Search = Search()
-    prune: Prune | None = None
-    """Zeros in the weights; none by default."""
+    passes: tuple[Pass, ...] = ()
+    """What happens to the weights before they are quantized, in this order; nothing by default."""
     tflite: Tflite = Tflite()
     bench: Bench = Bench()
     gate: Gate | None = None
     """Replaces the target's gate."""
     seed: int = 0
+
+    @field_validator("passes")
+    @classmethod
+    def _in_an_order_that_makes_sense(cls, passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
+        check_order(passes)
+        return passes
 
     @model_validator(mode="before")
     @classmethod

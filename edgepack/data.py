@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgepack.config import Data, ImageInput
@@ -56,6 +56,11 @@ class Samples:
         """One label per sample, or None without labels."""
         labels = self.origin.labels
         return None if labels is None else [labels[i] for i in self.indices]
+
+    def spread(self, count: int) -> "Samples":
+        """At most ``count`` of the samples, evenly spread."""
+        count = min(count, len(self))
+        return replace(self, indices=tuple(self.indices[i * len(self) // count] for i in range(count)))
 
     @property
     def fingerprint(self) -> str:

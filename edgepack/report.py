@@ -10,6 +10,7 @@ from typing import Any
 
 from edgepack.lines import size_text, table, time_text
 from edgepack.report_formats import Parity, Refusal, first_of, tflite_lines
+from edgepack.report_steps import Step, waterfall_lines
 
 MOST_REASONS = 8
 SHOWN_UNITS = 3
@@ -128,6 +129,8 @@ class BuildReport:
     refused: tuple[Refusal, ...]
     parity: tuple[Parity, ...]
     """Of each artifact to each before it."""
+    waterfall: tuple[Step, ...]
+    """From the original over each pass to the built ``.onnx``."""
     gate: tuple[GateLine, ...]
     candidates: tuple[Candidate, ...]
     units: tuple[UnitRow, ...]
@@ -153,6 +156,7 @@ def text(report: BuildReport) -> str:
     """The page that a person reads in ten seconds: verdict, figures, what stayed float and why, gate."""
     lines = [_headline(report), *_refused(report.refused), ""]
     lines += _figures(report.models)
+    lines += waterfall_lines(report.waterfall)
     lines += _parity(report)
     told = [*_forms(report.units), *_runtime(report.runtime), *_weak_points(report.units)]
     lines += ["", *told] if told else []

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from onnx_models import Array, f32, parse, run
 from quantizing import target, weight
 
-from edgepack.config import Data, Prune
+from edgepack.config import Data
+from edgepack.config_passes import Prune
 from edgepack.data import Samples, open_samples
 from edgepack.errors import ConfigError
 from edgepack.model import input_specs

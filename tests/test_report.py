@@ -41,6 +41,7 @@ REPORT = BuildReport(
     passed=True,
     models=(ORIGINAL, BUILT),
     refused=(),
+    waterfall=(),
     parity=(),
     gate=(GateLine("metric drop at most", 0.02, 0.01, True), GateLine("bytes at most", 2e6, 1e6, True)),
     candidates=(

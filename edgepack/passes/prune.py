@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgepack.config import Prune
+from edgepack.config_passes import Prune
 from edgepack.data import Samples
 from edgepack.errors import ConfigError, did_you_mean
 from edgepack.model import clone, constant, name_of, new_initializer

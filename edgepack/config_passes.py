@@ -1,0 +1,78 @@
+"""Passes of a recipe: what happens to the weights before anything is quantized, in the order given."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from edgepack.strict import Strict
+
+
+class Prune(Strict):
+    """Weights that cost least become zero."""
+
+    sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of zeros among the weights that are pruned; a pattern has its own."""
+    method: Literal["l1", "l2", "wanda", "second_order"] = "second_order"
+    """What a weight counts by: its magnitude, its square, its square times its input's, or what the model
+    loses when the others make up for it (only this one changes the others)."""
+    pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
+    scope: Literal["global", "layer"] = "global"
+    """global: each layer gives what costs it least; layer: all give the same share."""
+    keep: tuple[str, ...] = ()
+    """Names of nodes that are left alone; `*` and `?` work as in a shell."""
+    keep_types: tuple[str, ...] = ()
+    """The same by operator type."""
+
+
+class Pass(Strict):
+    """One entry of `passes:`, named by its only key."""
+
+    prune: Prune | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_word_is_a_pass_with_defaults(cls, content: Any) -> Any:
+        if isinstance(content, str):
+            return {content: {}}
+        if isinstance(content, dict):
+            return {key: {} if value is None else value for key, value in content.items()}
+        return content
+
+    @model_validator(mode="after")
+    def _one(self) -> "Pass":
+        if len(self.model_fields_set) != 1:
+            raise ValueError(
+                f"an entry has one key, the name of a pass: {', '.join(type(self).model_fields)}"
+            )
+        return self
+
+    @property
+    def name(self) -> str:
+        """The key."""
+        return next(iter(self.model_fields_set))
+
+    @property
+    def settings(self) -> Strict:
+        """What stands under the key."""
+        found = getattr(self, self.name)
+        assert isinstance(found, Strict)
+        return found
+
+
+AFTER: dict[tuple[str, str], str] = {}
+"""Why the second may not stand after the first."""
+
+
+def check_order(passes: tuple[Pass, ...]) -> None:
+    """Refuse an order in which a pass would undo an earlier one.
+
+    Raises:
+        ValueError: with the two passes and the reason.
+    """
+    names = [entry.name for entry in passes]
+    for place, later in enumerate(names):
+        for earlier in names[:place]:
+            if earlier == later:
+                raise ValueError(f"{later} stands there twice; one entry says all")
+            if reason := AFTER.get((earlier, later)):
+                raise ValueError(f"{later} after {earlier}: {reason}; put {later} first")

@@ -1,0 +1,87 @@
+"""The passes of a recipe, one after another, and a file of the model after each."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edgepack.config_passes import Pass, Prune
+from edgepack.data import Samples
+from edgepack.model import save_model
+from edgepack.passes.prune import prune
+from edgepack.quantize.units import find_units
+from edgepack.strict import Strict
+from edgepack.target import Kernels
+
+FEWEST_SAMPLES = 32
+MOST_SAMPLES = 512
+SAMPLE_VALUES = FEWEST_SAMPLES * 3 * 224 * 224
+"""Input values that passes look at. A product sees one row in a sample, a convolution many positions: the
+small inputs of nets with large products need more samples to tell as much."""
+
+Stage = Callable[[str], AbstractContextManager[list[str]]]
+"""Opens a stage of the build; gives a list for what it has to say."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassMaterial:
+    """What passes work with, besides the model and their settings."""
+
+    kernels: Kernels
+    samples: Samples
+    threads: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """The model after all passes, and a file of the model after each by the name of the pass."""
+
+    model: ir.Model
+    files: dict[str, Path]
+
+
+def run_passes(
+    model: ir.Model, passes: Sequence[Pass], material: PassMaterial, stage: Stage, folder: Path
+) -> Compressed:
+    """Carry out ``passes`` on ``model``, which is not changed; files go to ``folder``.
+
+    Raises:
+        ConfigError: settings that name what the model does not have.
+        CalibrationError: the model fails on a sample.
+    """
+    files = {}
+    for entry in passes:
+        with stage(entry.name) as notes:
+            model, told = _run(model, entry.settings, material)
+            notes.extend(told)
+            files[entry.name] = folder / f"after_{entry.name}.onnx"
+            save_model(model, files[entry.name])
+    return Compressed(model, files)
+
+
+def _run(model: ir.Model, settings: Strict, material: PassMaterial) -> tuple[ir.Model, list[str]]:
+    """One pass: a new model, and what there is to say of it."""
+    units = find_units(model, material.kernels)
+    match settings:
+        case Prune():
+            sparse, rows = prune(
+                model,
+                units,
+                some_samples(material.samples),
+                settings,
+                threads=material.threads,
+                seed=material.seed,
+            )
+            zeros, values = sum(r.zeros for r in rows), sum(r.values for r in rows)
+            return sparse, [f"{zeros / values:.1%} of {values} weights in {len(rows)} units are zero"]
+    raise AssertionError(f"no pass has settings of type {type(settings).__name__}")
+
+
+def some_samples(samples: Samples) -> Samples:
+    """The samples that passes look at, evenly spread: more where each holds little."""
+    size = sum(prod(array.shape) for array in next(iter(samples)).feeds.values())
+    return samples.spread(min(max(SAMPLE_VALUES // max(size, 1), FEWEST_SAMPLES), MOST_SAMPLES))
