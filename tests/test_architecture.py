@@ -36,6 +36,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "measure",
         "pack",
         "passes",
+        "tune",
     ),
     "choice": (
         "measurements",
@@ -57,7 +58,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "onnxscript": ("normalize", "rules*"),
     "typer": ("cli",),
     "rich": ("cli",),
-    "torch": (),
+    "torch": ("tune",),
     "tensorflow": (),
     "pkg_resources": (),
 }
@@ -66,7 +67,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 SPEAKS = ("measure.cold",)
 """May write to the terminal, besides the command line: programs that answer their parent process."""
 
-LAZY = ("onnxscript", "onnxruntime", "PIL", "ai_edge_litert", "tflite_runtime")
+LAZY = ("onnxscript", "onnxruntime", "torch", "PIL", "ai_edge_litert", "tflite_runtime")
 """Libraries that take long to import: never while vocabulary or the command line are imported."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))
