@@ -24,10 +24,24 @@ class Prune(Strict):
     """The same by operator type."""
 
 
+class Cluster(Strict):
+    """The weights of a layer take few values, zeros among them staying zeros."""
+
+    bits: Annotated[int, Field(ge=1, le=7)] = 4
+    """At most two to this many values."""
+    outputs: Annotated[int, Field(gt=0)] | None = None
+    """Output channels that share their values; all of a layer by default."""
+    keep: tuple[str, ...] = ()
+    """Names of nodes that are left alone; `*` and `?` work as in a shell."""
+    keep_types: tuple[str, ...] = ()
+    """The same by operator type."""
+
+
 class Pass(Strict):
     """One entry of `passes:`, named by its only key."""
 
     prune: Prune | None = None
+    cluster: Cluster | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -59,7 +73,9 @@ class Pass(Strict):
         return found
 
 
-AFTER: dict[tuple[str, str], str] = {}
+AFTER: dict[tuple[str, str], str] = {
+    ("cluster", "prune"): "what is left would make up for the new zeros with values of its own",
+}
 """Why the second may not stand after the first."""
 
 

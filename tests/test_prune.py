@@ -129,7 +129,7 @@ def test_what_is_kept_is_kept(tmp_path: Path) -> None:
     assert len(rows) == 2
     with pytest.raises(ConfigError, match="no node is named 'head'"):
         pruned(tmp_path, keep=["head"])
-    with pytest.raises(ConfigError, match="no weights to prune, or all are kept"):
+    with pytest.raises(ConfigError, match="no weights for it, or all are kept"):
         pruned(tmp_path, keep_types=["Gemm", "Conv"])
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgepack.config_passes import Pass, Prune
+from edgepack.config_passes import Cluster, Pass, Prune
 from edgepack.data import Samples
 from edgepack.model import save_model
+from edgepack.passes.cluster import cluster
 from edgepack.passes.prune import prune
 from edgepack.quantize.units import find_units
 from edgepack.strict import Strict
@@ -65,19 +66,17 @@ def run_passes(
 
 def _run(model: ir.Model, settings: Strict, material: PassMaterial) -> tuple[ir.Model, list[str]]:
     """One pass: a new model, and what there is to say of it."""
-    units = find_units(model, material.kernels)
+    units, some = find_units(model, material.kernels), some_samples(material.samples)
+    threads, seed = material.threads, material.seed
     match settings:
         case Prune():
-            sparse, rows = prune(
-                model,
-                units,
-                some_samples(material.samples),
-                settings,
-                threads=material.threads,
-                seed=material.seed,
-            )
+            sparse, rows = prune(model, units, some, settings, threads=threads, seed=seed)
             zeros, values = sum(r.zeros for r in rows), sum(r.values for r in rows)
             return sparse, [f"{zeros / values:.1%} of {values} weights in {len(rows)} units are zero"]
+        case Cluster():
+            few, weights = cluster(model, units, some, settings, threads=threads, seed=seed)
+            total, most = sum(w.values for w in weights), max(w.codes for w in weights)
+            return few, [f"{total} weights in {len(weights)} units take at most {most} values each"]
     raise AssertionError(f"no pass has settings of type {type(settings).__name__}")
 
 

@@ -14,10 +14,11 @@ from edgepack.config import Override
 from edgepack.errors import CalibrationError, ConfigError, did_you_mean
 from edgepack.model import constant
 from edgepack.numerics import MIN_SCALE, choose_params, choose_weight_params
+from edgepack.quantize.grid import grid_of
 from edgepack.quantize.hard import gate_params
 from edgepack.quantize.pairs import could_saturate, with_fewer_bits
 from edgepack.quantize.units import RECURRENT_OPS, Role, Unit, activation_bounds, consumers
-from edgepack.scheme import Granularity, QuantParams, QuantScheme
+from edgepack.scheme import Granularity, QuantParams, QuantScheme, QuantType
 from edgepack.target import Target
 
 
@@ -401,10 +402,14 @@ def weight_params(
 ) -> QuantParams:
     """Parameters of the ``weight`` of a node, one scale an output channel where scheme and node allow.
 
-    ``narrow`` outputs have seven bits.
+    ``narrow`` outputs have seven bits. A weight that stands on a grid keeps it.
     """
     axis = weight_axis(node.op_type, node)
     whole = scheme.granularity is Granularity.PER_TENSOR or axis is None
+    grid = grid_of(node) if scheme.type is QuantType.INT8 and not (whole or scheme.reduce_range) else None
+    if grid is not None and axis is not None:
+        params = QuantParams(scheme.type, grid, np.zeros(grid.shape, scheme.type.dtype), axis % weight.ndim)
+        return with_fewer_bits(weight, params, scheme, narrow)
     params = choose_weight_params(weight, scheme, None if whole or axis is None else axis % weight.ndim)
     return with_fewer_bits(weight, params, scheme, narrow)
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from edgepack.data import Samples
 from edgepack.numerics import quantize, weight_limit
+from edgepack.quantize.grid import grid_of
 from edgepack.quantize.plan import QuantPlan, UnitPlan, narrow_outputs, smoothed, weight_params
 from edgepack.quantize.second_order import round_second_order
 from edgepack.quantize.smooth import smoothing_factors
@@ -147,6 +148,8 @@ def _dynamic_params(node: ir.Node, weight: Floats, plan: QuantPlan) -> tuple[Qua
 
 def _smoothing(readers: Sequence[ir.Node], moments: InputMoments) -> tuple[float, ...]:
     """Factors for the activation that ``readers`` share; none where smoothing does not pay."""
+    if any(grid_of(node) is not None for node in readers):
+        return ()  # factors would take the weights off their grid
     weights = [to_groups(node, weight_of(node))[0] for node in readers]
     assert moments.second is not None
     mean_square = np.diagonal(moments.second[0])

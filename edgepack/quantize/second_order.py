@@ -1,5 +1,7 @@
 """Second-order rounding: each weight is rounded so that later ones make up for its error."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -24,11 +26,22 @@ def round_second_order(weight: Matrix, second: Matrix, scale: Matrix, limit: int
     rounding where that is better by the same measure, so the result is never worse than rounding to nearest.
     """
     most = np.broadcast_to(np.asarray(limit, np.float32), scale.shape[:2])
-    nearest = np.clip(np.rint(weight / scale), -most[:, :, None], most[:, :, None])
+    return store_second_order(weight, second, scale, lambda x: np.clip(np.rint(x), -most, most))
+
+
+def store_second_order(
+    weight: Matrix, second: Matrix, scale: Matrix, store: Callable[[Matrix], Matrix]
+) -> Matrix:
+    """The same for any set of stored values: ``store`` gives those nearest to a column [groups, outputs].
+
+    Weights that are zero stay zero.
+    """
+    columns = (weight / scale).transpose(2, 0, 1)
+    nearest = np.where(weight == 0, 0, np.stack([store(column) for column in columns], axis=-1))
     # Columns with much input first, while most others are open to make up for them.
     order = np.argsort(-np.einsum("gii->gi", second), axis=1, kind="stable")
     columns = np.take_along_axis(weight.transpose(0, 2, 1), order[:, :, None], axis=1)
-    rounded = _round_columns(columns, _spread(second, order), scale[:, :, 0], most)
+    rounded = _round_columns(columns, _spread(second, order), scale[:, :, 0], store)
     inverse = np.argsort(order, axis=1)
     integers = np.take_along_axis(rounded, inverse[:, :, None], axis=1).transpose(0, 2, 1)
     better = output_error(weight, integers * scale, second) < output_error(weight, nearest * scale, second)
@@ -41,8 +54,10 @@ def output_error(weight: Matrix, other: Matrix, second: Matrix) -> Matrix:
     return np.asarray((np.matmul(difference, second) * difference).sum(-1))
 
 
-def _round_columns(columns: Matrix, spread: Matrix, scale: Matrix, limit: Matrix) -> Matrix:
-    """Integers for ``columns`` [groups, K, outputs] in the order they stand; ``columns`` is used up."""
+def _round_columns(
+    columns: Matrix, spread: Matrix, scale: Matrix, store: Callable[[Matrix], Matrix]
+) -> Matrix:
+    """Stored values for ``columns`` [groups, K, outputs] in the order they stand; ``columns`` is used up."""
     integers = np.empty_like(columns)
     pruned = columns == 0
     total = columns.shape[1]
@@ -53,7 +68,7 @@ def _round_columns(columns: Matrix, spread: Matrix, scale: Matrix, limit: Matrix
             column = columns[:, i]
             if i > start:
                 column -= np.matmul(spread[:, None, start:i, i], errors[:, : i - start])[:, 0]
-            integers[:, i] = np.where(pruned[:, i], 0, np.clip(np.rint(column / scale), -limit, limit))
+            integers[:, i] = np.where(pruned[:, i], 0, store(column / scale))
             errors[:, i - start] = (column - integers[:, i] * scale) / spread[:, i, i, None]
         columns[:, stop:] -= np.matmul(spread[:, start:stop, stop:].transpose(0, 2, 1), errors)
     return integers
