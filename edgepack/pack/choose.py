@@ -68,8 +68,12 @@ def choose_forms(spans: Sequence[Span], read: Read) -> Counts:
         used = counts.sum(axis=1) > 0
         together = sum(code_bytes(c, t) for c, t in zip(counts[used], tables[used], strict=True))
         classes = (len(span.row_class) + len(span.column_class)) * CLASS_BITS / 8
-        if least_bytes(counts.sum(axis=0)) < together + classes:
-            span.form = Form.BYTES
+        costs = {
+            Form.MATRIX: together + classes,
+            Form.OWN: sum(map(least_bytes, counts[used])) + classes,
+            Form.BYTES: least_bytes(counts.sum(axis=0)),
+        }
+        span.form = min(costs, key=lambda form: costs[form])
     return _all_counts(spans, read)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from edgepack.errors import ModelError
 from edgepack.pack.rans import Bytes
-from edgepack.pack.spans import PIECE, SHARED_TABLES, SIGNED, Form, Piece, Span, pieces
+from edgepack.pack.spans import MATRICES, PIECE, SHARED_TABLES, SIGNED, Form, Piece, Span, pieces
 
 WORDS_PIECE = 1 << 22
 """Bytes of small tensors that are coded together, about."""
@@ -79,7 +79,7 @@ def table_count(spans: Sequence[Span]) -> int:
 
 def notes(span: Span) -> bytes:
     """What the decoder must know of a span before its symbols."""
-    if span.form is Form.MATRIX:
+    if span.form in MATRICES:
         return span.row_class.tobytes() + span.column_class.tobytes()
     if span.form is Form.CODEBOOK:
         return bytes([len(span.codebook) - 1]) + span.codebook.tobytes()
@@ -97,7 +97,7 @@ def take_notes(span: Span, stored: memoryview) -> memoryview:
         ModelError: too few bytes.
     """
     sizes = []
-    if span.form is Form.MATRIX:
+    if span.form in MATRICES:
         sizes = [span.rows, span.columns]
     elif span.form is Form.CODEBOOK:
         sizes = [1, (stored[0] + 1) * span.item_bytes if len(stored) else 0]
@@ -111,7 +111,7 @@ def take_notes(span: Span, stored: memoryview) -> memoryview:
     for size in sizes:
         parts.append(np.frombuffer(stored[:size], np.uint8))
         stored = stored[size:]
-    if span.form is Form.MATRIX:
+    if span.form in MATRICES:
         span.row_class, span.column_class = parts
     elif span.form is Form.CODEBOOK:
         span.codebook = np.frombuffer(parts[1], f"<u{span.item_bytes}")

@@ -5,7 +5,8 @@ form      what is coded
 ========  ==============================================================================================
 MATRIX    int8 weights. Every row and every column has a class, its mean magnitude on a logarithmic scale;
           their sum selects one of 48 tables that all matrices of the file share.
-BYTES     bytes with a table of their own: codes of a codebook, pruned int8, 4-bit pairs.
+OWN       the same with 48 tables of its own: pruned or clustered weights, whose values are unlike others.
+BYTES     bytes with a table of their own: 4-bit pairs, what has no rows.
 WORDS     a few numbers of several bytes: first bytes, second bytes ... of all such tensors together.
 PLANES    many of them: the same within the tensor, a table for each plane.
 CODEBOOK  numbers with at most 256 different values: the values, and for each number which.
@@ -43,6 +44,11 @@ class Form(IntEnum):
     SPARSE = 5
     SAME = 6
     SCALED = 7
+    OWN = 8
+
+
+MATRICES = (Form.MATRIX, Form.OWN)
+"""Whose tables are selected by row and column."""
 
 
 PIECE = 1 << 20
@@ -96,6 +102,7 @@ class Span:
     def tables(self) -> int:
         """How many tables of its own it has."""
         own = {
+            Form.OWN: SHARED_TABLES,
             Form.BYTES: 1,
             Form.CODEBOOK: 1,
             Form.PLANES: self.item_bytes,
@@ -124,7 +131,7 @@ def pieces(span: Span) -> Iterator[Piece]:
     if span.form in (Form.WORDS, Form.SAME, Form.SCALED):
         return
     step = PIECE
-    if span.form is Form.MATRIX:
+    if span.form in MATRICES:
         step = max(PIECE // span.columns, 1) * span.columns
     for number, start in enumerate(range(0, span.elements, step)):
         yield Piece(span, number, start, min(start + step, span.elements))
@@ -133,11 +140,11 @@ def pieces(span: Span) -> Iterator[Piece]:
 def contexts(piece: Piece) -> Contexts:
     """For each symbol of a piece the table that codes it."""
     span, first = piece.span, piece.span.first_table
-    if span.form is Form.MATRIX:
+    if span.form in MATRICES:
         rows = span.row_class[piece.start // span.columns : piece.stop // span.columns].astype(np.int16)
         by_column = span.column_class.astype(np.int16) - MIDDLE_COLUMN
         table = np.clip(rows[:, None] + by_column[None, :], 0, SHARED_TABLES - 1)
-        return np.asarray(table.reshape(-1), np.uint16)
+        return np.asarray(first + table.reshape(-1), np.uint16)
     runs = {
         Form.BYTES: [piece.count],
         Form.CODEBOOK: [piece.count],
@@ -153,7 +160,7 @@ def contexts(piece: Piece) -> Contexts:
 def symbols(piece: Piece, content: Bytes) -> Bytes:
     """The symbols of a piece; ``content`` is all of its span."""
     span = piece.span
-    if span.form in (Form.MATRIX, Form.BYTES):
+    if span.form in (*MATRICES, Form.BYTES):
         return content[piece.start : piece.stop]
     numbers = words(content, span.item_bytes)[piece.start : piece.stop]
     if span.form is Form.CODEBOOK:
@@ -171,7 +178,7 @@ def content(piece: Piece, coded: Bytes) -> Bytes:
         ModelError: the symbols do not fit the span.
     """
     span = piece.span
-    if span.form in (Form.MATRIX, Form.BYTES):
+    if span.form in (*MATRICES, Form.BYTES):
         return coded
     if span.form is Form.CODEBOOK:
         if coded.size and int(coded.max()) >= len(span.codebook):

@@ -23,7 +23,7 @@ from edgepack.quantize.statistics import InputMoments, stream_moments
 from edgepack.quantize.units import Unit
 
 PATTERNS = {"unstructured": Pattern(), "2:4": Pattern(2, 4), "4:8": Pattern(4, 8)}
-MOST_ZEROS = 0.95
+MOST_ZEROS = 0.99
 """Of one weight, where the rates differ."""
 
 
