@@ -37,11 +37,30 @@ class Cluster(Strict):
     """The same by operator type."""
 
 
+class Structured(Strict):
+    """Whole channels, neurons and attention heads leave the model."""
+
+    macs: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    """Multiplications to keep, of those that the model does."""
+    method: Literal["l1", "l2", "activation", "second_order"] = "second_order"
+    """What a channel counts by: the weights that make it (l1, l2), what reaches its readers from it, or what
+    its readers lose when their other inputs make up for it."""
+    reconstruct: bool = True
+    """Fit the weights that are left to the outputs of the whole model."""
+    multiple: Annotated[int, Field(ge=1)] | None = None
+    """Of channels to keep; by default what the target's kernels like."""
+    at_most: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """Share of the channels of one layer that may go."""
+    keep: tuple[str, ...] = ()
+    """Names of nodes that keep all the channels they make; `*` and `?` work as in a shell."""
+
+
 class Pass(Strict):
     """One entry of `passes:`, named by its only key."""
 
     prune: Prune | None = None
     cluster: Cluster | None = None
+    structured: Structured | None = None
 
     @model_validator(mode="before")
     @classmethod

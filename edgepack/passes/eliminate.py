@@ -1,0 +1,113 @@
+"""In which order channels go, and what their readers lose.
+
+A reader is a matrix ``W`` [M, K] on inputs with second moments ``H`` [K, K]. Taking the columns ``B`` of a
+channel out costs ``tr(W_B (H^-1)_BB^-1 W_B^T)`` of the energy of its outputs when the other columns make up
+for it as well as they can; then the next channel is judged by what is left (OBS: Hassibi and Stork, 1993;
+whole structures: E. Kurtic et al., "ZipLM", 2023). A class of channels with several readers costs the sum of
+their shares.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.intp]
+
+DAMPING = 0.01
+"""Of the mean of the diagonal, added to it."""
+STEPS = 64
+"""Channels are judged anew this many times at most; in between several go at once."""
+
+
+@dataclass(slots=True, eq=False)
+class Reader:
+    """One matrix that reads a group's channels: ``weight`` [M, K], ``second`` [K, K], centered where its
+    bias takes up the mean, and ``owner`` [K], the group's class that each input belongs to, or -1."""
+
+    weight: Floats
+    second: Floats
+    owner: Indices
+
+    @property
+    def energy(self) -> float:
+        """Of all outputs."""
+        return float(np.einsum("mk,kl,ml->", self.weight, self.second, self.weight, optimize=True))
+
+
+def order_of(costs: Floats) -> tuple[Indices, Floats]:
+    """Classes from the cheapest on and the loss when the first 0, 1, 2, ... of them have gone."""
+    order = np.argsort(costs, kind="stable")
+    return order, np.concatenate([[0.0], np.cumsum(costs[order])]).astype(np.float32)
+
+
+def salience_of(readers: Sequence[Reader], count: int) -> Floats:
+    """Of each class, the share of its readers' output energy that comes from it alone."""
+    costs = np.zeros(count)
+    for reader in readers:
+        own = (reader.weight**2).sum(0) * np.diagonal(reader.second)
+        mine = reader.owner >= 0
+        np.add.at(costs, reader.owner[mine], own[mine] / max(reader.energy, 1e-12))
+    return costs.astype(np.float32)
+
+
+def eliminate(readers: Sequence[Reader], count: int) -> tuple[Indices, Floats]:
+    """As :func:`order_of`, the others making up for each class that goes."""
+    states = [_State(reader, count) for reader in readers]
+    left = np.ones(count, np.bool_)
+    order: list[int] = []
+    losses = [0.0]
+    at_once = max(count // STEPS, 1)
+    while left.any():
+        costs = np.sum([state.costs() for state in states], axis=0)
+        costs[~left] = np.inf
+        gone = np.argsort(costs, kind="stable")[: min(at_once, int(left.sum()))]
+        for one in gone.tolist():
+            losses.append(losses[-1] + max(float(costs[one]), 0.0))
+            order.append(one)
+            left[one] = False
+        for state in states:
+            state.remove(gone)
+    return np.asarray(order, np.intp), np.asarray(losses, np.float32)
+
+
+class _State:
+    """A reader while channels go: what is left of its weight, and the inverse of its moments."""
+
+    def __init__(self, reader: Reader, count: int) -> None:
+        self.energy = max(reader.energy, 1e-12)
+        self.weight = reader.weight.astype(np.float64)
+        damped = reader.second.astype(np.float64)
+        damped[np.diag_indices_from(damped)] += DAMPING * max(float(np.trace(damped)) / len(damped), 1e-12)
+        self.inverse = np.linalg.inv(damped)
+        self.columns = [np.flatnonzero(reader.owner == one) for one in range(count)]
+        self.left = {one for one in range(count) if len(self.columns[one])}
+        self.count = count
+
+    def costs(self) -> npt.NDArray[np.float64]:
+        """Of each class that is left, as a share of the energy of all outputs."""
+        found = np.zeros(self.count)
+        for size in {len(self.columns[one]) for one in self.left}:
+            ones = [one for one in sorted(self.left) if len(self.columns[one]) == size]
+            at = np.stack([self.columns[one] for one in ones])
+            blocks = self.inverse[at[:, :, None], at[:, None, :]]
+            weights = self.weight[:, at].transpose(1, 0, 2)
+            gram = np.matmul(weights.transpose(0, 2, 1), weights)
+            found[ones] = np.trace(np.linalg.solve(blocks, gram), axis1=1, axis2=2) / self.energy
+        return found
+
+    def remove(self, classes: Indices) -> None:
+        """The rest makes up for ``classes``."""
+        gone = [one for one in classes.tolist() if one in self.left]
+        if not gone:
+            return
+        at = np.concatenate([self.columns[one] for one in gone])
+        block = np.linalg.solve(self.inverse[np.ix_(at, at)], self.inverse[at])
+        self.weight -= self.weight[:, at] @ block
+        self.inverse -= self.inverse[:, at] @ block
+        self.weight[:, at] = 0
+        self.inverse[at] = 0
+        self.inverse[:, at] = 0
+        self.left -= set(gone)
