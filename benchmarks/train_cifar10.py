@@ -2,8 +2,8 @@
 
     python benchmarks/train_cifar10.py cifar10.zip -o cifar10.onnx
 
-It needs ``torch``, ``onnx`` and ``pillow`` and takes about eight minutes of one core. The archive holds pictures as
-``train/CLASS/NAME.jpg`` and ``test/CLASS/NAME.jpg``; classes are numbered in the order of their names. The
+It needs ``torch``, ``onnx`` and ``pillow`` and takes about eight minutes of one core. The archive holds
+pictures as ``train/CLASS/NAME.jpg`` and ``test/CLASS/NAME.jpg``; classes are numbered in the order of their names. The
 network takes one picture at a time, float32 ``[1, 3, 32, 32]``, red first, as ``(pixel - 125) / 63``.
 """
 
@@ -12,6 +12,7 @@ import io
 import logging
 import time
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ class Block(nn.Module):
         self.shortcut = nn.Conv2d(channels_in, channels_out, 1, 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[N, channels_in, H, W]`` to ``[N, channels_out, H / 2, W / 2]``."""
         y = functional.relu(self.first_norm(self.first(x)))
         return functional.relu(self.second_norm(self.second(y)) + self.shortcut(x))
 
@@ -55,11 +57,12 @@ class Network(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
         self.stem_norm = nn.BatchNorm2d(WIDTHS[0])
-        pairs = zip(WIDTHS, WIDTHS[1:], strict=False)
+        pairs = pairwise(WIDTHS)
         self.blocks = nn.Sequential(*(Block(a, b) for a, b in pairs))
         self.head = nn.Linear(WIDTHS[-1], CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pictures ``[N, 3, 32, 32]`` to scores ``[N, 10]``."""
         x = self.blocks(functional.relu(self.stem_norm(self.stem(x))))
         found: Tensor = self.head(functional.adaptive_avg_pool2d(x, 1).flatten(1))
         return found
@@ -84,7 +87,10 @@ def varied(pictures: Tensor) -> Tensor:
     padded = functional.pad(pictures, (SHIFT,) * 4)
     rows, columns = torch.randint(0, 2 * SHIFT + 1, (2, count)).tolist()
     moved = torch.stack(
-        [padded[i, :, r : r + height, c : c + width] for i, (r, c) in enumerate(zip(rows, columns, strict=True))]
+        [
+            padded[i, :, r : r + height, c : c + width]
+            for i, (r, c) in enumerate(zip(rows, columns, strict=True))
+        ]
     )
     mirrored = torch.rand(count) < 0.5
     moved[mirrored] = moved[mirrored].flip(3)

@@ -186,13 +186,17 @@ def _resize(found: Channels, node: ir.Node) -> None:
     scales = _numbers(node, 2) if len(node.inputs) > 2 else None
     if scales is not None:
         held = constant(node.inputs[2])
-        whole = held is not None and (track.axis not in axes or float(held.reshape(-1)[axes.index(track.axis)]) == 1)
+        whole = held is not None and (
+            track.axis not in axes or float(held.reshape(-1)[axes.index(track.axis)]) == 1
+        )
     else:
         sizes = _numbers(node, 3)
         whole = sizes is not None and (
             track.axis not in axes or sizes[axes.index(track.axis)] == len(track.atoms)
         )
-    cropped = node.attributes.get_string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
+    cropped = (
+        node.attributes.get_string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
+    )
     if not whole or cropped or node.attributes.get_string("keep_aspect_ratio_policy", "stretch") != "stretch":
         found.pin(x, f"{label(node)} resizes across its channels, or to what is not known before")
         return
@@ -256,7 +260,7 @@ def _reshape(found: Channels, node: ir.Node) -> None:
     x, track, _ = known
     output = node.outputs[0]
     entries = shape_entries(node) if node.op_type == "Reshape" else []
-    if output.shape is None or entries is None or node.attributes.get_int("allowzero", 0):
+    if output.shape is None or entries is None or node.attributes.get_int("allowzero", 0) > 0:
         found.pin(x, f"{label(node)} gives it a shape that is not known before")
         return
     before, after = _dims(x), _dims(output)
@@ -265,17 +269,26 @@ def _reshape(found: Channels, node: ir.Node) -> None:
             after[place] = before[place]
     if after and not isinstance(after[-1], int) and (needed := _asked_for(output)) is not None:
         after[-1] = needed
-    place = _place_of(found, node, track, before, after)
-    if place is None:
+    moved = _place_of(found, node, track, before, after)
+    if moved is None:
         found.pin(x, f"{label(node)} mixes its channels with other axes")
         return
-    axis, atoms = place
-    copied = entries[track.axis] if track.axis < len(entries) else None
-    shared = constant(node.inputs[1]) is None and len(node.inputs[1].uses()) > 1 if entries and node.inputs[1] else False
-    if entries and (entries[axis] is None or (copied == 0 and axis != track.axis) or (shared and entries[axis] != -1)):
+    axis, atoms = moved
+    if entries and not _can_be_restated(node, entries, track.axis, axis):
         found.pin(x, f"{label(node)} gives it a shape that is computed")
         return
     found.track(output, axis, atoms)
+
+
+def _can_be_restated(node: ir.Node, entries: list[int | None], before: int, after: int) -> bool:
+    """Whether a Reshape whose channels move from one axis to another can be given the new number."""
+    if before < len(entries) and entries[before] == 0 and after != before:
+        return False
+    if entries[after] in (-1, 0):
+        return True
+    shape = node.inputs[1]
+    own = shape is not None and (constant(shape) is not None or len(shape.uses()) == 1)
+    return own and entries[after] is not None
 
 
 def _place_of(
@@ -356,10 +369,16 @@ def _is_batch(value: ir.Value, axis: int) -> bool:
         if node.op_type == "Transpose":
             moved = list(node.attributes.get_ints("perm", tuple(reversed(range(rank))))).index(axis)
         elif node.op_type in ("Gather", "Squeeze"):
-            gone = [node.attributes.get_int("axis", 0)] if node.op_type == "Gather" else _numbers(node, 1, "axes")
+            gone = (
+                [node.attributes.get_int("axis", 0)]
+                if node.op_type == "Gather"
+                else _numbers(node, 1, "axes")
+            )
             if gone is None or use.idx or axis in (places := {g % rank for g in gone}):
                 continue
-            single = node.op_type == "Squeeze" or (node.inputs[1] is not None and node.inputs[1].shape == ir.Shape([]))
+            single = node.op_type == "Squeeze" or (
+                node.inputs[1] is not None and node.inputs[1].shape == ir.Shape([])
+            )
             moved = axis - (sum(p < axis for p in places) if single else 0)
         elif node.op_type not in ("Slice", "Split", "Mul", "Div", "Add", "Softmax"):
             continue

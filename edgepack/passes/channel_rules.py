@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from edgepack.model import captured_values, constant, name_of
 from edgepack.passes.channel_moves import MOVES
-from edgepack.passes.channels import Atoms, Channels, Product, is_constant, label
+from edgepack.passes.channels import Atoms, Channels, Product, Track, is_constant, label
 
 Rule = Callable[[Channels, ir.Node], None]
 
@@ -64,7 +64,7 @@ def _convolution(found: Channels, node: ir.Node) -> None:
 
 def _gemm(found: Channels, node: ir.Node) -> None:
     weight = constant(node.inputs[1])
-    if weight is None or node.attributes.get_int("transA", 0):
+    if weight is None or node.attributes.get_int("transA", 0) > 0:
         found.pin_inputs(node, "has weights that are not constant, or a transposed input")
         return
     transposed = bool(node.attributes.get_int("transB", 0))
@@ -124,6 +124,7 @@ def _product(found: Channels, node: ir.Node, a: ir.Value, b: ir.Value) -> None:
     assert a.shape is not None
     batch = len(a.shape) - 2
     left, right = found.tracks.get(a), found.tracks.get(b)
+    passed: Track | None
     if left is not None and right is not None:
         if left.axis == right.axis < batch and len(left.atoms) == len(right.atoms):
             found.tie(left.atoms, right.atoms)
@@ -167,8 +168,14 @@ def _elementwise(found: Channels, node: ir.Node) -> None:
         found.pin_inputs(node, "has operands of unknown rank")
         return
     rank = len(output.shape)
-    operands = [(i, v, rank - len(v.shape)) for i, v in enumerate(node.inputs) if v is not None and v.shape is not None]
-    tracked = [(found.tracks[v].axis + shift, found.tracks[v].atoms) for _, v, shift in operands if v in found.tracks]
+    operands = [
+        (i, v, rank - len(v.shape))
+        for i, v in enumerate(node.inputs)
+        if v is not None and v.shape is not None
+    ]
+    tracked = [
+        (found.tracks[v].axis + shift, found.tracks[v].atoms) for _, v, shift in operands if v in found.tracks
+    ]
     axis, atoms = tracked[0]
     if any(a != axis or len(t) != len(atoms) for a, t in tracked):
         found.pin_inputs(node, "has operands with different channels")
@@ -176,7 +183,9 @@ def _elementwise(found: Channels, node: ir.Node) -> None:
     wide = []
     for index, value, shift in operands:
         array = constant(value)
-        size = found.size(value, axis - shift) if array is None else (1, *array.shape)[max(axis - shift + 1, 0)]
+        size = (
+            found.size(value, axis - shift) if array is None else (1, *array.shape)[max(axis - shift + 1, 0)]
+        )
         if value in found.tracks or axis < shift or size == 1:
             continue
         if array is None:
@@ -252,7 +261,10 @@ BY_CHANNEL = (
     "AveragePool", "BatchNormalization", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool",
     "InstanceNormalization", "LpPool", "MaxPool",
 )
-REDUCTIONS = ("ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare")
+REDUCTIONS = (
+    "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
+    "ReduceSumSquare",
+)
 # fmt: on
 LINEAR: dict[str, Rule] = {
     "Conv": _convolution,

@@ -7,7 +7,8 @@ or an operator that works across channels, must stay. What is tied is one *class
 
 Given::
 
-    x -> Conv(w [4, 3, 1, 1]) -> h;  h -> Conv(d [4, 1, 3, 3], group 4) -> k;  Concat(h, k) -> c;  c -> Conv -> y
+    x -> Conv(w [4, 3, 1, 1]) -> h;  h -> Conv(d [4, 1, 3, 3], group 4) -> k
+    Concat(h, k) -> c;  c -> Conv(v [5, 8, 1, 1]) -> y
 
 Result: ``h`` has atoms 0 1 2 3, ``k`` the same, ``c`` has 0 1 2 3 0 1 2 3, ``y`` has pinned atoms of its own.
 
@@ -24,6 +25,7 @@ import onnx_ir as ir
 from edgepack.model import constant
 
 Atoms = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,6 +149,13 @@ def is_constant(value: ir.Value | None) -> bool:
     return value is None or constant(value) is not None
 
 
+def output_axis(node: ir.Node) -> int:
+    """The axis of a weight that its outputs are on."""
+    if node.op_type in ("ConvTranspose", "MatMul"):
+        return 1
+    return 1 if node.op_type == "Gemm" and not node.attributes.get_int("transB", 0) else 0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
     """Layers whose channels cannot be chosen apart: ``classes`` of atoms that may go, each a root."""
@@ -174,7 +183,9 @@ def find_groups(channels: Channels, keep: frozenset[str] = frozenset()) -> tuple
     found: list[Group] = []
     for members in _sharing(channels, roots):
         classes = np.unique(np.concatenate([roots[atoms] for _, atoms in members]))
-        pinned = [reasons.get(int(c)) or ("no weights read its channels" if unread[c] else "") for c in classes]
+        pinned = [
+            reasons.get(int(c)) or ("no weights read its channels" if unread[c] else "") for c in classes
+        ]
         widest = max((roots[atoms] for _, atoms in members), key=len)
         free = classes[[not reason for reason in pinned]]
         why = next((reason for reason in pinned if reason), "")

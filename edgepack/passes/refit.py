@@ -7,7 +7,7 @@ on what those before it give now, so that it makes up for their errors as well (
 for Accelerating Very Deep Neural Networks", 2017, layer by layer; here every layer behind a cut).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,9 @@ import onnx_ir as ir
 
 from edgepack.calibrate.run import stream_activations
 from edgepack.data import Samples
-from edgepack.model import constant, name_of, new_initializer, only_consumer
+from edgepack.model import constant, name_of, only_consumer
 from edgepack.passes.channels import Atoms
+from edgepack.passes.operands import replace_operand
 from edgepack.quantize.statistics import MAX_COLUMNS, Floats, weight_inputs
 from edgepack.quantize.weights import from_groups, to_groups, weight_of
 
@@ -44,12 +45,16 @@ def bias_of(node: ir.Node) -> Bias | None:
         return None
     index = 1 if adding.inputs[0] is node.outputs[0] else 0
     held = constant(adding.inputs[index])
-    return Bias(adding, index) if held is not None and held.shape[-1:] == (_outputs(node),) == (held.size,) else None
+    return (
+        Bias(adding, index)
+        if held is not None and held.shape[-1:] == (_outputs(node),) == (held.size,)
+        else None
+    )
 
 
 def _outputs(node: ir.Node) -> int:
     groups, outputs, _ = to_groups(node, weight_of(node)).shape
-    return groups * outputs
+    return int(groups * outputs)
 
 
 @dataclass(slots=True, eq=False)
@@ -148,7 +153,11 @@ def _levels(model: ir.Model, cut: frozenset[str]) -> list[list[str]]:
 
 
 def _can_be_fitted(node: ir.Node) -> bool:
-    if node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2 or constant(node.inputs[1]) is None:
+    if (
+        node.op_type not in ("Conv", "Gemm", "MatMul")
+        or len(node.inputs) < 2
+        or constant(node.inputs[1]) is None
+    ):
         return False
     if node.op_type == "MatMul" and weight_of(node).ndim != 2:
         return False
@@ -158,8 +167,12 @@ def _can_be_fitted(node: ir.Node) -> bool:
 
 def _empty(node: ir.Node) -> _Sums:
     groups, outputs, columns = _matrix(node).shape
-    shapes = ((groups, columns, columns), (groups, outputs, columns), (groups, columns), (groups, outputs))
-    return _Sums(*(np.zeros(shape, np.float32) for shape in shapes))
+    return _Sums(
+        xx=np.zeros((groups, columns, columns), np.float32),
+        yx=np.zeros((groups, outputs, columns), np.float32),
+        x=np.zeros((groups, columns), np.float32),
+        y=np.zeros((groups, outputs), np.float32),
+    )
 
 
 def _fit(graph: ir.Graph, node: ir.Node, sums: _Sums) -> None:
@@ -175,20 +188,9 @@ def _fit(graph: ir.Graph, node: ir.Node, sums: _Sums) -> None:
     damped = xx + ridge[:, None, None] * np.eye(xx.shape[1])
     step = np.linalg.solve(damped, (yx - before @ xx).transpose(0, 2, 1)).transpose(0, 2, 1)
     after = before + step
-    _store(graph, node, 1, from_groups(node, after.astype(np.float32)))
+    replace_operand(graph, node, 1, from_groups(node, after.astype(np.float32)), "fit")
     if bias is not None:
         shift = (y - np.einsum("gmk,gk->gm", after, x)).reshape(-1)
         held = constant(bias.node.inputs[bias.index]) if bias.index < len(bias.node.inputs) else None
         changed = shift if held is None else held + shift.reshape(held.shape)
-        _store(graph, bias.node, bias.index, changed.astype(np.float32))
-
-
-def _store(graph: ir.Graph, node: ir.Node, index: int, content: np.ndarray) -> None:
-    """Replace a constant operand of this node alone."""
-    if index >= len(node.inputs):
-        node.resize_inputs(index + 1)
-    old = node.inputs[index]
-    base = f"{name_of(node.outputs[0])}_bias" if old is None else name_of(old).removesuffix("_fit")
-    node.replace_input_with(index, new_initializer(graph, f"{base}_fit", content))
-    if old is not None and not old.uses() and old.name in graph.initializers and not old.is_graph_output():
-        del graph.initializers[old.name]
+        replace_operand(graph, bias.node, bias.index, changed.astype(np.float32), "fit")

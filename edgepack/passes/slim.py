@@ -12,14 +12,12 @@ Result::
 from collections import defaultdict
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from edgepack.model import clone, constant, name_of, new_initializer
+from edgepack.model import clone, constant
 from edgepack.passes.channel_moves import shape_entries, slice_of
-from edgepack.passes.channels import Atoms, Channels, Cut, Track
-
-Mask = npt.NDArray[np.bool_]
+from edgepack.passes.channels import Atoms, Channels, Cut, Mask, Track
+from edgepack.passes.operands import replace_operand
 
 
 def slim(model: ir.Model, channels: Channels, alive: Mask) -> ir.Model:
@@ -46,11 +44,6 @@ def slim(model: ir.Model, channels: Channels, alive: Mask) -> ir.Model:
     return copied
 
 
-def kept_positions(track: Track | Atoms, alive: Mask) -> Atoms:
-    """Which positions of a value's channels stay."""
-    return np.flatnonzero(alive[track.atoms if isinstance(track, Track) else track])
-
-
 def _count(track: Track, alive: Mask) -> int:
     return int(alive[track.atoms].sum())
 
@@ -63,17 +56,7 @@ def _take(graph: ir.Graph, node: ir.Node, index: int, kept: dict[int, Atoms]) ->
     assert content is not None
     for axis, positions in kept.items():
         content = content.take(positions, axis)
-    _replace(graph, node, index, np.ascontiguousarray(content), "slim")
-
-
-def _replace(graph: ir.Graph, node: ir.Node, index: int, content: npt.NDArray[np.generic], word: str) -> None:
-    old = node.inputs[index]
-    base = name_of(old) if old is not None else f"{node.outputs[0].name}_{node.op_type.lower()}"
-    while len(node.inputs) <= index:
-        node.resize_inputs(index + 1)
-    node.replace_input_with(index, new_initializer(graph, f"{base}_{word}", content))
-    if old is not None and not old.uses() and old.name in graph.initializers and not old.is_graph_output():
-        del graph.initializers[old.name]
+    replace_operand(graph, node, index, np.ascontiguousarray(content), "slim")
 
 
 def _restate(graph: ir.Graph, channels: Channels, alive: Mask, node: ir.Node, twin: ir.Node) -> None:
@@ -94,7 +77,7 @@ def _restate(graph: ir.Graph, channels: Channels, alive: Mask, node: ir.Node, tw
             if axis == before.axis:
                 sizes = [_count(channels.tracks[v], alive) for v in node.outputs]
                 twin.attributes.pop("num_outputs", None)
-                _replace(graph, twin, 1, np.asarray(sizes, np.int64), "sizes")
+                replace_operand(graph, twin, 1, np.asarray(sizes, np.int64), "slim")
         case "Slice":
             _restate_slice(graph, node, twin, before, alive)
         case "Gather":
@@ -104,7 +87,7 @@ def _restate(graph: ir.Graph, channels: Channels, alive: Mask, node: ir.Node, tw
                 renumbered = np.cumsum(alive[before.atoms]) - 1
                 wanted = wanted % len(before.atoms)
                 left_over = renumbered[wanted[alive[before.atoms][wanted]]]
-                _replace(graph, twin, 1, left_over.astype(np.int64), "left")
+                replace_operand(graph, twin, 1, left_over.astype(np.int64), "slim")
         case "Resize":
             sizes_of = constant(node.inputs[3]) if len(node.inputs) > 3 else None
             if sizes_of is not None and sizes_of.size and after is not None:
@@ -113,7 +96,7 @@ def _restate(graph: ir.Graph, channels: Channels, alive: Mask, node: ir.Node, tw
                 if at is not None:
                     sizes_of = sizes_of.copy()
                     sizes_of[at] = _count(after, alive)
-                    _replace(graph, twin, 3, sizes_of, "slim")
+                    replace_operand(graph, twin, 3, sizes_of, "slim")
 
 
 def _restate_shape(graph: ir.Graph, twin: ir.Node, after: Track, alive: Mask) -> None:
@@ -127,7 +110,7 @@ def _restate_shape(graph: ir.Graph, twin: ir.Node, after: Track, alive: Mask) ->
     if held is not None:
         held = held.copy()
         held[after.axis] = wanted
-        _replace(graph, twin, 1, held, "slim")
+        replace_operand(graph, twin, 1, held, "slim")
         return
     joined = twin.inputs[1].producer() if twin.inputs[1] is not None else None
     assert joined is not None
@@ -138,7 +121,7 @@ def _restate_shape(graph: ir.Graph, twin: ir.Node, after: Track, alive: Mask) ->
         if part is not None and start <= after.axis < start + length:
             part = part.copy()
             part.reshape(-1)[after.axis - start] = wanted
-            _replace(graph, joined, index, part, "slim")
+            replace_operand(graph, joined, index, part, "slim")
             return
         start += length
 
@@ -162,4 +145,4 @@ def _restate_slice(graph: ir.Graph, node: ir.Node, twin: ir.Node, before: Track,
         assert held is not None
         changed = held.copy()
         changed[axes.index(before.axis)] = bound
-        _replace(graph, twin, index, changed, "slim")
+        replace_operand(graph, twin, index, changed, "slim")
