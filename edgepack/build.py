@@ -285,7 +285,7 @@ def _open_data(job: Job, model: ir.Model) -> _Data:
 
 
 def _material(job: Job, samples: Samples) -> PassMaterial:
-    return PassMaterial(job.target.kernels, samples, os.cpu_count() or 1, job.recipe.seed)
+    return PassMaterial(job.target, samples, os.cpu_count() or 1, job.recipe.seed)
 
 
 def _ranges(job: Job, model: ir.Model, units: Sequence[Unit], samples: Samples) -> RangeTable:

@@ -94,6 +94,8 @@ class Pass(Strict):
 
 AFTER: dict[tuple[str, str], str] = {
     ("cluster", "prune"): "what is left would make up for the new zeros with values of its own",
+    ("prune", "structured"): "weights that are fitted anew are not zero any more",
+    ("cluster", "structured"): "weights that are fitted anew take values of their own",
 }
 """Why the second may not stand after the first."""
 

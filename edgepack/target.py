@@ -90,6 +90,10 @@ class Quantization(Strict):
     """The kernel of depthwise convolutions works on this many channels at a time and on the rest one by one:
     others get channels of zeros, where it adds at most half of them."""
 
+    pruned_channels_multiple: Annotated[int, Field(ge=1)] = 8
+    """Structured pruning leaves a multiple of this many channels: kernels work on several at a time, and what
+    is left over costs as much as a whole step."""
+
     @property
     def activation(self) -> QuantScheme:
         """The scheme of activations."""

@@ -102,6 +102,9 @@ def _readers(
             table = moments_of.second[0]
             if bias_of(node) is not None:
                 table = table - np.outer(moments_of.mean[0], moments_of.mean[0])
+            # What few rows say of how many inputs go together is trusted less than what they say of each.
+            trust = moments_of.count / (moments_of.count + len(table))
+            table = trust * table + (1 - trust) * np.diag(np.diagonal(table))
         found.append((Reader(weight, table, np.repeat(read, taps)), read))
     return found
 

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgepack.config_passes import Cluster, Pass, Prune
+from edgepack.config_passes import Cluster, Pass, Prune, Structured
 from edgepack.data import Samples
 from edgepack.model import save_model
 from edgepack.passes.cluster import cluster
 from edgepack.passes.prune import prune
+from edgepack.passes.structured import Multiples, prune_structured, structured_notes
 from edgepack.quantize.units import find_units
 from edgepack.strict import Strict
-from edgepack.target import Kernels
+from edgepack.target import Target
 
 FEWEST_SAMPLES = 32
 MOST_SAMPLES = 512
@@ -31,7 +32,7 @@ Stage = Callable[[str], AbstractContextManager[list[str]]]
 class PassMaterial:
     """What passes work with, besides the model and their settings."""
 
-    kernels: Kernels
+    target: Target
     samples: Samples
     threads: int
     seed: int
@@ -66,7 +67,7 @@ def run_passes(
 
 def _run(model: ir.Model, settings: Strict, material: PassMaterial) -> tuple[ir.Model, list[str]]:
     """One pass: a new model, and what there is to say of it."""
-    units, some = find_units(model, material.kernels), some_samples(material.samples)
+    units, some = find_units(model, material.target.kernels), some_samples(material.samples)
     threads, seed = material.threads, material.seed
     match settings:
         case Prune():
@@ -77,6 +78,11 @@ def _run(model: ir.Model, settings: Strict, material: PassMaterial) -> tuple[ir.
             few, weights = cluster(model, units, some, settings, threads=threads, seed=seed)
             total, most = sum(w.values for w in weights), max(w.codes for w in weights)
             return few, [f"{total} weights in {len(weights)} units take at most {most} values each"]
+        case Structured():
+            like = material.target.quantization
+            multiples = Multiples(like.pruned_channels_multiple, like.depthwise_channels_multiple)
+            slim, report = prune_structured(model, some, settings, multiples, threads=threads, seed=seed)
+            return slim, structured_notes(report, settings)
     raise AssertionError(f"no pass has settings of type {type(settings).__name__}")
 
 

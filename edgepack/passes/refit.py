@@ -1,7 +1,7 @@
 """The weights that are left are fitted anew, so that their outputs come near those of the whole model.
 
 With ``y`` what a layer of the whole model puts out and ``x`` what the same layer of the slim model gets, its
-new weight is ``argmin |y - V x|^2 + r |V - W|^2``, where ``W`` are the weights that it kept: one ridge
+new weight is ``argmin |y - V x|^2 + |(V - W) R|^2``, where ``W`` are the weights that it kept: one ridge
 regression on second moments, streamed over the samples. Layers are fitted from the first to the last, each
 on what those before it give now, so that it makes up for their errors as well (Y. He et al., "Channel Pruning
 for Accelerating Very Deep Neural Networks", 2017, layer by layer; here every layer behind a cut).
@@ -21,8 +21,9 @@ from edgepack.passes.operands import replace_operand
 from edgepack.quantize.statistics import MAX_COLUMNS, Floats, weight_inputs
 from edgepack.quantize.weights import from_groups, to_groups, weight_of
 
-RIDGE = 0.02
-"""Of the mean square of the inputs: how much the weights hold to what they were."""
+LEAST_RIDGE = 0.01
+"""How much weights hold to what they were, beside the mean square of their inputs. With few rows for many
+inputs it is more, inputs over rows: what few samples say of how inputs go together is not to be trusted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +185,13 @@ def _fit(graph: ir.Graph, node: ir.Node, sums: _Sums) -> None:
     if bias is not None:
         xx -= x[:, :, None] * x[:, None]
         yx -= y[:, :, None] * x[:, None]
-    ridge = RIDGE * np.trace(xx, axis1=1, axis2=2) / xx.shape[1] + 1e-12
-    damped = xx + ridge[:, None, None] * np.eye(xx.shape[1])
+    squares = np.diagonal(xx, axis1=1, axis2=2)
+    ridge = (
+        max(LEAST_RIDGE, xx.shape[1] / sums.count) * squares
+        + LEAST_RIDGE * squares.mean(1, keepdims=True)
+        + 1e-12
+    )
+    damped = xx + ridge[:, None] * np.eye(xx.shape[1])
     step = np.linalg.solve(damped, (yx - before @ xx).transpose(0, 2, 1)).transpose(0, 2, 1)
     after = before + step
     replace_operand(graph, node, 1, from_groups(node, after.astype(np.float32)), "fit")

@@ -2,6 +2,7 @@
 faster for it on any runtime."""
 
 import fnmatch
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -129,3 +130,22 @@ def _multiple(
         if groups > 1 and classes & set(roots[cut.atoms].tolist()):
             return max(multiples.dense, multiples.depthwise)
     return multiples.dense
+
+
+def structured_notes(report: SlimReport, config: Structured) -> list[str]:
+    """What there is to say, a sentence each."""
+    cut = [group for group in report.groups if group.left < group.channels]
+    gone, of = sum(g.channels - g.left for g in cut), sum(g.channels for g in report.groups)
+    share = report.macs_after / max(report.macs_before, 1)
+    notes = [
+        f"{gone} of {of} channels have gone from {len(cut)} groups, {share:.1%} of the multiplications left"
+    ]
+    if share > config.macs:
+        notes.append(f"{config.macs:.1%} were asked for, but no more channels can go")
+    if report.fitted:
+        notes.append(f"{report.fitted} layers were fitted anew")
+    reasons = Counter(
+        group.reason for group in report.groups if group.reason and group.left == group.channels
+    )
+    notes.extend(f"{count} groups stay: {why}" for why, count in reasons.most_common(3))
+    return notes
