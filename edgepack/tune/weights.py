@@ -53,6 +53,8 @@ class Trainable:
     """Of the first node that reads it."""
     node: str
     shape: tuple[int, ...]
+    output_axis: int
+    """The axis of a weight that outputs lie along."""
 
 
 def keys_of(model: ir.Model) -> dict[ir.Value, str]:
@@ -107,8 +109,18 @@ def trainables(model: ir.Model) -> dict[str, Trainable]:
                 continue
             shape = tuple(int(d) for d in tensor.shape.numpy())
             key = keys[source]
-            found.setdefault(key, Trainable(key, kind, node.op_type, node.name or "", shape))
+            axis = _output_axis(node, slot) % max(len(shape), 1)
+            found.setdefault(key, Trainable(key, kind, node.op_type, node.name or "", shape, axis))
     return found
+
+
+def _output_axis(node: ir.Node, slot: int) -> int:
+    if node.op_type == "MatMul":
+        return -1 if slot == 1 else -2
+    if node.op_type == "Gemm" and slot < 2:
+        turned = bool(node.attributes.get_int("transB" if slot == 1 else "transA", 0))
+        return int(turned != (slot == 1))
+    return 1 if node.op_type in ("ConvTranspose", "LSTM", "GRU", "RNN") else 0
 
 
 def _tensor(value: ir.Value | None) -> ir.TensorProtocol | None:

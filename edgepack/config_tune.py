@@ -1,0 +1,66 @@
+"""Training as a recipe has it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from edgepack.strict import Strict
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Sparsify(Strict):
+    """Zeros that training makes and learns to live with."""
+
+    sparsity: Annotated[float, Field(gt=0, lt=1)]
+    """Share of zeros among all weights."""
+    when: Literal["dynamic", "once"] = "dynamic"
+    """dynamic: more and more, chosen anew on the way, so that weights may come back; once: at one step."""
+    pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
+    start: Share = 0.05
+    """Share of the training after which removal starts, or happens."""
+    end: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Share of the training after which a dynamic choice is final."""
+    every: Annotated[int, Field(ge=1)] = 10
+    """Steps between two choices."""
+
+
+class Tune(Strict):
+    """The weights are trained so that the model answers as its teacher does."""
+
+    budget_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds that training may take."""
+    steps: Annotated[int, Field(gt=0)] | None = None
+    """Steps after which it ends at the latest. Only by steps can a run be repeated exactly."""
+    batch: Annotated[int, Field(ge=1)] = 10
+    """Samples in a step."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """At its highest, as a share of a channel's size; it rises over the first steps and falls by a cosine."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """What the logits of both are divided by before they are compared."""
+    logits: Weight = 1.0
+    """Weight of the difference of the outputs."""
+    features: Weight = 1.0
+    """Weight of the difference of inner values."""
+    feature_map: dict[str, str] = {}
+    """Inner values of the model and those of the teacher that they are compared with; by default what
+    residual additions give where both have them under one name."""
+    labels: Weight = 0.0
+    """Weight of the cross-entropy with the samples' labels."""
+    keep: tuple[str, ...] = ()
+    """Names of weights that are not trained; `*` and `?` work as in a shell."""
+    l1: Weight = 0.0
+    """Weight of the sum of magnitudes of all weights."""
+    l2: Weight = 0.0
+    """Weight of half the sum of squares."""
+    group_lasso: Weight = 0.0
+    """Weight of the sum of lengths of all output channels (Yuan and Lin, 2006): whole ones go to zero."""
+    sparsify: Sparsify | None = None
+    held_out: Share = 0.2
+    """Share of the samples that only judge; the weights that do best on them are kept, the first too."""
+    stop_at: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Agreement with the teacher on the held-out samples at which training ends."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """By default as many as there are cores."""

@@ -1,0 +1,160 @@
+"""What is compared between a model and its teacher, and how the differences add up to a loss."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edgepack.config_tune import Tune
+from edgepack.errors import ConfigError, did_you_mean
+from edgepack.model import constant, name_of
+from edgepack.tune.weights import PRODUCTS
+
+SOFTMAXES = frozenset({"Softmax", "LogSoftmax"})
+FEWEST_CLASSES = 3
+"""Columns from which the output of a product counts as logits of classes; two may be a place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A value of the model and the value of the teacher that it is to equal."""
+
+    mine: str
+    teachers: str
+    classes: bool = False
+    """Whether they are logits along the last axis, compared by their distributions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """All comparisons, chosen once."""
+
+    outputs: tuple[Pair, ...]
+    features: tuple[Pair, ...]
+
+    @property
+    def mine(self) -> list[str]:
+        """Values of the model that the loss needs."""
+        return list(dict.fromkeys(p.mine for p in (*self.outputs, *self.features)))
+
+    @property
+    def teachers(self) -> list[str]:
+        """Values of the teacher that the loss needs."""
+        return list(dict.fromkeys(p.teachers for p in (*self.outputs, *self.features)))
+
+
+def choose_objective(model: ir.Model, teacher: ir.Model, settings: Tune) -> Objective:
+    """Compare logits before a last softmax, other outputs as they are, and features by name.
+
+    Raises:
+        ConfigError: outputs do not match, or the feature map names values that are not there.
+    """
+    outputs = []
+    theirs = [v for v in teacher.graph.outputs if _is_float(v)]
+    mine = [v for v in model.graph.outputs if _is_float(v)]
+    if not mine or len(mine) != len(theirs):
+        raise ConfigError(
+            f"tune: the model has {len(mine)} float outputs and its teacher {len(theirs)}; "
+            "give a teacher with the same outputs"
+        )
+    for a, b in zip(mine, theirs, strict=True):
+        (inner_a, classes_a), (inner_b, classes_b) = _logits(a), _logits(b)
+        both = classes_a and classes_b
+        pair = (inner_a, inner_b) if both else (a, b)
+        outputs.append(Pair(name_of(pair[0]), name_of(pair[1]), both))
+    features = _features(model, teacher, settings) if settings.features else []
+    done = {p.mine for p in outputs}
+    return Objective(tuple(outputs), tuple(p for p in features if p.mine not in done))
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is None or value.dtype.is_floating_point()
+
+
+def _logits(value: ir.Value) -> tuple[ir.Value, bool]:
+    """The value that holds logits, and whether it does; softmax of logits is seen through."""
+    node = value.producer()
+    if node is not None and node.op_type in SOFTMAXES and node.inputs[0] is not None:
+        rank = len(value.shape) if value.shape is not None else 0
+        axis = node.attributes.get_int("axis", -1)
+        if axis == -1 or (rank and axis == rank - 1):
+            return node.inputs[0], True
+    last = node
+    if node is not None and node.op_type == "Add":
+        made = [v.producer() for v in node.inputs if v is not None and constant(v) is None]
+        last = made[0] if len(made) == 1 else None
+    shape = value.shape
+    columns = shape[-1] if shape is not None and len(shape) == 2 else 0
+    product = last is not None and last.op_type in PRODUCTS
+    return value, product and isinstance(columns, int) and columns >= FEWEST_CLASSES
+
+
+def _features(model: ir.Model, teacher: ir.Model, settings: Tune) -> list[Pair]:
+    there = {name_of(v) for n in teacher.graph for v in n.outputs if v.name}
+    here = {name_of(v) for n in model.graph for v in n.outputs if v.name}
+    for a, b in settings.feature_map.items():
+        for name, known, whose in ((a, here, "model"), (b, there, "teacher")):
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise ConfigError(f"tune: feature_map: the {whose} has no value {name!r}, {hint}")
+    if settings.feature_map:
+        return [Pair(a, b) for a, b in settings.feature_map.items()]
+    return [Pair(name, name) for name in residual_additions(model) if name in there]
+
+
+def residual_additions(model: ir.Model) -> list[str]:
+    """Names of what additions of two computed values give: where a block ends."""
+    return [
+        name_of(node.outputs[0])
+        for node in model.graph
+        if node.op_type == "Add" and all(constant(v) is None for v in node.inputs)
+    ]
+
+
+def losses(
+    objective: Objective,
+    made: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    power: Mapping[str, float],
+    settings: Tune,
+    labels: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The parts of the loss, each with its weight.
+
+    ``power`` has the mean square deviation of each of the teacher's values: differences are relative to it.
+    Logits are compared by the Kullback-Leibler divergence at a temperature T, times T² (Hinton et al., 2015).
+    """
+    parts = {}
+    if settings.logits:
+        each = [_output_loss(p, made, wanted, power, settings.temperature) for p in objective.outputs]
+        parts["logits"] = settings.logits * torch.stack(each).mean()
+    if settings.features and objective.features:
+        each = [_square(made[p.mine], wanted[p.teachers], power[p.teachers]) for p in objective.features]
+        parts["features"] = settings.features * torch.stack(each).mean()
+    if settings.labels and labels is not None:
+        logits = made[objective.outputs[0].mine]
+        parts["labels"] = settings.labels * functional.cross_entropy(logits, labels)
+    return parts
+
+
+def _square(a: Tensor, b: Tensor, power: float) -> Tensor:
+    return functional.mse_loss(a, b) / max(power, 1e-12)
+
+
+def _output_loss(
+    pair: Pair, made: Mapping[str, Tensor], wanted: Mapping[str, Tensor], power: Mapping[str, float], t: float
+) -> Tensor:
+    mine, theirs = made[pair.mine], wanted[pair.teachers]
+    if not pair.classes:
+        return _square(mine, theirs, power[pair.teachers])
+    rows = (functional.log_softmax(v.reshape(-1, v.shape[-1]) / t, -1) for v in (mine, theirs))
+    return t * t * functional.kl_div(*rows, log_target=True, reduction="batchmean")
+
+
+def agreement(pairs: Sequence[Pair], made: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
+    """Share of decisions (the largest along the last axis) that are the teacher's, over all class outputs."""
+    same = [made[p.mine].argmax(-1) == wanted[p.teachers].argmax(-1) for p in pairs if p.classes]
+    return float(torch.cat([s.reshape(-1) for s in same]).double().mean()) if same else float("nan")

@@ -1,0 +1,268 @@
+"""The loop: a model learns to answer as its teacher does, until steps, time or the goal end it."""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from edgepack.config_tune import Tune
+from edgepack.data import Samples
+from edgepack.tune.checkpoint import load_checkpoint, run_identity, save_checkpoint
+from edgepack.tune.graph import compile_model, run_program
+from edgepack.tune.held import Held, hold
+from edgepack.tune.lessons import Lessons, batches, can_be_stacked, labels_of, prepare_lessons
+from edgepack.tune.objective import Objective, agreement, choose_objective, losses
+from edgepack.tune.sparsify import choose_masks, penalty, wanted_sparsity
+from edgepack.tune.state import Entry, State
+from edgepack.tune.weights import with_weights
+
+WARM_UP = 10
+"""Steps over which the learning rate rises."""
+MOMENTUM = 0.9
+OnStep = Callable[[int, int, str], None]
+"""Called with steps done, steps in all as far as one can tell, and a line of text."""
+
+
+class Student(Protocol):
+    """What is trained, as a function of its weights."""
+
+    def __call__(self, feeds: Mapping[str, Tensor], held: Held, keep: list[str]) -> dict[str, Tensor]:
+        """The values named in ``keep``, for stacked samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """A trained model and how it came about."""
+
+    model: ir.Model
+    log: tuple[Entry, ...]
+    ended: str
+    """Why training ended."""
+    kept_step: int
+    """The step whose weights these are."""
+
+
+def tune(
+    model: ir.Model,
+    teacher: ir.Model,
+    samples: Samples,
+    settings: Tune,
+    *,
+    seed: int,
+    threads: int = 1,
+    checkpoints: Path | None = None,
+    on_step: OnStep = lambda done, total, text: None,
+    student: Student | None = None,
+) -> Tuned:
+    """Train the weights of ``model`` on what ``teacher`` says to ``samples``; both stay as they are.
+
+    The trained model has the same nodes, names, types and zeros; shared values stay shared. With a folder of
+    ``checkpoints`` there are a log and, after each epoch, all that is needed to go on: called again with the
+    same arguments, a run that was killed ends as it would have. ``student`` runs the weights in another form
+    than the model's own, such as the quantized one.
+
+    Raises:
+        ModelError: the model has operators that cannot be trained (all are listed), or does not run.
+        ConfigError: settings that do not fit the model, or the checkpoints of another run.
+        CalibrationError: the teacher fails on a sample.
+    """
+    held = hold(model, settings.keep)
+    objective = choose_objective(model, teacher, settings)
+    student = student or FloatStudent(model, held)
+    state = State(held, _optimizer(held, settings))
+    identity = run_identity(model, teacher, samples, settings, seed)
+    with (
+        _threads(settings.threads or threads),
+        tempfile.TemporaryDirectory(prefix="edgepack-tune-") as folder,
+    ):
+        lessons = prepare_lessons(
+            teacher,
+            objective,
+            samples,
+            held_out=settings.held_out,
+            labelled=settings.labels > 0,
+            threads=settings.threads or threads,
+            folder=Path(folder),
+        )
+        some = [lessons.feeds[i] for i in lessons.trained[:2]]
+        lessons.together = can_be_stacked(compile_model(model), some, objective.mine)
+        if checkpoints is not None:
+            load_checkpoint(checkpoints, state, identity)
+        ended = _Loop(student, objective, lessons, settings, seed, on_step).run(state, checkpoints, identity)
+    if state.best is not None:
+        _, kept, arrays = state.best
+    else:
+        kept, arrays = state.step, held.arrays()
+    return Tuned(with_weights(model, arrays), tuple(state.log), ended, kept)
+
+
+class FloatStudent:
+    """The model itself with the weights as they are."""
+
+    def __init__(self, model: ir.Model, held: Held) -> None:
+        self.program = compile_model(model, held.tensors)
+
+    def __call__(self, feeds: Mapping[str, Tensor], held: Held, keep: list[str]) -> dict[str, Tensor]:
+        """The values named in ``keep``."""
+        return run_program(self.program, feeds, held.values(), keep)
+
+
+def _optimizer(held: Held, settings: Tune) -> Any:
+    tensors = list(held.tensors.values())
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(tensors, lr=settings.learning_rate, momentum=MOMENTUM, nesterov=True)
+    return torch.optim.Adam(tensors, lr=settings.learning_rate)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loop:
+    student: Student
+    objective: Objective
+    lessons: Lessons
+    settings: Tune
+    seed: int
+    on_step: OnStep
+
+    def run(self, state: State, checkpoints: Path | None, identity: str) -> str:
+        """Train epoch after epoch; gives the reason to stop."""
+        if not state.step and self.lessons.judged and not self._changes_the_aim():
+            state.best = (self._judge(state.held)["loss"], 0, state.held.arrays())
+        while True:
+            ended = self._epoch(state)
+            verdict = self._verdict(state)
+            if checkpoints is not None:
+                save_checkpoint(checkpoints, state, identity)
+            if ended:
+                return ended
+            if verdict is not None and verdict >= (self.settings.stop_at or math.inf):
+                return f"agreement of {verdict:.3f} on held-out samples"
+
+    def _changes_the_aim(self) -> bool:
+        """Whether the weights of the start are no candidates: they lack what is asked for."""
+        s = self.settings
+        return bool(s.sparsify or s.l1 or s.l2 or s.group_lasso)
+
+    def _progress(self, state: State) -> float:
+        by_steps = state.step / self.settings.steps if self.settings.steps else 0.0
+        return max(by_steps, state.elapsed_s / self.settings.budget_s)
+
+    def _epoch(self, state: State) -> str:
+        for stacks in batches(self.lessons, self.settings.batch, self.seed, state.epoch):
+            if (progress := self._progress(state)) >= 1:
+                return "steps" if state.step == self.settings.steps else "time"
+            started = time.perf_counter()
+            rate = self._rate(state, progress)
+            sparsity = self._mask(state, progress)
+            parts = self._step(state, stacks, rate)
+            state.step += 1
+            state.elapsed_s += time.perf_counter() - started
+            state.log.append(
+                Entry(
+                    state.step,
+                    state.epoch,
+                    sum(parts.values()),
+                    parts,
+                    rate,
+                    sparsity,
+                    round(state.elapsed_s, 3),
+                )
+            )
+            self._tell(state)
+        state.epoch += 1
+        done = self._progress(state) >= 1
+        return ("steps" if state.step == self.settings.steps else "time") if done else ""
+
+    def _rate(self, state: State, progress: float) -> float:
+        warm = min(1.0, (state.step + 1) / WARM_UP)
+        return self.settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def _mask(self, state: State, progress: float) -> float:
+        """Choose the zeros anew where it is time to; gives their share now."""
+        settings, held = self.settings.sparsify, state.held
+        if settings is None:
+            return 0.0
+        sparsity = wanted_sparsity(settings, progress)
+        final = progress >= settings.end or settings.when == "once"
+        due = held.returning or not held.masks if final else state.step % settings.every == 0
+        if sparsity and due:
+            held.masks = choose_masks(held, sparsity, settings.pattern)
+            held.returning = not final
+        return sparsity
+
+    def _step(self, state: State, stacks: list[list[int]], rate: float) -> dict[str, float]:
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        state.optimizer.zero_grad()
+        total = sum(map(len, stacks))
+        sums: dict[str, float] = {}
+        for numbers in stacks:
+            parts = self._parts(state.held, numbers)
+            share = len(numbers) / total
+            (torch.stack(list(parts.values())).sum() * share).backward()
+            for name, part in parts.items():
+                sums[name] = sums.get(name, 0.0) + part.item() * share
+        pressure = penalty(state.held, self.settings)
+        if pressure is not None:
+            pressure.backward()
+            sums["penalty"] = pressure.item()
+        state.optimizer.step()
+        return sums
+
+    def _parts(self, held: Held, numbers: list[int]) -> dict[str, Tensor]:
+        made = self.student(self.lessons.feeds.stacked(numbers), held, self.objective.mine)
+        answers = self.lessons.answers.stacked(numbers)
+        labels = labels_of(self.lessons, numbers)
+        return losses(self.objective, made, answers, self.lessons.power, self.settings, labels)
+
+    def _judge(self, held: Held) -> dict[str, float]:
+        """Loss and agreement on the held-out samples."""
+        total, same = 0.0, 0.0
+        judged = self.lessons.judged
+        size = self.settings.batch if self.lessons.together and len(set(self.lessons.shapes)) == 1 else 1
+        with torch.no_grad():
+            for start in range(0, len(judged), size):
+                numbers = list(judged[start : start + size])
+                made = self.student(self.lessons.feeds.stacked(numbers), held, self.objective.mine)
+                answers = self.lessons.answers.stacked(numbers)
+                labels = labels_of(self.lessons, numbers)
+                parts = losses(self.objective, made, answers, self.lessons.power, self.settings, labels)
+                total += sum(p.item() for p in parts.values()) * len(numbers)
+                same += agreement(self.objective.outputs, made, answers) * len(numbers)
+        return {"loss": total / len(judged), "agreement": same / len(judged)}
+
+    def _verdict(self, state: State) -> float | None:
+        """Judge the weights as they are and keep them if they are the best so far; gives the agreement."""
+        sparsify = self.settings.sparsify
+        if not self.lessons.judged or not state.log:
+            return None
+        if sparsify is not None and (state.held.returning or not state.held.masks):
+            return None
+        verdict = self._judge(state.held)
+        state.log[-1] = replace(state.log[-1], held_out=verdict)
+        if state.best is None or verdict["loss"] < state.best[0]:
+            state.best = (verdict["loss"], state.step, state.held.arrays())
+        return verdict["agreement"]
+
+    def _tell(self, state: State) -> None:
+        done = self._progress(state)
+        total = max(state.step, round(state.step / done)) if done else 0
+        left_s = state.elapsed_s / done - state.elapsed_s if done else 0.0
+        self.on_step(state.step, total, f"loss {state.log[-1].loss:.4g}, {left_s:.0f} s left")

@@ -1,0 +1,278 @@
+"""Training: it learns, keeps zeros and shared values, repeats exactly, and goes on after it was killed."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `tune`")
+
+from onnx_models import Array, conv_net, f32, parse, run
+from sampling import npz
+
+from edgepack.config import Data, Labels
+from edgepack.config_tune import Sparsify, Tune
+from edgepack.data import Samples, open_samples
+from edgepack.errors import ConfigError, ModelError
+from edgepack.model import fingerprint, input_specs
+from edgepack.tune.graph import compile_model
+from edgepack.tune.held import hold
+from edgepack.tune.lessons import can_be_stacked
+from edgepack.tune.objective import Pair, choose_objective
+from edgepack.tune.sparsify import choose_masks, wanted_sparsity
+from edgepack.tune.train import Tuned, tune
+from edgepack.tune.weights import array_of, keys_of, trainables, with_weights
+
+QUICK: dict[str, Any] = {"steps": 40, "learning_rate": 3e-3, "held_out": 0.0, "batch": 8}
+
+
+def held_arrays(model: ir.Model) -> dict[str, Array]:
+    return {key: array_of(value) for value, key in keys_of(model).items() if key in trainables(model)}
+
+
+def changed(model: ir.Model, function: Any) -> ir.Model:
+    return with_weights(model, {k: function(k, v) for k, v in held_arrays(model).items()})
+
+
+def noisy(model: ir.Model, noise: float = 0.1) -> ir.Model:
+    rng = np.random.default_rng(0)
+    return changed(model, lambda key, v: v + f32(noise * rng.normal(size=v.shape)))
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Samples:
+    rng = np.random.default_rng(5)
+    path = npz(tmp_path / "x.npz", x=f32(rng.normal(size=(24, 3, 8, 8))), label=np.arange(24) % 5)
+    data = Data(path=str(path), labels=Labels(array="label"))
+    return open_samples(data, "calibration", input_specs(conv_net()), {}, base=tmp_path)
+
+
+def distance(a: ir.Model, b: ir.Model, samples: Samples) -> float:
+    """Mean square difference of logits, which mean the same with anything added to all of them."""
+    apart = [run(a, s.feeds)["y"] - run(b, s.feeds)["y"] for s in samples]
+    return float(np.mean([np.square(d - d.mean()).mean() for d in apart]))
+
+
+def trained(model: ir.Model, samples: Samples, **settings: Any) -> Tuned:
+    return tune(model, conv_net(), samples, Tune(**{**QUICK, **settings}), seed=1)
+
+
+def test_a_model_learns_to_answer_as_its_teacher(samples: Samples) -> None:
+    start = noisy(conv_net())
+    before = fingerprint(start)
+    made = trained(start, samples, steps=150)
+    assert fingerprint(start) == before
+    assert distance(made.model, conv_net(), samples) < 0.2 * distance(start, conv_net(), samples)
+    assert [e.step for e in made.log] == list(range(1, 151))
+    assert made.ended == "steps" and made.kept_step == 150
+    assert [n.op_type for n in made.model.graph] == [n.op_type for n in start.graph]
+
+
+def test_zeros_stay_and_statistics_are_frozen(samples: Samples) -> None:
+    rng = np.random.default_rng(1)
+
+    def half(key: str, value: Array) -> Array:
+        return value * (rng.random(value.shape) < 0.5) if key.startswith("w") else value
+
+    start = changed(noisy(conv_net()), half)
+    after = held_arrays(trained(start, samples).model)
+    for key, value in held_arrays(start).items():
+        assert np.array_equal(value == 0, after[key] == 0), key
+        assert not np.array_equal(value, after[key]), key
+    assert {"bn_mean", "bn_var"}.isdisjoint(after)
+
+
+def test_shared_values_stay_shared(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    codebook = f32([-0.5, 0.0, 0.25, 1.0])
+    places = rng.integers(0, 4, (32, 20))
+    body = "net (float[batch, 32] x) => (float[batch, 20] y) { y = MatMul (x, w) }"
+    teacher = parse(body, weights={"w": f32(rng.normal(size=(32, 20)))})
+    start = parse(body, weights={"w": codebook[places]})
+    path = npz(tmp_path / "x.npz", x=f32(rng.normal(size=(32, 1, 32))))
+    samples = open_samples(Data(path=str(path)), "calibration", input_specs(start), {}, base=tmp_path)
+    made = tune(start, teacher, samples, Tune(**QUICK), seed=0)
+    after = held_arrays(made.model)["w"]
+    values = [np.unique(after[places == i]) for i in range(4)]
+    assert all(len(v) == 1 for v in values)
+    assert values[1][0] == 0
+    assert all(abs(float(values[i][0]) - float(codebook[i])) > 1e-3 for i in (0, 2, 3))
+
+
+def test_the_same_seed_gives_the_same_weights(samples: Samples) -> None:
+    runs = [held_arrays(trained(noisy(conv_net()), samples).model) for _ in range(2)]
+    other = held_arrays(tune(noisy(conv_net()), conv_net(), samples, Tune(**QUICK), seed=2).model)
+    assert all(np.array_equal(runs[0][k], runs[1][k]) for k in runs[0])
+    assert not all(np.array_equal(runs[0][k], other[k]) for k in other)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"held_out": 0.25, "optimizer": "sgd"},
+        {"sparsify": Sparsify(sparsity=0.7, every=3)},
+    ],
+    ids=["adam", "held out, sgd", "dynamic zeros"],
+)
+def test_killed_and_resumed_it_gives_the_same_weights(
+    samples: Samples, tmp_path: Path, settings: Mapping[str, Any]
+) -> None:
+    config = Tune(**{**QUICK, **settings})
+
+    def go(folder: Path, die_at: int = -1) -> Tuned:
+        def on_step(done: int, total: int, text: str) -> None:
+            if done == die_at:
+                raise Killed
+
+        start = noisy(conv_net())
+        return tune(start, conv_net(), samples, config, seed=3, checkpoints=folder, on_step=on_step)
+
+    whole = go(tmp_path / "whole")
+    for die_at in (1, 17, 29):
+        with pytest.raises(Killed):
+            go(tmp_path / "broken", die_at)
+    again = go(tmp_path / "broken")
+    a, b = held_arrays(whole.model), held_arrays(again.model)
+    assert all(np.array_equal(a[k], b[k]) for k in a)
+    assert [(e.step, e.loss) for e in whole.log] == [(e.step, e.loss) for e in again.log]
+    lines = (tmp_path / "broken" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 41))
+
+
+def test_a_checkpoint_of_another_run_is_refused(samples: Samples, tmp_path: Path) -> None:
+    tune(noisy(conv_net()), conv_net(), samples, Tune(**QUICK), seed=0, checkpoints=tmp_path / "c")
+    with pytest.raises(ConfigError, match="another model, samples or settings"):
+        tune(noisy(conv_net()), conv_net(), samples, Tune(**QUICK), seed=1, checkpoints=tmp_path / "c")
+    (tmp_path / "c" / "checkpoint.pt").write_bytes(b"no")
+    with pytest.raises(ConfigError, match="cut short"):
+        tune(noisy(conv_net()), conv_net(), samples, Tune(**QUICK), seed=1, checkpoints=tmp_path / "c")
+
+
+def test_the_best_on_held_out_samples_is_kept_the_start_too(samples: Samples) -> None:
+    made = trained(conv_net(), samples, held_out=0.25, learning_rate=0.5)
+    assert made.kept_step == 0
+    assert distance(made.model, conv_net(), samples) == 0
+    better = trained(noisy(conv_net()), samples, held_out=0.25)
+    assert better.kept_step > 0
+    judged = [e.held_out["loss"] for e in better.log if e.held_out is not None]
+    assert judged and better.kept_step == next(
+        e.step for e in better.log if e.held_out is not None and e.held_out["loss"] == min(judged)
+    )
+
+
+def test_it_ends_when_the_goal_is_reached_or_time_is_up(samples: Samples) -> None:
+    early = trained(noisy(conv_net(), 0.01), samples, held_out=0.25, stop_at=0.5, steps=400)
+    assert "agreement" in early.ended and len(early.log) < 400
+    hurried = trained(noisy(conv_net()), samples, steps=None, budget_s=0.2)
+    assert hurried.ended == "time" and hurried.log
+
+
+def test_labels_are_learned_without_a_teachers_help(samples: Samples) -> None:
+    made = trained(conv_net(), samples, labels=1.0, logits=0.0, features=0.0, steps=150, learning_rate=1e-2)
+    right = [int(run(made.model, s.feeds)["y"].argmax()) == s.label for s in samples]
+    assert np.mean(right) > np.mean([int(run(conv_net(), s.feeds)["y"].argmax()) == s.label for s in samples])
+    assert set(made.log[0].parts) == {"labels"}
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+@pytest.mark.parametrize("when", ["once", "dynamic"])
+def test_training_makes_the_zeros_that_are_asked_for(samples: Samples, pattern: str, when: str) -> None:
+    share = Sparsify(sparsity=0.5, pattern=pattern, when=when, every=4)  # type: ignore[arg-type]
+    made = trained(conv_net(), samples, sparsify=share)
+    after = {k: v for k, v in held_arrays(made.model).items() if k.startswith("w")}
+    if pattern == "unstructured":
+        zeros = sum(int((v == 0).sum()) for v in after.values()) / sum(v.size for v in after.values())
+        assert abs(zeros - 0.5) < 0.01
+    else:
+        rows = after["w1"].reshape(4, -1)[:, :24].reshape(-1, 4)
+        assert ((rows == 0).sum(1) == 2).all()
+    assert made.log[-1].sparsity == 0.5
+
+
+def test_a_dynamic_choice_lets_weights_come_back(samples: Samples) -> None:
+    held = hold(conv_net())
+    key = "w2"
+    held.masks = {key: torch.zeros(held.trained[key].shape)}
+    held.returning = True
+    held.value(key).sum().backward()
+    assert held.tensors[key].grad.all()
+    assert not held.arrays()[key].any()
+    held.returning = False
+    held.tensors[key].grad = None
+    held.value(key).sum().backward()
+    assert not held.tensors[key].grad.any()
+
+
+def test_a_cubic_schedule() -> None:
+    share = Sparsify(sparsity=0.8, start=0.1, end=0.6)
+    assert [round(wanted_sparsity(share, t), 3) for t in (0, 0.1, 0.35, 0.6, 1)] == [0, 0, 0.7, 0.8, 0.8]
+    once = Sparsify(sparsity=0.8, start=0.5, when="once")
+    assert [wanted_sparsity(once, t) for t in (0.4, 0.5)] == [0, 0.8]
+
+
+def test_what_is_not_trained_stays_to_the_last_bit() -> None:
+    rng = np.random.default_rng(0)
+    uneven = changed(conv_net(), lambda key, v: f32(v * 10 ** rng.uniform(-9, 5, v.shape)))
+    for key, array in hold(uneven).arrays().items():
+        assert np.array_equal(array, held_arrays(uneven)[key]), key
+
+
+def test_patterns_lie_along_the_inputs_of_each_output() -> None:
+    body = "net (float[1, 8] x) => (float[1, 3] y) { y = MatMul (x, w) }"
+    weight = f32(np.arange(1, 25).reshape(8, 3))
+    held = hold(parse(body, weights={"w": weight}))
+    mask = choose_masks(held, 0.5, "2:4")["w"].numpy()
+    assert mask[:, 0].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+    assert np.array_equal(mask, np.repeat(mask[:, :1], 3, axis=1))
+
+
+@pytest.mark.parametrize("penalty", ["l1", "l2", "group_lasso"])
+def test_penalties_make_weights_smaller(samples: Samples, penalty: str) -> None:
+    free = held_arrays(trained(conv_net(), samples).model)
+    drawn = held_arrays(trained(conv_net(), samples, **{penalty: 0.05}).model)
+    assert np.abs(drawn["w2"]).sum() < np.abs(free["w2"]).sum()
+
+
+def test_outputs_and_features_are_matched() -> None:
+    body = """net (float[batch, 4] x) => (float[batch, 6] p, float[batch, 4] r) {
+        h = MatMul (x, w1)
+        r = Add (h, x)
+        l = MatMul (r, w2)
+        p = Softmax (l)
+    }"""
+    model = parse(body, weights={"w1": f32(np.eye(4)), "w2": f32(np.ones((4, 6)))})
+    found = choose_objective(model, model, Tune())
+    assert found.outputs == (Pair("l", "l", True), Pair("r", "r", False))
+    assert found.features == ()
+    mapped = choose_objective(model, model, Tune(feature_map={"h": "r"}))
+    assert mapped.features == (Pair("h", "r"),)
+    with pytest.raises(ConfigError, match="the teacher has no value 'rr', did you mean 'r'"):
+        choose_objective(model, model, Tune(feature_map={"h": "rr"}))
+
+
+def test_samples_are_stacked_only_where_that_changes_nothing(samples: Samples) -> None:
+    feeds = [s.feeds for s in samples][:2]
+    assert can_be_stacked(compile_model(conv_net()), feeds, ["y"])
+    body = """net (float[a, 3, 8, 8] x) => (float[a, 3, 8, 8] y) { y = Softmax <axis = 0> (x) }"""
+    assert not can_be_stacked(compile_model(parse(body)), feeds, ["y"])
+
+
+def test_what_cannot_be_trained_is_said_first(samples: Samples) -> None:
+    body = """net (float[batch, 3, 8, 8] x) => (float[batch, 3, 8, 8] y) {
+        n = Conv (x, w)
+        y = Bernoulli (n)
+    }"""
+    model = parse(body, weights={"w": f32(np.ones((3, 3, 1, 1)))})
+    with pytest.raises(ModelError, match="Bernoulli"):
+        tune(model, model, samples, Tune(**QUICK), seed=0)
+    with pytest.raises(ConfigError, match="no weight is named 'bn_scal', did you mean"):
+        hold(conv_net(), ["bn_scal"])
