@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from edgepack.config_tune import Tune
 from edgepack.strict import Strict
 
 
@@ -61,6 +62,7 @@ class Pass(Strict):
     prune: Prune | None = None
     cluster: Cluster | None = None
     structured: Structured | None = None
+    tune: Tune | None = None
 
     @model_validator(mode="before")
     @classmethod

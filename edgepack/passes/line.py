@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgepack.config_passes import Cluster, Pass, Prune, Structured
+from edgepack.config_tune import Tune
 from edgepack.data import Samples
 from edgepack.model import save_model
 from edgepack.passes.cluster import cluster
@@ -55,18 +56,22 @@ def run_passes(
         ConfigError: settings that name what the model does not have.
         CalibrationError: the model fails on a sample.
     """
-    files = {}
+    files, original = {}, model
     for entry in passes:
         with stage(entry.name) as notes:
-            model, told = _run(model, entry.settings, material)
+            model, told = _run(model, entry.settings, material, original)
             notes.extend(told)
             files[entry.name] = folder / f"after_{entry.name}.onnx"
             save_model(model, files[entry.name])
     return Compressed(model, files)
 
 
-def _run(model: ir.Model, settings: Strict, material: PassMaterial) -> tuple[ir.Model, list[str]]:
+def _run(
+    model: ir.Model, settings: Strict, material: PassMaterial, original: ir.Model
+) -> tuple[ir.Model, list[str]]:
     """One pass: a new model, and what there is to say of it."""
+    if isinstance(settings, Tune):
+        return _tune(model, settings, material, original)
     units, some = find_units(model, material.target.kernels), some_samples(material.samples)
     threads, seed = material.threads, material.seed
     match settings:
@@ -84,6 +89,19 @@ def _run(model: ir.Model, settings: Strict, material: PassMaterial) -> tuple[ir.
             slim, report = prune_structured(model, some, settings, multiples, threads=threads, seed=seed)
             return slim, structured_notes(report, settings)
     raise AssertionError(f"no pass has settings of type {type(settings).__name__}")
+
+
+def _tune(
+    model: ir.Model, settings: Tune, material: PassMaterial, original: ir.Model
+) -> tuple[ir.Model, list[str]]:
+    from edgepack.tune.require import require_torch  # noqa: PLC0415  # an extra that most builds do without
+
+    require_torch()
+    from edgepack.tune.report import told  # noqa: PLC0415
+    from edgepack.tune.train import tune  # noqa: PLC0415
+
+    made = tune(model, original, material.samples, settings, seed=material.seed, threads=material.threads)
+    return made.model, told(made)
 
 
 def some_samples(samples: Samples) -> Samples:

@@ -16,7 +16,8 @@ from edgepack.tune.weights import Kind, Trainable, array_of, keys_of, trainables
 
 FEWEST_SHARED = 512
 """Values of a weight below which equal ones are chance."""
-MOST_CENTROIDS = 256
+PLACES_OF_ONE = 8
+"""Places that each value of a weight has on average, at least, where its values count as shared."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +57,9 @@ class Held:
     def dense(self, key: str) -> Tensor:
         """One weight without its mask."""
         whole = self.tensors[key] * self.units[key]
-        return whole[self.places[key]].reshape(self.trained[key].shape) if key in self.places else whole
+        if key not in self.places:
+            return whole
+        return whole.index_select(0, self.places[key]).reshape(self.trained[key].shape)
 
     def arrays(self) -> dict[str, Array]:
         """Copies of the weights, contiguous, for writing back."""
@@ -106,7 +109,7 @@ def _add(held: Held, key: str, array: Array) -> None:
     weight = held.trained[key].kind is Kind.WEIGHT
     if weight and array.size >= FEWEST_SHARED:
         centroids, places = np.unique(array, return_inverse=True)
-        if len(centroids) <= min(MOST_CENTROIDS, array.size // 8):
+        if len(centroids) <= array.size // PLACES_OF_ONE:
             kept = as_tensor(np.asarray(centroids != 0, np.float32))
             held.places[key] = as_tensor(places.reshape(-1))
             _put(held, key, as_tensor(centroids), _power_of_two(as_tensor(array).square().mean()))

@@ -14,6 +14,11 @@ from edgepack.model import constant, name_of
 from edgepack.tune.weights import PRODUCTS
 
 SOFTMAXES = frozenset({"Softmax", "LogSoftmax"})
+CONTINUED = frozenset(
+    {"Add", "BatchNormalization", "Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul"}
+    | {"PRelu", "Relu", "Sigmoid"}
+)
+"""What reads a convolution that ends no block."""
 FEWEST_CLASSES = 3
 """Columns from which the output of a product counts as logits of classes; two may be a place."""
 
@@ -102,16 +107,25 @@ def _features(model: ir.Model, teacher: ir.Model, settings: Tune) -> list[Pair]:
                 raise ConfigError(f"tune: feature_map: the {whose} has no value {name!r}, {hint}")
     if settings.feature_map:
         return [Pair(a, b) for a, b in settings.feature_map.items()]
-    return [Pair(name, name) for name in residual_additions(model) if name in there]
+    return [Pair(name, name) for name in block_ends(model) if name in there]
 
 
-def residual_additions(model: ir.Model) -> list[str]:
-    """Names of what additions of two computed values give: where a block ends."""
-    return [
-        name_of(node.outputs[0])
-        for node in model.graph
-        if node.op_type == "Add" and all(constant(v) is None for v in node.inputs)
-    ]
+def block_ends(model: ir.Model) -> list[str]:
+    """Names of values where blocks end.
+
+    Those are what residual additions give, what convolutions give that no activation follows (bottlenecks),
+    and what a last product reads.
+    """
+    names = []
+    for node in model.graph:
+        value = node.outputs[0]
+        readers = [use.node for use in value.uses()]
+        residual = node.op_type == "Add" and all(constant(v) is None for v in node.inputs)
+        bottleneck = node.op_type == "Conv" and CONTINUED.isdisjoint(n.op_type for n in readers)
+        before_last = any(n.op_type in ("Gemm", "MatMul") and n.outputs[0].is_graph_output() for n in readers)
+        if (residual or bottleneck or before_last) and not value.is_graph_output():
+            names.append(name_of(value))
+    return names
 
 
 def losses(

@@ -1,0 +1,60 @@
+"""Training of a file, as the command line does it."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgepack.config import Recipe
+from edgepack.config_tune import Tune
+from edgepack.data import open_samples
+from edgepack.errors import ConfigError
+from edgepack.model import input_specs, load_model, require_float, save_model
+from edgepack.strict import parse
+from edgepack.tune.train import Tuned, tune
+
+
+def tune_file(
+    recipe: Recipe,
+    base: Path,
+    teacher: Path,
+    output: Path,
+    given: Mapping[str, Any],
+    checkpoints: Path | None,
+    progress: Callable[[str, int, int], None],
+) -> Tuned:
+    """Train the recipe's model and write it to ``output``; ``given`` goes over the recipe's settings.
+
+    Raises:
+        ConfigError: no samples, or settings that do not fit.
+        ModelError: the model or its teacher cannot be read, or has what cannot be trained.
+        ExportError: ``output`` cannot be written.
+    """
+    model, master = load_model(recipe.model), load_model(teacher)
+    require_float(model, recipe.model)
+    if recipe.calibration_data is None:
+        raise ConfigError("no samples: give them with --data, or as `calibration_data:` in the recipe")
+    if output.resolve() in (recipe.model.resolve(), teacher.resolve()):
+        raise ConfigError(f"{output}: is what is read; inputs are never changed, write to another file")
+    data = recipe.calibration_data
+    samples = open_samples(data, "calibration", input_specs(model), recipe.images, base=base)
+    asked = next((entry.tune for entry in recipe.passes if entry.tune is not None), Tune())
+    settings = parse(Tune, {**asked.model_dump(exclude_unset=True), **given}, "tune")
+
+    def on_step(done: int, total: int, text: str) -> None:
+        progress(f"tune: {text}", done, total)
+
+    threads = os.cpu_count() or 1
+    made = tune(
+        model,
+        master,
+        samples,
+        settings,
+        seed=recipe.seed,
+        threads=threads,
+        checkpoints=checkpoints,
+        on_step=on_step,
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_model(made.model, output)
+    return made

@@ -1,0 +1,57 @@
+"""What a run has to say of itself."""
+
+import math
+from typing import Any
+
+from edgepack.tune.train import Tuned
+
+CURVE_POINTS = 12
+
+
+def told(made: Tuned) -> list[str]:
+    """Sentences for the report of a build."""
+    log, last = made.log, made.log[-1]
+    lines = [
+        f"{last.step} steps in {last.elapsed_s:.0f} s, ended by {made.ended}; kept step {made.kept_step}",
+        f"loss: {curve(made)}",
+    ]
+    judged = [e for e in log if e.held_out is not None]
+    if judged:
+        kept = next((e for e in judged if e.step == made.kept_step), judged[-1])
+        assert kept.held_out is not None
+        lines.append(f"held-out samples: loss {kept.held_out['loss']:.4g}, {_agreement(kept.held_out)}")
+    return lines
+
+
+def _agreement(held_out: dict[str, float]) -> str:
+    share = held_out["agreement"]
+    return f"{share:.1%} of decisions as the teacher" if math.isfinite(share) else "no classes"
+
+
+def curve(made: Tuned) -> str:
+    """The loss on the way, in a few numbers: each the mean of its part of the run."""
+    losses = [e.loss for e in made.log]
+    count = min(CURVE_POINTS, len(losses))
+    parts = [losses[i * len(losses) // count : (i + 1) * len(losses) // count] for i in range(count)]
+    return " ".join(f"{sum(p) / len(p):.3g}" for p in parts)
+
+
+def facts(made: Tuned, output: str) -> dict[str, Any]:
+    """The same for programs."""
+    last = made.log[-1]
+    return {
+        "model": output,
+        "steps": last.step,
+        "kept_step": made.kept_step,
+        "ended": made.ended,
+        "elapsed_s": last.elapsed_s,
+        "first_loss": made.log[0].loss,
+        "last_loss": last.loss,
+        "sparsity": last.sparsity,
+        "held_out": next((e.held_out for e in reversed(made.log) if e.held_out is not None), None),
+    }
+
+
+def text(made: Tuned, output: str) -> str:
+    """The same for people."""
+    return "".join(f"{line}\n" for line in [*told(made), f"wrote {output}"])

@@ -1,0 +1,74 @@
+"""`edgepack tune` and `tune:` among the passes of a recipe."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+
+torch = pytest.importorskip("torch", reason="needs the extra `tune`")
+
+from onnx_models import f32, parse
+
+from edgepack.model import load_model, save_model
+from edgepack.tune.weights import array_of, keys_of
+
+
+def noisy(folder: Path) -> Path:
+    """The model of a project with half of its weights at zero and noise on the others."""
+    rng = np.random.default_rng(3)
+    worse = {
+        name: f32((array + 0.2 * rng.normal(size=array.shape)) * (rng.random(array.shape) < 0.5))
+        for name, array in tiny.weights().items()
+    }
+    path = folder / "worse.onnx"
+    save_model(parse(tiny.NET, weights=worse), path)
+    return path
+
+
+def content(path: Path) -> dict[str, np.ndarray]:
+    return {key: array_of(value) for value, key in keys_of(load_model(path)).items()}
+
+
+def test_a_file_is_trained_and_only_its_weights_change(tmp_path: Path) -> None:
+    folder = tiny.project(tmp_path)
+    start = noisy(folder)
+    before = start.read_bytes()
+    made = tiny.run(
+        folder, "tune", "worse.onnx", "--teacher", "model.onnx", "--data", "calib.npz", "--steps", "60",
+        "--learning-rate", "0.01", "-o", "out/tuned.onnx", "--checkpoints", "run", "--json",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    told = json.loads(made.stdout)
+    assert told["steps"] == 60 and told["last_loss"] < 0.9 * told["first_loss"]
+    assert start.read_bytes() == before
+    after = folder / "out" / "tuned.onnx"
+    onnx.checker.check_model(str(after))
+    assert [n.op_type for n in load_model(after).graph] == ["Gemm", "Relu", "Gemm"]
+    old, new = content(start), content(after)
+    assert np.array_equal(old["w1"] == 0, new["w1"] == 0) and not np.array_equal(old["w1"], new["w1"])
+    assert len((folder / "run" / "log.jsonl").read_text().splitlines()) == 60
+
+
+def test_it_says_what_is_missing(tmp_path: Path) -> None:
+    folder = tiny.project(tmp_path)
+    made = tiny.run(folder, "tune", "model.onnx", "--data", "calib.npz")
+    assert made.returncode == 2 and "no teacher" in made.stderr
+    made = tiny.run(folder, "tune", "model.onnx", "--teacher", "model.onnx")
+    assert made.returncode == 2 and "no samples" in made.stderr
+    made = tiny.run(folder, "tune", "--output", "model.onnx")
+    assert made.returncode == 2 and "inputs are never changed" in made.stderr
+
+
+def test_a_build_trains_after_it_prunes(tmp_path: Path) -> None:
+    passes = [{"prune": {"sparsity": 0.5}}, {"tune": {"steps": 30, "learning_rate": 0.01, "held_out": 0.0}}]
+    folder = tiny.project(tmp_path, passes=passes)
+    made = tiny.run(folder, "build", "--json")
+    assert made.returncode in (0, 1), made.stderr  # half of a tiny net at zero may well miss the gate
+    report = json.loads(made.stdout)
+    steps = {row["name"]: row for row in report["waterfall"]}
+    assert list(steps) == ["original", "prune", "tune", "quantized"]
+    assert any("30 steps" in note for note in steps["tune"]["notes"])
+    assert steps["tune"]["sqnr_db"] != steps["prune"]["sqnr_db"]
