@@ -259,6 +259,25 @@ def test_outputs_and_features_are_matched() -> None:
         choose_objective(model, model, Tune(feature_map={"h": "rr"}))
 
 
+def test_features_of_other_shapes_are_left_out_unless_they_are_asked_for(tmp_path: Path) -> None:
+    body = """net (float[batch, 4] x) => (float[batch, 6] y) {
+        h = MatMul (x, w1)
+        y = MatMul (h, w2)
+    }"""
+    rng = np.random.default_rng(0)
+    wide, slim = (
+        parse(body, weights={"w1": f32(rng.normal(size=(4, n))), "w2": f32(rng.normal(size=(n, 6)))})
+        for n in (8, 3)
+    )
+    path = npz(tmp_path / "x.npz", x=f32(rng.normal(size=(16, 1, 4))))
+    samples = open_samples(Data(path=str(path)), "calibration", input_specs(slim), {}, base=tmp_path)
+    made = tune(slim, wide, samples, Tune(**QUICK), seed=0)
+    assert set(made.log[0].parts) == {"logits"}
+    assert set(tune(wide, wide, samples, Tune(**QUICK), seed=0).log[0].parts) == {"logits", "features"}
+    with pytest.raises(ConfigError, match=r"'h' is \[1, 3\] and the teacher's 'h' \[1, 8\]"):
+        tune(slim, wide, samples, Tune(**QUICK, feature_map={"h": "h"}), seed=0)
+
+
 def test_samples_are_stacked_only_where_that_changes_nothing(samples: Samples) -> None:
     feeds = [s.feeds for s in samples][:2]
     assert can_be_stacked(compile_model(conv_net()), feeds, ["y"])

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from edgepack.config_tune import Tune
 from edgepack.errors import ConfigError, did_you_mean
-from edgepack.model import constant, name_of
+from edgepack.model import Array, constant, name_of
 from edgepack.tune.weights import PRODUCTS
 
 SOFTMAXES = frozenset({"Softmax", "LogSoftmax"})
@@ -126,6 +126,27 @@ def block_ends(model: ir.Model) -> list[str]:
         if (residual or bottleneck or before_last) and not value.is_graph_output():
             names.append(name_of(value))
     return names
+
+
+def matching(
+    objective: Objective, made: Mapping[str, Tensor], wanted: Mapping[str, Array], settings: Tune
+) -> Objective:
+    """The objective without features whose shapes differ, as where channels were removed.
+
+    Raises:
+        ConfigError: outputs differ in shape, or features that the settings map to each other.
+    """
+    kept = []
+    for pair in (*objective.outputs, *objective.features):
+        mine, theirs = tuple(made[pair.mine].shape), wanted[pair.teachers].shape
+        if mine == theirs:
+            kept.append(pair)
+        elif pair in objective.outputs or settings.feature_map:
+            raise ConfigError(
+                f"tune: {pair.mine!r} is {list(mine)} and the teacher's {pair.teachers!r} {list(theirs)}; "
+                "only values of one shape can be compared"
+            )
+    return Objective(objective.outputs, tuple(p for p in objective.features if p in kept))
 
 
 def losses(

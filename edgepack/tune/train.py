@@ -19,7 +19,7 @@ from edgepack.tune.checkpoint import load_checkpoint, run_identity, save_checkpo
 from edgepack.tune.graph import compile_model, run_program
 from edgepack.tune.held import Held, hold
 from edgepack.tune.lessons import Lessons, batches, can_be_stacked, labels_of, prepare_lessons
-from edgepack.tune.objective import Objective, agreement, choose_objective, losses
+from edgepack.tune.objective import Objective, agreement, choose_objective, losses, matching
 from edgepack.tune.sparsify import choose_masks, penalty, wanted_sparsity
 from edgepack.tune.state import Entry, State
 from edgepack.tune.weights import with_weights
@@ -93,7 +93,11 @@ def tune(
             folder=Path(folder),
         )
         some = [lessons.feeds[i] for i in lessons.trained[:2]]
-        lessons.together = can_be_stacked(compile_model(model), some, objective.mine)
+        program = compile_model(model)
+        with torch.no_grad():
+            made = run_program(program, lessons.feeds.stacked(lessons.trained[:1]), keep=objective.mine)
+        objective = matching(objective, made, lessons.answers[lessons.trained[0]], settings)
+        lessons.together = can_be_stacked(program, some, objective.mine)
         if checkpoints is not None:
             load_checkpoint(checkpoints, state, identity)
         ended = _Loop(student, objective, lessons, settings, seed, on_step).run(state, checkpoints, identity)
