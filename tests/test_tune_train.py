@@ -19,7 +19,7 @@ from edgepack.config_tune import Sparsify, Tune
 from edgepack.data import Samples, open_samples
 from edgepack.errors import ConfigError, ModelError
 from edgepack.model import fingerprint, input_specs
-from edgepack.tune.graph import compile_model
+from edgepack.tune.graph import compile_model, run_program
 from edgepack.tune.held import hold
 from edgepack.tune.lessons import can_be_stacked
 from edgepack.tune.objective import Pair, choose_objective
@@ -280,9 +280,11 @@ def test_features_of_other_shapes_are_left_out_unless_they_are_asked_for(tmp_pat
 
 def test_samples_are_stacked_only_where_that_changes_nothing(samples: Samples) -> None:
     feeds = [s.feeds for s in samples][:2]
-    assert can_be_stacked(compile_model(conv_net()), feeds, ["y"])
+    program = compile_model(conv_net())
+    assert can_be_stacked(lambda f: run_program(program, f), feeds)
     body = """net (float[a, 3, 8, 8] x) => (float[a, 3, 8, 8] y) { y = Softmax <axis = 0> (x) }"""
-    assert not can_be_stacked(compile_model(parse(body)), feeds, ["y"])
+    across = compile_model(parse(body))
+    assert not can_be_stacked(lambda f: run_program(across, f), feeds)
 
 
 def test_what_cannot_be_trained_is_said_first(samples: Samples) -> None:

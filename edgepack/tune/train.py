@@ -34,6 +34,9 @@ OnStep = Callable[[int, int, str], None]
 class Student(Protocol):
     """What is trained, as a function of its weights."""
 
+    model: ir.Model
+    """The graph that is run."""
+
     def __call__(self, feeds: Mapping[str, Tensor], held: Held, keep: list[str]) -> dict[str, Tensor]:
         """The values named in ``keep``, for stacked samples."""
 
@@ -60,14 +63,14 @@ def tune(
     threads: int = 1,
     checkpoints: Path | None = None,
     on_step: OnStep = lambda done, total, text: None,
-    student: Student | None = None,
+    form: Callable[[ir.Model, Held], Student] | None = None,
 ) -> Tuned:
     """Train the weights of ``model`` on what ``teacher`` says to ``samples``; both stay as they are.
 
     The trained model has the same nodes, names, types and zeros; shared values stay shared. With a folder of
     ``checkpoints`` there are a log and, after each epoch, all that is needed to go on: called again with the
-    same arguments, a run that was killed ends as it would have. ``student`` runs the weights in another form
-    than the model's own, such as the quantized one.
+    same arguments, a run that was killed ends as it would have. ``form`` runs the weights in another form
+    than the model's own, such as the integer one of :mod:`edgepack.tune.fake_quant`.
 
     Raises:
         ModelError: the model has operators that cannot be trained (all are listed), or does not run.
@@ -75,10 +78,10 @@ def tune(
         CalibrationError: the teacher fails on a sample.
     """
     held = hold(model, settings.keep)
-    objective = choose_objective(model, teacher, settings)
-    student = student or FloatStudent(model, held)
+    student = (form or FloatStudent)(model, held)
+    objective = choose_objective(student.model, teacher, settings)
     state = State(held, _optimizer(held, settings))
-    identity = run_identity(model, teacher, samples, settings, seed)
+    identity = run_identity(student.model, teacher, samples, settings, seed)
     with (
         _threads(settings.threads or threads),
         tempfile.TemporaryDirectory(prefix="edgepack-tune-") as folder,
@@ -93,11 +96,10 @@ def tune(
             folder=Path(folder),
         )
         some = [lessons.feeds[i] for i in lessons.trained[:2]]
-        program = compile_model(model)
         with torch.no_grad():
-            made = run_program(program, lessons.feeds.stacked(lessons.trained[:1]), keep=objective.mine)
+            made = student(lessons.feeds.stacked(lessons.trained[:1]), held, objective.mine)
         objective = matching(objective, made, lessons.answers[lessons.trained[0]], settings)
-        lessons.together = can_be_stacked(program, some, objective.mine)
+        lessons.together = can_be_stacked(lambda feeds: student(feeds, held, objective.mine), some)
         if checkpoints is not None:
             load_checkpoint(checkpoints, state, identity)
         ended = _Loop(student, objective, lessons, settings, seed, on_step).run(state, checkpoints, identity)
@@ -112,6 +114,7 @@ class FloatStudent:
     """The model itself with the weights as they are."""
 
     def __init__(self, model: ir.Model, held: Held) -> None:
+        self.model = model
         self.program = compile_model(model, held.tensors)
 
     def __call__(self, feeds: Mapping[str, Tensor], held: Held, keep: list[str]) -> dict[str, Tensor]:

@@ -1,0 +1,99 @@
+"""Quantization-aware training: what is trained is what the integer file computes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `tune`")
+
+from functools import partial
+
+from onnx_models import Array, conv_net, f32, parse, randoms, run
+from quantizing import ranges_of, target
+from sampling import npz
+
+from edgepack.config import Data
+from edgepack.config_tune import Tune
+from edgepack.data import open_samples
+from edgepack.model import input_specs, save_model
+from edgepack.normalize import normalize
+from edgepack.numerics import sqnr_db
+from edgepack.quantize.apply import apply_plan
+from edgepack.quantize.plan import Method, make_plan
+from edgepack.quantize.rounding import Rounder
+from edgepack.quantize.units import find_units
+from edgepack.scheme import Granularity
+from edgepack.tune.fake_quant import QuantizedStudent
+from edgepack.tune.graph import as_tensor
+from edgepack.tune.held import hold
+from edgepack.tune.train import tune
+
+RESIDUAL = """net (float[batch, 4, 8, 8] x) => (float[batch, 5] y) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)
+    r = Clip (a, zero, six)
+    c = Conv <pads = [1, 1, 1, 1], group = 4> (r, w2)
+    s = Add (c, r)
+    g = GlobalAveragePool (s)
+    f = Flatten (g)
+    y = Gemm <transB = 1> (f, w3, b3)
+}"""
+
+
+def models() -> dict[str, tuple[object, Array]]:
+    shapes = {"w1": (4, 4, 3, 3), "b1": (4,), "w2": (4, 1, 3, 3), "w3": (5, 4), "b3": (5,)}
+    weights = {**randoms(**shapes), "zero": f32(0), "six": f32(6)}
+    stacked = np.random.default_rng(2)
+    return {
+        "residual": (parse(RESIDUAL, weights=weights), f32(stacked.normal(size=(16, 1, 4, 8, 8)))),
+        "plain": (conv_net(), f32(stacked.normal(size=(16, 1, 3, 8, 8)))),
+    }
+
+
+@pytest.mark.parametrize("granularity", list(Granularity))
+@pytest.mark.parametrize("name", ["residual", "plain"])
+def test_the_file_computes_what_was_trained(name: str, granularity: Granularity, tmp_path: Path) -> None:
+    original, x = models()[name]
+    model, _ = normalize(original, min_opset=13, max_opset=23)  # type: ignore[arg-type]
+    device = target(granularity=granularity)
+    units = find_units(model, device.kernels)
+    ranges = ranges_of(model, device, {"x": x}, tmp_path)
+    methods = {u.name: (Method.STATIC, "") for u in units}
+    plan = make_plan(model, units, ranges, device, methods)
+    path = npz(tmp_path / "x.npz", x=x)
+    samples = open_samples(Data(path=str(path)), "calibration", input_specs(model), {}, base=tmp_path)
+    settings = Tune(steps=40, learning_rate=5e-3, held_out=0.0, batch=8)
+    made = tune(model, model, samples, settings, seed=0, form=partial(QuantizedStudent, plan=plan))
+    assert np.mean([e.loss for e in made.log[-5:]]) < np.mean([e.loss for e in made.log[:5]])
+
+    after = make_plan(made.model, units, ranges, device, methods)
+    built = apply_plan(made.model, after, Rounder(made.model)(after))
+    save_model(built, tmp_path / "int8.onnx")
+    held = hold(made.model)
+    student = QuantizedStudent(made.model, held, after)
+    trained, stored, floats = [], [], []
+    for sample in samples:
+        feeds = {k: as_tensor(v) for k, v in sample.feeds.items()}
+        with torch.no_grad():
+            trained.append(student(feeds, held, [])["y"].numpy())
+        stored.append(run(tmp_path / "int8.onnx", sample.feeds, optimize=False)["y"])
+        floats.append(run(made.model, sample.feeds)["y"])
+    assert sqnr_db(stored, trained) > 45
+    assert sqnr_db(stored, trained) > sqnr_db(stored, floats) + 10
+
+
+def test_every_stored_weight_is_trained_and_nothing_is_shared(tmp_path: Path) -> None:
+    original, x = models()["residual"]
+    model, _ = normalize(original, min_opset=13, max_opset=23)  # type: ignore[arg-type]
+    device = target()
+    units = find_units(model, device.kernels)
+    plan = make_plan(
+        model, units, ranges_of(model, device, {"x": x}, tmp_path), device,
+        {u.name: (Method.STATIC, "") for u in units},
+    )  # fmt: skip
+    held = hold(model)
+    student = QuantizedStudent(model, held, plan)
+    assert len(student.units) == 3
+    feeds = {"x": as_tensor(x[0])}
+    student(feeds, held, [])["y"].sum().backward()
+    assert all(t.grad is not None and bool(t.grad.any()) for t in held.tensors.values())
