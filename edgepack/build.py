@@ -23,7 +23,7 @@ from edgepack.export.compact import names_of
 from edgepack.export.epk import export_epk
 from edgepack.export.tflite import tensors_for
 from edgepack.feeds import Feeds, InputSpec, open_dims, with_sizes
-from edgepack.gate import judge
+from edgepack.gate import judge, keeps_half
 from edgepack.measure.bench import Latency, bench
 from edgepack.measure.check import Baseline, baseline, check, check_together
 from edgepack.measure.environment import environment
@@ -35,6 +35,7 @@ from edgepack.model import (
     input_specs,
     load_model,
     require_float,
+    save_model,
     weight_bytes,
 )
 from edgepack.passes.line import PassMaterial, run_passes
@@ -163,7 +164,10 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
     with clock.stage("normalize") as notes:
         model, applied = prepare(original, job.target)
         notes.extend(f"{rule}: {count}" for rule, count in applied.items())
-    passed = run_passes(model, recipe.passes, _material(job, data.calibration), clock.stage, scratch)
+    with clock.stage("check original"):
+        on_sample = _counter(job, "check original", data.evaluation)
+        reference = baseline(recipe.model, data.evaluation, job.target.runtime, data.metric, on_sample)
+    passed = run_passes(model, recipe.passes, _material(job, data, reference, scratch), clock.stage, scratch)
     model, steps = passed.model, passed.files
     units = find_units(model, job.target.kernels)
     with clock.stage("calibrate") as notes:
@@ -175,9 +179,6 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         rounder = _rounder(job, model, units, table, narrow, data.calibration, scratch if large else None)
         second_order = 0 if large else len(rounder.rounded)
         notes.append(f"{second_order} weights by second order, {len(rounder.means)} biases corrected")
-    with clock.stage("check original"):
-        on_sample = _counter(job, "check original", data.evaluation)
-        reference = baseline(recipe.model, data.evaluation, job.target.runtime, data.metric, on_sample)
     with clock.stage("choose") as notes:
         choice = _choose(job, model, units, table, narrow, rounder, data, reference, scratch)
         notes.append(f"{len(choice.candidates)} forms measured")
@@ -284,8 +285,16 @@ def _open_data(job: Job, model: ir.Model) -> _Data:
     return _Data(replace(calibration, indices=rest), replace(calibration, indices=kept), None, (note,))
 
 
-def _material(job: Job, samples: Samples) -> PassMaterial:
-    return PassMaterial(job.target, samples, os.cpu_count() or 1, job.recipe.seed)
+def _material(job: Job, data: _Data, reference: Baseline, scratch: Path) -> PassMaterial:
+    """What passes work with; their models are checked as the built one will be."""
+    runtime = job.target.runtime
+
+    def accurate(model: ir.Model) -> bool:
+        save_model(model, path := scratch / "accurate.onnx")
+        found = check(path, data.evaluation, runtime, reference, data.metric)
+        return keeps_half(limits(job.recipe, job.target, data.metric), reference.fidelity, found)
+
+    return PassMaterial(job.target, data.calibration, os.cpu_count() or 1, job.recipe.seed, accurate)
 
 
 def _ranges(job: Job, model: ir.Model, units: Sequence[Unit], samples: Samples) -> RangeTable:

@@ -13,16 +13,31 @@ class Prune(Strict):
 
     sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Share of zeros among the weights that are pruned; a pattern has its own."""
+    max_bytes: Annotated[int, Field(gt=0)] | None = None
+    """In place of `sparsity`: as few zeros as bring the packed int8 file (`.epk`) down to this many bytes."""
+    within_gate: bool = False
+    """In place of `sparsity`: as many zeros as the gate's limits of accuracy allow on the evaluation data,
+    half of each left for what follows; with `max_bytes`, no more than those ask for."""
     method: Literal["l1", "l2", "wanda", "second_order"] = "second_order"
     """What a weight counts by: its magnitude, its square, its square times its input's, or what the model
     loses when the others make up for it (only this one changes the others)."""
     pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
-    scope: Literal["global", "layer"] = "global"
-    """global: each layer gives what costs it least; layer: all give the same share."""
+    scope: Literal["measured", "global", "layer"] = "global"
+    """global: each layer gives what costs it least; measured: the same, unless rates by what each layer's
+    zeros were measured to do to the model's outputs do less; layer: all give the same share."""
     keep: tuple[str, ...] = ()
     """Names of nodes that are left alone; `*` and `?` work as in a shell."""
     keep_types: tuple[str, ...] = ()
     """The same by operator type."""
+
+    @model_validator(mode="after")
+    def _searched_rates_differ(self) -> "Prune":
+        searched = self.max_bytes is not None or self.within_gate
+        if searched and (self.scope == "layer" or self.pattern != "unstructured"):
+            raise ValueError(
+                "max_bytes and within_gate search for rates by layer: not with scope: layer or a pattern"
+            )
+        return self
 
 
 class Cluster(Strict):

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 
-from edgepack.report import GateLine, ModelFigures
+from edgepack.report import Fidelity, GateLine, ModelFigures
 from edgepack.target import Gate
+
+HALF_DB = 3.0
+"""Half of the noise."""
 
 
 def judge(gate: Gate, models: Sequence[ModelFigures], *, asked_for: bool) -> tuple[GateLine, ...]:
@@ -23,6 +26,21 @@ def judge(gate: Gate, models: Sequence[ModelFigures], *, asked_for: bool) -> tup
         _at_least("times as fast at least", gate.min_speedup, [m.speedup for m in built]),
     ]
     return tuple(line for line in lines if line is not None and (asked_for or line.measured is not None))
+
+
+def keeps_half(gate: Gate, original: Fidelity, found: Fidelity) -> bool:
+    """Whether a model takes at most half of what the gate allows to be lost; the other half is for others.
+
+    Half of the noise, which is 3 dB more, where fidelity is what counts. A gate without such a limit allows
+    anything.
+    """
+    if gate.max_metric_drop is not None and original.metric is not None and found.metric is not None:
+        return original.metric - found.metric <= gate.max_metric_drop / 2 + 1e-9
+    if gate.min_sqnr_db is not None and found.sqnr_db is not None:
+        return found.sqnr_db >= gate.min_sqnr_db + HALF_DB
+    if gate.min_agreement is not None and found.agreement is not None:
+        return 1 - found.agreement <= (1 - gate.min_agreement) / 2 + 1e-9
+    return True
 
 
 def _drop(original: ModelFigures, model: ModelFigures) -> float | None:

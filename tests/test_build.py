@@ -44,7 +44,7 @@ def test_the_package_and_its_report(folder: Path) -> None:
     after = tiny.snapshot(folder)
     assert {key: after[key] for key in before} == before, "inputs changed"
     assert [stage.name for stage in report.stages] == [
-        "load", "normalize", "calibrate", "round", "check original", "choose", "export", "check", "bench",
+        "load", "normalize", "check original", "calibrate", "round", "choose", "export", "check", "bench",
         "units",
     ]  # fmt: skip
     assert [m.name for m in report.models] == ["original", "onnx"]
@@ -187,7 +187,7 @@ def test_a_large_model_takes_the_sparing_way(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr("edgepack.build.LARGE_BYTES", 1)
     report, output = run(folder)
     assert any("a large model" in note for note in report.stages[0].notes)
-    assert report.stages[3].notes == ("0 weights by second order, 0 biases corrected",)
+    assert report.stages[4].notes == ("0 weights by second order, 0 biases corrected",)
     assert report.models[1].fidelity is not None
     assert (report.models[1].fidelity.sqnr_db or 0) > 20
     assert all(u.built_us is None for u in report.units)

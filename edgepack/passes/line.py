@@ -12,8 +12,9 @@ from edgepack.config_passes import Cluster, Pass, Prune, Structured
 from edgepack.config_tune import Tune
 from edgepack.data import Samples
 from edgepack.model import save_model
+from edgepack.passes.budget import packed_int8_bytes
 from edgepack.passes.cluster import cluster
-from edgepack.passes.prune import prune
+from edgepack.passes.prune import Limits, prune
 from edgepack.passes.structured import Multiples, prune_structured, structured_notes
 from edgepack.quantize.units import find_units
 from edgepack.strict import Strict
@@ -37,6 +38,8 @@ class PassMaterial:
     samples: Samples
     threads: int
     seed: int
+    accurate: Callable[[ir.Model], bool] = lambda model: True
+    """Whether a model meets the gate and leaves room for what follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +60,10 @@ def run_passes(
         CalibrationError: the model fails on a sample.
     """
     files, original = {}, model
-    for entry in passes:
+    for place, entry in enumerate(passes):
+        clusters = next((p.cluster for p in passes[place + 1 :] if p.cluster is not None), None)
         with stage(entry.name) as notes:
-            model, told = _run(model, entry.settings, material, original)
+            model, told = _run(model, entry.settings, material, original, clusters)
             notes.extend(told)
             files[entry.name] = folder / f"after_{entry.name}.onnx"
             save_model(model, files[entry.name])
@@ -67,16 +71,21 @@ def run_passes(
 
 
 def _run(
-    model: ir.Model, settings: Strict, material: PassMaterial, original: ir.Model
+    model: ir.Model,
+    settings: Strict,
+    material: PassMaterial,
+    original: ir.Model,
+    clusters: Cluster | None,
 ) -> tuple[ir.Model, list[str]]:
-    """One pass: a new model, and what there is to say of it."""
+    """One pass, and how weights are clustered after it: a new model, and what there is to say of it."""
     if isinstance(settings, Tune):
         return _tune(model, settings, material, original)
     units, some = find_units(model, material.target.kernels), some_samples(material.samples)
     threads, seed = material.threads, material.seed
     match settings:
         case Prune():
-            sparse, rows = prune(model, units, some, settings, threads=threads, seed=seed)
+            limits = Limits(lambda w: packed_int8_bytes(model, units, w, clusters), material.accurate)
+            sparse, rows = prune(model, units, some, settings, threads=threads, seed=seed, limits=limits)
             zeros, values = sum(r.zeros for r in rows), sum(r.values for r in rows)
             return sparse, [f"{zeros / values:.1%} of {values} weights in {len(rows)} units are zero"]
         case Cluster():
