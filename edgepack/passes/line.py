@@ -22,7 +22,7 @@ from edgepack.target import Target
 
 FEWEST_SAMPLES = 32
 MOST_SAMPLES = 512
-SAMPLE_VALUES = FEWEST_SAMPLES * 3 * 224 * 224
+SAMPLE_VALUES = 128 * 3 * 224 * 224
 """Input values that passes look at. A product sees one row in a sample, a convolution many positions: the
 small inputs of nets with large products need more samples to tell as much."""
 

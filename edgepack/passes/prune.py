@@ -27,7 +27,10 @@ from edgepack.quantize.units import Unit
 
 PATTERNS = {"unstructured": Pattern(), "2:4": Pattern(2, 4), "4:8": Pattern(4, 8)}
 MOST_ZEROS = 0.99
-"""Of one weight, where the rates differ."""
+"""Of all weights, at the end of a search."""
+USUAL_MOST = 0.95
+"""Of one weight, where the rates differ, unless more are asked for of all. With 0.99 a VGG-type net with 90%
+zeros keeps 0.899 of its decisions, with 0.95 0.924."""
 SPARE = 0.98
 """Of a budget: what second order and the ranges of activations add is not known before."""
 STEPS = 6
@@ -137,7 +140,8 @@ def prune(
 
 
 def _shares(costs: Mapping[str, Matrix], weights: Mapping[str, float], sparsity: float) -> dict[str, float]:
-    found = rates(list(costs.values()), sparsity, MOST_ZEROS, [weights[name] for name in costs])
+    most = max(USUAL_MOST, (1 + sparsity) / 2)
+    found = rates(list(costs.values()), sparsity, most, [weights[name] for name in costs])
     return dict(zip(costs, found, strict=True))
 
 
