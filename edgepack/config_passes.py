@@ -71,11 +71,19 @@ class Structured(Strict):
     """Names of nodes that keep all the channels they make; `*` and `?` work as in a shell."""
 
 
+class Share(Strict):
+    """Constants that are equal, or nearly, become one."""
+
+    within: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Largest difference, as a share of the constant's norm; by default only equal ones are shared."""
+
+
 class Pass(Strict):
     """One entry of `passes:`, named by its only key."""
 
     prune: Prune | None = None
     cluster: Cluster | None = None
+    share: Share | None = None
     structured: Structured | None = None
     tune: Tune | None = None
 
@@ -109,7 +117,11 @@ class Pass(Strict):
         return found
 
 
+APART = "each weight would be changed for its own inputs, and they would be one no more"
 AFTER: dict[tuple[str, str], str] = {
+    ("share", "prune"): APART,
+    ("share", "cluster"): APART,
+    ("share", "structured"): APART,
     ("cluster", "prune"): "what is left would make up for the new zeros with values of its own",
     ("prune", "structured"): "weights that are fitted anew are not zero any more",
     ("cluster", "structured"): "weights that are fitted anew take values of their own",

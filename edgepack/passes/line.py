@@ -8,13 +8,14 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgepack.config_passes import Cluster, Pass, Prune, Structured
+from edgepack.config_passes import Cluster, Pass, Prune, Share, Structured
 from edgepack.config_tune import Tune
 from edgepack.data import Samples
 from edgepack.model import save_model
 from edgepack.passes.budget import packed_int8_bytes
 from edgepack.passes.cluster import cluster
 from edgepack.passes.prune import Limits, prune
+from edgepack.passes.share import share
 from edgepack.passes.structured import Multiples, prune_structured, structured_notes
 from edgepack.quantize.units import find_units
 from edgepack.strict import Strict
@@ -92,6 +93,12 @@ def _run(
             few, weights = cluster(model, units, some, settings, threads=threads, seed=seed)
             total, most = sum(w.values for w in weights), max(w.codes for w in weights)
             return few, [f"{total} weights in {len(weights)} units take at most {most} values each"]
+        case Share():
+            tied, ties = share(model, settings)
+            error = max((tie.error for tie in ties), default=0.0)
+            return tied, [
+                f"{len(ties)} constants replaced by others, at most {error:.3g} of their norm apart"
+            ]
         case Structured():
             like = material.target.quantization
             multiples = Multiples(like.pruned_channels_multiple, like.depthwise_channels_multiple)

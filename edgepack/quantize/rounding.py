@@ -97,6 +97,7 @@ def round_weights(
     nodes = {n.name: n for n in model.graph}
     planned = {u.unit.name: u.weight for u in plan.units if u.weight is not None}
     units = [u for u in (p.unit for p in plan.units) if u.name in planned and _measurable(u, nodes[u.name])]
+    shared = {v.name for v in model.graph.initializers.values() if len(v.uses()) > 1}
     means: dict[str, Floats] = {}
     rounded: dict[tuple[str, bytes], npt.NDArray[np.integer]] = {}
     measured = stream_moments(
@@ -131,6 +132,8 @@ def round_weights(
                 forms.append((*_dynamic_params(node, weight, plan), weight, second))
             elif plan.weight_scheme.saturates:
                 forms.append((*_dynamic_params(node, weight_of(node), plan), weight_of(node), moments.second))
+        if unit.weight in shared:
+            continue  # rounded to nearest it is the same for all who read it, and stored once
         for params, fewer, weight, second_moments in forms:
             if second_moments is not None and params is not None:
                 key = (unit.name, params.scale.tobytes())
@@ -150,6 +153,8 @@ def _smoothing(readers: Sequence[ir.Node], moments: InputMoments) -> tuple[float
     """Factors for the activation that ``readers`` share; none where smoothing does not pay."""
     if any(grid_of(node) is not None for node in readers):
         return ()  # factors would take the weights off their grid
+    if any(value is not None and len(value.uses()) > 1 for value in (node.inputs[1] for node in readers)):
+        return ()  # or make several of a weight that is shared
     weights = [to_groups(node, weight_of(node))[0] for node in readers]
     assert moments.second is not None
     mean_square = np.diagonal(moments.second[0])
