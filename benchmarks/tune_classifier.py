@@ -1,0 +1,161 @@
+"""Training after strong compression, on the unlabelled calibration samples of one task of a suite.
+
+    python benchmarks/tune_classifier.py SUITE_FOLDER TASK pruned [--sparsity 0.5] [--seeds 0 1 2]
+    python benchmarks/tune_classifier.py SUITE_FOLDER TASK quantized [--seeds 0 1 2]
+
+pruned: second-order pruning, then distillation; agreement with the original in float and as int8.
+quantized: int8 with one scale a weight, by rounding alone and after quantization-aware training.
+More settings of training go behind as KEY=VALUE. Prints one JSON object a line.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from suite import recipe_for
+
+from edgepack.calibrate.run import calibrate
+from edgepack.config import Calibration, load_recipe
+from edgepack.config_passes import Prune
+from edgepack.config_tune import Tune
+from edgepack.data import Samples, open_samples
+from edgepack.measure.session import open_session, run
+from edgepack.model import input_specs, load_model, save_model
+from edgepack.passes.line import some_samples
+from edgepack.passes.prune import prune
+from edgepack.prepare import prepare
+from edgepack.quantize.apply import apply_plan
+from edgepack.quantize.plan import Method, QuantPlan, make_plan, tensors_to_observe
+from edgepack.quantize.rounding import Rounder, round_weights
+from edgepack.quantize.units import find_units
+from edgepack.scheme import Granularity
+from edgepack.strict import parse
+from edgepack.target import Target, load_target
+from edgepack.tune.fake_quant import QuantizedStudent
+from edgepack.tune.train import Tuned, tune
+
+
+class Task:
+    """A classifier, its samples and the decisions of the original."""
+
+    def __init__(self, suite: Path, name: str, threads: int) -> None:
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            file.write(recipe_for(suite, name))
+            file.flush()
+            self.recipe = load_recipe(Path(file.name), {})
+        self.threads = threads
+        self.target = load_target("x86-cpu")
+        original = load_model(self.recipe.model)
+        self.model, _ = prepare(original, self.target)
+        assert self.recipe.calibration_data is not None
+        assert self.recipe.evaluation_data is not None
+        inputs, images, base = input_specs(original), self.recipe.images, Path()
+        self.calibration = open_samples(
+            self.recipe.calibration_data, "calibration", inputs, images, base=base
+        )
+        self.evaluation = open_samples(self.recipe.evaluation_data, "evaluation", inputs, images, base=base)
+        self.reference = self.decisions(original)
+
+    def decisions(self, model: ir.Model) -> list[int]:
+        """The class of each evaluation sample."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            save_model(model, path)
+            session = open_session(path, self.target.runtime)
+            return [int(np.argmax(next(iter(run(session, s.feeds).values())))) for s in self.evaluation]
+
+    def scores(self, model: ir.Model) -> dict[str, float]:
+        """Agreement with the original, and the share of right labels of both where there are labels."""
+        found, labels = self.decisions(model), self.evaluation.labels
+        scores = {"agreement": float(np.mean(np.equal(found, self.reference)))}
+        if labels is not None:
+            scores["top1"] = float(np.mean([a == b for a, b in zip(found, labels, strict=True)]))
+            scores["top1_original"] = float(
+                np.mean([a == b for a, b in zip(self.reference, labels, strict=True)])
+            )
+        return {name: round(score, 4) for name, score in scores.items()}
+
+    def plan(self, model: ir.Model, target: Target, like: ir.Model | None = None) -> QuantPlan:
+        """Every unit in its integer form; ranges are those of ``like``, by default of the model."""
+        units = find_units(model, target.kernels)
+        names = tensors_to_observe(units)
+        table = calibrate(like or model, self.calibration, names, Calibration(), threads=self.threads)
+        return make_plan(model, units, table.ranges, target, {u.name: (Method.STATIC, "") for u in units})
+
+    def rounded(self, model: ir.Model, target: Target, seed: int) -> ir.Model:
+        """The int8 form by second-order rounding, as a build makes it."""
+        plan = self.plan(model, target)
+        some: Samples = some_samples(self.calibration)
+        rounder = round_weights(model, plan, some, second_order=True, threads=self.threads, seed=seed)
+        return apply_plan(model, plan, rounder(plan))
+
+
+def tell(**facts: object) -> None:
+    print(json.dumps(facts), flush=True)
+
+
+def ended(made: Tuned) -> dict[str, object]:
+    last = made.log[-1]
+    return {"steps": last.step, "train_s": last.elapsed_s, "loss": [made.log[0].loss, last.loss]}
+
+
+def pruned(task: Task, settings: Tune, sparsity: float, keep: tuple[str, ...], seeds: list[int]) -> None:
+    units = find_units(task.model, task.target.kernels)
+    for seed in seeds:
+        started = time.perf_counter()
+        config = Prune(sparsity=sparsity, keep_types=keep)
+        some = some_samples(task.calibration)
+        sparse, rows = prune(task.model, units, some, config, threads=task.threads, seed=seed)
+        zeros = sum(r.zeros for r in rows) / sum(r.values for r in rows)
+        tell(seed=seed, step="prune", s=round(time.perf_counter() - started), zeros=round(zeros, 4))
+        tell(seed=seed, form="float", **task.scores(sparse))
+        tell(seed=seed, form="int8", **task.scores(task.rounded(sparse, task.target, seed)))
+        made = tune(sparse, task.model, task.calibration, settings, seed=seed, threads=task.threads)
+        tell(seed=seed, step="tune", **ended(made))
+        tell(seed=seed, form="float", **task.scores(made.model))
+        tell(seed=seed, form="int8", **task.scores(task.rounded(made.model, task.target, seed)))
+
+
+def quantized(task: Task, settings: Tune, seeds: list[int]) -> None:
+    arithmetic = task.target.quantization.model_copy(update={"weight_granularity": Granularity.PER_TENSOR})
+    target = task.target.model_copy(update={"quantization": arithmetic})
+    plan = task.plan(task.model, target)
+    tell(form="int8, nearest", **task.scores(apply_plan(task.model, plan, Rounder(task.model)(plan))))
+    tell(form="int8, second order", **task.scores(task.rounded(task.model, target, 0)))
+    for seed in seeds:
+        form = partial(QuantizedStudent, plan=plan)
+        made = tune(
+            task.model, task.model, task.calibration, settings, seed=seed, threads=task.threads, form=form
+        )
+        after = task.plan(made.model, target, like=task.model)
+        tell(seed=seed, step="tune", **ended(made))
+        tell(seed=seed, form="int8", **task.scores(apply_plan(made.model, after, Rounder(made.model)(after))))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("suite", type=Path)
+    parser.add_argument("task")
+    parser.add_argument("what", choices=["pruned", "quantized"])
+    parser.add_argument("--sparsity", type=float, default=0.5)
+    parser.add_argument("--keep-type", action="append", default=[], help="operators that stay dense")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
+    known = parser.parse_intermixed_args()
+    given = dict(pair.split("=", 1) for pair in known.settings)
+    settings = parse(Tune, given, "command line")
+    task = Task(known.suite, known.task, known.threads)
+    if known.what == "pruned":
+        pruned(task, settings, known.sparsity, tuple(known.keep_type), known.seeds)
+    else:
+        quantized(task, settings, known.seeds)
+
+
+if __name__ == "__main__":
+    main()
