@@ -38,7 +38,7 @@ class Tune(Strict):
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """At its highest, as a share of a channel's size; it rises over the first steps and falls by a cosine."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 8.0
     """What the logits of both are divided by before they are compared."""
     logits: Weight = 1.0
     """Weight of the difference of the outputs."""
