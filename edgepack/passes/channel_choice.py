@@ -1,4 +1,4 @@
-"""How many channels of each group go: always those that lose least for each multiplication saved."""
+"""How many channels of each group go: always those that lose least for the work they save."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,8 +40,18 @@ class Choice:
         return gone if left == goal or (0 < left < goal) else None
 
 
+Terms = list[tuple[float, tuple[Atoms, ...]]]
+"""Each a number times the channels left of each of the factors."""
+
+MOVED = 10.0
+"""Multiplications that take as long as reading one input of a product or writing one output, in integer
+kernels of one core with VNNI: a depthwise convolution takes ten times as long for each multiplication as a
+dense one."""
+
+
 class Costs:
-    """Multiplications of a model for one sample, by which channels are alive."""
+    """Multiplications of a model for one sample by which channels are alive, and its work: multiplications
+    and, in the same unit, what is moved for them."""
 
     def __init__(self, model: ir.Model, channels: Channels, samples: Samples, threads: int) -> None:
         factors: dict[ir.Node, tuple[Atoms, ...]] = {p.node: p.factors for p in channels.products}
@@ -49,15 +59,36 @@ class Costs:
         names = [name_of(v) for n in heavy for v in (n.inputs[0], n.outputs[0]) if v is not None]
         computed = [n for n in dict.fromkeys(names) if n not in model.graph.initializers]
         ((_, arrays),) = stream_activations(model, samples.spread(1), computed, threads=threads)
-        self.terms = []
+        self.terms: Terms = []
+        self.work: Terms = []
         for node in heavy:
-            macs = _macs(node, arrays)
-            mine = factors.get(node, ())
+            macs, mine = _macs(node, arrays), factors.get(node, ())
             self.terms.append((macs / max(prod(len(a) for a in mine), 1), mine))
+            written = arrays[name_of(node.outputs[0])].size
+            self.work.extend(_moves(node, macs, written, mine))
+        self.work.extend(self.terms)
 
     def macs(self, alive: Mask) -> int:
-        """In all."""
-        return round(sum(scale * prod(int(alive[a].sum()) for a in atoms) for scale, atoms in self.terms))
+        """Multiplications in all."""
+        return round(_sum(self.terms, alive))
+
+
+def _moves(
+    node: ir.Node, macs: float, written: int, factors: tuple[Atoms, ...]
+) -> Iterator[tuple[float, tuple[Atoms, ...]]]:
+    """What reading and writing come to. All outputs of a dense layer read the same inputs; each output of a
+    depthwise convolution reads inputs of its own, as many as it multiplies."""
+    if not factors:
+        return []
+    out = MOVED * written / len(factors[-1]), factors[-1:]
+    if len(factors) > 1:
+        return [out, (MOVED * macs / (len(factors[0]) * len(factors[1])), factors[:1])]
+    apart = node.attributes.get_int("group", 1) > 1
+    return [out, (MOVED * macs / len(factors[0]), factors)] if apart else [out]
+
+
+def _sum(terms: Terms, alive: Mask) -> float:
+    return sum(scale * prod(int(alive[a].sum()) for a in atoms) for scale, atoms in terms)
 
 
 def _macs(node: ir.Node, arrays: dict[str, np.ndarray]) -> float:
@@ -81,8 +112,8 @@ def choose(
     macs: float,
     at_most: float,
 ) -> None:
-    """Clear in ``alive`` what costs least for each multiplication saved, until ``macs`` of
-    the multiplications are left, or nothing more can go."""
+    """Clear in ``alive`` what costs least for the work it saves, until ``macs`` of the multiplications are
+    left, or nothing more can go."""
     roots = channels.roots()
     reach = [_Reach(channels, roots, choice, costs) for choice in choices]
     now = float(costs.macs(alive))
@@ -92,10 +123,11 @@ def choose(
         for place, choice in enumerate(choices):
             if place not in prices and (gone := choice.next(at_most)) is not None:
                 without = reach[place].without(alive, choice.order[choice.gone : gone])
-                saved = reach[place].saved(alive, without)
+                saved = _saved(reach[place].terms, alive, without)
                 if saved > 0 and reach[place].leaves_some(without):
                     loss = float(choice.losses[gone] - choice.losses[choice.gone])
-                    prices[place] = loss / saved, gone, without, saved
+                    work = _saved(reach[place].work, alive, without)
+                    prices[place] = loss / work, gone, without, saved
         if not prices:
             return
         place = min(prices, key=lambda p: prices[p][0])
@@ -106,6 +138,10 @@ def choose(
         prices = {p: found for p, found in prices.items() if not reach[p].meets(changed) and p != place}
 
 
+def _saved(terms: Terms, alive: Mask, without: Mask) -> float:
+    return _sum(terms, alive) - _sum(terms, without)
+
+
 class _Reach:
     """What a group's channels have a part in."""
 
@@ -114,7 +150,10 @@ class _Reach:
         mine[np.isin(roots, choice.order)] = True
         self.members = {int(root): np.flatnonzero(roots == root) for root in choice.order.tolist()}
         self.tracks = [t.atoms for t in channels.tracks.values() if mine[t.atoms].any()]
-        self.terms = [(scale, f) for scale, f in costs.terms if any(mine[a].any() for a in f)]
+        self.terms, self.work = (
+            [(scale, f) for scale, f in terms if any(mine[a].any() for a in f)]
+            for terms in (costs.terms, costs.work)
+        )
 
     def without(self, alive: Mask, classes: Atoms) -> Mask:
         """``alive`` less the atoms of ``classes``."""
@@ -122,13 +161,6 @@ class _Reach:
         for root in classes.tolist():
             left[self.members[root]] = False
         return left
-
-    def saved(self, alive: Mask, without: Mask) -> float:
-        """Multiplications."""
-        return sum(
-            scale * (prod(int(alive[a].sum()) for a in f) - prod(int(without[a].sum()) for a in f))
-            for scale, f in self.terms
-        )
 
     def leaves_some(self, without: Mask) -> bool:
         """Whether every value has a channel left."""
