@@ -2,7 +2,7 @@
 
     python benchmarks/train_cifar10.py cifar10.zip -o cifar10.onnx
 
-It needs ``torch``, ``onnx`` and ``pillow`` and takes about eight minutes of one core. The archive holds
+It needs ``torch``, ``onnx`` and ``pillow`` and takes about five minutes of one core. The archive holds
 pictures as ``train/CLASS/NAME.jpg`` and ``test/CLASS/NAME.jpg``; classes are numbered in the order of
 their names. The network takes one picture at a time, float32 ``[1, 3, 32, 32]``, red first, as
 ``(pixel - 125) / 63``.

@@ -73,9 +73,7 @@ class Costs:
         return round(_sum(self.terms, alive))
 
 
-def _moves(
-    node: ir.Node, macs: float, written: int, factors: tuple[Atoms, ...]
-) -> Iterator[tuple[float, tuple[Atoms, ...]]]:
+def _moves(node: ir.Node, macs: float, written: int, factors: tuple[Atoms, ...]) -> Terms:
     """What reading and writing come to. All outputs of a dense layer read the same inputs; each output of a
     depthwise convolution reads inputs of its own, as many as it multiplies."""
     if not factors:
