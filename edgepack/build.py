@@ -38,6 +38,7 @@ from edgepack.model import (
     save_model,
     weight_bytes,
 )
+from edgepack.page.render import write_page
 from edgepack.passes.line import PassMaterial, run_passes
 from edgepack.prepare import prepare
 from edgepack.quantize.apply import apply_plan
@@ -133,6 +134,7 @@ def build(job: Job) -> tuple[BuildReport, Path]:
         report = _build_into(job, package, scratch)
         (package / "report.json").write_text(report.to_json(), encoding="utf-8")
         (package / "report.txt").write_text(text(report), encoding="utf-8")
+        write_page(package)
         publish(package, output, outdated(output, package))
     return report, output
 

@@ -48,6 +48,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "terms",
         "artifacts",
         "waterfall",
+        "page",
     ),
     "line": ("scratch", "build", "compare", "inspect", "pooling"),
     "command line": ("cli", "__main__"),

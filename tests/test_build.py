@@ -40,7 +40,7 @@ def test_the_package_and_its_report(folder: Path) -> None:
     report, output = run(folder)
     assert output == folder / "dist/x86-cpu"
     names = sorted(p.name for p in output.iterdir())
-    assert names == ["model.onnx", "ranges.json", "report.json", "report.txt"]
+    assert names == ["model.onnx", "ranges.json", "report.html", "report.json", "report.txt"]
     after = tiny.snapshot(folder)
     assert {key: after[key] for key in before} == before, "inputs changed"
     assert [stage.name for stage in report.stages] == [
@@ -194,6 +194,7 @@ def test_a_large_model_takes_the_sparing_way(folder: Path, monkeypatch: pytest.M
     assert sorted(p.name for p in output.iterdir()) == [
         "model.onnx",
         "ranges.json",
+        "report.html",
         "report.json",
         "report.txt",
     ]

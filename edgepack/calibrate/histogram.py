@@ -9,12 +9,24 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
+COARSE = 128
+"""Most bins that are kept of a tensor when its range is chosen: what a plot of it shows."""
+
 CHUNK = 1 << 15
 """Values binned at a time: what a second-level cache holds, twice as fast as whole arrays."""
 FINEST = -100
 """Exponent of the narrowest bin; narrower ones would leave the normal numbers of float32."""
 MANTISSA = 23
 """Bits of a float32 below its first: a bin is never narrower than the spacing of the largest value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts of values in the bins ``[i 2ᵏ, (i + 1) 2ᵏ)``, ``i`` from ``first`` on, ``k`` the exponent."""
+
+    exponent: int
+    first: int
+    counts: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -56,6 +68,23 @@ class StreamingHistogram:
             np.floor(scaled, out=scaled)
             scaled -= first
             self.counts += np.bincount(scaled.astype(np.intp), minlength=len(self.counts))
+
+    def coarse(self, most: int = COARSE) -> Histogram | None:
+        """What was counted in at most ``most`` bins, without empty ones at the ends; ``None`` of nothing.
+
+        ``most`` is two or more, since zero is always an edge.
+        """
+        occupied = np.flatnonzero(self.counts)
+        if not occupied.size:
+            return None
+        numbers = self.first + occupied
+        shift = 0
+        while (int(numbers[-1]) >> shift) - (int(numbers[0]) >> shift) >= most:
+            shift += 1
+        wide = (numbers >> shift) - (int(numbers[0]) >> shift)
+        counts = np.zeros(int(wide[-1]) + 1, np.int64)
+        np.add.at(counts, wide, self.counts[occupied])
+        return Histogram(self.exponent + shift, int(numbers[0]) >> shift, tuple(counts.tolist()))
 
     def _cover(self, x_min: float, x_max: float) -> None:
         """Make ``counts`` span the bins of ``[x_min, x_max]`` too, with wider bins if it takes too many."""

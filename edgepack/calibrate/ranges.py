@@ -5,7 +5,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from edgepack.calibrate.histogram import Histogram
 from edgepack.errors import CalibrationError
 
 FORMAT = 1
@@ -19,6 +21,8 @@ class Range:
     high: float
     minimum: float
     maximum: float
+    histogram: Histogram | None = None
+    """Of the values, coarse; ``None`` where the observer needs none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +36,15 @@ class RangeTable:
     samples: int
 
     def save(self, path: Path) -> None:
-        """Write as JSON, keys sorted, floats with all their digits."""
+        """Write as JSON, keys sorted, a tensor a line, floats with all their digits."""
         content = {"edgepack_ranges": FORMAT, **asdict(self)}
-        path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        ranges = content.pop("ranges")
+        lines = [
+            f"  {json.dumps(name)}: {json.dumps(ranges[name], sort_keys=True)}" for name in sorted(ranges)
+        ]
+        head = json.dumps(content, indent=1, sort_keys=True).removesuffix("\n}")
+        body = ",\n".join(lines)
+        path.write_text(f'{head},\n "ranges": {{\n{body}\n }}\n}}\n', encoding="utf-8")
 
     def require(self, names: list[str], model_fingerprint: str, where: str) -> None:
         """Check that the table belongs to the model and covers ``names``.
@@ -65,7 +75,7 @@ def load_ranges(path: Path) -> RangeTable:
         version = content.pop("edgepack_ranges")
         if version != FORMAT:
             raise CalibrationError(f"{path}: ranges of format {version}, this edgepack reads {FORMAT}")
-        ranges = {name: Range(**entry) for name, entry in content.pop("ranges").items()}
+        ranges = {name: _range(entry) for name, entry in content.pop("ranges").items()}
         table = RangeTable(ranges=ranges, **content)
         broken = next((name for name, r in ranges.items() if not _is_range(r)), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -78,6 +88,12 @@ def load_ranges(path: Path) -> RangeTable:
             f"{path}: tensor {broken!r} has no usable range: {ranges[broken]}; calibrate again"
         )
     return table
+
+
+def _range(entry: dict[str, Any]) -> Range:
+    """A range from its JSON; a table written by hand has no histograms."""
+    found = entry.pop("histogram", None)
+    return Range(**entry, histogram=found and Histogram(**{**found, "counts": tuple(found["counts"])}))
 
 
 def _is_range(entry: Range) -> bool:

@@ -63,7 +63,8 @@ def calibrate(
         if not tensor.samples:
             continue  # only ever empty arrays: nothing flows there, nothing to quantize
         low, high = observer(tensor, config, LEVELS_8_BIT)
-        ranges[name] = Range(float(low), float(high), tensor.minimum, tensor.maximum)
+        counted = tensor.histogram.coarse()
+        ranges[name] = Range(float(low), float(high), tensor.minimum, tensor.maximum, counted)
     return RangeTable(ranges, config.observer, fingerprint(model), samples.fingerprint, len(samples))
 
 
