@@ -16,29 +16,28 @@ from edgepack.calibrate.ranges import RangeTable, load_ranges
 from edgepack.calibrate.run import calibrate
 from edgepack.choose import Choice, choose
 from edgepack.config import Recipe
-from edgepack.data import Samples, check_disjoint, open_samples
-from edgepack.errors import ConfigError, did_you_mean
+from edgepack.data import Samples
+from edgepack.errors import ConfigError
 from edgepack.explain import NOTHING_MEASURED, UnitFigures, measure_units, unit_rows
 from edgepack.export.compact import names_of
 from edgepack.export.epk import export_epk
 from edgepack.export.tflite import tensors_for
-from edgepack.feeds import Feeds, InputSpec, open_dims, with_sizes
+from edgepack.feeds import Feeds
 from edgepack.gate import judge, keeps_half
 from edgepack.measure.bench import Latency, bench
 from edgepack.measure.check import Baseline, baseline, check, check_together
 from edgepack.measure.environment import environment
 from edgepack.measure.fused import what_the_runtime_did
-from edgepack.metrics import Metric, resolve_metric
 from edgepack.model import (
     LARGE_BYTES,
     fingerprint,
-    input_specs,
     load_model,
     require_float,
     save_model,
     weight_bytes,
 )
 from edgepack.page.render import write_page
+from edgepack.parts import Parts, open_parts
 from edgepack.passes.line import PassMaterial, run_passes
 from edgepack.prepare import prepare
 from edgepack.quantize.apply import apply_plan
@@ -67,8 +66,6 @@ LARGE = (
 )
 EXPORT_PROBES = 3
 """Samples that an artifact in another format is compared on."""
-HELD_OUT = 5
-"""Without evaluation data one calibration sample in this many is kept for the check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +81,6 @@ class Job:
     progress: Progress = lambda stage, done, total: None
     large: bool = False
     """Set by the build itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Data:
-    calibration: Samples
-    evaluation: Samples
-    metric: Metric | None
-    notes: tuple[str, ...]
 
 
 class _Clock:
@@ -158,7 +147,7 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
     with clock.stage("load") as notes:
         original = load_model(recipe.model)
         require_float(original, recipe.model)
-        data = _open_data(job, original)
+        data = open_parts(recipe, job.target, job.base, original)
         notes.extend(data.notes)
         if large := weight_bytes(original) > LARGE_BYTES:
             notes.append(LARGE)
@@ -183,8 +172,7 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         notes.append(f"{second_order} weights by second order, {len(rounder.means)} biases corrected")
     with clock.stage("choose") as notes:
         choice = _choose(job, model, units, table, narrow, rounder, data, reference, scratch)
-        notes.append(f"{len(choice.candidates)} forms measured")
-        notes.extend((*choice.notes, *narrow_notes(choice.plan)))
+        notes.extend((f"{len(choice.candidates)} forms measured", *choice.notes, *narrow_notes(choice.plan)))
     with clock.stage("export") as notes:
         facts = {"target": job.target.name, **_facts(digests, table)}
         material = Material(model, choice, _requested(job, units), table, rounder, reference.shapes, facts)
@@ -223,6 +211,7 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         runtime={
             **fused,
             "conversions_us": round(figures.conversions_us, 2),
+            "weighed_without": list(job.target.runtime.absent_optimizers),
             **({"tflite": artifacts.tflite} if artifacts.tflite else {}),
         },
         stages=tuple(clock.stages),
@@ -236,7 +225,7 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
 
 
 def _look_inside(
-    job: Job, model: ir.Model, plan: QuantPlan, built: Path, data: _Data, folder: Path
+    job: Job, model: ir.Model, plan: QuantPlan, built: Path, data: Parts, folder: Path
 ) -> tuple[dict[str, object], UnitFigures]:
     """What the runtime made of the ``.onnx`` and, but for a large model, what each unit of it costs."""
     runtime = job.target.runtime
@@ -246,48 +235,7 @@ def _look_inside(
     return fused, measure_units(model, built, plan, data.calibration.spread(PROBES), runtime, folder)
 
 
-def _inputs(job: Job, model: ir.Model) -> tuple[InputSpec, ...]:
-    """What samples must be: of a ``.tflite`` that is built besides, the sizes are fixed."""
-    inputs = input_specs(model)
-    if job.target.tflite is None or "tflite" not in job.target.formats:
-        return inputs
-    known = open_dims(inputs)
-    for name in job.recipe.tflite.dims:
-        if name not in known:
-            raise ConfigError(
-                f"tflite.dims: the model has no open dimension {name!r}, {did_you_mean(name, known)}"
-            )
-    return with_sizes(inputs, job.target.tflite.dims)
-
-
-def _open_data(job: Job, model: ir.Model) -> _Data:
-    recipe = job.recipe
-    inputs = _inputs(job, model)
-    if recipe.calibration_data is None:
-        raise ConfigError(
-            "no calibration data: give sample inputs with --calibration-data FOLDER_OR_FILE, or "
-            "`calibration_data:` in the recipe"
-        )
-    calibration = open_samples(recipe.calibration_data, "calibration", inputs, recipe.images, base=job.base)
-    metric = resolve_metric(recipe.metric, job.base) if recipe.metric else None
-    if recipe.evaluation_data is not None:
-        evaluation = open_samples(recipe.evaluation_data, "evaluation", inputs, recipe.images, base=job.base)
-        check_disjoint(calibration, evaluation)
-        return _Data(calibration, evaluation, metric, ())
-    if metric is not None:
-        raise ConfigError("the recipe names a metric but no evaluation_data with labels")
-    if len(calibration) < 2:
-        raise ConfigError(
-            f"{calibration.source}: holds one sample; without evaluation data at least two are needed, one "
-            "to calibrate and one to check"
-        )
-    kept = calibration.indices[HELD_OUT - 1 :: HELD_OUT] or calibration.indices[-1:]
-    rest = tuple(i for i in calibration.indices if i not in set(kept))
-    note = f"no evaluation data: {len(kept)} of {len(calibration)} calibration samples kept for the check"
-    return _Data(replace(calibration, indices=rest), replace(calibration, indices=kept), None, (note,))
-
-
-def _material(job: Job, data: _Data, reference: Baseline, scratch: Path) -> PassMaterial:
+def _material(job: Job, data: Parts, reference: Baseline, scratch: Path) -> PassMaterial:
     """What passes work with; their models are checked as the built one will be."""
     runtime = job.target.runtime
 
@@ -398,11 +346,12 @@ def _choose(
     table: RangeTable,
     narrow: Narrow,
     rounder: Rounder,
-    data: _Data,
+    data: Parts,
     reference: Baseline,
     scratch: Path,
 ) -> Choice:
     recipe, target = job.recipe, job.target
+    device = target.model_copy(update={"runtime": target.runtime.as_on_device()})
     fixed = _requested(job, units)
     gate = limits(recipe, target, data.metric)
 
@@ -415,10 +364,10 @@ def _choose(
             return None
         return check(path, data.evaluation, target.runtime, reference, data.metric)
 
-    kept = kept_measurements(recipe, target, table)
+    kept = kept_measurements(recipe, device, table)
     return choose(
         units,
-        TrialBench(recipe.model, target, _probes(data.calibration), scratch, names_of(model), kept),
+        TrialBench(recipe.model, device, _probes(data.calibration), scratch, names_of(model), kept),
         form,
         fixed,
         Floor(gate.min_sqnr_db, gate.min_agreement, gate.max_metric_drop, reference.fidelity.metric),

@@ -161,7 +161,7 @@ def text(report: BuildReport) -> str:
     told = [*_forms(report.units), *_runtime(report.runtime), *_weak_points(report.units)]
     lines += ["", *told] if told else []
     lines += _sensitivity(report.sensitivity)
-    lines += _candidates(report.candidates)
+    lines += _candidates(report.candidates, report.runtime.get("weighed_without", ()))
     lines += _gate(report.gate)
     environment = report.environment
     lines += [
@@ -342,7 +342,7 @@ def _lost_us(unit: UnitRow) -> float:
     return 0.0 if unit.built_us is None or unit.float_us is None else unit.built_us - unit.float_us
 
 
-def _candidates(candidates: Sequence[Candidate]) -> list[str]:
+def _candidates(candidates: Sequence[Candidate], without: Sequence[str]) -> list[str]:
     if len(candidates) < 2:
         return []
     shown = [c for c in candidates if c.chosen or not c.of_units]
@@ -359,7 +359,8 @@ def _candidates(candidates: Sequence[Candidate]) -> list[str]:
     ]
     more = len(candidates) - len(shown)
     rest = [f"  and {more} forms of single units, in report.json"] if more else []
-    return ["", "tried", *table(rows, right=(2, 3, 4)), *rest]
+    how = f", timed without {', '.join(without)}, which the device has not" if without else ""
+    return ["", f"tried{how}", *table(rows, right=(2, 3, 4)), *rest]
 
 
 def _figure(value: float) -> str:

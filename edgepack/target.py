@@ -25,6 +25,16 @@ class Runtime(Strict):
     disabled_optimizers: tuple[str, ...] = ()
     """onnxruntime graph optimizers that a session for this target must not run."""
 
+    absent_optimizers: tuple[str, ...] = ()
+    """onnxruntime graph optimizers for kernels that the host has and the device has not. Forms are weighed
+    against each other without them; in the bench they stay, so that no speed-up is flattered."""
+
+    def as_on_device(self) -> "Runtime":
+        """The same without what the device has not."""
+        return self.model_copy(
+            update={"disabled_optimizers": (*self.disabled_optimizers, *self.absent_optimizers)}
+        )
+
     def sparing(self) -> "Runtime":
         """The same, but weights stay in the file, mapped: not laid out anew for the CPU, which copies all.
 

@@ -50,7 +50,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "waterfall",
         "page",
     ),
-    "line": ("scratch", "build", "compare", "inspect", "pooling"),
+    "line": ("scratch", "parts", "build", "compare", "inspect", "pooling"),
     "command line": ("cli", "__main__"),
 }
 """Modules and packages by layer, lowest first. A module imports from its own layer and from lower ones."""

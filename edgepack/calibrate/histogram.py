@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgepack.calibrate.seen import Function
+
 Floats = npt.NDArray[np.float32]
 
 COARSE = 128
@@ -118,6 +120,8 @@ class TensorStats:
     maximum: float = -np.inf
     average_minimum: float = 0.0
     average_maximum: float = 0.0
+    seen: tuple[Function, ...] = ()
+    """What all its readers are functions of; see :mod:`.seen`."""
     samples: int = 0
 
     def update(self, x: npt.NDArray[Any], *, with_histogram: bool) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepack.calibrate.histogram import StreamingHistogram, TensorStats
+from edgepack.calibrate.seen import Function
 from edgepack.config import Calibration
 
 Bounds = tuple[float, float]
@@ -19,6 +20,8 @@ Doubles = npt.NDArray[np.float64]
 # Shares of an end that one search tries; two searches in a row reach a hundredth.
 _SHARES = np.linspace(1.0, 0.1, 91)
 _SEARCHES = 2
+# What readers cannot tell apart may be most of the span: the ends depend on each other more.
+_SEARCHES_SEEN = 3
 # Thresholds that the entropy observer compares.
 _THRESHOLDS = 256
 
@@ -55,35 +58,45 @@ def mse(stats: TensorStats, config: Calibration, levels: int) -> Bounds:
     """The clipped range with the least expected squared error of rounding and clipping.
 
     Both ends are searched in turn, since tensors are rarely symmetric (Banner et al., 2019, treat the
-    symmetric case in closed form; the histogram needs no assumption on the distribution).
+    symmetric case in closed form; the histogram needs no assumption on the distribution). Where all readers
+    are functions of one variable, the error is that of what they make of it (:mod:`.seen`).
     """
     low, high = min(stats.minimum, 0.0), max(stats.maximum, 0.0)
     occupied = stats.histogram.counts > 0
     values, counts = stats.histogram.centers[occupied], stats.histogram.counts[occupied]
-    for _ in range(_SEARCHES):
+    searches = _SEARCHES_SEEN if stats.seen else _SEARCHES
+    for _ in range(searches):
         if high > 0:
             ends = high * _SHARES
-            high = float(
-                ends[np.argmin(squared_error(np.full_like(ends, low), ends, values, counts, levels))]
-            )
+            errors = squared_error(np.full_like(ends, low), ends, values, counts, levels, stats.seen)
+            high = float(ends[np.argmin(errors)])
         if low < 0:
             ends = low * _SHARES
-            low = float(
-                ends[np.argmin(squared_error(ends, np.full_like(ends, high), values, counts, levels))]
-            )
+            errors = squared_error(ends, np.full_like(ends, high), values, counts, levels, stats.seen)
+            low = float(ends[np.argmin(errors)])
     return low, high
 
 
 def squared_error(
-    lows: Doubles, highs: Doubles, values: Doubles, counts: npt.NDArray[np.int64], levels: int
+    lows: Doubles,
+    highs: Doubles,
+    values: Doubles,
+    counts: npt.NDArray[np.int64],
+    levels: int,
+    seen: tuple[Function, ...] = (),
 ) -> Doubles:
-    """Summed squared error of ``values``, each ``counts`` times, on the integer grid of each range."""
+    """Summed squared error of ``values``, each ``counts`` times, on the integer grid of each range.
+
+    With functions ``seen`` the error is that of what they give, summed over them.
+    """
     steps = ((highs - lows) / levels)[:, None]
     zeros = np.rint(-lows[:, None] / steps)
     error = values / steps
     np.rint(error, out=error)
     np.clip(error, -zeros, levels - zeros, out=error)
     error *= steps
+    if seen:
+        return np.asarray(sum(((f(error) - f(values)) ** 2 @ counts.astype(np.float64)) for f in seen))
     error -= values
     error *= error
     return np.asarray(error @ counts.astype(np.float64))

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from edgepack.calibrate.histogram import StreamingHistogram, TensorStats
 from edgepack.calibrate.observers import NEEDS_HISTOGRAM, OBSERVERS
 from edgepack.calibrate.ranges import Range, RangeTable
+from edgepack.calibrate.seen import functions_seen
 from edgepack.config import Calibration
 from edgepack.data import Samples
 from edgepack.errors import CalibrationError
@@ -37,8 +38,13 @@ def calibrate(
     Raises:
         CalibrationError: no samples, the model fails on a sample, or a tensor holds NaN or infinity.
     """
+    inner = {v.name: v for node in model.graph for v in node.outputs}
     stats = {
-        name: TensorStats(StreamingHistogram(config.bins), momentum=config.momentum)
+        name: TensorStats(
+            StreamingHistogram(config.bins),
+            momentum=config.momentum,
+            seen=functions_seen(inner[name]) if name in inner else (),
+        )
         for name in dict.fromkeys(names)
     }
     with_histogram = config.observer in NEEDS_HISTOGRAM

@@ -1,0 +1,73 @@
+"""The two parts of a build's samples: those that ranges come from, and those that judge."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edgepack.config import Recipe
+from edgepack.data import Samples, check_disjoint, open_samples
+from edgepack.errors import ConfigError, did_you_mean
+from edgepack.feeds import InputSpec, open_dims, with_sizes
+from edgepack.metrics import Metric, resolve_metric
+from edgepack.model import input_specs
+from edgepack.target import Target
+
+HELD_OUT = 5
+"""Without evaluation data one calibration sample in this many is kept for the check."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Samples that no build may mix, and the metric that judges on the second part."""
+
+    calibration: Samples
+    evaluation: Samples
+    metric: Metric | None
+    notes: tuple[str, ...]
+
+
+def open_parts(recipe: Recipe, target: Target, base: Path, model: ir.Model) -> Parts:
+    """The samples of ``recipe`` for ``model``; ``base`` is what ``module:function`` is relative to.
+
+    Raises:
+        ConfigError: no calibration data, labels are missing, or a size is given for what is not open.
+        SamplesError: the data are missing, broken, or do not fit the model.
+    """
+    inputs = _inputs(recipe, target, model)
+    if recipe.calibration_data is None:
+        raise ConfigError(
+            "no calibration data: give sample inputs with --calibration-data FOLDER_OR_FILE, or "
+            "`calibration_data:` in the recipe"
+        )
+    calibration = open_samples(recipe.calibration_data, "calibration", inputs, recipe.images, base=base)
+    metric = resolve_metric(recipe.metric, base) if recipe.metric else None
+    if recipe.evaluation_data is not None:
+        evaluation = open_samples(recipe.evaluation_data, "evaluation", inputs, recipe.images, base=base)
+        check_disjoint(calibration, evaluation)
+        return Parts(calibration, evaluation, metric, ())
+    if metric is not None:
+        raise ConfigError("the recipe names a metric but no evaluation_data with labels")
+    if len(calibration) < 2:
+        raise ConfigError(
+            f"{calibration.source}: holds one sample; without evaluation data at least two are needed, one "
+            "to calibrate and one to check"
+        )
+    kept = calibration.indices[HELD_OUT - 1 :: HELD_OUT] or calibration.indices[-1:]
+    rest = tuple(i for i in calibration.indices if i not in set(kept))
+    note = f"no evaluation data: {len(kept)} of {len(calibration)} calibration samples kept for the check"
+    return Parts(replace(calibration, indices=rest), replace(calibration, indices=kept), None, (note,))
+
+
+def _inputs(recipe: Recipe, target: Target, model: ir.Model) -> tuple[InputSpec, ...]:
+    """What samples must be: of a ``.tflite`` that is built besides, the sizes are fixed."""
+    inputs = input_specs(model)
+    if target.tflite is None or "tflite" not in target.formats:
+        return inputs
+    known = open_dims(inputs)
+    for name in recipe.tflite.dims:
+        if name not in known:
+            raise ConfigError(
+                f"tflite.dims: the model has no open dimension {name!r}, {did_you_mean(name, known)}"
+            )
+    return with_sizes(inputs, target.tflite.dims)
