@@ -30,15 +30,15 @@ def value_in(model: ir.Model, name: str) -> ir.Value:
     return next(v for node in model.graph for v in node.outputs if v.name == name)
 
 
-def read_by(*nodes: str, outputs: str = "float[N] y", weights: dict[str, Array] | None = None) -> ir.Model:
+def read_by(*nodes: str, outputs: str = "float[N] y", constants: dict[str, Array] | None = None) -> ir.Model:
     body = f"net (float[N] x) => ({outputs}) {{ h = Neg (x) {' '.join(nodes)} }}"
-    return parse(body, weights=weights)
+    return parse(body, weights=constants)
 
 
 @pytest.mark.parametrize("op", UNARY)
 def test_each_function_is_that_of_the_operator(op: str) -> None:
     node = f"y = {op} {ATTRIBUTES.get(op, '')} (h{EXTRA.get(op, '')})"
-    model = read_by(node, **({"low": f32(-1.5), "high": f32(2)} if op == "Clip" else {}))
+    model = read_by(node, constants={"low": f32(-1.5), "high": f32(2)} if op == "Clip" else None)
     x = np.linspace(-12, 12, 101, dtype=np.float32)
     (function,) = functions_seen(value_in(model, "h"))
     np.testing.assert_allclose(function((-x).astype(np.float64)), run(model, {"x": x})["y"], atol=2e-6)
