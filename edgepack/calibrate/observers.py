@@ -106,7 +106,9 @@ def entropy(stats: TensorStats, config: Calibration, levels: int) -> Bounds:
     """The clipped range whose quantized distribution loses the least information (Kullback-Leibler).
 
     The threshold search over magnitudes of Migacz (2017): values outside are counted at the edge, the
-    inside is merged into the integer's levels and spread again over the bins that were occupied.
+    inside is merged into the integer's levels and spread again over the bins that were occupied. Here the
+    counts are smoothed first: merging bins evens out their sampling noise, and spikes of values that return,
+    which the divergence takes for a loss that grows with the range: it would cut ever more off.
     """
     if stats.minimum == stats.maximum == 0.0:
         return 0.0, 0.0
@@ -119,7 +121,7 @@ def entropy(stats: TensorStats, config: Calibration, levels: int) -> Bounds:
     if len(masses) <= steps or not masses.any():
         return stats.minimum, stats.maximum
     used = np.unique(np.linspace(steps, len(masses), _THRESHOLDS).astype(np.intp))
-    best = int(used[np.argmin(divergences(masses, used, steps))])
+    best = int(used[np.argmin(divergences(smoothed(masses, len(masses) // steps), used, steps))])
     threshold = best * width
     return max(stats.minimum, -threshold), min(stats.maximum, threshold)
 
@@ -153,6 +155,13 @@ def divergences(masses: Doubles, used: npt.NDArray[np.intp], steps: int) -> Doub
     total, kept = mass[-1], mass[used]
     found = (inside + added) / total + np.log(np.maximum(kept + empty, 1.0) / total)
     return np.where(kept > 0, found, np.inf)
+
+
+def smoothed(masses: Doubles, reach: int) -> Doubles:
+    """Mean of ``masses`` [bins] over ``reach`` bins to either side, mirrored at both ends."""
+    sums = np.concatenate([[0.0], np.cumsum(np.pad(masses, reach, mode="symmetric"))])
+    window = 2 * reach + 1
+    return np.asarray((sums[window:] - sums[:-window]) / window)
 
 
 def _x_log_x(x: Doubles, y: Doubles) -> Doubles:
