@@ -359,9 +359,7 @@ def _choose(
         plan = make_plan(model, units, table.ranges, target, methods, rounder.smoothing, narrow)
         return plan, apply_plan(model, plan, rounder(plan))
 
-    def verify(path: Path) -> Fidelity | None:
-        if data.metric is None or gate.max_metric_drop is None:
-            return None
+    def verify(path: Path) -> Fidelity:
         return check(path, data.evaluation, target.runtime, reference, data.metric)
 
     kept = kept_measurements(recipe, device, table)

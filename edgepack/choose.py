@@ -2,8 +2,8 @@
 
 Candidates are whole-model methods first, then the best of them with one group of similar units after
 another set to float, then, where a search is asked for, with single units in other forms. Speed and fidelity
-are measured on calibration samples; where the user has a metric and a limit on its drop, a form must also
-keep that on the evaluation samples before it is taken.
+are measured on calibration samples; before a form is taken it must also keep, on the evaluation samples,
+every limit on accuracy that the gate has: few probes may flatter a form that is near a limit.
 """
 
 import time
@@ -49,7 +49,7 @@ def choose(
     form: Form,
     fixed: Methods,
     floor: Floor,
-    verify: Callable[[Path], Fidelity | None],
+    verify: Callable[[Path], Fidelity],
     *,
     method: str,
     optimize_for: str,
@@ -58,7 +58,7 @@ def choose(
 ) -> Choice:
     """The cheapest form that keeps the floor, and everything that was tried.
 
-    ``form`` makes a plan and a model from methods; ``verify`` gives the user's metric of a file. A single
+    ``form`` makes a plan and a model from methods; ``verify`` checks a file on the evaluation data. A single
     ``method`` other than auto is taken as it is: what the user asks for by name is not second-guessed. With a
     ``task`` single units may take other forms, see :mod:`.search`.
     """
@@ -78,8 +78,8 @@ def choose(
             return False
         if trial.path not in verdicts:
             on_trial(f"check {trial.name}")
-            verdicts[trial.path] = verify(trial.path)
-        return floor.on_metric(verdicts[trial.path])
+            verdicts[trial.path] = verify(trial.path) if floor.limits_anything else None
+        return floor.on_evaluation(verdicts[trial.path])
 
     candidates = whole_model_methods(units, bench.target)
     if method != "auto":
@@ -200,8 +200,10 @@ def _line(trial: Trial, chosen: bool, floor: Floor, verdict: Fidelity | None) ->
     reason = ""
     if not floor.on_probes(trial):
         reason = "below the floor of fidelity"
-    elif not floor.on_metric(verdict):
+    elif verdict is not None and not floor.on_metric(verdict):
         reason = "loses more of the metric than the gate allows"
+    elif not floor.on_evaluation(verdict):
+        reason = "below the floor of fidelity on the evaluation data"
     metric = verdict.metric if verdict is not None else None
     fidelity = finite(trial.compared.sqnr_db)
     return Candidate(

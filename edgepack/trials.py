@@ -71,21 +71,33 @@ class Floor:
     metric_drop: float | None
     original_metric: float | None
 
-    def on_probes(self, trial: Trial) -> bool:
-        """Whether ``trial`` is accurate enough on the probes."""
-        compared = trial.compared
-        if self.sqnr_db is not None and compared.sqnr_db < self.sqnr_db:
-            return False
-        agreement = compared.agreement
-        return self.agreement is None or agreement is None or agreement >= self.agreement
+    @property
+    def limits_anything(self) -> bool:
+        """Whether there is a limit at all that evaluation data could tell of."""
+        drop = None if self.original_metric is None else self.metric_drop
+        return any(limit is not None for limit in (self.sqnr_db, self.agreement, drop))
 
-    def on_metric(self, fidelity: Fidelity | None) -> bool:
+    def on_probes(self, trial: Trial) -> bool:
+        """Whether ``trial`` is faithful enough on the probes."""
+        return self._faithful(trial.compared.sqnr_db, trial.compared.agreement)
+
+    def on_evaluation(self, found: Fidelity | None) -> bool:
+        """Whether fidelity and metric on the evaluation data keep their limits; true where none was asked."""
+        if found is None:
+            return True
+        return self._faithful(found.sqnr_db, found.agreement) and self.on_metric(found)
+
+    def on_metric(self, found: Fidelity) -> bool:
         """Whether the metric keeps its limit; true where there is none."""
-        if fidelity is None or fidelity.metric is None:
+        if self.metric_drop is None or self.original_metric is None or found.metric is None:
             return True
-        if self.metric_drop is None or self.original_metric is None:
-            return True
-        return self.original_metric - fidelity.metric <= self.metric_drop + 1e-9
+        return self.original_metric - found.metric <= self.metric_drop + 1e-9
+
+    def _faithful(self, sqnr_db: float | None, agreement: float | None) -> bool:
+        """Whether the limits of fidelity are kept; equal outputs have no noise, and no dB."""
+        if self.sqnr_db is not None and sqnr_db is not None and sqnr_db < self.sqnr_db:
+            return False
+        return self.agreement is None or agreement is None or agreement >= self.agreement
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,97 @@
+"""The choice: the cheapest form that keeps every limit, on the probes and on the evaluation data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import onnx_ir as ir
+import pytest
+from onnx_models import parse
+
+from edgepack.choose import Choice, choose
+from edgepack.measure.check import Comparison
+from edgepack.model import save_model
+from edgepack.quantize.plan import Method, QuantPlan, UnitPlan
+from edgepack.quantize.units import Role, Unit
+from edgepack.report import Fidelity
+from edgepack.scheme import QuantScheme, QuantType
+from edgepack.target import Target, load_target
+from edgepack.trials import Floor, Methods, Trial, TrialBench
+
+SCHEME = QuantScheme(QuantType.UINT8, symmetric=False)
+UNITS = [Unit("conv", "Conv", Role.HEAVY, ("x",), ("y",), weight="w")]
+SPEED = {Method.STATIC: 2.0, Method.WEIGHT_ONLY: 1.2, Method.FLOAT: 1.0}
+PROBES_DB = {Method.STATIC: 16.0, Method.WEIGHT_ONLY: 40.0, Method.FLOAT: 120.0}
+BELOW = "below the floor of fidelity on the evaluation data"
+LOSES = "loses more of the metric than the gate allows"
+
+
+@dataclass
+class Bench:
+    """Known speeds and dB by form, standing in for a bench."""
+
+    original: Path
+    target: Target
+
+    def measure(self, name: str, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
+        method = methods["conv"][0]
+        compared = Comparison(signal=10 ** (PROBES_DB[method] / 10), noise=1.0, samples=1)
+        return Trial(name, methods, plan, Path(str(method)), 100, SPEED[method], 0.0, compared)
+
+    def confirms(self, trial: Trial, best: Trial, advantage: float = 1.0) -> bool:
+        return trial.speedup * advantage > best.speedup
+
+
+def form(methods: Methods) -> tuple[QuantPlan, ir.Model]:
+    return QuantPlan((UnitPlan(UNITS[0], *methods["conv"]),), {}, SCHEME, SCHEME), cast(ir.Model, methods)
+
+
+def chosen(folder: Path, floor: Floor, evaluated: Mapping[str, Fidelity]) -> Choice:
+    save_model(parse("g (float[4] x) => (float[4] y) { y = Relu (x) }"), original := folder / "model.onnx")
+    bench = cast(TrialBench, Bench(original, load_target("x86-cpu")))
+
+    def verify(path: Path) -> Fidelity:
+        return evaluated[str(path)]
+
+    return choose(UNITS, bench, form, {}, floor, verify, method="auto", optimize_for="speed")
+
+
+def taken(choice: Choice) -> tuple[str, dict[str, str]]:
+    return (
+        next(c.name for c in choice.candidates if c.chosen),
+        {c.name: c.reason for c in choice.candidates if c.reason},
+    )
+
+
+def measured(sqnr_db: float | None, agreement: float = 1.0, metric: float | None = None) -> Fidelity:
+    return Fidelity(9, sqnr_db, agreement, metric, None)
+
+
+def test_the_fastest_that_keeps_the_floor_is_taken(tmp_path: Path) -> None:
+    found = chosen(tmp_path, Floor(15.0, None, None, None), {"static": measured(15.5)})
+    assert taken(found) == ("static", {})
+
+
+@pytest.mark.parametrize(
+    "floor, evaluated, reason",
+    [
+        (Floor(15.0, None, None, None), measured(11.4), BELOW),
+        (Floor(None, 0.9, None, None), measured(18.0, 0.8), BELOW),
+        (Floor(None, None, 0.01, 0.9), measured(18.0, metric=0.8), LOSES),
+    ],
+    ids=["dB", "agreement", "metric"],
+)
+def test_what_only_the_probes_find_accurate_is_not_taken(
+    tmp_path: Path, floor: Floor, evaluated: Fidelity, reason: str
+) -> None:
+    found = chosen(tmp_path, floor, {"static": evaluated, "weight_only": measured(39.0, metric=0.9)})
+    assert taken(found) == ("weight_only", {"static": reason})
+
+
+def test_equal_outputs_keep_every_floor(tmp_path: Path) -> None:
+    assert taken(chosen(tmp_path, Floor(15.0, 0.9, None, None), {"static": measured(None)}))[0] == "static"
+
+
+def test_without_a_limit_evaluation_data_are_not_asked(tmp_path: Path) -> None:
+    assert taken(chosen(tmp_path, Floor(None, None, 0.01, None), {}))[0] == "static"
