@@ -28,8 +28,8 @@ CONVERSION_NS = 0.2
 """Guess of what a value costs that is converted at a border; it orders proposals and decides nothing."""
 PROBES_DIFFER_DB = 1.0
 """The few probes of a quick look may be this much cleaner or noisier than all."""
-SHARE_FOR_NOISE = 0.5
-"""Of the budget, for measuring units alone."""
+SHARES_FOR_NOISE = (0.5, 0.75, 0.9)
+"""Of the budget, until which units are measured alone before forms are tried, in turns."""
 
 Forms = Mapping[str, Method]
 Noise = dict[tuple[str, Method], float]
@@ -97,18 +97,26 @@ class Search:
         method, trial = next(iter(self.whole.items()))
         return _value(self.us[method], RUN) * trial.speedup
 
-    def measure_units(self) -> None:
-        """Time units in all forms of the whole model, and find the noise of each alone, while time allows."""
+    def time_units(self) -> None:
+        """Time units in all forms of the whole model."""
         for method, trial in self.whole.items():
             self.us[method] = self.bench.unit_us(trial, self.units)
+
+    def measure_noise(self, share: float) -> None:
+        """Find the noise of each unit in each form alone, up to a ``share`` of the budget."""
         plain = {u.name: (Method.FLOAT, "") for u in self.units}
-        for method in (Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY):
-            for unit in self._movable(method):
-                if not self.clock.left(SHARE_FOR_NOISE):
-                    return
-                self.clock.tell(f"unit {unit.name} alone")
-                _, model = self.form({**plain, unit.name: (method, "")})
-                self.noise[unit.name, method] = self.bench.noise(model)
+        for unit, method in self.unknown():
+            if not self.clock.left(share):
+                return
+            self.clock.tell(f"unit {unit.name} alone")
+            _, model = self.form({**plain, unit.name: (method, "")})
+            self.noise[unit.name, method] = self.bench.noise(model)
+
+    def unknown(self) -> list[tuple[Unit, Method]]:
+        """Units and forms whose noise is yet to be measured."""
+        methods = (Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY)
+        every = ((unit, method) for method in methods for unit in self._movable(method))
+        return [(unit, method) for unit, method in every if (unit.name, method) not in self.noise]
 
     def _movable(self, method: Method) -> Iterator[Unit]:
         trial = self.whole.get(method)
@@ -280,14 +288,20 @@ def search(
     whole = {Method(t.name): t for t in reversed(trials) if t.name in set(Method)}
     clock = _Clock(task, time.monotonic())
     state = Search(units, whole, bench, form, fixed, attempt, accurate, cost, least_db, clock, {}, {})
-    state.measure_units()
+    state.time_units()
+    state.measure_noise(SHARES_FOR_NOISE[0])
     cheaper = sorted((t for t in trials if cost(t) < cost(best)), key=cost)
     if cheaper and not accurate(cheaper[0]):
         best = state.repair(cheaper[0], best)
     if task.improves:
         best = state.improve(best)
-    notes = [f"{len(state.noise)} units measured alone"]
-    if not clock.left():
+        for share in SHARES_FOR_NOISE[1:]:
+            if state.unknown() and clock.left(share):
+                state.measure_noise(share)
+                best = state.improve(best)
+    missing = len(state.unknown())
+    notes = [f"{len(state.noise)} units measured alone" + (f", {missing} not" if missing else "")]
+    if missing or not clock.left():
         notes.append(f"stopped by the budget of {task.seconds:g} s")
     if bench.kept.reused:
         notes.append(f"{bench.kept.reused} measurements of an earlier run used")

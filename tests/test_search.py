@@ -1,19 +1,29 @@
 """The search: noisy units leave, slow ones too, and nothing that is measured is measured again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
+import numpy as np
 import onnx_ir as ir
 import pytest
+import tiny
+from onnx_models import parse
 
+from edgepack.calibrate.ranges import RangeTable
+from edgepack.config import load_recipe
+from edgepack.measure.bench import Ratio
 from edgepack.measure.check import Comparison
 from edgepack.measurements import Measurements
+from edgepack.model import save_model
 from edgepack.quantize.plan import Method, QuantPlan, UnitPlan
 from edgepack.quantize.units import Role, Unit
 from edgepack.scheme import QuantScheme, QuantType
 from edgepack.search import Task, search
+from edgepack.target import load_target
+from edgepack.terms import kept_measurements
 from edgepack.trials import RUN, Cost, Methods, Trial, TrialBench
 
 STATIC, WEIGHT_ONLY, FLOAT = Method.STATIC, Method.WEIGHT_ONLY, Method.FLOAT
@@ -33,6 +43,9 @@ class World:
     kept: Measurements = field(default_factory=Measurements)
     built: list[Methods] = field(default_factory=list)
     float_us: float = 100.0
+    now: float = 0.0
+    """Seconds on the machine's clock: each measurement takes ``takes`` of them."""
+    takes: float = 0.0
 
     def form(self, methods: Methods) -> tuple[QuantPlan, ir.Model]:
         units = tuple(UnitPlan(u, methods[u.name][0], methods[u.name][1]) for u in UNITS)
@@ -41,6 +54,7 @@ class World:
 
     def noise(self, model: ir.Model) -> float:
         methods = cast(Methods, model)
+        self.now += self.takes
         return sum(self.noise_of[n] for n in NAMES if methods[n][0] is STATIC)
 
     def run_us(self, methods: Methods) -> float:
@@ -63,6 +77,13 @@ class World:
 def look(
     world: World, *, least_db: float = 0.0, improves: bool = True, fixed: Methods | None = None
 ) -> Trial:
+    return searched(world, Task(60, improves, {}), least_db=least_db, fixed=fixed)[0]
+
+
+def searched(
+    world: World, task: Task, *, least_db: float = 0.0, fixed: Methods | None = None
+) -> tuple[Trial, int, tuple[str, ...]]:
+    """The form found, how many units were measured alone, and the notes."""
     every = {m: world.attempt(str(m), dict.fromkeys(NAMES, (m, ""))) for m in (STATIC, WEIGHT_ONLY, FLOAT)}
     trials = list(every.values())
 
@@ -71,12 +92,12 @@ def look(
 
     cost = Cost("balance", 100)
     best = min((t for t in trials if accurate(t)), key=cost)
-    found, rows, _ = search(
+    found, rows, notes = search(
         UNITS, best, trials, cast(TrialBench, world), world.form, fixed or {}, world.attempt, accurate,
-        cost, least_db, Task(60, improves, {}),
+        cost, least_db, task,
     )  # fmt: skip
     assert {r.name for r in rows} <= set(NAMES)
-    return found
+    return found, len(rows), notes
 
 
 def form_of(trial: Trial, form: Method) -> set[str]:
@@ -113,6 +134,133 @@ def test_what_is_too_noisy_is_repaired_with_few_units(improves: bool) -> None:
 def test_what_the_recipe_fixed_stays() -> None:
     world = World(QUIET, FAST | {"c3": 160.0})
     assert "c3" in form_of(look(world, fixed={"c3": (STATIC, "the recipe says so")}), STATIC)
+
+
+@pytest.fixture
+def clocked(monkeypatch: pytest.MonkeyPatch) -> World:
+    """A machine of much that could be better, where each measurement takes four seconds."""
+    slow = {name: 40.0 if i % 2 else 130.0 + i for i, name in enumerate(NAMES)}
+    world = World(QUIET, slow, takes=4.0)
+    monkeypatch.setattr("edgepack.search.time", SimpleNamespace(monotonic=lambda: world.now))
+    return world
+
+
+@pytest.mark.parametrize("budget_s", [10.0, 30.0, 50.0])
+def test_a_search_ends_one_measurement_after_its_budget_at_the_latest(
+    clocked: World, budget_s: float
+) -> None:
+    found, measured, notes = searched(clocked, Task(budget_s, True, {}))
+    trials_took = 3 * clocked.takes
+    assert clocked.now - trials_took <= budget_s + clocked.takes
+    assert 0 < measured < 2 * len(NAMES)
+    assert notes[0] == f"{measured} units measured alone, {2 * len(NAMES) - measured} not"
+    assert notes[1] == f"stopped by the budget of {budget_s:g} s"
+    assert found.speedup >= 1.0
+
+
+def test_time_that_is_left_goes_to_units_that_are_not_yet_known(clocked: World) -> None:
+    _, measured, notes = searched(clocked, Task(120, True, {}))
+    assert measured == 2 * len(NAMES), "half of the budget is not enough for them"
+    assert notes == (f"{measured} units measured alone",)
+
+
+def test_more_time_finds_what_is_at_least_as_fast(clocked: World) -> None:
+    speedups = []
+    for budget_s in (4.0, 40.0, 400.0):
+        clocked.now = 0.0
+        speedups.append(searched(clocked, Task(budget_s, True, {}))[0].speedup)
+    assert speedups == sorted(speedups)
+    assert speedups[-1] > speedups[0]
+
+
+def test_progress_tells_what_is_done_and_the_seconds_spent(clocked: World) -> None:
+    told: list[tuple[str, int, int]] = []
+    searched(clocked, Task(90, True, {}, lambda *line: told.append(line)))
+    assert [what for what, _, _ in told[: len(NAMES)]] == [f"unit {name} alone" for name in NAMES]
+    assert told[-1][0] == "search"
+    spent = [done for _, done, _ in told]
+    assert spent == sorted(spent)
+    assert {total for _, _, total in told} == {90}
+    assert max(spent) <= 90
+
+
+@pytest.mark.parametrize("least_db", [0.0, 25.0])
+def test_equal_measurements_give_equal_results_by_the_same_way(least_db: float) -> None:
+    noise = QUIET | {"c1": 0.02, "c4": 0.02, "c7": 0.001}
+    # Ties too: units of equal time and noise must not depend on the order of a set.
+    worlds = [World(noise, FAST | {"c2": 130.0, "c3": 130.0}) for _ in range(2)]
+    found = [look(world, least_db=least_db) for world in worlds]
+    assert found[0].methods == found[1].methods
+    assert worlds[0].built == worlds[1].built
+
+
+NOTHING = QuantPlan((), {}, SCHEME, SCHEME)
+RELU = "g (float[4] x) => (float[4] y) { y = Relu (x) }"
+FORMS = [RELU, RELU.replace("Relu (x)", "Abs (x)"), RELU.replace("Relu (x)", "Identity (x)")]
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Speeds that were measured; the clock is asked for none of them."""
+    speeds: list[float] = []
+
+    def ratios(runners: object, feeds: object, rounds: int) -> list[Ratio]:
+        if len(speeds) == 2:
+            raise KeyboardInterrupt
+        speeds.append(1.5 + len(speeds))
+        return [Ratio(1.0, 0.0), Ratio(speeds[-1], 0.1)]
+
+    monkeypatch.setattr("edgepack.trials.quick_ratios", ratios)
+    return speeds
+
+
+def bench_of(folder: Path) -> TrialBench:
+    folder.mkdir()
+    save_model(parse(RELU), folder / "original.onnx")
+    feeds = [{"x": np.asarray([-1, 1, 2, 3], np.float32)}]
+    kept = Measurements(folder.parent / "kept.jsonl")
+    return TrialBench(folder / "original.onnx", load_target("x86-cpu"), feeds, folder, set(), kept)
+
+
+def test_a_killed_search_goes_on_with_what_it_had_measured(tmp_path: Path, timed: list[float]) -> None:
+    first = bench_of(tmp_path / "first")
+    before = [first.measure(f"form {i}", {}, NOTHING, parse(text)) for i, text in enumerate(FORMS[:2])]
+    with pytest.raises(KeyboardInterrupt):
+        first.measure("form 2", {}, NOTHING, parse(FORMS[2]))
+    timed.clear()
+    again = bench_of(tmp_path / "again")
+    after = [again.measure(f"form {i}", {}, NOTHING, parse(text)) for i, text in enumerate(FORMS)]
+    assert len(timed) == 1, "only what was cut off is measured"
+    assert again.kept.reused == 2
+    assert [(t.speedup, t.compared) for t in after[:2]] == [(t.speedup, t.compared) for t in before]
+
+
+def test_measurements_belong_to_bytes_not_to_names(tmp_path: Path, timed: list[float]) -> None:
+    bench = bench_of(tmp_path / "bench")
+    static = bench.measure("static", {}, NOTHING, parse(FORMS[0]))
+    same = bench.measure("another name", {}, NOTHING, parse(FORMS[0]))
+    other = bench.measure("static", {}, NOTHING, parse(FORMS[1]))
+    assert same.speedup == static.speedup
+    assert other.speedup != static.speedup
+
+
+def test_measurements_of_other_models_samples_and_threads_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path))
+    recipe = load_recipe(tiny.project(tmp_path / "p", preset="best") / "edgepack.yaml", {})
+    target = load_target("x86-cpu")
+    threads = target.runtime.model_copy(update={"threads": 7})
+    ranges = RangeTable({}, "mse", "model", "samples", 3)
+    cases = [
+        (target, ranges),
+        (target, replace(ranges, model_fingerprint="another")),
+        (target, replace(ranges, samples_fingerprint="another")),
+        (target.model_copy(update={"runtime": threads}), ranges),
+    ]
+    paths = [kept_measurements(recipe, *case).path for case in cases]
+    assert len(set(paths)) == len(cases)
+    assert kept_measurements(recipe, target, replace(ranges)).path == paths[0]
 
 
 def test_measurements_are_kept_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
