@@ -15,7 +15,7 @@ from edgepack.metrics import Metric
 from edgepack.search import Task
 from edgepack.target import Gate, Target
 
-REPAIR_SECONDS = 30.0
+REPAIR_SECONDS = 60.0
 """For finding which units keep the cheapest form from being accurate, where one is not."""
 LEAST_UNLABELLED_DB = 15.0
 """Least fidelity where nothing else is asked for: below it a metric has been lost on every model tried."""

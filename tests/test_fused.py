@@ -10,7 +10,7 @@ from onnx_models import Array, conv_net, f32, i64, parse, randoms
 
 from edgepack.errors import ModelError
 from edgepack.measure.fused import FusionReport, what_the_runtime_did
-from edgepack.measure.profile import NodeTime, OpProfile, match_units, profile_ops
+from edgepack.measure.profile import NodeTime, OpProfile, match_units, profile_ops, without_profiling
 from edgepack.model import save_model
 from edgepack.quantize.units import find_units
 from edgepack.target import Runtime, load_target
@@ -122,6 +122,25 @@ def test_times_of_nodes_add_up_to_a_run(tmp_path: Path) -> None:
     assert total == pytest.approx(sum(node.us for node in found.nodes))
     assert 0.3 * found.run_us < total < 1.5 * found.run_us or found.profiling_us == 0
     assert json.loads(json.dumps(found.as_dict()))["nodes"][0]["outputs"] == ["a"]
+
+
+def test_what_profiling_adds_is_the_same_for_every_node() -> None:
+    left, extra = without_profiling(np.asarray([102.0, 12.0, 3.0, 1.0]), 110.0)
+    assert extra == 2.0
+    np.testing.assert_allclose(left, np.asarray([100.0, 10.0, 1.0, 0.0]) * 110 / 111)
+
+
+def test_a_busy_machine_makes_all_nodes_slower_and_none_vanish() -> None:
+    quiet = np.asarray([500.0, 200.0, 40.0, 10.0])
+    # Others had the core half of the time; the clock of the run did not count that, the profiler's did.
+    left, _ = without_profiling(2 * quiet + 2, float(quiet.sum()))
+    np.testing.assert_allclose(left, quiet, rtol=0.2)
+    assert left.sum() == pytest.approx(quiet.sum())
+
+
+def test_nodes_that_take_less_than_the_run_stay_as_they_are() -> None:
+    left, extra = without_profiling(np.asarray([30.0, 20.0]), 80.0)
+    assert (left.tolist(), extra) == ([30.0, 20.0], 0.0)
 
 
 def test_a_branch_counts_as_part_of_its_if(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ What onnxruntime 1.32 calls its nodes, by which they are matched to those of the
   and a DequantizeLinear with several readers becomes several, ``x_DequantizeLinear/duplicated``.
 
 Profiling costs about 2 µs a node, and a duration is a whole number of microseconds. The cost per node is
-found from runs without profiling and taken off, so that times add up to those of a run; what remains of a
-node under a microsecond is still a guess.
+found from runs without profiling and taken off, so that times do not add up to more than a run; what remains
+of a node under a microsecond is still a guess.
 """
 
 import json
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from edgepack.errors import ModelError
@@ -37,6 +38,8 @@ from edgepack.measure.bench import measure
 from edgepack.measure.runner import open_model
 from edgepack.measure.session import open_optimized
 from edgepack.target import Runtime
+
+Doubles = npt.NDArray[np.float64]
 
 CONVERSIONS = frozenset(
     [
@@ -49,6 +52,8 @@ CONVERSIONS = frozenset(
     ]
 )
 """What the runtime puts between nodes; matched only where the model has such a node itself."""
+MOST_PROFILING_US = 5.0
+"""What profiling can cost a node; what is more has another cause."""
 LONGEST_CHAIN = 4
 """Nodes that one operator is unfolded to, and units that are fused to one, at most."""
 
@@ -151,18 +156,32 @@ def profile_ops(model: Path, runtime: Runtime, feeds: Sequence[Feeds], *, runs: 
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         nodes = list(optimized.graph)
     medians = np.median([_aligned(nodes, run, model) for run in _runs(events)][1:], axis=0)
-    extra = max(float(medians.sum()) - plain, 0.0) / max(len(nodes), 1)
+    node_us, extra = without_profiling(medians, plain)
     timed = [
         NodeTime(
             name=node.name or f"{node.op_type} without a name",
             op_type=node.op_type,
-            us=max(float(us) - extra, 0.0),
+            us=float(us),
             inputs=tuple(v.name or "" for v in node.inputs if v is not None),
             outputs=tuple(v.name or "" for v in node.outputs),
         )
-        for node, us in zip(nodes, medians, strict=True)
+        for node, us in zip(nodes, node_us, strict=True)
     ]
     return OpProfile(tuple(timed), plain, extra)
+
+
+def without_profiling(profiled_us: Doubles, run_us: float) -> tuple[Doubles, float]:
+    """Times ``profiled_us`` [nodes] without what profiling added to each, and that.
+
+    What the sum is over ``run_us``, the time of a run that is not profiled, is taken off evenly: writing an
+    event costs the same for every node, and no more than ``MOST_PROFILING_US``. What then is too much is not
+    the profiler's (nodes are timed by the wall clock, which runs on while others have the core) and grows
+    with the time of a node: it is taken off by share.
+    """
+    over = max(float(profiled_us.sum()) - run_us, 0.0)
+    extra = min(over / max(len(profiled_us), 1), MOST_PROFILING_US)
+    left = np.maximum(profiled_us - extra, 0.0)
+    return left * min(run_us / max(float(left.sum()), run_us, 1e-9), 1.0), extra
 
 
 def _runs(events: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
