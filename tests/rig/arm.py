@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -56,7 +56,12 @@ def _absent() -> dict[str, str]:
 
 def install_packages() -> None:
     """``apt-get install`` of the programs that are missing; needs root."""
-    if wanted := _absent().values():
+    install_debian(_absent().values())
+
+
+def install_debian(wanted: Collection[str]) -> None:
+    """``apt-get install`` of Debian packages; needs root unless there is nothing to do."""
+    if wanted:
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         subprocess.run(["apt-get", "update", "-q"], check=True, stdout=sys.stderr, env=environment)
         install = ["apt-get", "install", "-q", "-y", "--no-install-recommends", *wanted]
