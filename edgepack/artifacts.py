@@ -140,6 +140,11 @@ def _tflite(
         ModelError: the runtime refuses the file.
     """
     litert()
+    if fewer := sorted(u.unit.name for u in material.choice.plan.units if u.bits < 8):
+        raise ExportError(
+            f"{path}: is written with weights of 8 bits, and {fewer[0]!r} was asked for with fewer "
+            f"({len(fewer)} such in all): leave out `weight_bits` and `bits`, or the format"
+        )
     settings = tflite_of(target)
     dims = fixed_sizes(input_specs(material.model), settings.dims, material.shapes)
     plan = plan_tflite(material.model, material.table.ranges, target, material.fixed)

@@ -41,6 +41,7 @@ from edgepack.parts import Parts, open_parts
 from edgepack.passes.line import PassMaterial, run_passes
 from edgepack.prepare import prepare
 from edgepack.quantize.apply import apply_plan
+from edgepack.quantize.few_bits import FewBits, bits_of_units
 from edgepack.quantize.mapped import round_to_files
 from edgepack.quantize.plan import Method, QuantPlan, make_plan, requested_methods, tensors_to_observe
 from edgepack.quantize.rounding import Rounder, round_weights
@@ -167,9 +168,9 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         notes.append(f"{len(table.ranges)} tensors, {table.samples} samples, {table.observer}")
     narrow = _narrow(job, clock, model, units, table, data.calibration)
     with clock.stage("round") as notes:
-        rounder = _rounder(job, model, units, table, narrow, data.calibration, scratch if large else None)
-        second_order = 0 if large else len(rounder.rounded)
-        notes.append(f"{second_order} weights by second order, {len(rounder.means)} biases corrected")
+        bits = bits_of_units(model, units, recipe.quantize, job.target)
+        rounder = _rounder(job, model, units, table, narrow, bits.few, data.calibration, scratch)
+        notes.extend((*bits.notes, _rounding_note(rounder, large=large)))
     with clock.stage("choose") as notes:
         choice = _choose(job, model, units, table, narrow, rounder, data, reference, scratch)
         notes.extend((f"{len(choice.candidates)} forms measured", *choice.notes, *narrow_notes(choice.plan)))
@@ -281,26 +282,33 @@ def _rounder(
     units: Sequence[Unit],
     table: RangeTable,
     narrow: Narrow,
+    few_bits: Mapping[str, FewBits],
     samples: Samples,
-    folder: Path | None,
+    folder: Path,
 ) -> Rounder:
     """Round every weight that some form may store; the forms differ in where they use them.
 
-    With a ``folder`` the integers are kept there instead of in memory.
+    Those of a large model are kept in ``folder`` instead of in memory.
     """
     widest = {u.name: (Method.STATIC, "") for u in units}
-    plan = make_plan(model, units, table.ranges, job.target, widest, narrow=narrow)
-    if folder is not None:
-        return round_to_files(model, plan, folder)
+    plan = make_plan(model, units, table.ranges, job.target, widest, narrow=narrow, few_bits=few_bits)
+    if job.large:
+        return replace(round_to_files(model, plan, folder), few_bits=few_bits)
+    some = samples.spread(ROUNDING_SAMPLES)
     return round_weights(
         model,
         plan,
-        samples.spread(ROUNDING_SAMPLES),
+        some,
         second_order=job.recipe.preset != "fast",
         threads=os.cpu_count() or 1,  # the host's, not the target's: ranges do not depend on it
         seed=job.recipe.seed,
-        on_sample=_counter(job, "round", samples.spread(ROUNDING_SAMPLES)),
+        on_sample=_counter(job, "round", some),
     )
+
+
+def _rounding_note(rounder: Rounder, *, large: bool) -> str:
+    second_order = 0 if large else len(rounder.rounded)
+    return f"{second_order} weights by second order, {len(rounder.means)} biases corrected"
 
 
 def _sparing(job: Job) -> Job:
@@ -356,7 +364,9 @@ def _choose(
     gate = limits(recipe, target, data.metric)
 
     def form(methods: Methods) -> tuple[QuantPlan, ir.Model]:
-        plan = make_plan(model, units, table.ranges, target, methods, rounder.smoothing, narrow)
+        plan = make_plan(
+            model, units, table.ranges, target, methods, rounder.smoothing, narrow, rounder.few_bits
+        )
         return plan, apply_plan(model, plan, rounder(plan))
 
     def verify(path: Path) -> Fidelity:

@@ -13,6 +13,7 @@ from edgepack.target import Gate
 
 Observer = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
 Method = Literal["auto", "static", "dynamic", "weight_only", "float"]
+Bits = Literal[4, 6, 8]
 Preset = Literal["fast", "balanced", "best"]
 DATA_KEYS = ("calibration_data", "evaluation_data")
 
@@ -85,8 +86,16 @@ class Override(Strict):
     nodes: tuple[str, ...] = ()
     """Node names; `*` and `?` work as in a shell."""
     op_types: tuple[str, ...] = ()
-    method: Method
+    method: Method = "auto"
+    bits: Bits | None = None
+    """Of the weights, over `weight_bits`."""
     reason: str = "the recipe says so"
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Override":
+        if "method" not in self.model_fields_set and self.bits is None:
+            raise ValueError("give a method, bits, or both")
+        return self
 
 
 class Quantize(Strict):
@@ -97,6 +106,10 @@ class Quantize(Strict):
     optimize_for: Literal["balance", "speed", "size"] = "balance"
     """balance and speed: what is measured slower in int8 computes in float, and nothing slower than the
     original ships; balance weighs bytes too. size: the smallest file that is accurate."""
+    weight_bits: Bits = 8
+    """Of the weights of Conv, Gemm and MatMul, where the target has it. 4: its own 4-bit form where weights
+    are used in float, int8 within the range of 4 bits elsewhere; 6: int8 within the range of 6 bits, which
+    makes packages smaller, not models."""
     overrides: tuple[Override, ...] = ()
 
 

@@ -40,7 +40,7 @@ def choose_params(low: float, high: float, scheme: QuantScheme) -> QuantParams:
 
 def weight_limit(scheme: QuantScheme) -> int:
     """The largest stored magnitude of a weight."""
-    return scheme.type.qmax >> 1 if scheme.reduce_range else scheme.type.qmax
+    return scheme.type.qmax >> max(8 - scheme.bits, int(scheme.reduce_range))
 
 
 def choose_weight_params(weight: Array, scheme: QuantScheme, axis: int | None) -> QuantParams:

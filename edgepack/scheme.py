@@ -44,7 +44,8 @@ class QuantScheme:
     """How one kind of tensor is quantized.
 
     Of weights: ``reduce_range`` drops one bit of all; ``saturates`` says that u8 × s8 sums saturate at 16
-    bits, as on x86 without VNNI, so that those lose a bit whose sums would.
+    bits, as on x86 without VNNI, so that those lose a bit whose sums would; ``bits`` below eight leave stored
+    values the range of so many bits.
     """
 
     type: QuantType
@@ -52,6 +53,7 @@ class QuantScheme:
     granularity: Granularity = Granularity.PER_TENSOR
     reduce_range: bool = False
     saturates: bool = False
+    bits: int = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -56,6 +56,9 @@ class Kernels(Strict):
     """Operators whose weights can be int8 while activation ranges are found at run time."""
     weight_only: tuple[str, ...] = ()
     """Operators whose weights can be stored int8 and used in float."""
+    weight_bits: dict[str, tuple[Literal[4, 6, 8], ...]] = {}
+    """Sizes of weights by operator; eight bits alone where an operator is not named. Four are an INT4 tensor
+    where the weight is used in float; what lies between is stored as int8."""
     float_output: tuple[str, ...] = ("MatMul", "Gemm")
     """Operators with an integer kernel whose output is float, better where nothing integer follows."""
     fuses_activation: tuple[str, ...] = ("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat")

@@ -9,14 +9,18 @@ import onnx_ir as ir
 
 from edgepack.calibrate.ranges import RangeTable
 from edgepack.config import Recipe
+from edgepack.errors import ConfigError
 from edgepack.measure.environment import machine
 from edgepack.measurements import Measurements, cache_folder
 from edgepack.metrics import Metric
+from edgepack.quantize.few_bits import wants_four_bits
 from edgepack.search import Task
 from edgepack.target import Gate, Target
 
 REPAIR_SECONDS = 60.0
 """For finding which units keep the cheapest form from being accurate, where one is not."""
+FOUR_BITS_OPSET = 21
+"""The first with INT4 tensors that are dequantized."""
 LEAST_UNLABELLED_DB = 15.0
 """Least fidelity where nothing else is asked for: below it a metric has been lost on every model tried."""
 
@@ -45,13 +49,21 @@ def kept_measurements(recipe: Recipe, target: Target, table: RangeTable) -> Meas
     """Measurements of earlier searches with this model, these samples and this machine."""
     if recipe.preset != "best":
         return Measurements()
-    facts = [table.model_fingerprint, table.samples_fingerprint, target.runtime.model_dump_json()]
+    wanted = recipe.quantize.model_dump_json(include={"weight_bits", "overrides"})
+    facts = [table.model_fingerprint, table.samples_fingerprint, target.runtime.model_dump_json(), wanted]
     name = hashlib.sha256(" ".join([*facts, json.dumps(machine())]).encode()).hexdigest()
     return Measurements(cache_folder() / "search" / f"{name[:32]}.jsonl")
 
 
 def as_wished(target: Target, recipe: Recipe) -> Target:
-    """``target`` with what the recipe says of its ``.tflite``."""
+    """``target`` with what the recipe says of its ``.tflite``, and the opset that four bits need."""
+    if wants_four_bits(recipe.quantize):
+        if target.max_opset < FOUR_BITS_OPSET:
+            raise ConfigError(
+                f"4-bit weights: they are tensors from opset {FOUR_BITS_OPSET} on, and the runtime of target "
+                f"{target.name!r} loads {target.max_opset} at most"
+            )
+        target = target.model_copy(update={"min_opset": max(target.min_opset, FOUR_BITS_OPSET)})
     if target.tflite is None:
         return target
     wishes = recipe.tflite

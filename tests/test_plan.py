@@ -20,9 +20,9 @@ from edgepack.quantize.plan import (
     make_plan,
     requested_methods,
     tensors_to_observe,
-    weight_axis,
 )
 from edgepack.quantize.units import Unit, find_units
+from edgepack.quantize.weight_params import weight_axis
 from edgepack.scheme import Granularity, QuantParams
 from edgepack.target import Target
 

@@ -22,11 +22,12 @@ from edgepack.normalize import normalize
 from edgepack.numerics import quantize, sqnr_db
 from edgepack.quantize.apply import apply_plan
 from edgepack.quantize.pairs import LARGEST_PAIR, could_saturate, pair_sums, weight_pairs, with_fewer_bits
-from edgepack.quantize.plan import Method, QuantPlan, make_plan, weight_params
+from edgepack.quantize.plan import Method, QuantPlan, make_plan
 from edgepack.quantize.rounding import Rounder, round_weights
 from edgepack.quantize.saturation import narrow_notes, outputs_that_saturate
 from edgepack.quantize.statistics import weight_inputs
 from edgepack.quantize.units import find_units
+from edgepack.quantize.weight_params import weight_params
 from edgepack.quantize.weights import to_groups
 from edgepack.scheme import Granularity, QuantScheme, QuantType
 from edgepack.target import Target

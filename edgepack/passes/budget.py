@@ -13,9 +13,9 @@ from edgepack.model import clone, new_initializer, save_model
 from edgepack.numerics import quantize
 from edgepack.pack.epk import pack
 from edgepack.passes.codebook import cluster
-from edgepack.quantize.plan import weight_params
 from edgepack.quantize.second_order import Matrix
 from edgepack.quantize.units import Unit
+from edgepack.quantize.weight_params import weight_params
 from edgepack.quantize.weights import from_groups, has_rows, weight_of
 from edgepack.scheme import Granularity, QuantScheme, QuantType
 

@@ -12,6 +12,7 @@ Result (``z`` planned uint8 with zero point 0, so that saturation is the Relu)::
 from collections.abc import Mapping
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -292,6 +293,7 @@ def _weight_only(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Rou
         _gather_rows(emit, node, unit_plan.weight, rounded)
         return
     base, params = unit_plan.unit.weight or "weight", unit_plan.weight
+    integers = rounded.integers.astype(ml_dtypes.int4) if unit_plan.bits == 4 else rounded.integers
     if rounded.bias is not None and unit_plan.unit.op_type != "MatMul":
         _give_bias(node, emit.initializer(unit_plan.unit.bias or f"{base}_bias", rounded.bias))
     source = node.inputs[0].producer() if node.inputs[0] is not None else None
@@ -300,13 +302,13 @@ def _weight_only(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Rou
         # The runtime makes this a MatMulNBits, which reads the bytes as they are; but between Q/DQ it would
         # make it an integer product, which was not asked for. A weight that several products read it would
         # dequantize in every run.
-        real = emit.dequantized(node, base, rounded.integers, params)
+        real = emit.dequantized(node, base, integers, params)
     else:
-        shape = [1] * rounded.integers.ndim
+        shape = [1] * integers.ndim
         if params.axis is not None:
             shape[params.axis] = -1
         real = emit.unfolded(
-            node, base, rounded.integers, params.scale.reshape(shape if params.axis is not None else ())
+            node, base, integers, params.scale.reshape(shape if params.axis is not None else ())
         )
     node.replace_input_with(1, real)
 

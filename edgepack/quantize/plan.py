@@ -6,19 +6,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from edgepack.calibrate.ranges import Range
 from edgepack.config import Override
 from edgepack.errors import CalibrationError, ConfigError, did_you_mean
 from edgepack.model import constant
-from edgepack.numerics import MIN_SCALE, choose_params, choose_weight_params
-from edgepack.quantize.grid import grid_of
+from edgepack.numerics import choose_params
+from edgepack.quantize.few_bits import FewBits
 from edgepack.quantize.hard import gate_params
-from edgepack.quantize.pairs import could_saturate, with_fewer_bits
-from edgepack.quantize.units import RECURRENT_OPS, Role, Unit, activation_bounds, consumers
-from edgepack.scheme import Granularity, QuantParams, QuantScheme, QuantType
+from edgepack.quantize.units import RECURRENT_OPS, Role, Unit, activation_bounds, consumers, override_for
+from edgepack.quantize.weight_params import fit_bias, narrow_outputs, smoothed, weight_params
+from edgepack.scheme import QuantParams, QuantScheme
 from edgepack.target import Target
 
 
@@ -63,6 +62,8 @@ class UnitPlan:
     """Which outputs have weights of seven bits, lest sums saturate; none where empty."""
     smoothing: tuple[float, ...] = ()
     """What each input channel of a dynamic product is divided by, and its weights multiplied with."""
+    bits: int = 8
+    """Of the weight: stored integers keep to the range of so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +98,7 @@ def requested_methods(units: Sequence[Unit], overrides: Iterable[Override]) -> d
                 raise ConfigError(f"override: the model has no {op_type!r}, {did_you_mean(op_type, types)}")
     requested = {}
     for unit in units:
-        by_name = [o for o in overrides if any(fnmatch.fnmatch(unit.name, p) for p in o.nodes)]
-        by_type = [o for o in overrides if unit.op_type in o.op_types]
-        chosen = next(iter([*by_name, *by_type]), None)
+        chosen = override_for(unit, (o for o in overrides if o.bits is None or o.method != "auto"))
         if chosen is not None and chosen.method != "auto":
             requested[unit.name] = (Method(chosen.method), chosen.reason)
     return requested
@@ -131,11 +130,13 @@ def make_plan(
     methods: Mapping[str, tuple[Method, str]],
     smoothing: Mapping[str, tuple[float, ...]] | None = None,
     narrow: Mapping[str, tuple[bool, ...]] | None = None,
+    few_bits: Mapping[str, FewBits] | None = None,
 ) -> QuantPlan:
     """Decide the form of each unit.
 
     ``smoothing`` has factors by activation, see :mod:`.smooth`; ``narrow`` the outputs of static units that
-    get weights of seven bits, see :mod:`.saturation`.
+    get weights of seven bits, see :mod:`.saturation`; ``few_bits`` the units whose weights have fewer than
+    eight, see :mod:`.few_bits`.
 
     A heavy unit takes the method asked for, where the target has it. A light or moving unit is integer when
     everything it reads is, and when an integer unit follows; otherwise a pair of conversions would buy
@@ -149,7 +150,9 @@ def make_plan(
     if not target.kernels.to_the_end:
         forms = _drop_dangling(units, forms, readers)
     forms = _drop_second_copies(units, forms, readers)
-    return _parameters(model, units, ranges, target, forms, readers, smoothing or {}, narrow or {})
+    return _parameters(
+        model, units, ranges, target, forms, readers, smoothing or {}, narrow or {}, few_bits or {}
+    )
 
 
 def _first_sweep(
@@ -272,6 +275,7 @@ def _parameters(
     readers: Mapping[str, list[ir.Node]],
     smoothing: Mapping[str, tuple[float, ...]],
     narrow: Mapping[str, tuple[bool, ...]],
+    few_bits: Mapping[str, FewBits],
 ) -> QuantPlan:
     scheme = target.quantization.activation
     nodes = {n.name: n for n in model.graph}
@@ -289,6 +293,7 @@ def _parameters(
         weight, drop, added = None, False, 0
         factors: tuple[float, ...] = ()
         fewer: tuple[bool, ...] = ()
+        few = few_bits.get(unit.name)
         if method is Method.STATIC:
             inputs = [activation(name) for name in unit.inputs]
             if unit.role is Role.MOVE:
@@ -296,19 +301,22 @@ def _parameters(
             elif _needs_output(unit, target, static, readers):
                 outputs = [activation(name, unit) for name in unit.outputs]
                 drop = unit.activation is not None and _implied(nodes[unit.activation], outputs[0])
-            fewer = narrow.get(unit.name, ())
-            weight = _weight_params(unit, nodes, target, inputs[0], fewer)
+            fewer = () if few else narrow.get(unit.name, ())
+            weight = _weight_params(unit, nodes, target, inputs[0], fewer, few=few)
             multiple = target.quantization.input_channels_multiple
             added = _added_channels(unit, nodes[unit.name], multiple)
         elif method is not Method.FLOAT:
-            if method is Method.DYNAMIC and unit.op_type in ("MatMul", "Gemm"):
+            if method is Method.DYNAMIC and unit.op_type in ("MatMul", "Gemm") and few is None:
                 factors = smoothing.get(unit.inputs[0], ())
-            if method is Method.DYNAMIC and target.quantization.saturates:
+            if method is Method.DYNAMIC and target.quantization.saturates and few is None:
                 fewer = _narrow_dynamic(unit, nodes[unit.name], target.quantization.weight, factors)
-            weight = _weight_params(unit, nodes, target, None, fewer, factors)
+            weight = _weight_params(unit, nodes, target, None, fewer, factors, few)
         if any(fewer) and not reason:
             reason = f"{sum(fewer)} of {len(fewer)} outputs have 7-bit weights: 8 would saturate"
-        planned.append(UnitPlan(unit, method, reason, weight, drop, added, fewer, factors))
+        bits = few.bits if few is not None and weight is not None else 8
+        if bits < 8 and not reason:
+            reason = f"weights of {bits} bits"
+        planned.append(UnitPlan(unit, method, reason, weight, drop, added, fewer, factors, bits))
     return QuantPlan(tuple(planned), activations, scheme, target.quantization.weight)
 
 
@@ -357,26 +365,6 @@ def _added_channels(unit: Unit, node: ir.Node, multiple: int) -> int:
     return added if added * 2 <= channels else 0
 
 
-def weight_axis(op_type: str, node: ir.Node) -> int | None:
-    """The axis of a weight that holds output channels; ``None`` where channels cannot have own scales."""
-    if op_type == "Conv":
-        return 0
-    if op_type == "ConvTranspose":
-        group = node.attributes.get("group")
-        return 1 if group is None or group.as_int() == 1 else None
-    if op_type == "Gemm":
-        trans_b = node.attributes.get("transB")
-        return 0 if trans_b is not None and trans_b.as_int() else 1
-    if op_type == "MatMul":
-        return -1
-    if op_type == "Gather":
-        # Rows keep their last axis whatever the shape of the indices, unless it is the axis they pick from.
-        shape = node.inputs[0].shape if node.inputs[0] is not None else None
-        rank = len(shape) if shape is not None else 0
-        return -1 if node.attributes.get_int("axis", 0) % max(rank, 1) != rank - 1 else None
-    return None
-
-
 def _weight_params(
     unit: Unit,
     nodes: Mapping[str | None, ir.Node],
@@ -384,34 +372,22 @@ def _weight_params(
     x: QuantParams | None,
     narrow: tuple[bool, ...],
     factors: tuple[float, ...] = (),
+    few: FewBits | None = None,
 ) -> QuantParams | None:
     node = nodes[unit.name]
     source = node.inputs[0] if unit.op_type == "Gather" else node.inputs[1] if unit.weight else None
     array = constant(source) if source is not None else None
     if array is None or unit.op_type in RECURRENT_OPS:
         return None
-    params = weight_params(node, smoothed(node, array, factors), target.quantization.weight, narrow)
+    scheme = target.quantization.weight
+    if few is None:
+        params = weight_params(node, smoothed(node, array, factors), scheme, narrow)
+    else:
+        params = few.applied(weight_params(node, array, few.scheme(scheme)))
     if x is None:
         return params
     bias = constant(node.inputs[2]) if unit.bias else None
-    return _fit_bias(params, np.zeros(1, np.float32) if bias is None else bias, x)
-
-
-def weight_params(
-    node: ir.Node, weight: npt.NDArray[np.float32], scheme: QuantScheme, narrow: tuple[bool, ...] = ()
-) -> QuantParams:
-    """Parameters of the ``weight`` of a node, one scale an output channel where scheme and node allow.
-
-    ``narrow`` outputs have seven bits. A weight that stands on a grid keeps it.
-    """
-    axis = weight_axis(node.op_type, node)
-    whole = scheme.granularity is Granularity.PER_TENSOR or axis is None
-    grid = grid_of(node) if scheme.type is QuantType.INT8 and not (whole or scheme.reduce_range) else None
-    if grid is not None and axis is not None:
-        params = QuantParams(scheme.type, grid, np.zeros(grid.shape, scheme.type.dtype), axis % weight.ndim)
-        return with_fewer_bits(weight, params, scheme, narrow)
-    params = choose_weight_params(weight, scheme, None if whole or axis is None else axis % weight.ndim)
-    return with_fewer_bits(weight, params, scheme, narrow)
+    return fit_bias(params, np.zeros(1, np.float32) if bias is None else bias, x)
 
 
 def _narrow_dynamic(
@@ -420,28 +396,3 @@ def _narrow_dynamic(
     """Outputs that could saturate: a range found at run time is used to its end in every run."""
     array = constant(node.inputs[1]) if unit.weight and unit.op_type not in RECURRENT_OPS else None
     return () if array is None else narrow_outputs(node, smoothed(node, array, factors), scheme)
-
-
-def narrow_outputs(node: ir.Node, weight: npt.NDArray[np.float32], scheme: QuantScheme) -> tuple[bool, ...]:
-    """Outputs of a dynamic product that need seven bits on a target that saturates."""
-    return could_saturate(node, weight, weight_params(node, weight, scheme))
-
-
-def smoothed(
-    node: ir.Node, weight: npt.NDArray[np.float32], factors: tuple[float, ...]
-) -> npt.NDArray[np.float32]:
-    """The weight of a MatMul or Gemm with each input channel multiplied by its factor."""
-    if not factors:
-        return weight
-    scale = np.asarray(factors, np.float32)
-    by_output = node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
-    return weight * (scale if by_output else scale[:, None])
-
-
-def _fit_bias(weight: QuantParams, bias: npt.NDArray[np.float32], x: QuantParams) -> QuantParams:
-    """Widen the scale of channels so small that their bias would not fit 32 bits, or its scale a float."""
-    peak = np.abs(np.broadcast_to(bias.reshape(-1), (max(weight.scale.size, bias.size),)))
-    peak = peak if weight.axis is not None else peak.max()
-    least = np.maximum(peak / 2.0**30, float(MIN_SCALE)) / float(x.scale)
-    scale = np.maximum(weight.scale, least.reshape(weight.scale.shape)).astype(np.float32)
-    return QuantParams(weight.type, scale, weight.zero_point, weight.axis)

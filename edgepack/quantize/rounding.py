@@ -1,20 +1,25 @@
 """Rounding: which stored integers represent a weight, and which float bias goes with them."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgepack.calibrate.front import can_be_parted
 from edgepack.data import Samples
-from edgepack.numerics import quantize, weight_limit
+from edgepack.model import name_of, new_initializer
+from edgepack.numerics import dequantize, quantize, weight_limit
+from edgepack.quantize.few_bits import FewBits, scale_by_error
 from edgepack.quantize.grid import grid_of
-from edgepack.quantize.plan import QuantPlan, UnitPlan, narrow_outputs, smoothed, weight_params
-from edgepack.quantize.second_order import round_second_order
+from edgepack.quantize.plan import QuantPlan, UnitPlan
+from edgepack.quantize.second_order import round_second_order, trusted
+from edgepack.quantize.sequential import intended_weight, stream_sequential
 from edgepack.quantize.smooth import smoothing_factors
 from edgepack.quantize.statistics import InputMoments, stream_moments
 from edgepack.quantize.units import Role, Unit
+from edgepack.quantize.weight_params import narrow_outputs, smoothed, weight_params
 from edgepack.quantize.weights import bias_of, from_groups, has_rows, to_groups, weight_of
 from edgepack.scheme import QuantParams
 
@@ -39,41 +44,53 @@ class Rounder:
 
     With moments of its inputs (see :mod:`edgepack.quantize.statistics`) a weight is rounded by second order
     where ``second_order`` is set, and the mean error of its output is taken out of the bias: what rounding
-    adds on average, ``(stored - weight) · mean(input)``, is known (Nagel et al., 2019, section 4.2).
+    adds on average, ``stored · mean(actual input) - weight · mean(float input)``, is known. With both means
+    of the float model this is the analytic correction of Nagel et al. (2019, section 4.2), with actual inputs
+    behind quantized layers the empirical one.
     """
 
     model: ir.Model
-    means: Mapping[str, Floats] = field(default_factory=dict)
+    means: Mapping[str, tuple[Floats, Floats]] = field(default_factory=dict)
+    """Mean actual and mean float inputs [groups, K] by unit."""
     rounded: Mapping[tuple[str, bytes], npt.NDArray[np.integer]] = field(default_factory=dict)
     smoothing: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Factors by activation for plans to use, see :mod:`edgepack.quantize.smooth`."""
+    few_bits: Mapping[str, FewBits] = field(default_factory=dict)
+    """Bits and scales by unit for plans to use, see :mod:`edgepack.quantize.few_bits`."""
 
     def __call__(self, plan: QuantPlan) -> dict[str, Rounded]:
         """The stored weight and the bias of every unit that has a planned weight."""
         nodes = {n.name: n for n in self.model.graph}
         return {
-            u.unit.name: self._one(nodes[u.unit.name], u, u.weight)
-            for u in plan.units
-            if u.weight is not None
+            u.unit.name: self.one(nodes[u.unit.name], u, u.weight) for u in plan.units if u.weight is not None
         }
 
-    def _one(self, node: ir.Node, unit_plan: UnitPlan, params: QuantParams) -> Rounded:
+    def one(self, node: ir.Node, unit_plan: UnitPlan, params: QuantParams) -> Rounded:
+        """The stored weight and the bias of one unit, whose node is given."""
         weight = smoothed(node, weight_of(node), unit_plan.smoothing)
         stored = self.rounded.get((unit_plan.unit.name, params.scale.tobytes()))
-        integers = quantize(weight, params) if stored is None else stored
+        integers = _nearest(weight, params, unit_plan.bits) if stored is None else stored
         bias = bias_of(node, unit_plan)
-        mean = self.means.get(unit_plan.unit.name)
-        if mean is None:
+        means = self.means.get(unit_plan.unit.name)
+        if means is None:
             return Rounded(integers, bias)
-        if unit_plan.smoothing:
-            mean = np.asarray(mean / np.asarray(unit_plan.smoothing), np.float32)
+        factors = np.asarray(unit_plan.smoothing or 1, np.float32)
+        # Rounded to nearest after all, it does nothing else about drift, and the mean alone is no help.
+        actual, intended = means[0 if stored is not None else 1] / factors, means[1] / factors
         matrix = to_groups(node, weight)
         real = to_groups(node, integers).astype(np.float32) * _scales(node, params)
-        shift = np.einsum("gok,gk->go", real - matrix, mean).reshape(-1)
+        shift = np.einsum("gok,gk->go", real - matrix, actual)
+        shift = (shift + np.einsum("gok,gk->go", matrix, actual - intended)).reshape(-1)
         # A bare MatMul has no bias to correct, and an Add for it would cost a kernel.
         if bias is None and node.op_type == "MatMul":
             return Rounded(integers, None)
         return Rounded(integers, (0 if bias is None else np.broadcast_to(bias, shift.shape)) - shift)
+
+
+def _nearest(weight: Floats, params: QuantParams, bits: int) -> npt.NDArray[np.integer]:
+    integers = quantize(weight, params)
+    # Scales that were chosen by error do not cover the largest weights.
+    return integers if bits == 8 else np.clip(integers, -_most(bits), _most(bits))
 
 
 def _scales(node: ir.Node, params: QuantParams) -> Floats:
@@ -93,53 +110,131 @@ def round_weights(
     seed: int,
     on_sample: Callable[[], None] = lambda: None,
 ) -> Rounder:
-    """Measure what flows into the weights of ``plan`` and round them once; gives a rounder for any plan."""
+    """Measure what flows into the weights of ``plan`` and round them once; gives a rounder for any plan.
+
+    Where some weights have fewer than eight bits, each layer is rounded for the inputs that the stored layers
+    before it will give, see :mod:`.sequential`; not in graphs with bodies of control flow.
+    """
     nodes = {n.name: n for n in model.graph}
-    planned = {u.unit.name: u.weight for u in plan.units if u.weight is not None}
+    planned = {u.unit.name: u for u in plan.units if u.weight is not None}
     units = [u for u in (p.unit for p in plan.units) if u.name in planned and _measurable(u, nodes[u.name])]
-    shared = {v.name for v in model.graph.initializers.values() if len(v.uses()) > 1}
-    means: dict[str, Floats] = {}
+    means: dict[str, tuple[Floats, Floats]] = {}
     rounded: dict[tuple[str, bytes], npt.NDArray[np.integer]] = {}
-    measured = stream_moments(
-        model,
-        units,
-        samples,
-        second_order=second_order,
-        threads=threads,
-        seed=seed,
-        on_sample=on_sample,
-    )
+    smoothing: dict[str, tuple[float, ...]] = {}
+    few_bits: dict[str, FewBits] = {}
+    shared = {v.name for v in model.graph.initializers.values() if len(v.uses()) > 1}
+    rounder = Rounder(model, means, rounded, smoothing, few_bits)
+    few = any(u.bits < 8 for u in planned.values())
+    if few and second_order and can_be_parted(model):
+        measured = stream_sequential(
+            model,
+            units,
+            samples,
+            lambda graph: _store(graph, rounder, planned),
+            threads=threads,
+            seed=seed,
+            on_sample=on_sample,
+        )
+    else:
+        measured = stream_moments(
+            model, units, samples, second_order=second_order, threads=threads, seed=seed, on_sample=on_sample
+        )
     readers: dict[str, list[ir.Node]] = {}
     for unit in units:
         if unit.op_type in ("MatMul", "Gemm"):
             readers.setdefault(unit.inputs[0], []).append(nodes[unit.name])
-    smoothing: dict[str, tuple[float, ...]] = {}
-    limit = weight_limit(plan.weight_scheme)
-    narrow = {u.unit.name: u.narrow for u in plan.units}
     for unit, moments in measured:
         if not moments.count:
             continue
-        node, means[unit.name] = nodes[unit.name], moments.mean
-        forms = [(planned[unit.name], narrow[unit.name], weight_of(node), moments.second)]
-        if unit.inputs[0] in readers and moments.second is not None:
-            name = unit.inputs[0]
-            if name not in smoothing:
+        node, name = nodes[unit.name], unit.inputs[0]
+        means[unit.name] = (moments.mean, moments.mean if moments.intended is None else moments.intended)
+        if planned[unit.name].bits < 8:
+            planned[unit.name], few_bits[unit.name] = _scaled(node, planned[unit.name], moments)
+        if moments.second is not None:
+            if name in readers and name not in smoothing:
                 smoothing[name] = _smoothing(readers[name], moments)
-            if smoothing[name]:
-                weight = smoothed(node, weight_of(node), smoothing[name])
-                factors = np.asarray(smoothing[name], np.float32)
-                second = moments.second / np.outer(factors, factors)
-                forms.append((*_dynamic_params(node, weight, plan), weight, second))
-            elif plan.weight_scheme.saturates:
-                forms.append((*_dynamic_params(node, weight_of(node), plan), weight_of(node), moments.second))
-        if unit.weight in shared:
-            continue  # rounded to nearest it is the same for all who read it, and stored once
-        for params, fewer, weight, second_moments in forms:
-            if second_moments is not None and params is not None:
-                key = (unit.name, params.scale.tobytes())
-                most = np.where(fewer, limit >> 1, limit) if fewer else np.asarray(limit)
-                rounded[key] = _second_order(node, weight, second_moments, params, most)
-    return Rounder(model, means, rounded, {name: f for name, f in smoothing.items() if f})
+            if unit.weight in shared:
+                continue  # rounded to nearest it is the same for all who read it, and stored once
+            for form in _forms(node, planned[unit.name], moments, smoothing.get(name, ()), plan):
+                rounded[unit.name, form.params.scale.tobytes()] = _second_order(node, form)
+    rounder.smoothing = {name: factors for name, factors in smoothing.items() if factors}
+    return rounder
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Form:
+    """A weight that some plan may store: ``weight`` [groups, outputs, K] and the moments of its inputs."""
+
+    weight: Floats
+    second: Floats
+    params: QuantParams
+    narrow: tuple[bool, ...]
+    limit: int
+
+
+def _forms(
+    node: ir.Node,
+    unit_plan: UnitPlan,
+    moments: InputMoments,
+    factors: tuple[float, ...],
+    plan: QuantPlan,
+) -> Iterator[_Form]:
+    """As planned, and as dynamic products have it."""
+    weight, few = weight_of(node), unit_plan.bits < 8
+    limit = _most(unit_plan.bits) if few else weight_limit(plan.weight_scheme)
+    assert moments.second is not None
+    assert unit_plan.weight is not None
+    # Of eight bits so little is left to make up for that doubt gains nothing (docs/decisions/rounding.md).
+    doubted = few or moments.drift is not None
+    second = trusted(moments.second, moments.count) if doubted else moments.second
+    meant = _meant(node, moments)
+    yield _Form(meant, second, unit_plan.weight, unit_plan.narrow, limit)
+    if few or node.op_type not in ("MatMul", "Gemm"):
+        return
+    if factors:
+        scale = np.asarray(factors, np.float32)
+        params, narrow = _dynamic_params(node, smoothed(node, weight, factors), plan)
+        yield _Form(meant * scale, second / np.outer(scale, scale), params, narrow, limit)
+    elif plan.weight_scheme.saturates:
+        yield _Form(meant, second, *_dynamic_params(node, weight, plan), limit)
+
+
+def _meant(node: ir.Node, moments: InputMoments) -> Floats:
+    """The weight [groups, outputs, K] that rounding shall come near to."""
+    weight = to_groups(node, weight_of(node))
+    return weight if grid_of(node) is not None else intended_weight(weight, moments)
+
+
+def _scaled(node: ir.Node, unit_plan: UnitPlan, moments: InputMoments) -> tuple[UnitPlan, FewBits]:
+    """A unit with fewer than eight bits, its scales chosen by the error that they leave."""
+    assert unit_plan.weight is not None
+    most = _most(unit_plan.bits)
+    scale = scale_by_error(_meant(node, moments), moments.second, unit_plan.weight, most)
+    few = FewBits(unit_plan.bits, scale)
+    return replace(unit_plan, weight=few.applied(unit_plan.weight)), few
+
+
+def _most(bits: int) -> int:
+    """The largest stored magnitude."""
+    return (1 << bits - 1) - 1
+
+
+def _store(graph: ir.Graph, rounder: Rounder, planned: Mapping[str, UnitPlan]) -> None:
+    """Put the stored weights and biases of units that are rounded already into a part of the model."""
+    nodes = {n.name: n for n in rounder.model.graph}
+    for node in list(graph):
+        unit_plan = planned.get(node.name or "")
+        if unit_plan is None or unit_plan.weight is None or unit_plan.unit.name not in rounder.means:
+            continue
+        found = rounder.one(nodes[node.name], unit_plan, unit_plan.weight)
+        old = node.inputs[1]
+        assert old is not None
+        real = dequantize(found.integers, unit_plan.weight)
+        node.replace_input_with(1, new_initializer(graph, f"{name_of(old)}_stored", real))
+        if found.bias is not None and node.op_type != "MatMul":
+            if len(node.inputs) < 3:
+                node.resize_inputs(3)
+            node.replace_input_with(2, new_initializer(graph, f"{node.name}_bias_stored", found.bias))
 
 
 def _dynamic_params(node: ir.Node, weight: Floats, plan: QuantPlan) -> tuple[QuantParams, tuple[bool, ...]]:
@@ -166,12 +261,12 @@ def _measurable(unit: Unit, node: ir.Node) -> bool:
     return unit.role is Role.HEAVY and has_rows(node) and bool(unit.inputs)
 
 
-def _second_order(
-    node: ir.Node, weight: Floats, second: Floats, params: QuantParams, limit: npt.NDArray[np.integer]
-) -> npt.NDArray[np.integer]:
-    """Stored integers; ``limit`` of their magnitude is one number, or one an output."""
-    groups = to_groups(node, weight)
-    most = np.broadcast_to(limit.astype(np.float32).reshape(-1), (len(groups) * groups.shape[1],))
-    most = most.reshape(groups.shape[:2])
-    integers = round_second_order(groups, second, _scales(node, params), most)
-    return from_groups(node, integers.astype(params.type.dtype))
+def _second_order(node: ir.Node, form: _Form) -> npt.NDArray[np.integer]:
+    """Stored integers, in the weight's own layout."""
+    shape = form.weight.shape[:2]
+    most = np.full(shape, form.limit, np.float32)
+    if any(form.narrow):
+        fewer = np.broadcast_to(np.asarray(form.narrow), (shape[0] * shape[1],)).reshape(shape)
+        most = np.where(fewer, form.limit >> 1, most)
+    integers = round_second_order(form.weight, form.second, _scales(node, form.params), most)
+    return from_groups(node, integers.astype(form.params.type.dtype))

@@ -12,6 +12,8 @@ DAMPING = 0.01
 """Of the mean diagonal, added to the moments: few samples leave directions that were never seen."""
 BLOCK = 64
 """Columns whose errors are spread within the block first, then to all others by one product."""
+DOUBT = 0.1
+"""Positions looked at count against this many per input in what two inputs have in common."""
 SMALL = 64
 """Triangles up to this size are inverted as they are."""
 
@@ -46,6 +48,19 @@ def store_second_order(
     integers = np.take_along_axis(rounded, inverse[:, :, None], axis=1).transpose(0, 2, 1)
     better = output_error(weight, integers * scale, second) < output_error(weight, nearest * scale, second)
     return np.where(better[:, :, None], integers, nearest)
+
+
+def trusted(second: Matrix, count: int) -> Matrix:
+    """Second moments [groups, K, K] of ``count`` inputs, with products of different inputs brought nearer to
+    zero the fewer inputs there were: in 32 samples of 1,280 inputs most of what they share is chance.
+
+    A shrinkage estimate, after Ledoit and Wolf (2004).
+    """
+    columns = second.shape[1]
+    kept = count / (count + DOUBT * columns)
+    shrunk = second * np.float32(kept)
+    np.einsum("gii->gi", shrunk)[:] = np.einsum("gii->gi", second)
+    return shrunk
 
 
 def output_error(weight: Matrix, other: Matrix, second: Matrix) -> Matrix:

@@ -30,6 +30,9 @@ MAX_BYTES = 256 << 20
 class InputMoments:
     """Of the inputs of one weight, per group: ``mean`` [groups, K] and ``second`` [groups, K, K] or ``None``.
 
+    Where the layers before are quantized already, ``intended`` [groups, K] is the mean of what the float
+    model has in the place of the inputs ``x``, and ``drift`` [groups, K, K] is ``E[(intended - x) xᵀ]``.
+
     Sums until :meth:`finish`. Inputs wait until there are K of them: then one product with all costs more
     than reading and writing the sum does, and they take no more memory than the sum.
     """
@@ -37,13 +40,15 @@ class InputMoments:
     mean: Floats
     second: Floats | None
     count: int = 0
-    waiting: list[Floats] = field(default_factory=list)
+    waiting: list[tuple[Floats, Floats | None]] = field(default_factory=list)
+    intended: Floats | None = None
+    drift: Floats | None = None
     low: list[Floats] = field(default_factory=list)
     """Least value of each input [K] in each sample, of weights with one group."""
     high: list[Floats] = field(default_factory=list)
 
-    def add(self, inputs: Floats) -> None:
-        """Take in one sample's ``inputs`` [groups, K, positions]."""
+    def add(self, inputs: Floats, intended: Floats | None = None) -> None:
+        """Take in one sample's ``inputs`` [groups, K, positions], and what the float model has there."""
         if not inputs.size:
             return
         if len(inputs) == 1:
@@ -51,9 +56,11 @@ class InputMoments:
             self.high.append(inputs[0].max(axis=1))
         self.mean += inputs.sum(2)
         self.count += inputs.shape[2]
+        if intended is not None:
+            self.intended = intended.sum(2) + (0 if self.intended is None else self.intended)
         if self.second is not None:
-            self.waiting.append(inputs)
-            if sum(x.shape[2] for x in self.waiting) >= self.mean.shape[1]:
+            self.waiting.append((inputs, None if intended is None else intended - inputs))
+            if sum(x.shape[2] for x, _ in self.waiting) >= self.mean.shape[1]:
                 self._multiply(self.second)
 
     def finish(self) -> None:
@@ -62,12 +69,20 @@ class InputMoments:
             self._multiply(self.second)
             self.second /= max(self.count, 1)
         self.mean /= max(self.count, 1)
+        if self.intended is not None:
+            self.intended /= max(self.count, 1)
+        if self.drift is not None:
+            self.drift /= max(self.count, 1)
 
     def _multiply(self, second: Floats) -> None:
         if not self.waiting:
             return
-        x = np.concatenate(self.waiting, axis=2)
+        x = np.concatenate([inputs for inputs, _ in self.waiting], axis=2)
+        drifts = [drift for _, drift in self.waiting if drift is not None]
         self.waiting.clear()
+        if drifts:
+            drift = np.matmul(np.concatenate(drifts, axis=2), x.transpose(0, 2, 1))
+            self.drift = drift if self.drift is None else self.drift + drift
         # BLAS knows a matrix times itself: half the work for a large one, twice the time for many small.
         second += x[0] @ x[0].T if len(x) == 1 else np.matmul(x, x.copy().transpose(0, 2, 1))
 
@@ -90,8 +105,8 @@ def stream_moments(
         CalibrationError: the model fails on a sample.
     """
     nodes = {n.name: n for n in model.graph}
-    for batch in _batches(units, nodes, second_order):
-        moments = {u.name: _empty(nodes[u.name], second_order) for u in batch}
+    for batch in batches_of(units, nodes, second_order):
+        moments = {u.name: no_moments(nodes[u.name], second_order) for u in batch}
         rng = np.random.default_rng(seed)
         names = list(dict.fromkeys(u.inputs[0] for u in batch))
         for _, arrays in stream_activations(model, samples, names, threads=threads):
@@ -104,7 +119,10 @@ def stream_moments(
             yield unit, finished
 
 
-def _batches(units: Sequence[Unit], nodes: dict[str | None, ir.Node], second_order: bool) -> list[list[Unit]]:
+def batches_of(
+    units: Sequence[Unit], nodes: dict[str | None, ir.Node], second_order: bool
+) -> list[list[Unit]]:
+    """Units in their order, in parts whose moments fit into memory together."""
     batches: list[list[Unit]] = []
     room = 0
     for unit in units:
@@ -121,7 +139,8 @@ def _batches(units: Sequence[Unit], nodes: dict[str | None, ir.Node], second_ord
     return batches
 
 
-def _empty(node: ir.Node, second_order: bool) -> InputMoments:
+def no_moments(node: ir.Node, second_order: bool) -> InputMoments:
+    """Sums of nothing yet, for the weight of ``node``."""
     groups, _, columns = to_groups(node, weight_of(node)).shape
     wanted = second_order and columns <= MAX_COLUMNS
     second = np.zeros((groups, columns, columns), np.float32) if wanted else None

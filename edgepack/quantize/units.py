@@ -7,7 +7,8 @@ Given::
 Result: one unit ``Conv`` from ``x`` to ``z``: Q/DQ belong around it, never between its nodes.
 """
 
-from collections.abc import Mapping, Sequence
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgepack.config import Override
 from edgepack.model import constant, walk_nodes
 from edgepack.target import Kernels
 
@@ -73,6 +75,13 @@ class Unit:
     """Why the unit has no integer form, where it has none."""
     kind: str = ""
     """Units of one kind cost alike: the operator, for convolutions with the shape of the kernel."""
+
+
+def override_for(unit: Unit, overrides: Iterable[Override]) -> Override | None:
+    """The override that speaks of ``unit``: the first by name, else the first by operator type."""
+    overrides = tuple(overrides)
+    by_name = [o for o in overrides if any(fnmatch.fnmatch(unit.name, p) for p in o.nodes)]
+    return next(iter([*by_name, *(o for o in overrides if unit.op_type in o.op_types)]), None)
 
 
 def find_units(model: ir.Model, kernels: Kernels) -> tuple[Unit, ...]:

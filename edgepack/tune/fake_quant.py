@@ -13,7 +13,7 @@ with the same ranges computes what was trained, to rounding. Rounding passes gra
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 import torch
@@ -100,7 +100,7 @@ def _own_constants(
         params.axis,
         as_tensor(plan.activations[unit_plan.unit.inputs[0]].scale),
         as_tensor(params.scale) if any(unit_plan.narrow) else None,
-        weight_limit(plan.weight_scheme),
+        weight_limit(replace(plan.weight_scheme, bits=unit_plan.bits)),
         unit_plan.added_channels,
         tag,
     )

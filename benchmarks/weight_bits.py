@@ -1,0 +1,95 @@
+"""Weights of few bits, activations in float: round to nearest against the default preset, on one task.
+
+    python benchmarks/weight_bits.py SUITE_FOLDER TASK [--bits 4] [--target x86-cpu] [--samples 1000]
+
+Both are made by the stages of a build with `quantize: {method: weight_only, weight_bits: BITS}`. Prints a
+table in Markdown: dB and the share of samples whose argmax is the original's, and the task's metric, over
+the evaluation samples; bytes of the .onnx.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import onnx_ir as ir
+from ablation import ROUNDING_SAMPLES, cell, read, spread
+
+from edgepack.config import Quantize
+from edgepack.export.compact import names_of
+from edgepack.export.onnx import export_onnx
+from edgepack.measure.check import Baseline, baseline, check
+from edgepack.metrics import Metric, resolve_metric
+from edgepack.quantize.apply import apply_plan
+from edgepack.quantize.few_bits import FewBits, bits_of_units
+from edgepack.quantize.plan import Method, QuantPlan, make_plan
+from edgepack.quantize.rounding import Rounder, round_weights
+from edgepack.quantize.units import Unit, find_units
+from edgepack.target import Target, load_target
+
+HERE = Path(__file__).parent
+
+
+def weight_only_plan(
+    model: ir.Model, units: tuple[Unit, ...], target: Target, few_bits: dict[str, FewBits]
+) -> QuantPlan:
+    methods = {u.name: (Method.WEIGHT_ONLY, "") for u in units}
+    return make_plan(model, units, {}, target, methods, few_bits=few_bits)
+
+
+def row(
+    name: str,
+    model: ir.Model,
+    plan: QuantPlan,
+    rounder: Rounder,
+    samples: object,
+    target: Target,
+    reference: Baseline,
+    metric: Metric | None,
+) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(apply_plan(model, plan, rounder(plan)), path, {}, names_of(model))
+        found = check(path, samples, target.runtime, reference, metric)  # type: ignore[arg-type]
+        agreement = "" if found.agreement is None else f"{found.agreement:.3f}"
+        return f"| {name} | {cell(found)} | {agreement} | {path.stat().st_size:,} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("suite", type=Path)
+    parser.add_argument("task")
+    parser.add_argument("--bits", type=int, choices=(4, 6, 8), default=4)
+    parser.add_argument("--target", default="x86-cpu")
+    parser.add_argument("--samples", type=int, default=1000, help="evaluation samples, at most")
+    arguments = parser.parse_args()
+    target = load_target(arguments.target).model_copy(update={"min_opset": 21})
+    recipe, model, calibration, evaluation = read(arguments.suite, arguments.task, target, arguments.samples)
+    metric = resolve_metric(recipe.metric, HERE) if recipe.metric else None
+    reference = baseline(recipe.model, evaluation, target.runtime, metric)
+    units = find_units(model, target.kernels)
+    wanted = Quantize(method="weight_only", weight_bits=arguments.bits)
+    plan = weight_only_plan(model, units, target, dict(bits_of_units(model, units, wanted, target).few))
+    head = f"{arguments.task}, weights of {arguments.bits} bits, {len(evaluation)} samples"
+    print(f"| {head} | dB{'' if metric is None else f' / {metric.name}'} | agreement | bytes |")
+    print("|---|---|---|---|")
+    print(row("nearest", model, plan, Rounder(model), evaluation, target, reference, metric), flush=True)
+    started = time.perf_counter()
+    rounder = round_weights(
+        model,
+        plan,
+        spread(calibration, ROUNDING_SAMPLES),
+        second_order=True,
+        threads=target.runtime.threads,
+        seed=recipe.seed,
+    )
+    took_s = time.perf_counter() - started
+    ours = weight_only_plan(model, units, target, dict(rounder.few_bits))
+    print(row("edgepack", model, ours, rounder, evaluation, target, reference, metric))
+    print(f"\nRounding took {took_s:.0f} s on {target.runtime.threads} thread.")
+    if reference.fidelity.metric is not None:
+        print(f"The original: {reference.fidelity.metric:.4f}")
+
+
+if __name__ == "__main__":
+    main()
