@@ -151,7 +151,7 @@ def test_files_of_an_earlier_build_do_not_stay_beside_the_new_ones(folder: Path)
     assert (output / "model.tflite").exists()
     run(folder, formats=("onnx",), optional=())
     assert sorted(p.name for p in output.iterdir()) == [
-        "model.onnx", "notes.txt", "ranges.json", "report.json", "report.txt"
+        "model.onnx", "notes.txt", "ranges.json", "report.html", "report.json", "report.txt"
     ]  # fmt: skip
 
 
