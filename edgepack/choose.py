@@ -81,6 +81,10 @@ def choose(
             verdicts[trial.path] = verify(trial.path) if floor.limits_anything else None
         return floor.on_evaluation(verdicts[trial.path])
 
+    def keeps(model: ir.Model) -> bool:
+        with bench.written(model) as path:
+            return not floor.limits_anything or floor.on_evaluation(verify(path))
+
     candidates = whole_model_methods(units, bench.target)
     if method != "auto":
         best = attempt(
@@ -96,7 +100,7 @@ def choose(
         cheaper = cost(min(trials, key=cost)) < cost(best) * (1 - WORTH_A_REPAIR)
         if task is not None and (task.improves or cheaper):
             best, sensitivity, notes = search(
-                units, best, trials, bench, form, fixed, attempt, accurate, cost, floor.sqnr_db, task
+                units, best, trials, bench, form, fixed, attempt, accurate, keeps, cost, floor.sqnr_db, task
             )
     lines = [_line(t, t is best, floor, verdicts.get(t.path)) for t in trials]
     return Choice(*form(best.methods), lines, sensitivity, notes)

@@ -84,6 +84,8 @@ class Search:
     fixed: Methods
     attempt: Attempt
     accurate: Callable[[Trial], bool]
+    keeps: Callable[[ir.Model], bool]
+    """Whether a form is accurate on the evaluation data: asked before it is timed, which takes longer."""
     cost: Cost
     least_db: float | None
     """The floor of fidelity, where there is one."""
@@ -228,11 +230,14 @@ class Search:
         return taken
 
     def _may_do(self, trial: Trial, batch: Sequence[Move]) -> bool:
-        """Whether ``trial`` so changed comes near the floor of fidelity; found without timing it."""
-        if self.least_db is None:
-            return True
+        """Whether ``trial`` so changed is accurate: on a few probes nearly, then on the evaluation data."""
+        self.clock.tell("search")
         _, model = self.form(_changed_methods(trial, batch))
-        return trial_db(self.bench.noise(model)) > self.least_db - PROBES_DIFFER_DB
+        if self.least_db is not None:
+            nearly = self.least_db - PROBES_DIFFER_DB
+            if trial_db(self.bench.noise(model)) <= nearly:
+                return False
+        return self.keeps(model)
 
     def _price_us(self, name: str, now: Method, to: Method) -> float:
         us = self.us.get(to) or self.us.get(Method.FLOAT) or {}
@@ -276,6 +281,7 @@ def search(
     fixed: Methods,
     attempt: Attempt,
     accurate: Callable[[Trial], bool],
+    keeps: Callable[[ir.Model], bool],
     cost: Cost,
     least_db: float | None,
     task: Task,
@@ -287,7 +293,7 @@ def search(
     """
     whole = {Method(t.name): t for t in reversed(trials) if t.name in set(Method)}
     clock = _Clock(task, time.monotonic())
-    state = Search(units, whole, bench, form, fixed, attempt, accurate, cost, least_db, clock, {}, {})
+    state = Search(units, whole, bench, form, fixed, attempt, accurate, keeps, cost, least_db, clock, {}, {})
     state.time_units()
     state.measure_noise(SHARES_FOR_NOISE[0])
     cheaper = sorted((t for t in trials if cost(t) < cost(best)), key=cost)

@@ -1,7 +1,8 @@
 """Trials: forms of a model that are built, timed against the original, compared with it, and weighed."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -176,18 +177,24 @@ class TrialBench:
 
     def noise(self, model: ir.Model) -> float:
         """Power of the difference of a form's outputs over that of the original's, on a few probes."""
-        path = self._write(model)
-        digest = self._digest(path)
-        figures = self.kept.get("noise", digest)
-        if figures is None:
-            runner = open_model(path, self.target.runtime)
-            compared = compare_outputs(self._reference[:NOISE_PROBES], runner, self.feeds[:NOISE_PROBES])
-            figures = {"noise": compared.noise / compared.signal if compared.signal else 0.0}
-            self.kept.put(figures, "noise", digest)
-        path.unlink()
+        with self.written(model) as path:
+            digest = self._digest(path)
+            figures = self.kept.get("noise", digest)
+            if figures is None:
+                runner = open_model(path, self.target.runtime)
+                compared = compare_outputs(self._reference[:NOISE_PROBES], runner, self.feeds[:NOISE_PROBES])
+                figures = {"noise": compared.noise / compared.signal if compared.signal else 0.0}
+                self.kept.put(figures, "noise", digest)
         value = figures["noise"]
         assert value is not None
         return value
+
+    @contextmanager
+    def written(self, model: ir.Model) -> Iterator[Path]:
+        """A form's file, for as long as it is looked at."""
+        path = self._write(model)
+        yield path
+        path.unlink()
 
     def unit_us(self, trial: Trial, units: Sequence[Unit]) -> Figures:
         """Microseconds by unit in the form ``trial``, and those of a ``RUN``."""
