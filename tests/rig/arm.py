@@ -136,7 +136,19 @@ def run_arm(
         subprocess.TimeoutExpired: it took longer than ``timeout_s`` seconds.
     """
     python = root / "usr" / "bin" / f"python{PYTHON}"
-    environment = {
+    return subprocess.run(
+        [QEMU, "-L", root, "-cpu", cpu, python, script, *args],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env=guest_environment(root),
+    )
+
+
+def guest_environment(root: Path) -> dict[str, str]:
+    """Variables of a program in the root: its own Python and packages, one thread, the same each time."""
+    return {
         "PYTHONHOME": str(root / "usr"),
         "PYTHONPATH": str(root / "opt" / "site"),
         "PYTHONHASHSEED": "0",
@@ -146,14 +158,6 @@ def run_arm(
         "PATH": "/usr/bin:/bin",
         "HOME": "/tmp",
     }
-    return subprocess.run(
-        [QEMU, "-L", root, "-cpu", cpu, python, script, *args],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        env=environment,
-    )
 
 
 def main() -> int:
