@@ -1,18 +1,19 @@
 """Instructions of one inference on ARM cores without and with dot product, float against int8.
 
     python tests/rig/arm.py --install                # once, as root
-    python benchmarks/instructions.py SUITE_FOLDER [-o FOLDER] [--core NAME ...] [TASK ...]
+    python benchmarks/instructions.py SUITE_FOLDER [TASK ...] [-o FOLDER] [--core NAME ...]
 
 Each task of the suite is built for arm-cpu with u8 and with s8 activations (`--method static`, the preset
-fast, since how weights are rounded changes no count) and run once on emulated cores, on its first calibration
-sample. The counts are the same on every host and in every repeat. Prints a table in Markdown. FOLDER keeps what
-was built for the next time.
+fast, since how weights are rounded changes no count) and run on emulated cores, on its first calibration
+sample. The counts are the same on every host and in every repeat. Prints a table in Markdown. FOLDER keeps
+what was built for the next time.
 """
 
 import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def first_sample(suite: Path, task: str, folder: Path) -> tuple[Path, Path]:
     return recipe.model, path
 
 
-def rows_of(suite: Path, task: str, cores: list[str], folder: Path) -> list[str]:
+def rows_of(suite: Path, task: str, cores: Sequence[str], folder: Path) -> list[str]:
     """A line of the table for each core."""
     original, feed = first_sample(suite, task, folder)
     models = [

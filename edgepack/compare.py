@@ -92,12 +92,8 @@ def bench_models(
         EdgepackError: see :mod:`edgepack.errors`.
     """
     runtime = target.runtime if threads is None else target.runtime.model_copy(update={"threads": threads})
-    inputs = _inputs(models, runtime)
-    if data is None:
-        feeds = [random_feed(inputs)]
-    else:
-        few = Data(path=data.path, samples=BENCH_SAMPLES)
-        feeds = [sample.feeds for sample in open_samples(few, "bench", inputs, images, base=base)]
+    few = None if data is None else Data(path=data.path, samples=BENCH_SAMPLES)
+    feeds = bench_feeds(models, few, images, base, runtime)
     if ops and (unknown := [path for path in models if path.suffix == ".tflite"]):
         raise ConfigError(f"{unknown[0]}: its runtime tells no times by operator; bench it without --ops")
     names = {f"{i} {path}": path for i, path in enumerate(models)}
@@ -113,6 +109,20 @@ def bench_models(
         }
         for i, (name, path) in enumerate(names.items())
     ]
+
+
+def bench_feeds(
+    models: Sequence[Path], data: Data | None, images: Mapping[str, ImageInput], base: Path, runtime: Runtime
+) -> list[Feeds]:
+    """What ``models`` are fed: all of ``data``, or one random sample.
+
+    Raises:
+        ConfigError, ModelError, SamplesError: the data are broken, or do not fit the models.
+    """
+    inputs = _inputs(models, runtime)
+    if data is None:
+        return [random_feed(inputs)]
+    return [sample.feeds for sample in open_samples(data, "bench", inputs, images, base=base)]
 
 
 def random_feed(inputs: Sequence[InputSpec]) -> Feeds:

@@ -8,6 +8,7 @@
     ├── SamplesError              3     calibration or evaluation data
     ├── CalibrationError          4     ranges could not be measured
     ├── ExportError               4     an artifact could not be written or verified
+    ├── DeviceError               5     the device cannot be reached, or cannot run the bench
     └── GateFailed                1     artifacts are good and kept, a limit is not met
 
 A message says what is wrong, where (file, node, tensor, sample) and what to do about it.
@@ -51,6 +52,12 @@ class ExportError(EdgepackError):
     """An artifact could not be written, or the runtime refuses it."""
 
     exit_code = 4
+
+
+class DeviceError(EdgepackError):
+    """A device cannot be reached, was lost, or lacks what the bench needs."""
+
+    exit_code = 5
 
 
 class GateFailed(EdgepackError):

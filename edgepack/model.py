@@ -109,6 +109,15 @@ def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
     return (t for t in _tensors(model) if isinstance(t, ir.ExternalTensor))
 
 
+def external_files(path: Path) -> list[str]:
+    """Names of the files beside the model ``path`` that hold its weights.
+
+    Raises:
+        ModelError: see :func:`load_model`.
+    """
+    return sorted({str(tensor.location) for tensor in _external_tensors(load_model(path))})
+
+
 def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
     file = Path(tensor.path)
     who = f"{path}: tensor {tensor.name!r}"

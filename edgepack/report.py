@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgepack.lines import size_text, table, time_text
+from edgepack.report_devices import DeviceRun, device_lines
 from edgepack.report_formats import Parity, Refusal, first_of, tflite_lines
 from edgepack.report_steps import Step, waterfall_lines
 
@@ -141,6 +142,8 @@ class BuildReport:
     stages: tuple[StageReport, ...]
     environment: Mapping[str, Any]
     fingerprints: Mapping[str, str]
+    devices: tuple[DeviceRun, ...] = ()
+    """Runs on devices; the files' names as in ``models``."""
 
     def to_json(self) -> str:
         """The report as JSON; infinities and NaN never occur in it (RFC 8259)."""
@@ -162,6 +165,7 @@ def text(report: BuildReport) -> str:
     lines += ["", *told] if told else []
     lines += _sensitivity(report.sensitivity)
     lines += _candidates(report.candidates, report.runtime.get("weighed_without", ()))
+    lines += device_lines(report.devices)
     lines += _gate(report.gate)
     environment = report.environment
     lines += [

@@ -50,7 +50,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "waterfall",
         "page",
     ),
-    "line": ("scratch", "parts", "build", "compare", "inspect", "pooling"),
+    "line": ("scratch", "parts", "build", "compare", "on_device", "inspect", "pooling"),
     "command line": ("cli", "__main__"),
 }
 """Modules and packages by layer, lowest first. A module imports from its own layer and from lower ones."""
@@ -65,7 +65,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 }
 """The only modules that may import a library."""
 
-SPEAKS = ("measure.cold",)
+SPEAKS = ("measure.cold", "measure.devices.device_runner")
 """May write to the terminal, besides the command line: programs that answer their parent process."""
 
 LAZY = ("onnxscript", "onnxruntime", "torch", "PIL", "ai_edge_litert", "tflite_runtime")

@@ -1,8 +1,9 @@
 """check and bench."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +18,10 @@ from edgepack.cli.common import (
     progress_bar,
     recipe_of,
 )
+
+if TYPE_CHECKING:
+    from edgepack.config import Recipe
+    from edgepack.on_device import Wish
 
 
 @app.command()
@@ -54,7 +59,12 @@ def check(
 
 @app.command()
 def bench(
-    models: Annotated[list[Path], typer.Argument(help="Models; the first is the yardstick.")],
+    models: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Models, the first is the yardstick; with --device also the folder of a package."
+        ),
+    ],
     data: Annotated[
         str | None,
         typer.Option(metavar="DATA", help="Sample inputs; by default the recipe's, or random, batch 1."),
@@ -71,19 +81,59 @@ def bench(
         int, typer.Option(metavar="COUNT", help="Rounds in which every model runs once.", min=1)
     ] = 50,
     ops: Annotated[bool, typer.Option("--ops", help="Also the time per operator type.")] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHERE",
+            help="Measure there: ssh://user@host[:port][/folder], adb[:serial], docker:IMAGE or local.",
+        ),
+    ] = None,
+    device_python: Annotated[
+        str, typer.Option(metavar="PROGRAM", help="The Python there that has onnxruntime or LiteRT.")
+    ] = "python3",
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the bench and its results on the device.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Time models side by side, taking turns.
 
     p50, p90, min, cold start, peak memory, and with --ops where the time goes. The target, by default the
-    recipe's or x86-cpu, says how the runtime is set up.
+    recipe's or x86-cpu, says how the runtime is set up. Figures of a
+    --device also go into the report of the package that was measured.
     """
     from edgepack.compare import bench_models, bench_text
+    from edgepack.on_device import files_of
     from edgepack.target import load_target
 
+    if device:
+        models = list(files_of(models))
     changes = {"model": str(models[0]), "calibration_data": data_of(data, None)}
     loaded, base = recipe_of(recipe, changes, models[0])
     chosen = load_target(target or first_target(loaded))
+    if device:
+        from edgepack.measure.devices.bundle import Job
+        from edgepack.on_device import Wish
+
+        job = Job(runs=runs, ops=ops)
+        wish = Wish(device, tuple(models), chosen, threads, job, device_python, keep)
+        _on_device(wish, loaded, base, as_json)
+        return
     samples = loaded.calibration_data
     rows = bench_models(models, samples, loaded.images, base, chosen, threads=threads, runs=runs, ops=ops)
     print(json.dumps(rows, indent=1) if as_json else bench_text(rows), end="\n" if as_json else "")
+
+
+def _on_device(wish: "Wish", recipe: "Recipe", base: Path, as_json: bool) -> None:
+    """Measure, add to the package's report, and show."""
+    from edgepack.on_device import bench_device, merge
+    from edgepack.report_devices import device_lines
+
+    run = bench_device(wish, recipe, base)
+    changed = merge(run)
+    if as_json:
+        print(json.dumps(asdict(run), indent=1, allow_nan=False))
+        return
+    print("\n".join(device_lines([run])).lstrip("\n"))
+    for folder in changed:
+        print(f"added to the report in {folder}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgepack.calibrate.ranges import RangeTable
 from edgepack.errors import ExportError
+from edgepack.page.devices import devices
 from edgepack.page.layers import error_and_time, forms, ranges
 from edgepack.page.markup import Html, tag
 from edgepack.page.reading import read_ranges, read_report
@@ -26,6 +27,7 @@ def report_page(report: BuildReport, table: RangeTable | None) -> str:
         ranges(table),
         parity(report),
         formats(report),
+        devices(report),
         candidates(report),
         origin(report),
     ]

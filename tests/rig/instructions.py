@@ -1,7 +1,8 @@
 """Instructions of one inference on an emulated ARM core: the same number every time, on any host.
 
-Instructions are not cycles: a core does several at once, waits for memory, and a dot product of 16 bytes counts
-as one like an addition. The ratio of two forms of one model on one core is a guide where there is no board.
+Instructions are not cycles: a core does several at once, waits for memory, and a dot product of 16 bytes
+counts as one like an addition. The ratio of two forms of one model on one core is a guide where there is no
+board.
 """
 
 import re
@@ -40,7 +41,11 @@ def count(root: Path, cpu: str, model: Path, inputs: Path, timeout_s: float = 60
         subprocess.TimeoutExpired: it takes longer than ``timeout_s`` seconds.
     """
     python = root / "usr" / "bin" / f"python{PYTHON}"
-    command = [QEMU, "-plugin", build_plugin(), "-L", root, "-cpu", cpu, python, PROGRAM, model, inputs]
+    command = [
+        QEMU,
+        "-plugin",
+        *map(str, [build_plugin(), "-L", root, "-cpu", cpu, python, PROGRAM, model, inputs]),
+    ]
     done = subprocess.run(
         command, check=True, capture_output=True, text=True, timeout=timeout_s, env=guest_environment(root)
     )

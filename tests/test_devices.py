@@ -1,0 +1,255 @@
+"""The bench on a device, without a device: this machine behind a stand-in for ssh, and every fault."""
+
+import ast
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx.parser
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgepack.cli.program import run
+from edgepack.errors import ConfigError, DeviceError
+from edgepack.measure.devices import device_runner
+from edgepack.measure.devices.bench import bench_on, open_device, parity
+from edgepack.measure.devices.bundle import Job, write_bundle
+from edgepack.measure.devices.protocol import Shell, ShellDevice
+from edgepack.measure.devices.ssh import ssh_words
+from edgepack.target import Runtime
+
+NETWORK = """\
+<ir_version: 8, opset_import: ["" : 13]>
+net (float[N, 4] x) => (float[N, 4] y) { a = Relu (x)  y = Add (a, x) }
+"""
+QUICK = Job(runs=3, warmup=1, cold=False)
+FEEDS = [{"x": np.arange(4, dtype=np.float32).reshape(1, 4) - i} for i in range(2)]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "it's a $(touch owned) model;.onnx"
+    path.write_bytes(onnx.parser.parse_model(NETWORK).SerializeToString())
+    return path
+
+
+@pytest.fixture
+def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program ``ssh`` that gives its last word to this machine's shell, as sshd would; returns its log."""
+    programs, log = tmp_path / "bin", tmp_path / "ssh.log"
+    programs.mkdir()
+    stand_in = programs / "ssh"
+    stand_in.write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$@" >> "{log}"\nfor last; do :; done\nexec sh -c "$last"\n'
+    )
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return log
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """The folder on the "device", with a name that a shell must not see."""
+    path = tmp_path / "a b'$(touch owned);&"
+    path.mkdir()
+    return path
+
+
+def address(place: Path) -> str:
+    return f"ssh://pi@board{place}"
+
+
+def program(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "python with a space"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_local_figures_are_whole_and_outputs_are_the_hosts(model: Path) -> None:
+    found = bench_on("local", [model, model], Runtime(), FEEDS, Job(runs=3, ops=True), python=sys.executable)
+    assert [m.exact for m in found.models] == [True, True]
+    assert found.models[0].sha256 == found.models[1].sha256
+    assert found.models[0].speedup == 1.0
+    for m in found.models:
+        assert 0 < m.min_ms <= m.p50_ms <= m.p90_ms
+        assert m.cold_start_ms is not None
+        assert m.cold_start_ms > m.min_ms
+        assert set(m.ops_us) == {"Relu", "Add"}
+    assert found.onnxruntime is not None
+    assert found.cores == os.cpu_count()
+
+
+def test_nothing_of_the_user_reaches_a_shell_unquoted_and_nothing_is_left(
+    model: Path, ssh: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    python = program(tmp_path, f'exec "{sys.executable}" "$@"')
+    found = bench_on(address(place), [model], Runtime(), FEEDS, QUICK, python=python)
+    assert found.models[0].exact
+    assert not list(place.iterdir())
+    assert not list(tmp_path.rglob("owned"))
+    words = ssh.read_text().splitlines()
+    assert words[words.index("-l") + 1] == "pi"
+    assert words[words.index("--") + 1] == "board"
+
+
+def test_keep_leaves_the_bundle_that_runs_by_itself(model: Path, ssh: Path, place: Path) -> None:
+    bench_on(address(place), [model], Runtime(), FEEDS, QUICK, python=sys.executable, keep=True)
+    (folder,) = place.iterdir()
+    again = folder / "again"
+    subprocess.run([sys.executable, "-I", folder / "bench.pyz", again], check=True, stdin=subprocess.DEVNULL)
+    assert json.loads((again / "result.json").read_text())["models"][0]["p50_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("exit 127", "there is no .*--device-python"),
+        ("exit 126", "does not run on its processor"),
+        ("echo 'sh: 1: python3: Exec format error' >&2; exit 2", "another architecture"),
+        (f'exec "{sys.executable}" -I -S "$@"', "lacks a library .numpy: .*install numpy and onnxruntime"),
+        ("echo 'No space left on device' >&2; exit 11", "no space is left"),
+        ("kill -9 $$", "exit code"),
+    ],
+)
+def test_what_the_device_lacks_is_said_and_nothing_is_left(
+    model: Path, ssh: Path, place: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(DeviceError, match=message):
+        bench_on(address(place), [model], Runtime(), FEEDS, QUICK, python=program(tmp_path, text))
+    assert not list(place.iterdir())
+
+
+def test_a_device_without_onnxruntime_alone_is_told_so(
+    model: Path, ssh: Path, place: Path, tmp_path: Path
+) -> None:
+    site = tmp_path / "site"
+    (site / "onnxruntime").mkdir(parents=True)
+    (site / "onnxruntime" / "__init__.py").write_text("raise ImportError('wrong ELF class')")
+    python = program(tmp_path, f'PYTHONPATH="{site}" exec "{sys.executable}" "$@"')
+    with pytest.raises(DeviceError, match=r"onnxruntime: wrong ELF class.*built for its processor"):
+        bench_on(address(place), [model], Runtime(), FEEDS, QUICK, python=python)
+    assert not list(place.iterdir())
+
+
+def test_a_host_that_is_down_is_exit_code_5(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from edgepack.cli.common import app
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["bench", str(model), "--device", f"ssh://nobody@127.0.0.1:{port}"]
+    assert run(lambda: app(words)) == DeviceError.exit_code == 5
+    assert "cannot be reached" in capsys.readouterr().err
+
+
+def test_a_full_device_is_said_and_cleaned(
+    model: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Files of this shell may have one block of 512 bytes: what a full disk does, for who may not mount one.
+    device = ShellDevice(
+        Shell("tight", ("sh", "-c", 'ulimit -f 1; trap "" XFSZ; eval "$1"', "sh")), str(place)
+    )
+    with pytest.raises(DeviceError, match=r"bytes could not be written to .*make space"):
+        bundle = tmp_path / "bundle"
+        bundle.write_bytes(bytes(100_000))
+        device.push(bundle, "bench.pyz")
+    assert not place.exists()
+
+
+def test_a_connection_cut_in_mid_run_leaves_nothing(model: Path, tmp_path: Path, place: Path) -> None:
+    folder = place / "edgepack-x"
+    folder.mkdir()
+    write_bundle(folder / "bench.pyz", [model], Runtime(), FEEDS, Job(runs=10**7))
+    words = [sys.executable, str(folder / "bench.pyz"), str(folder / "work"), "--watch"]
+    running = subprocess.Popen(words, stdin=subprocess.PIPE)
+    assert running.stdin
+    wait_for((folder / "work" / "outputs.npz").exists)
+    running.stdin.close()
+    assert running.wait(20) == device_runner.HOST_GONE
+    assert not folder.exists()
+
+
+def test_a_cut_connection_is_exit_code_5_and_says_so(
+    model: Path, ssh: Path, place: Path, tmp_path: Path
+) -> None:
+    """The way there dies in mid-run: ssh ends with 255."""
+    program_path = ssh.parent / "bin" / "ssh"
+    text = program_path.read_text().replace(
+        'exec sh -c "$last"',
+        'case "$last" in *--watch*) echo "Connection reset" >&2; exit 255;; esac\nexec sh -c "$last"',
+    )
+    program_path.write_text(text)
+    with pytest.raises(DeviceError, match="the connection broke: Connection reset"):
+        bench_on(address(place), [model], Runtime(), FEEDS, QUICK, python=sys.executable)
+    assert not list(place.iterdir())
+
+
+def wait_for(ready: Callable[[], bool], seconds: float = 20) -> None:
+
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "ssh://", "ssh://-oProxyCommand=x", "ssh://-l@host", "ssh://me:secret@host", "ssh://host:port",
+        "ssh://host?x", "adb:", "adb:-s", "docker:", "docker:-v", "telnet://host", "ssh:host", "lokal",
+    ],
+)  # fmt: skip
+def test_what_cannot_be_an_address_is_refused(wrong: str) -> None:
+    with pytest.raises(ConfigError, match="--device"):
+        open_device(wrong)
+
+
+def test_an_address_becomes_words_of_ssh() -> None:
+    words, folder = ssh_words("ssh://pi@My-Board:2222/var/tmp/")
+    assert words[-6:] == ("-p", "2222", "-l", "pi", "--", "My-Board")
+    assert folder == "/var/tmp"
+    assert ssh_words("ssh://[::1]:22")[0][-1] == "::1"
+
+
+@given(st.text(st.characters(exclude_characters="/\0\n", codec="utf-8"), min_size=1, max_size=40))
+def test_any_name_of_a_folder_is_but_a_name(name: str) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        parent = Path(scratch) / f"x{name}"
+        parent.mkdir()
+        shell = Shell("here", ("sh", "-c"))
+        device = ShellDevice(shell, shell.make_folder(str(parent)))
+        (Path(scratch) / "content").write_bytes(name.encode())
+        device.push(Path(scratch) / "content", "there")
+        device.pull("there", Path(scratch) / "back")
+        assert (Path(scratch) / "back").read_bytes() == name.encode()
+        device.remove()
+        assert not list(parent.iterdir())
+
+
+def test_parity_tells_bits_from_values() -> None:
+    ones = {"0-0-0": np.ones(4, np.float32)}
+    assert parity(ones, ones) == (True, np.inf)
+    exact, db = parity(ones, {"0-0-0": np.full(4, 1.01, np.float32)})
+    assert not exact
+    assert db == pytest.approx(40, abs=0.1)
+    assert parity({"0-0-0": np.zeros(4, np.float32)}, ones)[1] == -100
+    with pytest.raises(ValueError, match="NaN"):
+        parity(ones, {"0-0-0": np.full(4, np.nan, np.float32)})
+
+
+def test_the_runner_is_of_old_pythons_and_alone() -> None:
+    source = Path(device_runner.__file__).read_text()
+    tree = ast.parse(source, feature_version=(3, 8))
+    names = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    names |= {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
+    assert names <= {*sys.stdlib_module_names}
