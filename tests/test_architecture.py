@@ -48,6 +48,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "terms",
         "artifacts",
         "waterfall",
+        "two_builds",
         "page",
     ),
     "line": ("scratch", "parts", "build", "compare", "on_device", "inspect", "pooling"),

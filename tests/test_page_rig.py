@@ -51,3 +51,13 @@ def test_the_page_in_a_browser(package: Path, width: int, scheme: str, tmp_path:
     steps = next(c for c in found["charts"] if c["title"] == "Bytes on disk")
     assert steps["marks"] >= 4  # original, two passes, quantized
     assert "share" in found["text"] and "prune" in found["text"]
+
+
+def test_two_builds_in_a_browser(package: Path, tmp_path: Path) -> None:
+    page = tmp_path / "both.html"
+    compared = ["compare", str(package), str(package), "--html", str(page)]
+    subprocess.run([sys.executable, "-m", "edgepack", *compared], check=True, stdout=subprocess.DEVNULL)
+    found = look(page.as_uri(), 390, "dark", tmp_path / "both.png")
+    assert found["messages"] == found["violations"] == []
+    assert found["scroll_width"] <= 390
+    assert len(found["charts"]) > 5 and all(c["marks"] == 2 for c in found["charts"])

@@ -1,4 +1,4 @@
-"""report: what a build says, once more."""
+"""report and compare: what builds say, once more."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,3 +23,31 @@ def report(folder: Package, as_json: Json = False) -> None:
     found = read_report(folder)
     page = write_page(folder)
     print(found.to_json() if as_json else f"{text(found)}\n{page} written", end="" if as_json else "\n")
+
+
+@app.command()
+def compare(
+    first: Package,
+    second: Package,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write a page to look at.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Set two builds side by side, from their reports.
+
+    Sizes, latencies, fidelity and metric of every file, and the units that have another form.
+    """
+    import json
+    from dataclasses import asdict
+
+    from edgepack.page.pair import pair_page
+    from edgepack.page.reading import read_report
+    from edgepack.page.render import replace_file
+    from edgepack.two_builds import compare_builds, named, pair_text
+
+    names = named([str(first), str(second)])
+    pair = compare_builds(names, read_report(first), read_report(second))
+    if html is not None:
+        replace_file(html, pair_page(pair))
+    print(json.dumps(asdict(pair), indent=1, allow_nan=False) if as_json else pair_text(pair).rstrip())
