@@ -205,10 +205,12 @@ class Search:
         microsecond buys off.
         """
         forms = _forms(cheap)
+        stored = _forms(self.whole[Method.WEIGHT_ONLY]) if Method.WEIGHT_ONLY in self.whole else {}
         noisy = []
         for name in (u.name for u in self._movable_at_all() if forms[u.name] is not Method.FLOAT):
             now = forms[name]
-            to = Method.WEIGHT_ONLY if (name, Method.WEIGHT_ONLY) in self.noise else Method.FLOAT
+            # Weights alone bring so little noise that it need not be known.
+            to = Method.WEIGHT_ONLY if stored.get(name) is Method.WEIGHT_ONLY else Method.FLOAT
             saved = self._noise(name, now) - self._noise(name, to)
             if saved > 0 and now is not to:
                 noisy.append(Move(saved / self._price_us(name, now, to), name, to, f"too noisy as {now}"))

@@ -185,6 +185,13 @@ def test_time_that_is_left_goes_to_units_that_are_not_yet_known(clocked: World) 
     assert notes == (f"{measured} units measured alone",)
 
 
+def test_what_leaves_keeps_its_integers_though_nobody_measured_them(clocked: World) -> None:
+    clocked.noise_of, clocked.static_us = QUIET | {"c1": 0.5, "c4": 0.2}, FAST
+    found, measured, _ = searched(clocked, Task(60, False, {}), least_db=25.0)
+    assert measured == len(NAMES), "time is for units as static alone"
+    assert form_of(found, WEIGHT_ONLY) == {"c1", "c4"}
+
+
 def test_more_time_finds_what_is_at_least_as_fast(clocked: World) -> None:
     speedups = []
     for budget_s in (4.0, 40.0, 400.0):
