@@ -23,10 +23,11 @@ from edgepack.measure.litert import Port, litert, open_tflite
 from edgepack.measure.runner import open_model
 from edgepack.model import input_specs, model_bytes
 from edgepack.pack.epk import Packed
-from edgepack.quantize.plan import QuantPlan
+from edgepack.quantize.plan import Method, QuantPlan
 from edgepack.quantize.rounding import Rounding
 from edgepack.report import Fidelity, ModelFigures
 from edgepack.report_formats import Refusal
+from edgepack.search import TOO_NOISY
 from edgepack.target import Format, Target
 from edgepack.trials import Methods
 
@@ -147,7 +148,9 @@ def _tflite(
         )
     settings = tflite_of(target)
     dims = fixed_sizes(input_specs(material.model), settings.dims, material.shapes)
-    plan = plan_tflite(material.model, material.table.ranges, target, material.fixed)
+    plan = plan_tflite(
+        material.model, material.table.ranges, target, {**_too_noisy(material), **material.fixed}
+    )
     summary = export_tflite(
         material.model,
         plan,
@@ -173,6 +176,12 @@ def _tflite(
         "float_islands": [list(island) for island in summary.float_islands],
         "xnnpack": asdict(runner.delegation()),
     }
+
+
+def _too_noisy(material: Material) -> Methods:
+    """Units that the ``.onnx`` could not compute on integers without losing too much: no more can this."""
+    units = material.choice.plan.units
+    return {u.unit.name: (Method.FLOAT, u.reason) for u in units if u.reason.startswith(TOO_NOISY)}
 
 
 def _described(port: Port) -> dict[str, Any]:

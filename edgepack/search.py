@@ -30,6 +30,8 @@ PROBES_DIFFER_DB = 1.0
 """The few probes of a quick look may be this much cleaner or noisier than all."""
 SHARES_FOR_NOISE = (0.5, 0.75, 0.9)
 """Of the budget, until which units are measured alone before forms are tried, in turns."""
+TOO_NOISY = "too noisy"
+"""How the reason begins of a unit that was kept from its integer form by a repair."""
 
 Forms = Mapping[str, Method]
 Noise = dict[tuple[str, Method], float]
@@ -213,7 +215,7 @@ class Search:
             to = Method.WEIGHT_ONLY if stored.get(name) is Method.WEIGHT_ONLY else Method.FLOAT
             saved = self._noise(name, now) - self._noise(name, to)
             if saved > 0 and now is not to:
-                noisy.append(Move(saved / self._price_us(name, now, to), name, to, f"too noisy as {now}"))
+                noisy.append(Move(saved / self._price_us(name, now, to), name, to, f"{TOO_NOISY} as {now}"))
         noisy.sort(reverse=True)
         enough, too_few, count = len(noisy) + 1, 0, 1
         taken = best
