@@ -1,0 +1,95 @@
+"""What each technique of the default preset is worth on one task: all of them, then each one left out.
+
+    python benchmarks/techniques.py SUITE_FOLDER TASK [--form static] [--target x86-cpu] [--samples 1000]
+
+All units that have a form take it. Prints a table in Markdown: dB over the evaluation samples, the task's
+metric on them, and how many dB the technique is worth.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+from ablation import ROUNDING_SAMPLES, cell, measured, read, spread
+from suite import HERE
+
+from edgepack.calibrate.run import calibrate
+from edgepack.config import Calibration
+from edgepack.data import Samples
+from edgepack.measure.check import baseline
+from edgepack.metrics import resolve_metric
+from edgepack.quantize.plan import DYNAMIC_OPS, Method, QuantPlan, make_plan, tensors_to_observe
+from edgepack.quantize.rounding import Rounder, round_weights
+from edgepack.quantize.units import find_units
+from edgepack.scheme import Granularity
+from edgepack.target import Target, load_target
+
+
+def forms(
+    model: ir.Model, samples: Samples, target: Target, form: Method, seed: int
+) -> Iterator[tuple[str, QuantPlan, Rounder]]:
+    """Every row of the table: what is left out, and the plan and the rounder without it."""
+    units = find_units(model, target.kernels)
+    # Operators without a dynamic form are static in both.
+    methods = {u.name: (form if u.op_type in DYNAMIC_OPS else Method.STATIC, "") for u in units}
+    names, threads = tensors_to_observe(units), target.runtime.threads
+    mse, minmax = (
+        calibrate(model, samples, names, Calibration(observer=observer), threads=threads).ranges
+        for observer in ("mse", "minmax")
+    )
+    few = spread(samples, ROUNDING_SAMPLES)
+
+    def rounder_for(device: Target, second_order: bool) -> Rounder:
+        widest = make_plan(model, units, mse, device, {u.name: (Method.STATIC, "") for u in units})
+        return round_weights(model, widest, few, second_order=second_order, threads=threads, seed=seed)
+
+    full, corrected = rounder_for(target, True), rounder_for(target, False)
+    plan = make_plan(model, units, mse, target, methods, full.smoothing)
+    plain = make_plan(model, units, mse, target, methods)
+    yield "nothing", plan, full
+    yield (
+        "ranges by squared error (minmax)",
+        make_plan(model, units, minmax, target, methods, full.smoothing),
+        full,
+    )
+    yield "second order (nearest)", plan, corrected
+    yield "bias correction", plan, replace(full, means={})
+    yield "second order and bias correction", plan, Rounder(model)
+    if form is Method.DYNAMIC:
+        yield "smoothing", plain, full
+    whole = target.quantization.model_copy(update={"weight_granularity": Granularity.PER_TENSOR})
+    device = target.model_copy(update={"quantization": whole})
+    coarse = rounder_for(device, True)
+    one_scale = make_plan(model, units, mse, device, methods, coarse.smoothing)
+    yield "a scale per channel (per tensor)", one_scale, coarse
+    yield "a scale per channel, second order", one_scale, rounder_for(device, False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("suite", type=Path)
+    parser.add_argument("task")
+    parser.add_argument("--form", choices=("static", "dynamic"), default="static")
+    parser.add_argument("--target", default="x86-cpu")
+    parser.add_argument("--samples", type=int, default=1000, help="evaluation samples, at most")
+    arguments = parser.parse_args()
+    target = load_target(arguments.target)
+    recipe, model, calibration, evaluation = read(arguments.suite, arguments.task, target, arguments.samples)
+    metric = resolve_metric(recipe.metric, HERE) if recipe.metric else None
+    reference = baseline(recipe.model, evaluation, target.runtime, metric)
+    head = f"{arguments.task}, {arguments.form}, {len(evaluation)} samples: without"
+    print(f"| {head} | dB{'' if metric is None else f' / {metric.name}'} | worth, dB |\n|---|---|---|")
+    all_db = None
+    for name, plan, rounder in forms(model, calibration, target, Method(arguments.form), recipe.seed):
+        found = measured(model, plan, rounder, evaluation, target, reference, metric)
+        all_db = found.sqnr_db if all_db is None else all_db
+        worth = "" if None in (all_db, found.sqnr_db) else f"{all_db - found.sqnr_db:.1f}"  # type: ignore[operator]
+        print(f"| {name} | {cell(found)} | {worth} |", flush=True)
+    if reference.fidelity.metric is not None:
+        print(f"\nThe original: {reference.fidelity.metric:.4f}")
+
+
+if __name__ == "__main__":
+    main()
