@@ -9,10 +9,11 @@ from edgepack.config import Data, Recipe
 from edgepack.errors import ConfigError
 from edgepack.measure.devices.bench import bench_on
 from edgepack.measure.devices.bundle import Job
+from edgepack.measure.web.bench import Show, Web, bench_in_browser
 from edgepack.page.reading import REPORT, read_report
 from edgepack.page.render import replace_file, write_page
 from edgepack.report_devices import DeviceRun, with_run
-from edgepack.target import Target
+from edgepack.target import Runtime, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,20 @@ def bench_device(wish: Wish, recipe: Recipe, base: Path) -> DeviceRun:
     return bench_on(wish.device, wish.models, runtime, feeds, wish.job, python=wish.python, keep=wish.keep)
 
 
+def bench_web(
+    web: Web, models: Sequence[Path], runtime: Runtime, runs: int, recipe: Recipe, base: Path, show: Show
+) -> DeviceRun:
+    """Measure the ``.onnx`` among ``models`` in a browser that opens the address which ``show`` gets.
+
+    Raises:
+        EdgepackError: see :func:`edgepack.measure.web.bench.bench_in_browser`.
+    """
+    data = recipe.calibration_data
+    few = None if data is None else Data(path=data.path, samples=FEEDS)
+    feeds = bench_feeds(models, few, recipe.images, base, runtime)
+    return bench_in_browser(web, models, runtime, feeds, runs, show)
+
+
 FEEDS = 4
 """Samples that go to a device: outputs of all of them come back."""
 
@@ -80,7 +95,9 @@ def merge(run: DeviceRun) -> list[Path]:
             continue
         report = read_report(folder)
         names = {str(folder / m.file): m.name for m in report.models[1:]}
-        names[report.models[0].file] = report.models[0].name
+        original = report.models[0]
+        outside = [m.model for m in run.models if Path(m.model).parent != folder]
+        names |= {path: original.name for path in outside if Path(path).name == Path(original.file).name}
         own = [replace(m, model=names[m.model]) for m in run.models if m.model in names]
         if own and any(Path(m.model).parent == folder for m in run.models):
             devices = with_run(report.devices, replace(run, models=tuple(own)))

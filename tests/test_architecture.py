@@ -61,6 +61,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "typer": ("cli",),
     "rich": ("cli",),
     "torch": ("tune",),
+    "segno": ("cli",),
     "tensorflow": (),
     "pkg_resources": (),
 }

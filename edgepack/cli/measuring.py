@@ -1,6 +1,7 @@
 """check and bench."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,10 +19,12 @@ from edgepack.cli.common import (
     progress_bar,
     recipe_of,
 )
+from edgepack.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgepack.config import Recipe
     from edgepack.on_device import Wish
+    from edgepack.report_devices import DeviceRun
 
 
 @app.command()
@@ -94,23 +97,45 @@ def bench(
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the bench and its results on the device.")
     ] = False,
+    web: Annotated[
+        bool, typer.Option("--web", help="Measure in a browser that opens the page served here.")
+    ] = False,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="With --web: where to serve; this host's, for a phone.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(metavar="NUMBER", help="With --web; default: any.", min=0, max=65535)
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Time models side by side, taking turns.
 
     p50, p90, min, cold start, peak memory, and with --ops where the time goes. The target, by default the
     recipe's or x86-cpu, says how the runtime is set up. Figures of a
-    --device also go into the report of the package that was measured.
+    --device or of --web also go into the report of the package that was measured.
     """
     from edgepack.compare import bench_models, bench_text
     from edgepack.on_device import files_of
     from edgepack.target import load_target
 
-    if device:
-        models = list(files_of(models))
+    if web and (device or ops):
+        raise ConfigError("--web measures in a browser, without --device and without --ops")
+    if device or web:
+        given, models = models, list(files_of(models))
+    if web and any(path.is_dir() for path in given):
+        models = [path for path in models if path.suffix == ".onnx"]
     changes = {"model": str(models[0]), "calibration_data": data_of(data, None)}
     loaded, base = recipe_of(recipe, changes, models[0])
     chosen = load_target(target or first_target(loaded))
+    if web:
+        from edgepack.measure.web.bench import Web
+        from edgepack.on_device import bench_web
+
+        given_threads = {} if threads is None else {"threads": threads}
+        runtime = chosen.runtime.model_copy(update=given_threads)
+        place = Web(host, port)
+        _show_run(bench_web(place, models, runtime, runs, loaded, base, _show_address), as_json)
+        return
     if device:
         from edgepack.measure.devices.bundle import Job
         from edgepack.on_device import Wish
@@ -125,11 +150,28 @@ def bench(
 
 
 def _on_device(wish: "Wish", recipe: "Recipe", base: Path, as_json: bool) -> None:
-    """Measure, add to the package's report, and show."""
-    from edgepack.on_device import bench_device, merge
+    from edgepack.on_device import bench_device
+
+    _show_run(bench_device(wish, recipe, base), as_json)
+
+
+def _show_address(address: str) -> None:
+    """The address, and a QR code of it where the extra ``web`` is installed; all on standard error."""
+    print(f"open {address}", file=sys.stderr, flush=True)
+    if not sys.stderr.isatty():
+        return
+    try:
+        import segno
+    except ImportError:
+        return
+    segno.make(address).terminal(out=sys.stderr, compact=True)
+
+
+def _show_run(run: "DeviceRun", as_json: bool) -> None:
+    """Add a run to the package's report, and show it."""
+    from edgepack.on_device import merge
     from edgepack.report_devices import device_lines
 
-    run = bench_device(wish, recipe, base)
     changed = merge(run)
     if as_json:
         print(json.dumps(asdict(run), indent=1, allow_nan=False))

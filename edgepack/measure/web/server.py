@@ -1,0 +1,127 @@
+"""A small server of one bench: files by exact name behind a token, one answer, and an end."""
+
+import hmac
+import secrets
+import socket
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+REQUEST_S = 60.0
+"""A connection that is silent for so long is closed."""
+HEADERS = {
+    # Without these two a browser gives wasm no threads.
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'self' data:; script-src 'self' blob: 'wasm-unsafe-eval'; "
+    "worker-src 'self' blob:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+TYPES = {
+    "": "text/html; charset=utf-8", "css": "text/css", "js": "text/javascript", "mjs": "text/javascript",
+    "json": "application/json", "wasm": "application/wasm",
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What one bench gives to a browser, and what it gets back."""
+
+    files: Mapping[str, bytes]
+    """By the path behind the token."""
+    most_bytes: int
+    """A longer answer is refused."""
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+    answer: bytes | None = None
+    failure: str | None = None
+    opened: bool = False
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = REQUEST_S
+    server_version = "edgepack"
+    sys_version = ""
+    protocol_version = "HTTP/1.1"
+    exchange: Exchange
+
+    def do_GET(self) -> None:
+        name = self._allowed()
+        if name is None:
+            return
+        content = self.exchange.files.get(name)
+        if content is None:
+            self._reply(404, b"not found\n")
+            return
+        self.exchange.opened = True
+        kind = name.rpartition(".")[2] if "." in name else ""
+        self._reply(200, content, TYPES.get(kind, "application/octet-stream") if kind or not name else "")
+
+    def do_POST(self) -> None:
+        name = self._allowed()
+        if name is None:
+            return
+        length = self.headers.get("Content-Length", "")
+        if not length.isdigit():
+            self._reply(411, b"say how long it is\n")
+        elif int(length) > self.exchange.most_bytes:
+            self._reply(413, b"too long\n")
+        elif name not in ("answer", "failure"):
+            self._reply(404, b"not found\n")
+        else:
+            body = self.rfile.read(int(length))
+            if len(body) == int(length):
+                self._take(name, body)
+
+    def _take(self, name: str, body: bytes) -> None:
+        """The first answer counts; the page is told before the server ends."""
+        if self.exchange.done.is_set():
+            self._reply(409, b"there is an answer already\n")
+            return
+        if name == "answer":
+            self.exchange.answer = body
+        else:
+            self.exchange.failure = body[:500].decode(errors="replace")
+        self._reply(200, b"ok\n")
+        self.exchange.done.set()
+
+    def _allowed(self) -> str | None:
+        """The path behind the token; a request without it is refused, whatever it asks for."""
+        token, _, name = urlsplit(self.path).path.lstrip("/").partition("/")
+        if hmac.compare_digest(token.encode(), self.exchange.token.encode()):
+            return name
+        self._reply(403, b"wrong token: open the address that edgepack printed\n")
+        return None
+
+    def _reply(self, status: int, content: bytes, kind: str = "text/plain") -> None:
+        self.close_connection = self.close_connection or status >= 400
+        self.send_response(status)
+        for key, value in HEADERS.items():
+            self.send_header(key, value)
+        self.send_header("Content-Type", kind or "application/octet-stream")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the token would be in it."""
+
+
+class Server(ThreadingHTTPServer):
+    """Serves one exchange; requests never outlive it."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, exchange: Exchange) -> None:
+        handler = type("Handler", (_Handler,), {"exchange": exchange})
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: a browser that closes a connection is no error."""
