@@ -10,10 +10,14 @@ from edgepack.errors import ConfigError
 from edgepack.measure.devices.bench import bench_on
 from edgepack.measure.devices.bundle import Job
 from edgepack.measure.web.bench import Show, Web, bench_in_browser
+from edgepack.model import fingerprint, load_model
 from edgepack.page.reading import REPORT, read_report
 from edgepack.page.render import replace_file, write_page
 from edgepack.report_devices import DeviceRun, with_run
 from edgepack.target import Runtime, Target
+
+FEEDS = 4
+"""Samples that go to a device: outputs of all of them come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class Wish:
 
 
 def files_of(paths: Sequence[Path]) -> tuple[Path, ...]:
-    """``paths`` with the files of a package in the place of its folder, the original first where it is there.
+    """``paths`` with the files of a package in the place of its folder.
 
     Raises:
         ConfigError: a folder is no package, or has no model in it.
@@ -43,9 +47,8 @@ def files_of(paths: Sequence[Path]) -> tuple[Path, ...]:
 
 def _files_of_package(folder: Path) -> list[Path]:
     report = read_report(folder)
-    original = Path(report.models[0].file)
     built = [folder / m.file for m in report.models[1:] if (folder / m.file).suffix != ".epk"]
-    files = [path for path in ([original] if original.is_file() else []) + built if path.is_file()]
+    files = [path for path in built if path.is_file()]
     if not files:
         raise ConfigError(f"{folder}: the files of its report are not there; build again")
     return files
@@ -79,12 +82,10 @@ def bench_web(
     return bench_in_browser(web, models, runtime, feeds, runs, show)
 
 
-FEEDS = 4
-"""Samples that go to a device: outputs of all of them come back."""
-
-
 def merge(run: DeviceRun) -> list[Path]:
     """Add ``run`` to the report and the page of each package that a measured file lies in; returns them.
+
+    The package's original, wherever it lies, is known by its fingerprint.
 
     Raises:
         ConfigError, ExportError: a report cannot be read or written.
@@ -94,14 +95,15 @@ def merge(run: DeviceRun) -> list[Path]:
         if not (folder / REPORT).is_file():
             continue
         report = read_report(folder)
-        names = {str(folder / m.file): m.name for m in report.models[1:]}
-        original = report.models[0]
-        outside = [m.model for m in run.models if Path(m.model).parent != folder]
-        names |= {path: original.name for path in outside if Path(path).name == Path(original.file).name}
-        own = [replace(m, model=names[m.model]) for m in run.models if m.model in names]
-        if own and any(Path(m.model).parent == folder for m in run.models):
-            devices = with_run(report.devices, replace(run, models=tuple(own)))
-            replace_file(folder / REPORT, replace(report, devices=devices).to_json())
-            write_page(folder)
-            changed.append(folder)
+        names = {folder / m.file: m.name for m in report.models[1:]}
+        if not any(Path(m.model) in names for m in run.models):
+            continue
+        for path in (Path(m.model) for m in run.models if Path(m.model) not in names):
+            if path.suffix == ".onnx" and fingerprint(load_model(path)) == report.fingerprints["model"]:
+                names[path] = report.models[0].name
+        own = [replace(m, model=names[Path(m.model)]) for m in run.models if Path(m.model) in names]
+        devices = with_run(report.devices, replace(run, models=tuple(own)))
+        replace_file(folder / REPORT, replace(report, devices=devices).to_json())
+        write_page(folder)
+        changed.append(folder)
     return changed

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -253,3 +254,26 @@ def test_the_runner_is_of_old_pythons_and_alone() -> None:
     names = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     names |= {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
     assert names <= {*sys.stdlib_module_names}
+
+
+def test_figures_of_a_device_go_into_the_package_they_are_of(
+    model: Path, ssh: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgepack.cli.common import app
+    from edgepack.page.reading import read_report
+
+    package, data = tmp_path / "dist", tmp_path / "x.npy"
+    np.save(data, np.ones((8, 4), np.float32))
+    build = ["build", str(model), "-t", "x86-cpu", "--calibration-data", str(data), "-o", str(package)]
+    assert run(lambda: app([*build, "--method", "float"])) == 0
+    bench = ["bench", str(model), str(package), "--runs", "3", "--device-python", sys.executable]
+    for device in ("local", address(place), "local"):
+        capsys.readouterr()
+        assert run(partial(app, [*bench, "--device", device])) == 0
+        assert f"added to the report in {package}" in capsys.readouterr().out
+    report = read_report(package)
+    assert [found.device for found in report.devices] == [address(place), "local"]
+    assert [m.model for m in report.devices[0].models] == [m.name for m in report.models[:2]]
+    assert run(lambda: app(["report", str(package)])) == 0
+    assert "on local:" in capsys.readouterr().out
+    assert "On devices" in (package / "report.html").read_text()
