@@ -382,6 +382,7 @@ def _choose(
         verify,
         method=recipe.quantize.method,
         optimize_for=recipe.quantize.optimize_for,
+        by_group=not target.runtime.absent_optimizers,
         task=None if recipe.preset == "fast" or job.large else search_task(recipe, model, job.progress),
         on_trial=lambda name: job.progress(f"try {name}", 0, 0),
     )

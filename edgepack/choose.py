@@ -53,13 +53,15 @@ def choose(
     *,
     method: str,
     optimize_for: str,
+    by_group: bool = True,
     task: Task | None = None,
     on_trial: Callable[[str], None] = lambda name: None,
 ) -> Choice:
     """The cheapest form that keeps the floor, and everything that was tried.
 
     ``form`` makes a plan and a model from methods; ``verify`` checks a file on the evaluation data. A single
-    ``method`` other than auto is taken as it is: what the user asks for by name is not second-guessed. With a
+    ``method`` other than auto is taken as it is: what the user asks for by name is not second-guessed.
+    ``by_group``: the clock is that of the device, so it may tell which kernels of one kind pay. With a
     ``task`` single units may take other forms, see :mod:`.search`.
     """
     trials: list[Trial] = []
@@ -95,7 +97,7 @@ def choose(
             attempt(name, methods_of(units, name, by_type, fixed))
         cost = Cost(optimize_for, model_bytes(bench.original))
         best = _best(trials, accurate, cost)
-        if optimize_for != "size":
+        if optimize_for != "size" and by_group:
             best = _drop_what_does_not_pay(units, best, bench, attempt, accurate, fixed, cost)
         cheaper = cost(min(trials, key=cost)) < cost(best) * (1 - WORTH_A_REPAIR)
         if task is not None and (task.improves or cheaper):
