@@ -41,6 +41,7 @@ from edgepack.parts import Parts, open_parts
 from edgepack.passes.line import PassMaterial, run_passes
 from edgepack.prepare import prepare
 from edgepack.quantize.apply import apply_plan
+from edgepack.quantize.equalize import equalize
 from edgepack.quantize.few_bits import FewBits, bits_of_units
 from edgepack.quantize.mapped import round_to_files
 from edgepack.quantize.plan import Method, QuantPlan, make_plan, requested_methods, tensors_to_observe
@@ -48,6 +49,7 @@ from edgepack.quantize.rounding import Rounder, round_weights
 from edgepack.quantize.saturation import Narrow, narrow_notes, outputs_that_saturate
 from edgepack.quantize.units import Unit, find_units
 from edgepack.report import BuildReport, Fidelity, StageReport, text
+from edgepack.scheme import Granularity
 from edgepack.scratch import publish, scratch_folder
 from edgepack.target import Target
 from edgepack.terms import as_wished, kept_measurements, limits, search_task
@@ -160,7 +162,7 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         on_sample = _counter(job, "check original", data.evaluation)
         reference = baseline(recipe.model, data.evaluation, job.target.runtime, data.metric, on_sample)
     passed = run_passes(model, recipe.passes, _material(job, data, reference, scratch), clock.stage, scratch)
-    model, steps = passed.model, passed.files
+    model, steps = _equalized(job, clock, passed.model, data.calibration), passed.files
     units = find_units(model, job.target.kernels)
     with clock.stage("calibrate") as notes:
         table = _ranges(job, model, units, data.calibration)
@@ -264,6 +266,17 @@ def _ranges(job: Job, model: ir.Model, units: Sequence[Unit], samples: Samples) 
         threads=os.cpu_count() or 1,  # the host's, not the target's: ranges do not depend on it
         on_sample=_counter(job, "calibrate", samples),
     )
+
+
+def _equalized(job: Job, clock: _Clock, model: ir.Model, samples: Samples) -> ir.Model:
+    """Layers with one scale for a whole weight get channels of like ranges."""
+    if job.large or job.target.quantization.weight_granularity is not Granularity.PER_TENSOR:
+        return model
+    with clock.stage("equalize") as notes:
+        some = samples.spread(ROUNDING_SAMPLES)
+        equal, count = equalize(model, some, threads=os.cpu_count() or 1)
+        notes.append(f"{count} pairs of layers")
+    return equal
 
 
 def _narrow(
