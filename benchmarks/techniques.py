@@ -20,6 +20,7 @@ from edgepack.config import Calibration
 from edgepack.data import Samples
 from edgepack.measure.check import baseline
 from edgepack.metrics import resolve_metric
+from edgepack.quantize.equalize import equalize
 from edgepack.quantize.plan import DYNAMIC_OPS, Method, QuantPlan, make_plan, tensors_to_observe
 from edgepack.quantize.rounding import Rounder, round_weights
 from edgepack.quantize.units import find_units
@@ -65,6 +66,7 @@ def forms(
     one_scale = make_plan(model, units, mse, device, methods, coarse.smoothing)
     yield "a scale per channel (per tensor)", one_scale, coarse
     yield "a scale per channel, second order", one_scale, rounder_for(device, False)
+    yield "a scale per channel, second order, bias correction", one_scale, Rounder(model)
 
 
 def main() -> None:
@@ -73,10 +75,14 @@ def main() -> None:
     parser.add_argument("task")
     parser.add_argument("--form", choices=("static", "dynamic"), default="static")
     parser.add_argument("--target", default="x86-cpu")
+    parser.add_argument("--equalize", action="store_true", help="equalize layers first; pays per tensor")
     parser.add_argument("--samples", type=int, default=1000, help="evaluation samples, at most")
     arguments = parser.parse_args()
     target = load_target(arguments.target)
     recipe, model, calibration, evaluation = read(arguments.suite, arguments.task, target, arguments.samples)
+    if arguments.equalize:
+        some = spread(calibration, ROUNDING_SAMPLES)
+        model, _ = equalize(model, some, threads=target.runtime.threads)
     metric = resolve_metric(recipe.metric, HERE) if recipe.metric else None
     reference = baseline(recipe.model, evaluation, target.runtime, metric)
     head = f"{arguments.task}, {arguments.form}, {len(evaluation)} samples: without"
