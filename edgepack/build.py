@@ -26,6 +26,7 @@ from edgepack.feeds import Feeds
 from edgepack.gate import judge, keeps_half
 from edgepack.measure.bench import Latency, bench
 from edgepack.measure.check import Baseline, baseline, check, check_together
+from edgepack.measure.devices.timing import DeviceTiming
 from edgepack.measure.environment import environment
 from edgepack.measure.fused import what_the_runtime_did
 from edgepack.model import (
@@ -49,11 +50,12 @@ from edgepack.quantize.rounding import Rounder, round_weights
 from edgepack.quantize.saturation import Narrow, narrow_notes, outputs_that_saturate
 from edgepack.quantize.units import Unit, find_units
 from edgepack.report import BuildReport, Fidelity, StageReport, text
+from edgepack.report_devices import DeviceRun
 from edgepack.scheme import Granularity
 from edgepack.scratch import publish, scratch_folder
 from edgepack.target import Target
 from edgepack.terms import as_wished, kept_measurements, limits, search_task
-from edgepack.trials import Floor, Methods, TrialBench
+from edgepack.trials import DEVICE_PROBES, Floor, Methods, TrialBench
 from edgepack.waterfall import check_steps, pack_steps, waterfall
 
 Progress = Callable[[str, int, int], None]
@@ -82,6 +84,8 @@ class Job:
     command: str
     ranges: Path | None = None
     progress: Progress = lambda stage, done, total: None
+    timing: DeviceTiming | None = None
+    """The device that times forms and artifacts in the place of this host."""
     large: bool = False
     """Set by the build itself."""
 
@@ -190,7 +194,7 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         )
         at_steps = check_steps(steps, data.evaluation, job.target.runtime, reference, data.metric)
     with clock.stage("bench"):
-        latencies = _bench(job, {**artifacts.files, **steps}, data.evaluation)
+        latencies, devices = _bench(job, {**artifacts.files, **steps}, data.evaluation)
     with clock.stage("units"):
         fused, figures = _look_inside(job, model, choice.plan, artifacts.files["onnx"], data, scratch)
     models = figures_of(
@@ -219,6 +223,7 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         },
         stages=tuple(clock.stages),
         environment={**environment(), "threads": job.target.runtime.threads},
+        devices=devices,
         fingerprints={
             "model": fingerprint(original),
             "calibration": table.samples_fingerprint,
@@ -388,7 +393,9 @@ def _choose(
     kept = kept_measurements(recipe, device, table)
     return choose(
         units,
-        TrialBench(recipe.model, device, _probes(data.calibration), scratch, names_of(model), kept),
+        TrialBench(
+            recipe.model, device, _probes(data.calibration), scratch, names_of(model), kept, timing=job.timing
+        ),
         form,
         fixed,
         Floor(gate.min_sqnr_db, gate.min_agreement, gate.max_metric_drop, reference.fidelity.metric),
@@ -401,10 +408,16 @@ def _choose(
     )
 
 
-def _bench(job: Job, files: Mapping[str, Path], samples: Samples) -> dict[str, Latency]:
+def _bench(
+    job: Job, files: Mapping[str, Path], samples: Samples
+) -> tuple[dict[str, Latency], tuple[DeviceRun, ...]]:
     models = {"original": job.recipe.model, **files}
     settings = job.recipe.bench
-    return bench(models, job.target.runtime, _probes(samples), warmup=settings.warmup, runs=settings.runs)
+    runtime, runs = job.target.runtime, settings.runs
+    if job.timing is not None:
+        found, device = job.timing.latencies(models, runtime, _probes(samples, DEVICE_PROBES), runs)
+        return found, (device,)
+    return bench(models, runtime, _probes(samples), warmup=settings.warmup, runs=runs), ()
 
 
 def _facts(digests: Mapping[str, str], table: RangeTable) -> dict[str, object]:

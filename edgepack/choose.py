@@ -62,7 +62,8 @@ def choose(
     ``form`` makes a plan and a model from methods; ``verify`` checks a file on the evaluation data. A single
     ``method`` other than auto is taken as it is: what the user asks for by name is not second-guessed.
     ``by_group``: the clock is that of the device, so it may tell which kernels of one kind pay. With a
-    ``task`` single units may take other forms, see :mod:`.search`.
+    ``task`` single units may take other forms, see :mod:`.search`; not where a device times whole forms,
+    since this host does not speak for what single units cost there.
     """
     trials: list[Trial] = []
     verdicts: dict[Path, Fidelity | None] = {}
@@ -96,11 +97,13 @@ def choose(
         for name, by_type in candidates.items():
             attempt(name, methods_of(units, name, by_type, fixed))
         cost = Cost(optimize_for, model_bytes(bench.original))
+        trials[:] = bench.as_on_device(trials)
         best = _best(trials, accurate, cost)
-        if optimize_for != "size" and by_group:
+        here = bench.timing is None
+        if optimize_for != "size" and by_group and here:
             best = _drop_what_does_not_pay(units, best, bench, attempt, accurate, fixed, cost)
         cheaper = cost(min(trials, key=cost)) < cost(best) * (1 - WORTH_A_REPAIR)
-        if task is not None and (task.improves or cheaper):
+        if here and task is not None and (task.improves or cheaper):
             best, sensitivity, notes = search(
                 units, best, trials, bench, form, fixed, attempt, accurate, keeps, cost, floor.sqnr_db, task
             )

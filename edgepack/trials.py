@@ -3,7 +3,7 @@
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -12,6 +12,7 @@ from edgepack.export.compact import compact
 from edgepack.feeds import Feeds
 from edgepack.measure.bench import file_ratios, quick_ratios
 from edgepack.measure.check import Comparison, compare_outputs
+from edgepack.measure.devices.timing import DeviceTiming
 from edgepack.measure.profile import match_units, profile_ops
 from edgepack.measure.runner import Outputs, Runner, open_model
 from edgepack.measurements import Figures, Measurements, file_digest
@@ -38,6 +39,8 @@ FEWEST_ROUNDS = 8
 TRIAL_SECONDS = 4.0
 """For timing one form, where fewer rounds can keep to it: slow models vary less."""
 CALLS_PER_ROUND = 5
+DEVICE_PROBES = 4
+"""Probes that go to a device."""
 NOISE_PROBES = 4
 """Probes that the noise of single units is measured on."""
 PROFILED_RUNS = 10
@@ -145,6 +148,8 @@ class TrialBench:
     """Values that keep their names in files, see :func:`edgepack.export.compact.compact`."""
     kept: Measurements = field(default_factory=Measurements)
     made: int = 0
+    timing: DeviceTiming | None = None
+    """The device that whole forms are timed on; ``None``: this host will do."""
 
     def __post_init__(self) -> None:
         self._runner = open_model(self.original, self.target.runtime)
@@ -174,6 +179,21 @@ class TrialBench:
         assert error is not None
         compared = Comparison(**values)  # type: ignore[arg-type]  # as asdict gave them
         return Trial(name, methods, plan, path, model_bytes(path), speedup, error, compared)
+
+    def as_on_device(self, trials: Sequence[Trial]) -> list[Trial]:
+        """``trials`` with their speeds on the device, from one run there; as they are without a device.
+
+        Raises:
+            ModelError, DeviceError: the device cannot be reached, or cannot run them.
+        """
+        if self.timing is None:
+            return list(trials)
+        files = [self.original, *(trial.path for trial in trials)]
+        ratios = self.timing.ratios(files, self.target.runtime, self.feeds[:DEVICE_PROBES])[1:]
+        return [
+            replace(trial, speedup=ratio.speedup, error=ratio.standard_error)
+            for trial, ratio in zip(trials, ratios, strict=True)
+        ]
 
     def noise(self, model: ir.Model) -> float:
         """Power of the difference of a form's outputs over that of the original's, on a few probes."""

@@ -277,3 +277,22 @@ def test_figures_of_a_device_go_into_the_package_they_are_of(
     assert run(lambda: app(["report", str(package)])) == 0
     assert "on local:" in capsys.readouterr().out
     assert "On devices" in (package / "report.html").read_text()
+
+
+def test_a_build_is_timed_on_its_device(
+    model: Path, ssh: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgepack.cli.common import app
+    from edgepack.page.reading import read_report
+
+    package, data = tmp_path / "dist", tmp_path / "x.npy"
+    np.save(data, np.ones((8, 4), np.float32))
+    words = ["build", str(model), "-t", "x86-cpu", "--calibration-data", str(data), "-o", str(package)]
+    where = ["--device", address(place), "--device-python", sys.executable]
+    assert run(lambda: app([*words, *where])) == 0
+    report = read_report(package)
+    (found,) = report.devices
+    assert found.device == address(place)
+    assert [m.latency_ms_p50 for m in report.models] == [m.p50_ms for m in found.models]
+    assert ssh.read_text().count("--watch") == 2, "forms once, artifacts once"
+    assert run(lambda: app([*words, "--device", "adb:-x"])) == 2

@@ -70,6 +70,17 @@ def build(
         Path | None,
         typer.Option(metavar="FILE", help="The ranges.json of an earlier build, instead of calibration."),
     ] = None,
+    on_device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="WHERE",
+            help="Time there instead of here: ssh://user@host, adb, docker:IMAGE or local.",
+        ),
+    ] = None,
+    device_python: Annotated[
+        str, typer.Option(metavar="PROGRAM", help="The Python there that has onnxruntime or LiteRT.")
+    ] = "python3",
     as_json: Json = False,
 ) -> None:
     """Build, check, measure and judge the package.
@@ -98,13 +109,15 @@ def build(
 
     from edgepack.build import Job
     from edgepack.build import build as build_package
+    from edgepack.measure.devices.timing import DeviceTiming
     from edgepack.report import text
 
     command = shlex.join(["edgepack", *sys.argv[1:]])
     reports = []
+    timing = DeviceTiming(on_device, device_python) if on_device else None
     for device in chosen:
         with progress_bar(as_json) as progress:
-            report, folder = build_package(Job(loaded, device, base, command, ranges, progress))
+            report, folder = build_package(Job(loaded, device, base, command, ranges, progress, timing))
         reports.append(report)
         for refusal in report.refused:
             print(f"edgepack: warning: {refusal.file} is not built: {refusal.reason}", file=sys.stderr)
