@@ -1,6 +1,6 @@
 """The choice: the cheapest form that keeps every limit, on the probes and on the evaluation data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -33,6 +33,10 @@ class Bench:
 
     original: Path
     target: Target
+    timing: None = None
+
+    def as_on_device(self, trials: Sequence[Trial]) -> list[Trial]:
+        return list(trials)
 
     def measure(self, name: str, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
         method = methods["conv"][0]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,12 +20,19 @@ from hypothesis import strategies as st
 
 from edgepack.cli.program import run
 from edgepack.errors import ConfigError, DeviceError
+from edgepack.feeds import Feeds
+from edgepack.measure.bench import Ratio
+from edgepack.measure.check import Comparison
 from edgepack.measure.devices import device_runner
 from edgepack.measure.devices.bench import bench_on, open_device, parity
 from edgepack.measure.devices.bundle import Job, write_bundle
 from edgepack.measure.devices.protocol import Shell, ShellDevice
 from edgepack.measure.devices.ssh import ssh_words
-from edgepack.target import Runtime
+from edgepack.measure.devices.timing import DeviceTiming
+from edgepack.quantize.plan import QuantPlan
+from edgepack.scheme import QuantScheme, QuantType
+from edgepack.target import Runtime, load_target
+from edgepack.trials import Trial, TrialBench
 
 NETWORK = """\
 <ir_version: 8, opset_import: ["" : 13]>
@@ -296,3 +303,21 @@ def test_a_build_is_timed_on_its_device(
     assert [m.latency_ms_p50 for m in report.models] == [m.p50_ms for m in found.models]
     assert ssh.read_text().count("--watch") == 2, "forms once, artifacts once"
     assert run(lambda: app([*words, "--device", "adb:-x"])) == 2
+
+
+def test_the_devices_speeds_take_the_place_of_the_hosts(tmp_path: Path) -> None:
+    """Forms are weighed by what the device says, not by what this host measured."""
+
+    class Slow(DeviceTiming):
+        def ratios(self, models: Sequence[Path], runtime: Runtime, feeds: Sequence[Feeds]) -> list[Ratio]:
+            return [Ratio(1.0, 0.0), *(Ratio(0.5, 0.01) for _ in models[1:])]
+
+    original = tmp_path / "model.onnx"
+    original.write_bytes(onnx.parser.parse_model(NETWORK).SerializeToString())
+    target = load_target("x86-cpu")
+    scheme = QuantScheme(QuantType.UINT8, symmetric=False)
+    bench = TrialBench(original, target, FEEDS, tmp_path, set(), timing=Slow("local"))
+    trial = Trial("a", {}, QuantPlan((), {}, scheme, scheme), original, 1, 2.0, 0.0, Comparison())
+    assert [t.speedup for t in bench.as_on_device([trial])] == [0.5]
+    bench.timing = None
+    assert [t.speedup for t in bench.as_on_device([trial])] == [2.0]
