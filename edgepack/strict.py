@@ -81,7 +81,9 @@ def _explain(kind: type[BaseModel], problem: Any) -> str:
         case "literal_error" | "enum":
             choices = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
             hint = did_you_mean(str(problem["input"]), choices)
-            return f"{dotted}: there is no {problem['input']!r}, {hint} (one of {', '.join(choices)})"
+            listed = f"one of {', '.join(choices)}"
+            hint = f"{hint} ({listed})" if hint.startswith("did you mean") else listed
+            return f"{dotted}: there is no {problem['input']!r}, {hint}"
         case "value_error":
             return f"{dotted}: {problem['ctx']['error']}"
         case "model_type" | "dict_type":

@@ -12,7 +12,9 @@ import tiny
 
 from edgepack.cli import run
 
-COMMANDS = ("build", "inspect", "plan", "check", "bench", "pack", "unpack", "targets")
+COMMANDS = (
+    "build", "inspect", "plan", "check", "bench", "report", "compare", "tune", "pack", "unpack", "targets",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,15 @@ def test_help_is_quick(tmp_path: Path) -> None:
 
     bare = best(sys.executable, "-c", "pass")
     assert best(sys.executable, "-m", "edgepack", "--help") < bare + 0.5
+
+
+def test_bench_takes_a_package_and_says_what_is_not_there(built: Path) -> None:
+    done = tiny.run(built, "bench", "model.onnx", "dist/x86-cpu", "--runs", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [row["model"] for row in json.loads(done.stdout)] == ["model.onnx", "dist/x86-cpu/model.onnx"]
+    done = tiny.run(built, "bench", "model.onnx", "nix.ort")
+    assert done.returncode == 3
+    assert "nix.ort: no such file" in done.stderr
 
 
 def test_pack_and_unpack(built: Path, tmp_path: Path) -> None:

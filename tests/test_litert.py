@@ -113,6 +113,7 @@ def test_without_a_library_the_message_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(litert, "find_spec", lambda name: None)
     assert litert_version() is None
+    (tmp_path / "any.tflite").touch()
     with pytest.raises(ConfigError, match=r'pip install "edgepack\[tflite\]"'):
         open_model(tmp_path / "any.tflite", Runtime())
 

@@ -22,8 +22,6 @@ from edgepack.cli.common import (
 from edgepack.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgepack.config import Recipe
-    from edgepack.on_device import Wish
     from edgepack.report_devices import DeviceRun
 
 
@@ -65,7 +63,7 @@ def bench(
     models: Annotated[
         list[Path],
         typer.Argument(
-            help="Models, the first is the yardstick; with --device also the folder of a package."
+            help="Models, the first is the yardstick; the folder of a package stands for its models."
         ),
     ],
     data: Annotated[
@@ -111,8 +109,8 @@ def bench(
     """Time models side by side, taking turns.
 
     p50, p90, min, cold start, peak memory, and with --ops where the time goes. The target, by default the
-    recipe's or x86-cpu, says how the runtime is set up. Figures of a
-    --device or of --web also go into the report of the package that was measured.
+    recipe's or x86-cpu, says how the runtime is set up. Figures of a --device or of --web also go into the
+    report of the package that was measured.
     """
     from edgepack.compare import bench_models, bench_text
     from edgepack.on_device import files_of
@@ -120,8 +118,7 @@ def bench(
 
     if web and (device or ops):
         raise ConfigError("--web measures in a browser, without --device and without --ops")
-    if device or web:
-        given, models = models, list(files_of(models))
+    given, models = models, list(files_of(models))
     if web and any(path.is_dir() for path in given):
         models = [path for path in models if path.suffix == ".onnx"]
     changes = {"model": str(models[0]), "calibration_data": data_of(data, None)}
@@ -131,28 +128,19 @@ def bench(
         from edgepack.measure.web.bench import Web
         from edgepack.on_device import bench_web
 
-        given_threads = {} if threads is None else {"threads": threads}
-        runtime = chosen.runtime.model_copy(update=given_threads)
-        place = Web(host, port)
-        _show_run(bench_web(place, models, runtime, runs, loaded, base, _show_address), as_json)
-        return
+        runtime = chosen.runtime.model_copy(update={} if threads is None else {"threads": threads})
+        run = bench_web(Web(host, port), models, runtime, runs, loaded, base, _show_address)
+        return _show_run(run, as_json)
     if device:
         from edgepack.measure.devices.bundle import Job
-        from edgepack.on_device import Wish
+        from edgepack.on_device import Wish, bench_device
 
         job = Job(runs=runs, ops=ops)
         wish = Wish(device, tuple(models), chosen, threads, job, device_python, keep)
-        _on_device(wish, loaded, base, as_json)
-        return
+        return _show_run(bench_device(wish, loaded, base), as_json)
     samples = loaded.calibration_data
     rows = bench_models(models, samples, loaded.images, base, chosen, threads=threads, runs=runs, ops=ops)
     print(json.dumps(rows, indent=1) if as_json else bench_text(rows), end="\n" if as_json else "")
-
-
-def _on_device(wish: "Wish", recipe: "Recipe", base: Path, as_json: bool) -> None:
-    from edgepack.on_device import bench_device
-
-    _show_run(bench_device(wish, recipe, base), as_json)
 
 
 def _show_address(address: str) -> None:

@@ -27,7 +27,10 @@ def pack(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Pack a model into one file to ship, or several into a pool that stores what they share once."""
+    """Pack a model into one file, or several into a pool.
+
+    The file is to be unpacked before use; a pool is used as it is, and stores once what its models share.
+    """
     from edgepack.pooling import facts, pack_models, text
 
     result = pack_models(models, output, within, data, min_sqnr_db)

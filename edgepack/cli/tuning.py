@@ -24,19 +24,20 @@ def tune(
     ] = None,
     recipe: RecipePath = None,
     budget: Annotated[float | None, typer.Option(metavar="SECONDS", help="Time to train; 600.")] = None,
-    steps: Annotated[int | None, typer.Option(help="End after so many steps.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Samples in a step; 10.")] = None,
+    steps: Annotated[int | None, typer.Option(metavar="COUNT", help="End after so many steps.")] = None,
+    batch: Annotated[int | None, typer.Option(metavar="COUNT", help="Samples in a step; 10.")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="At its highest, as a share of a channel's size; 0.001.")
+        float | None,
+        typer.Option(metavar="SHARE", help="At its highest, as a share of a channel's size; 0.001."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="By default all cores.")] = None,
+    threads: Annotated[int | None, typer.Option(metavar="COUNT", help="By default all cores.")] = None,
     checkpoints: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Log and checkpoints; a killed run goes on."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a model's weights to answer as its teacher does; the graph stays as it is.
+    """Train a model's weights to answer as its teacher does.
 
     For a pruned or clustered model, whose zeros and shared values stay, or for a smaller model. Settings that
     have no option are those of `tune:` in the recipe's passes.

@@ -18,6 +18,7 @@ import numpy as np
 
 from edgepack.errors import ConfigError, ModelError
 from edgepack.feeds import Array, Feeds, InputSpec
+from edgepack.measure.quiet import without_notes
 from edgepack.measure.tflite_file import read_metadata
 from edgepack.numerics import dequantize, quantize
 from edgepack.scheme import QuantParams, QuantType
@@ -172,10 +173,11 @@ def open_tflite(path: Path, threads: int, *, xnnpack: bool = True) -> LitertRunn
     kinds = module.OpResolverType
     kernels = kinds.AUTO if xnnpack else kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
-        interpreter = module.Interpreter(
-            str(path), num_threads=threads, experimental_op_resolver_type=kernels
-        )
-        interpreter.allocate_tensors()
+        with without_notes():
+            interpreter = module.Interpreter(
+                str(path), num_threads=threads, experimental_op_resolver_type=kernels
+            )
+            interpreter.allocate_tensors()
     except Exception as error:  # ValueError, RuntimeError, and whatever an unfit NumPy makes of it
         raise ModelError(f"{path}: {module.__name__} refuses it: {str(error).splitlines()[0]}") from error
     orders = _orders(path)

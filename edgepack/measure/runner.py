@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from edgepack.errors import ModelError
 from edgepack.feeds import Array, Feeds, InputSpec
 from edgepack.measure.litert import litert, open_tflite
 from edgepack.measure.session import OrtRunner, open_session
@@ -39,8 +40,10 @@ def open_model(path: Path, runtime: Runtime) -> Runner:
 
     Raises:
         ConfigError: what is needed to run it is not here.
-        ModelError: the runtime refuses the file.
+        ModelError: the file is not there, or the runtime refuses it.
     """
+    if not path.is_file():
+        raise ModelError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; give a model file")
     if path.suffix == ".tflite":
         return open_tflite(path, runtime.threads)
     return OrtRunner(open_session(path, runtime))

@@ -237,6 +237,7 @@ def machine() -> dict[str, Any]:
         name: getattr(sys.modules.get(name), "__version__", None) for name in ("numpy", "onnxruntime")
     }
     loaded = [name for name in LITE if name in sys.modules]
+    version = [v for name in loaded[:1] if (v := getattr(sys.modules[name], "__version__", None))]
     return {
         "machine": platform.machine(),
         "cpu": fields.get("model name") or fields.get("Model") or part or platform.machine(),
@@ -245,7 +246,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": versions["numpy"],
         "onnxruntime": versions["onnxruntime"],
-        "litert": getattr(sys.modules[loaded[0]], "__version__", loaded[0]) if loaded else None,
+        "litert": " ".join((loaded[0].replace("_", "-"), *version)) if loaded else None,
     }
 
 

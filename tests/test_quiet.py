@@ -1,0 +1,21 @@
+"""Standard error of C++ code."""
+
+import os
+
+import pytest
+
+from edgepack.measure.quiet import without_notes
+
+
+def test_notes_are_left_out_and_all_else_is_kept(capfd: pytest.CaptureFixture[str]) -> None:
+    with without_notes():
+        os.write(2, b"INFO: made a delegate\nERROR: no such kernel\n")
+    os.write(2, b"INFO: after\n")
+    assert capfd.readouterr().err == "ERROR: no such kernel\nINFO: after\n"
+
+
+def test_an_error_within_loses_no_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="broken"), without_notes():
+        os.write(2, b"WARNING: odd file\n")
+        raise ValueError("broken")
+    assert capfd.readouterr().err == "WARNING: odd file\n"
