@@ -26,6 +26,17 @@ class Sparsify(Strict):
     """Steps between two choices."""
 
 
+class Gradients(Strict):
+    """Gradients as few bits, as they are stored on small devices and sent between workers."""
+
+    bits: Literal[8, 4] = 8
+    block: Annotated[int, Field(ge=8)] | None = 256
+    """Values that share a scale; null: one scale for a tensor."""
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    error_feedback: bool = True
+    """What coding loses is added to the gradient of the next step."""
+
+
 class Tune(Strict):
     """The weights are trained so that the model answers as its teacher does."""
 
@@ -58,6 +69,8 @@ class Tune(Strict):
     group_lasso: Weight = 0.0
     """Weight of the sum of lengths of all output channels (Yuan and Lin, 2006): whole ones go to zero."""
     sparsify: Sparsify | None = None
+    gradients: Gradients | None = None
+    """Few bits for gradients; by default they stay floats."""
     held_out: Share = 0.2
     """Share of the samples that only judge; the weights that do best on them are kept, the first too."""
     stop_at: Annotated[float, Field(gt=0, le=1)] | None = None

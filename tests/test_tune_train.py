@@ -15,7 +15,7 @@ from onnx_models import Array, conv_net, f32, parse, run
 from sampling import npz
 
 from edgepack.config import Data, Labels
-from edgepack.config_tune import Sparsify, Tune
+from edgepack.config_tune import Gradients, Sparsify, Tune
 from edgepack.data import Samples, open_samples
 from edgepack.errors import ConfigError, ModelError
 from edgepack.model import fingerprint, input_specs
@@ -120,8 +120,9 @@ class Killed(BaseException):
         {},
         {"held_out": 0.25, "optimizer": "sgd"},
         {"sparsify": Sparsify(sparsity=0.7, every=3)},
+        {"gradients": Gradients(bits=4)},
     ],
-    ids=["adam", "held out, sgd", "dynamic zeros"],
+    ids=["adam", "held out, sgd", "dynamic zeros", "gradients of 4 bits"],
 )
 def test_killed_and_resumed_it_gives_the_same_weights(
     samples: Samples, tmp_path: Path, settings: Mapping[str, Any]

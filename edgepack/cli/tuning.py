@@ -40,7 +40,8 @@ def tune(
     """Train a model's weights to answer as its teacher does.
 
     For a pruned or clustered model, whose zeros and shared values stay, or for a smaller model. Settings that
-    have no option are those of `tune:` in the recipe's passes.
+    have no option are those of `tune:` in the recipe's passes. Started by torchrun, or with the environment
+    variables that it sets, several processes or hosts divide the samples of each step.
     """
     from edgepack.tune.require import require_torch
 
@@ -66,6 +67,8 @@ def tune(
 
     with progress_bar(as_json) as progress:
         made = tune_file(loaded, base, chosen, output, _given(given), checkpoints, progress)
+    if made is None:  # what a worker made the first one tells of
+        return
     told = json.dumps(facts(made, str(output)), indent=1) if as_json else text(made, str(output))
     print(told, end="\n" if as_json else "")
 

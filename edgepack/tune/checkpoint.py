@@ -12,21 +12,44 @@ from edgepack.config_tune import Tune
 from edgepack.data import Samples
 from edgepack.errors import ConfigError
 from edgepack.model import fingerprint
+from edgepack.tune.held import Held
 from edgepack.tune.state import Entry, State
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 
 
-def run_identity(model: ir.Model, teacher: ir.Model, samples: Samples, settings: Tune, seed: int) -> str:
-    """SHA-256 of all that decides how a run goes."""
+def run_identity(
+    model: ir.Model, teacher: ir.Model, samples: Samples, settings: Tune, seed: int, workers: int
+) -> str:
+    """SHA-256 of all that decides how a run goes; the same for all of its ``workers``."""
     told = "\n".join(
-        [fingerprint(model), fingerprint(teacher), samples.fingerprint, settings.model_dump_json(), str(seed)]
+        [
+            fingerprint(model),
+            fingerprint(teacher),
+            samples.fingerprint,
+            settings.model_dump_json(),
+            f"{seed} {workers}",
+        ]
     )
     return hashlib.sha256(told.encode()).hexdigest()
 
 
+def digest_of(held: Held) -> str:
+    """SHA-256 of the weights as they are."""
+    found = hashlib.sha256()
+    for array in held.arrays().values():
+        found.update(array.tobytes())
+    return found.hexdigest()
+
+
+def path_of(folder: Path, state: State) -> Path:
+    """The checkpoint of this worker: ``checkpoint.pt`` of the first, ``checkpoint-1.pt`` of the next."""
+    workers = state.exchange.workers
+    return folder / (CHECKPOINT if workers.first else f"{Path(CHECKPOINT).stem}-{workers.rank}.pt")
+
+
 def save_checkpoint(folder: Path, state: State, identity: str) -> None:
-    """Write ``checkpoint.pt`` and ``log.jsonl``; an earlier checkpoint stays until the new one is whole."""
+    """Write a checkpoint, and the first worker ``log.jsonl``; an earlier one stays until the new is whole."""
     folder.mkdir(parents=True, exist_ok=True)
     best: Any = None
     if state.best is not None:
@@ -38,15 +61,20 @@ def save_checkpoint(folder: Path, state: State, identity: str) -> None:
         "masks": state.held.masks,
         "returning": state.held.returning,
         "optimizer": state.optimizer.state_dict(),
+        "lost": state.exchange.lost,
+        "bytes": (state.exchange.sent_bytes, state.exchange.float_bytes),
         "epoch": state.epoch,
         "step": state.step,
         "elapsed_s": state.elapsed_s,
         "best": best,
         "log": [asdict(entry) for entry in state.log],
     }
-    draft = folder / f".{CHECKPOINT}"
+    path = path_of(folder, state)
+    draft = path.with_name(f".{path.name}")
     torch.save(content, draft)
-    draft.replace(folder / CHECKPOINT)
+    draft.replace(path)
+    if not state.exchange.workers.first:
+        return
     log = folder / f".{LOG}"
     log.write_text("".join(f"{entry.to_json()}\n" for entry in state.log), encoding="utf-8")
     log.replace(folder / LOG)
@@ -58,7 +86,7 @@ def load_checkpoint(folder: Path, state: State, identity: str) -> None:
     Raises:
         ConfigError: the checkpoint is that of another run, or cannot be read.
     """
-    path = folder / CHECKPOINT
+    path = path_of(folder, state)
     if not path.exists():
         return
     try:
@@ -76,6 +104,8 @@ def load_checkpoint(folder: Path, state: State, identity: str) -> None:
     state.held.masks = content["masks"]
     state.held.returning = content["returning"]
     state.optimizer.load_state_dict(content["optimizer"])
+    state.exchange.lost = content["lost"]
+    state.exchange.sent_bytes, state.exchange.float_bytes = content["bytes"]
     state.epoch, state.step, state.elapsed_s = content["epoch"], content["step"], content["elapsed_s"]
     if content["best"] is not None:
         loss, step, arrays = content["best"]

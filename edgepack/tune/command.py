@@ -12,6 +12,7 @@ from edgepack.errors import ConfigError
 from edgepack.model import input_specs, load_model, require_float, save_model
 from edgepack.strict import parse
 from edgepack.tune.train import Tuned, tune
+from edgepack.tune.workers import joined
 
 
 def tune_file(
@@ -22,8 +23,10 @@ def tune_file(
     given: Mapping[str, Any],
     checkpoints: Path | None,
     progress: Callable[[str, int, int], None],
-) -> Tuned:
+) -> Tuned | None:
     """Train the recipe's model and write it to ``output``; ``given`` goes over the recipe's settings.
+
+    ``None`` from a worker other than the first, who alone writes what all have.
 
     Raises:
         ConfigError: no samples, or settings that do not fit.
@@ -44,17 +47,20 @@ def tune_file(
     def on_step(done: int, total: int, text: str) -> None:
         progress(f"tune: {text}", done, total)
 
-    threads = os.cpu_count() or 1
-    made = tune(
-        model,
-        master,
-        samples,
-        settings,
-        seed=recipe.seed,
-        threads=threads,
-        checkpoints=checkpoints,
-        on_step=on_step,
-    )
+    with joined() as workers:
+        made = tune(
+            model,
+            master,
+            samples,
+            settings,
+            seed=recipe.seed,
+            threads=max(1, (os.cpu_count() or 1) // workers.local),
+            checkpoints=checkpoints,
+            on_step=on_step,
+            workers=workers,
+        )
+    if not workers.first:
+        return None
     output.parent.mkdir(parents=True, exist_ok=True)
     save_model(made.model, output)
     return made

@@ -15,6 +15,7 @@ from edgepack.errors import ConfigError
 from edgepack.feeds import Feeds
 from edgepack.tune.objective import Objective
 from edgepack.tune.store import Store
+from edgepack.tune.workers import ALONE, Workers
 
 
 @dataclass(slots=True)
@@ -99,14 +100,24 @@ def can_be_stacked(run: Callable[[dict[str, Tensor]], Mapping[str, Tensor]], fee
     return True
 
 
-def batches(lessons: Lessons, batch: int, seed: int, epoch: int) -> list[list[list[int]]]:
-    """The steps of an epoch: each a list of stacks of sample numbers that are run at once.
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The samples of one step."""
+
+    stacks: list[list[int]]
+    """Numbers of those that this worker runs; a stack is run at once."""
+    size: int
+    """How many all workers run."""
+
+
+def batches(lessons: Lessons, batch: int, seed: int, epoch: int, workers: Workers = ALONE) -> list[Batch]:
+    """The steps of an epoch.
 
     The order depends on the seed and the epoch alone, so a run that is resumed goes on as it would have.
     """
     order = np.random.default_rng((seed, epoch)).permutation(np.asarray(lessons.trained)).tolist()
     steps = [order[i : i + batch] for i in range(0, len(order), batch)]
-    return [_stacks(lessons, step) for step in steps]
+    return [Batch(_stacks(lessons, step[workers.rank :: workers.count]), len(step)) for step in steps]
 
 
 def _stacks(lessons: Lessons, numbers: Sequence[int]) -> list[list[int]]:

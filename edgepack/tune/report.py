@@ -1,9 +1,10 @@
 """What a run has to say of itself."""
 
 import math
+from dataclasses import asdict
 from typing import Any
 
-from edgepack.tune.train import Tuned
+from edgepack.tune.train import Traffic, Tuned
 
 CURVE_POINTS = 12
 
@@ -15,12 +16,22 @@ def told(made: Tuned) -> list[str]:
         f"{last.step} steps in {last.elapsed_s:.0f} s, ended by {made.ended}; kept step {made.kept_step}",
         f"loss: {curve(made)}",
     ]
+    if made.traffic is not None:
+        lines.append(_traffic(made.traffic))
     judged = [e for e in log if e.held_out is not None]
     if judged:
         kept = next((e for e in judged if e.step == made.kept_step), judged[-1])
         assert kept.held_out is not None
         lines.append(f"held-out samples: loss {kept.held_out['loss']:.4g}, {_agreement(kept.held_out)}")
     return lines
+
+
+def _traffic(sent: Traffic) -> str:
+    share = sent.sent_bytes / max(sent.float_bytes, 1)
+    return (
+        f"{sent.workers} workers, each sent {sent.sent_bytes} bytes of gradients: {share:.3f} of the "
+        f"{sent.float_bytes} that floats take"
+    )
 
 
 def _agreement(held_out: dict[str, float]) -> str:
@@ -48,6 +59,7 @@ def facts(made: Tuned, output: str) -> dict[str, Any]:
         "first_loss": made.log[0].loss,
         "last_loss": last.loss,
         "sparsity": last.sparsity,
+        "workers": None if made.traffic is None else asdict(made.traffic),
         "held_out": next((e.held_out for e in reversed(made.log) if e.held_out is not None), None),
     }
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edgepack.model import Array
+from edgepack.tune.exchange import Exchange
 from edgepack.tune.held import Held
 
 
@@ -21,6 +22,8 @@ class Entry:
     elapsed_s: float
     held_out: dict[str, float] | None = None
     """Loss and agreement on the samples that judge, after the last step of an epoch."""
+    sent_bytes: int | None = None
+    """Gradients that each worker has sent until now; ``None`` where one trains alone."""
 
     def to_json(self) -> str:
         """The line."""
@@ -33,6 +36,7 @@ class State:
 
     held: Held
     optimizer: Any
+    exchange: Exchange
     epoch: int = 0
     step: int = 0
     elapsed_s: float = 0.0

@@ -1,5 +1,6 @@
 """The loop: a model learns to answer as its teacher does, until steps, time or the goal end it."""
 
+import hashlib
 import math
 import tempfile
 import time
@@ -15,14 +16,16 @@ from torch import Tensor
 
 from edgepack.config_tune import Tune
 from edgepack.data import Samples
-from edgepack.tune.checkpoint import load_checkpoint, run_identity, save_checkpoint
+from edgepack.tune.checkpoint import digest_of, load_checkpoint, run_identity, save_checkpoint
+from edgepack.tune.exchange import Exchange
 from edgepack.tune.graph import compile_model, run_program
 from edgepack.tune.held import Held, hold
-from edgepack.tune.lessons import Lessons, batches, can_be_stacked, labels_of, prepare_lessons
+from edgepack.tune.lessons import Batch, Lessons, batches, can_be_stacked, labels_of, prepare_lessons
 from edgepack.tune.objective import Objective, agreement, choose_objective, losses, matching
 from edgepack.tune.sparsify import choose_masks, penalty, wanted_sparsity
 from edgepack.tune.state import Entry, State
 from edgepack.tune.weights import with_weights
+from edgepack.tune.workers import ALONE, Workers
 
 WARM_UP = 10
 """Steps over which the learning rate rises."""
@@ -42,6 +45,16 @@ class Student(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Traffic:
+    """Gradients that each worker sent to others."""
+
+    workers: int
+    sent_bytes: int
+    float_bytes: int
+    """The same as floats."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tuned:
     """A trained model and how it came about."""
 
@@ -51,6 +64,8 @@ class Tuned:
     """Why training ended."""
     kept_step: int
     """The step whose weights these are."""
+    traffic: Traffic | None = None
+    """What was sent between workers, where there were several."""
 
 
 def tune(
@@ -64,24 +79,30 @@ def tune(
     checkpoints: Path | None = None,
     on_step: OnStep = lambda done, total, text: None,
     form: Callable[[ir.Model, Held], Student] | None = None,
+    workers: Workers = ALONE,
 ) -> Tuned:
     """Train the weights of ``model`` on what ``teacher`` says to ``samples``; both stay as they are.
 
     The trained model has the same nodes, names, types and zeros; shared values stay shared. With a folder of
     ``checkpoints`` there are a log and, after each epoch, all that is needed to go on: called again with the
     same arguments, a run that was killed ends as it would have. ``form`` runs the weights in another form
-    than the model's own, such as the integer one of :mod:`edgepack.tune.fake_quant`.
+    than the model's own, such as the integer one of :mod:`edgepack.tune.fake_quant`. Several ``workers`` that
+    call this with the same arguments divide the samples of each step, and all get the same model.
 
     Raises:
         ModelError: the model has operators that cannot be trained (all are listed), or does not run.
-        ConfigError: settings that do not fit the model, or the checkpoints of another run.
+        ConfigError: settings that do not fit the model, checkpoints of another run, workers that differ.
         CalibrationError: the teacher fails on a sample.
+        DeviceError: another worker is gone.
     """
     held = hold(model, settings.keep)
     student = (form or FloatStudent)(model, held)
     objective = choose_objective(student.model, teacher, settings)
-    state = State(held, _optimizer(held, settings))
-    identity = run_identity(student.model, teacher, samples, settings, seed)
+    sizes = [t.numel() for t in held.tensors.values()]
+    exchange = Exchange(sizes, settings.gradients, workers, seed)
+    state = State(held, _optimizer(held, settings), exchange)
+    identity = run_identity(student.model, teacher, samples, settings, seed, workers.count)
+    workers.require_same(identity, "it has another model, teacher, samples, settings or seed")
     with (
         _threads(settings.threads or threads),
         tempfile.TemporaryDirectory(prefix="edgepack-tune-") as folder,
@@ -102,12 +123,17 @@ def tune(
         lessons.together = can_be_stacked(lambda feeds: student(feeds, held, objective.mine), some)
         if checkpoints is not None:
             load_checkpoint(checkpoints, state, identity)
+            at = hashlib.sha256(str(state.step).encode()).hexdigest()
+            workers.require_same(
+                at, f"its checkpoint in {checkpoints} is of another step; remove all of them"
+            )
         ended = _Loop(student, objective, lessons, settings, seed, on_step).run(state, checkpoints, identity)
     if state.best is not None:
         _, kept, arrays = state.best
     else:
         kept, arrays = state.step, held.arrays()
-    return Tuned(with_weights(model, arrays), tuple(state.log), ended, kept)
+    sent = Traffic(workers.count, exchange.sent_bytes, exchange.float_bytes) if workers.count > 1 else None
+    return Tuned(with_weights(model, arrays), tuple(state.log), ended, kept, sent)
 
 
 class FloatStudent:
@@ -151,10 +177,13 @@ class _Loop:
     def run(self, state: State, checkpoints: Path | None, identity: str) -> str:
         """Train epoch after epoch; gives the reason to stop."""
         if not state.step and self.lessons.judged and not self._changes_the_aim():
-            state.best = (self._judge(state.held)["loss"], 0, state.held.arrays())
+            state.best = (self._judge(state)["loss"], 0, state.held.arrays())
         while True:
             ended = self._epoch(state)
             verdict = self._verdict(state)
+            if state.exchange.workers.count > 1:
+                alike = "its weights are others; workers must run on machines that compute alike"
+                state.exchange.workers.require_same(digest_of(state.held), alike)
             if checkpoints is not None:
                 save_checkpoint(checkpoints, state, identity)
             if ended:
@@ -172,15 +201,17 @@ class _Loop:
         return max(by_steps, state.elapsed_s / self.settings.budget_s)
 
     def _epoch(self, state: State) -> str:
-        for stacks in batches(self.lessons, self.settings.batch, self.seed, state.epoch):
+        workers = state.exchange.workers
+        for batch in batches(self.lessons, self.settings.batch, self.seed, state.epoch, workers):
             if (progress := self._progress(state)) >= 1:
                 return "steps" if state.step == self.settings.steps else "time"
             started = time.perf_counter()
             rate = self._rate(state, progress)
             sparsity = self._mask(state, progress)
-            parts = self._step(state, stacks, rate)
+            parts = self._step(state, batch, rate)
             state.step += 1
             state.elapsed_s += time.perf_counter() - started
+            (state.elapsed_s,) = workers.from_first([state.elapsed_s])
             state.log.append(
                 Entry(
                     state.step,
@@ -190,6 +221,7 @@ class _Loop:
                     rate,
                     sparsity,
                     round(state.elapsed_s, 3),
+                    sent_bytes=state.exchange.sent_bytes if workers.count > 1 else None,
                 )
             )
             self._tell(state)
@@ -214,18 +246,20 @@ class _Loop:
             held.returning = not final
         return sparsity
 
-    def _step(self, state: State, stacks: list[list[int]], rate: float) -> dict[str, float]:
+    def _step(self, state: State, batch: Batch, rate: float) -> dict[str, float]:
+        """One step; gives the parts of the loss on the samples of this worker."""
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.zero_grad()
-        total = sum(map(len, stacks))
+        own = sum(map(len, batch.stacks))
         sums: dict[str, float] = {}
-        for numbers in stacks:
+        for numbers in batch.stacks:
             parts = self._parts(state.held, numbers)
-            share = len(numbers) / total
-            (torch.stack(list(parts.values())).sum() * share).backward()
+            (torch.stack(list(parts.values())).sum() * (len(numbers) / batch.size)).backward()
             for name, part in parts.items():
-                sums[name] = sums.get(name, 0.0) + part.item() * share
+                sums[name] = sums.get(name, 0.0) + part.item() * len(numbers) / own
+        state.exchange(list(state.held.tensors.values()), state.step)
+        # Penalties follow from the weights alone, which all workers have.
         pressure = penalty(state.held, self.settings)
         if pressure is not None:
             pressure.backward()
@@ -239,7 +273,7 @@ class _Loop:
         labels = labels_of(self.lessons, numbers)
         return losses(self.objective, made, answers, self.lessons.power, self.settings, labels)
 
-    def _judge(self, held: Held) -> dict[str, float]:
+    def _judge(self, state: State) -> dict[str, float]:
         """Loss and agreement on the held-out samples."""
         total, same = 0.0, 0.0
         judged = self.lessons.judged
@@ -247,13 +281,15 @@ class _Loop:
         with torch.no_grad():
             for start in range(0, len(judged), size):
                 numbers = list(judged[start : start + size])
-                made = self.student(self.lessons.feeds.stacked(numbers), held, self.objective.mine)
+                made = self.student(self.lessons.feeds.stacked(numbers), state.held, self.objective.mine)
                 answers = self.lessons.answers.stacked(numbers)
                 labels = labels_of(self.lessons, numbers)
                 parts = losses(self.objective, made, answers, self.lessons.power, self.settings, labels)
                 total += sum(p.item() for p in parts.values()) * len(numbers)
                 same += agreement(self.objective.outputs, made, answers) * len(numbers)
-        return {"loss": total / len(judged), "agreement": same / len(judged)}
+        # All keep and stop by one verdict, whatever the last bits of theirs.
+        loss, share = state.exchange.workers.from_first([total / len(judged), same / len(judged)])
+        return {"loss": loss, "agreement": share}
 
     def _verdict(self, state: State) -> float | None:
         """Judge the weights as they are and keep them if they are the best so far; gives the agreement."""
@@ -262,7 +298,7 @@ class _Loop:
             return None
         if sparsify is not None and (state.held.returning or not state.held.masks):
             return None
-        verdict = self._judge(state.held)
+        verdict = self._judge(state)
         state.log[-1] = replace(state.log[-1], held_out=verdict)
         if state.best is None or verdict["loss"] < state.best[0]:
             state.best = (verdict["loss"], state.step, state.held.arrays())
