@@ -20,7 +20,8 @@ def choose_params(low: float, high: float, scheme: QuantScheme) -> QuantParams:
     """Per-tensor parameters that cover ``[low, high]`` (real values, zero always included).
 
     Asymmetric: the zero point is an exact stored integer, so that padding with zeros is exact. Symmetric:
-    the zero point is the middle of the type (0 for int8, 128 for uint8).
+    the zero point is the middle of the type (0 for int8, 128 for uint8). A range that holds zero alone says
+    nothing of the scale, which is 1 then: the least there is would make factors of kernels overflow.
 
     Raises:
         ValueError: a bound is not a finite float32, or ``low > high``.
@@ -28,6 +29,8 @@ def choose_params(low: float, high: float, scheme: QuantScheme) -> QuantParams:
     if not -FLOAT32_MAX <= low <= high <= FLOAT32_MAX:
         raise ValueError(f"not a range: [{low}, {high}]")
     low, high = min(float(low), 0.0), max(float(high), 0.0)
+    if low == high:
+        high = float(scheme.type.qmax - scheme.type.qmin)
     qmin, qmax = scheme.type.qmin, scheme.type.qmax
     if scheme.symmetric:
         middle = 0 if qmin < 0 else (qmin + qmax + 1) // 2

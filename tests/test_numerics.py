@@ -106,8 +106,8 @@ def test_zero_is_exact_and_bounds_are_covered_within_half_a_step(
         assert int(params.zero_point) == {"int8": 0, "uint8": 128, "int16": 0, "uint16": 32768}[kind]
 
 
-def test_a_range_without_width_has_a_scale_that_divides() -> None:
-    params = choose_params(0.0, 0.0, QuantScheme(QuantType.UINT8, symmetric=False))
+def test_a_range_of_hardly_any_width_has_a_scale_that_divides() -> None:
+    params = choose_params(0.0, 1e-30, QuantScheme(QuantType.UINT8, symmetric=False))
     assert int(params.zero_point) == 0
     assert params.scale == MIN_SCALE
     assert bias_params(params.scale, params).scale >= np.finfo(np.float32).tiny
@@ -214,3 +214,10 @@ def test_parameters_are_equal_by_content() -> None:
     assert choose_params(0, 1, scheme) == choose_params(0, 1, scheme)
     assert choose_params(0, 1, scheme) != choose_params(0, 2, scheme)
     assert choose_params(0, 1, scheme) != "something else"
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_range_of_zero_alone_has_a_plain_scale(symmetric: bool) -> None:
+    params = choose_params(0.0, -0.0, QuantScheme(QuantType.INT8, symmetric=symmetric))
+    assert 1 <= float(params.scale) < 3
+    assert float(dequantize(quantize(np.zeros(1, np.float32), params), params)[0]) == 0.0
