@@ -92,11 +92,12 @@ def measured(
     target: Target,
     reference: Baseline,
     metric: Metric | None,
-) -> Fidelity:
+) -> tuple[Fidelity, int]:
+    """What a form of the model keeps, and the bytes of its file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(apply_plan(model, plan, rounder(plan)), path, {}, names_of(model))
-        return check(path, samples, target.runtime, reference, metric)
+        return check(path, samples, target.runtime, reference, metric), path.stat().st_size
 
 
 def main() -> None:
@@ -120,7 +121,7 @@ def main() -> None:
     for observer in get_args(Observer):
         plan = static_plan(model, units, calibration, target, Calibration(observer=observer))
         made = made or rounders(model, plan, calibration, target, recipe.seed)
-        cells = [cell(measured(model, plan, r, evaluation, target, reference, metric)) for r in made]
+        cells = [cell(measured(model, plan, r, evaluation, target, reference, metric)[0]) for r in made]
         print(f"| {observer} | {' | '.join(cells)} |", flush=True)
     if reference.fidelity.metric is not None:
         print(f"\nThe original: {reference.fidelity.metric:.4f}")

@@ -9,17 +9,15 @@ are timed in one run, taking turns, on one thread; the ratio is the median over 
 """
 
 import argparse
-import io
 import os
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from PIL import Image
+from cifar10 import read, standardized
 from suite import recipe_for
 
 from edgepack.build import Job, build
@@ -30,22 +28,14 @@ from edgepack.model import input_specs, load_model
 from edgepack.report import BuildReport
 from edgepack.target import load_target
 
-MEAN, DEVIATION = 125.0, 63.0
 HERE = Path(__file__).parent
 ROUNDS = 300
 
 
 def part_of(archive: Path, part: str, step: int, output: Path) -> Path:
     """Every ``step``-th picture of a part of the archive, as the network takes them."""
-    with zipfile.ZipFile(archive) as opened:
-        names = sorted(n for n in opened.namelist() if n.startswith(f"{part}/") and n.endswith(".jpg"))
-        classes = sorted({n.split("/")[1] for n in names})
-        taken = names[::step]
-        pictures = [
-            np.asarray(Image.open(io.BytesIO(opened.read(n))).convert("RGB"), np.float32) for n in taken
-        ]
-    x = ((np.stack(pictures).transpose(0, 3, 1, 2) - MEAN) / DEVIATION).astype(np.float32)
-    np.savez(output, image=x[:, None], label=np.array([classes.index(n.split("/")[1]) for n in taken]))
+    pictures, kinds = read(archive, part, step)
+    np.savez(output, image=standardized(pictures)[:, None], label=kinds)
     return output
 
 

@@ -89,7 +89,7 @@ def main() -> None:
     print(f"| {head} | dB{'' if metric is None else f' / {metric.name}'} | worth, dB |\n|---|---|---|")
     all_db = None
     for name, plan, rounder in forms(model, calibration, target, Method(arguments.form), recipe.seed):
-        found = measured(model, plan, rounder, evaluation, target, reference, metric)
+        found, _ = measured(model, plan, rounder, evaluation, target, reference, metric)
         all_db = found.sqnr_db if all_db is None else all_db
         worth = "" if None in (all_db, found.sqnr_db) else f"{all_db - found.sqnr_db:.1f}"  # type: ignore[operator]
         print(f"| {name} | {cell(found)} | {worth} |", flush=True)

@@ -9,20 +9,16 @@ their names. The network takes one picture at a time, float32 ``[1, 3, 32, 32]``
 """
 
 import argparse
-import io
 import logging
 import time
-import zipfile
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
+from cifar10 import read, standardized
 from torch import Tensor, nn
 from torch.nn import functional
 
-MEAN, DEVIATION = 125.0, 63.0
 WIDTHS = (48, 96, 128, 192)
 CLASSES = 10
 EPOCHS = 10
@@ -69,17 +65,10 @@ class Network(nn.Module):
         return found
 
 
-def read(archive: Path, part: str) -> tuple[Tensor, Tensor]:
-    """Pictures ``[N, 3, 32, 32]`` and classes ``[N]`` of a part of the archive."""
-    pictures, kinds = [], []
-    with zipfile.ZipFile(archive) as opened:
-        names = sorted(n for n in opened.namelist() if n.startswith(f"{part}/") and n.endswith(".jpg"))
-        classes = sorted({n.split("/")[1] for n in names})
-        for name in names:
-            pictures.append(np.asarray(Image.open(io.BytesIO(opened.read(name))).convert("RGB"), np.float32))
-            kinds.append(classes.index(name.split("/")[1]))
-    stacked = (np.stack(pictures).transpose(0, 3, 1, 2) - MEAN) / DEVIATION
-    return torch.from_numpy(np.ascontiguousarray(stacked, np.float32)), torch.tensor(kinds)
+def part_of(archive: Path, part: str) -> tuple[Tensor, Tensor]:
+    """Pictures ``[N, 3, 32, 32]`` as the network takes them and classes ``[N]`` of a part of the archive."""
+    pictures, kinds = read(archive, part)
+    return torch.from_numpy(standardized(pictures)), torch.from_numpy(kinds)
 
 
 def varied(pictures: Tensor) -> Tensor:
@@ -137,8 +126,8 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
     network = Network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    train(network, *read(args.archive, "train"))
-    log.info("accuracy on the test part: %.4f", accuracy(network, *read(args.archive, "test")))
+    train(network, *part_of(args.archive, "train"))
+    log.info("accuracy on the test part: %.4f", accuracy(network, *part_of(args.archive, "test")))
     example = torch.zeros(1, 3, 32, 32)
     torch.onnx.export(
         network.to(memory_format=torch.contiguous_format).eval(),

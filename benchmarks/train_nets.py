@@ -7,16 +7,14 @@ Writes OUT_FOLDER/{model.onnx, calib.npz, eval.npz}; one thread, less than ten m
 """
 
 import argparse
-import io
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
+from cifar10 import read
 from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
 from torch import nn
 
 CALIBRATION = 512
@@ -40,16 +38,8 @@ def spoken_digits(paths):
 
 def cifar(path):
     """Pictures [N, 3, 32, 32] for training and evaluation, with labels."""
-    found = {"train": ([], []), "test": ([], [])}
-    with zipfile.ZipFile(path) as archive:
-        names = sorted(n for n in archive.namelist() if n.endswith(".jpg"))
-        classes = sorted({n.split("/")[1] for n in names})
-        for name in names:
-            part, label, _ = name.split("/")
-            image = np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB"), np.float32)
-            found[part][0].append((image.transpose(2, 0, 1) - 120.0) / 62.0)
-            found[part][1].append(classes.index(label))
-    return tuple((np.stack(x), np.array(y)) for x, y in found.values())
+    parts = [read(path, part) for part in ("train", "test")]
+    return tuple(((x - 120) / 62, y) for x, y in parts)
 
 
 def lenet():

@@ -8,19 +8,16 @@ the evaluation samples; bytes of the .onnx.
 """
 
 import argparse
-import tempfile
 import time
 from pathlib import Path
 
 import onnx_ir as ir
-from ablation import ROUNDING_SAMPLES, cell, read, spread
+from ablation import ROUNDING_SAMPLES, cell, measured, read, spread
 
 from edgepack.config import Quantize
-from edgepack.export.compact import names_of
-from edgepack.export.onnx import export_onnx
-from edgepack.measure.check import Baseline, baseline, check
+from edgepack.data import Samples
+from edgepack.measure.check import Baseline, baseline
 from edgepack.metrics import Metric, resolve_metric
-from edgepack.quantize.apply import apply_plan
 from edgepack.quantize.few_bits import FewBits, bits_of_units
 from edgepack.quantize.plan import Method, QuantPlan, make_plan
 from edgepack.quantize.rounding import Rounder, round_weights
@@ -42,17 +39,14 @@ def row(
     model: ir.Model,
     plan: QuantPlan,
     rounder: Rounder,
-    samples: object,
+    samples: Samples,
     target: Target,
     reference: Baseline,
     metric: Metric | None,
 ) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        export_onnx(apply_plan(model, plan, rounder(plan)), path, {}, names_of(model))
-        found = check(path, samples, target.runtime, reference, metric)  # type: ignore[arg-type]
-        agreement = "" if found.agreement is None else f"{found.agreement:.3f}"
-        return f"| {name} | {cell(found)} | {agreement} | {path.stat().st_size:,} |"
+    found, size_bytes = measured(model, plan, rounder, samples, target, reference, metric)
+    agreement = "" if found.agreement is None else f"{found.agreement:.3f}"
+    return f"| {name} | {cell(found)} | {agreement} | {size_bytes:,} |"
 
 
 def main() -> None:

@@ -150,6 +150,22 @@ class BuildReport:
         return json.dumps(asdict(self), indent=1, default=str, allow_nan=False) + "\n"
 
 
+def step_of(model: ModelFigures, name: str, packed_bytes: int | None) -> Step:
+    """A built model, or the original, as a step of the waterfall."""
+    found = model.fidelity
+    return Step(
+        name=name,
+        raw_bytes=model.size_bytes,
+        packed_bytes=packed_bytes,
+        resident_bytes=model.peak_memory_bytes,
+        latency_ms_p50=model.latency_ms_p50,
+        speedup=model.speedup,
+        sqnr_db=found.sqnr_db if found else None,
+        agreement=found.agreement if found else None,
+        metric=found.metric if found else None,
+    )
+
+
 def finite(value: float | None) -> float | None:
     """``value``, or ``None`` where it is infinite or NaN and JSON has no word for it."""
     return value if value is not None and math.isfinite(value) else None

@@ -9,7 +9,7 @@ from edgepack.measure.check import Baseline, check
 from edgepack.metrics import Metric
 from edgepack.model import model_bytes
 from edgepack.pack.epk import SUFFIX, Packed, pack
-from edgepack.report import Fidelity, ModelFigures
+from edgepack.report import Fidelity, ModelFigures, step_of
 from edgepack.report_steps import Step
 from edgepack.target import Runtime
 
@@ -66,20 +66,5 @@ def waterfall(
             notes=notes.get(name, ()),
         )
 
-    first = _step("original", original, packed["original"].packed_bytes if packed else None)
-    return (first, *(between(n, p) for n, p in files.items()), _step(QUANTIZED, built, built.packed_bytes))
-
-
-def _step(name: str, figures: ModelFigures, packed_bytes: int | None) -> Step:
-    found = figures.fidelity
-    return Step(
-        name=name,
-        raw_bytes=figures.size_bytes,
-        packed_bytes=packed_bytes,
-        resident_bytes=figures.peak_memory_bytes,
-        latency_ms_p50=figures.latency_ms_p50,
-        speedup=figures.speedup,
-        sqnr_db=found.sqnr_db if found else None,
-        agreement=found.agreement if found else None,
-        metric=found.metric if found else None,
-    )
+    first = step_of(original, "original", packed["original"].packed_bytes if packed else None)
+    return (first, *(between(n, p) for n, p in files.items()), step_of(built, QUANTIZED, built.packed_bytes))

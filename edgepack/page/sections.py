@@ -20,7 +20,7 @@ from edgepack.page.words import (
     size,
     smaller,
 )
-from edgepack.report import BuildReport, GateLine, ModelFigures
+from edgepack.report import BuildReport, GateLine, step_of
 from edgepack.report_formats import tflite_lines
 from edgepack.report_steps import Step
 
@@ -97,9 +97,9 @@ def _figure(value: float) -> str:
 
 def steps(report: BuildReport) -> Section:
     """What each step does to bytes, accuracy and latency, then the other formats."""
-    rows = list(report.waterfall) or [_as_step(m) for m in report.models[:2]]
+    rows = list(report.waterfall) or [step_of(m, m.name, m.packed_bytes) for m in report.models[:2]]
     names = [step.name for step in rows]
-    rows += [_as_step(m) for m in report.models[2:] if m.name not in names]
+    rows += [step_of(m, m.name, m.packed_bytes) for m in report.models[2:] if m.name not in names]
     line, others = rows[: len(names)], rows[len(names) :]
     charts = [
         bars("Bytes on disk", list(_falling(line, others, "raw_bytes")), better="less is better"),
@@ -146,21 +146,6 @@ def _against(base: float | None, metric: float | None) -> str:
 
 def _kind(place: int) -> str:
     return "" if place else "original"
-
-
-def _as_step(model: ModelFigures) -> Step:
-    found = model.fidelity
-    return Step(
-        name=model.name,
-        raw_bytes=model.size_bytes,
-        packed_bytes=model.packed_bytes,
-        resident_bytes=model.peak_memory_bytes,
-        latency_ms_p50=model.latency_ms_p50,
-        speedup=model.speedup,
-        sqnr_db=found.sqnr_db if found else None,
-        agreement=found.agreement if found else None,
-        metric=found.metric if found else None,
-    )
 
 
 def _falling(line: Sequence[Step], others: Sequence[Step], field: str) -> Iterator[Bar]:
