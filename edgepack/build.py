@@ -2,19 +2,18 @@
 
 import hashlib
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from edgepack import __version__
-from edgepack.artifacts import Material, figures_of, outdated, require_runtimes, write_artifacts
+from edgepack.artifacts import Artifacts, Material, figures_of, outdated, require_runtimes, write_artifacts
 from edgepack.calibrate.ranges import RangeTable, load_ranges
 from edgepack.calibrate.run import calibrate
 from edgepack.choose import Choice, choose
+from edgepack.clock import Clock, Progress
 from edgepack.config import Recipe
 from edgepack.data import Samples
 from edgepack.errors import ConfigError
@@ -37,6 +36,7 @@ from edgepack.model import (
     save_model,
     weight_bytes,
 )
+from edgepack.pack.epk import Packed
 from edgepack.page.render import write_page
 from edgepack.parts import Parts, open_parts
 from edgepack.passes.line import PassMaterial, run_passes
@@ -49,7 +49,7 @@ from edgepack.quantize.plan import Method, QuantPlan, make_plan, requested_metho
 from edgepack.quantize.rounding import Rounder, round_weights
 from edgepack.quantize.saturation import Narrow, narrow_notes, outputs_that_saturate
 from edgepack.quantize.units import Unit, find_units
-from edgepack.report import BuildReport, Fidelity, StageReport, text
+from edgepack.report import BuildReport, Fidelity, text
 from edgepack.report_devices import DeviceRun
 from edgepack.scheme import Granularity
 from edgepack.scratch import publish, scratch_folder
@@ -57,9 +57,6 @@ from edgepack.target import Target
 from edgepack.terms import as_wished, kept_measurements, limits, search_task
 from edgepack.trials import DEVICE_PROBES, Floor, Methods, TrialBench
 from edgepack.waterfall import check_steps, pack_steps, waterfall
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, the steps done and the steps in all (0 when unknown)."""
 
 PROBES = 16
 """Calibration samples that candidates are timed and compared on."""
@@ -90,28 +87,6 @@ class Job:
     """Set by the build itself."""
 
 
-class _Clock:
-    """Collects one StageReport per stage."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.stages: list[StageReport] = []
-        self.progress = progress
-
-    @property
-    def notes(self) -> dict[str, tuple[str, ...]]:
-        """What each stage had to say."""
-        return {stage.name: stage.notes for stage in self.stages}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[list[str]]:
-        """Time what is inside; gives a list for what the stage has to say."""
-        self.progress(name, 0, 0)
-        notes: list[str] = []
-        started = time.perf_counter()
-        yield notes
-        self.stages.append(StageReport(name, round(time.perf_counter() - started, 3), tuple(notes)))
-
-
 def build(job: Job) -> tuple[BuildReport, Path]:
     """Run the whole line and write the package; gives its report and its folder.
 
@@ -127,7 +102,8 @@ def build(job: Job) -> tuple[BuildReport, Path]:
     with scratch_folder(output) as scratch:
         package = scratch / "package"
         package.mkdir()
-        report = _build_into(job, package, scratch)
+        clock = Clock(job.progress)
+        report = _measure(_make(job, clock, package, scratch), clock, scratch)
         (package / "report.json").write_text(report.to_json(), encoding="utf-8")
         (package / "report.txt").write_text(text(report), encoding="utf-8")
         write_page(package)
@@ -148,8 +124,29 @@ def output_folder(recipe: Recipe, target: Target) -> Path:
     return Path(recipe.output.replace("{target}", target.name))
 
 
-def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
-    recipe, clock = job.recipe, _Clock(job.progress)
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What a build has made, to be checked, timed and told of."""
+
+    job: Job
+    original: ir.Model
+    model: ir.Model
+    """Normalized, after all passes."""
+    data: Parts
+    reference: Baseline
+    steps: Mapping[str, Path]
+    """A file of the model after each pass."""
+    table: RangeTable
+    choice: Choice
+    artifacts: Artifacts
+    packed: Mapping[str, Packed]
+    packed_steps: Mapping[str, Packed]
+    digests: Mapping[str, str]
+
+
+def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
+    """From files to files: everything that decides what the package is."""
+    recipe = job.recipe
     digests = {"recipe": _digest(recipe.settings_json()), "target": _digest(job.target.model_dump_json())}
     with clock.stage("load") as notes:
         original = load_model(recipe.model)
@@ -187,6 +184,15 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         notes.extend(f"{refusal.file} not built: {refusal.reason}" for refusal in artifacts.refused)
         packed = export_epk(artifacts.files, package, scratch, ship="epk" in job.target.formats, large=large)
         packed_steps = pack_steps(recipe.model, steps, scratch, large=large)
+    return _Made(
+        job, original, model, data, reference, steps, table, choice, artifacts, packed, packed_steps, digests
+    )
+
+
+def _measure(made: _Made, clock: Clock, scratch: Path) -> BuildReport:
+    """Check, time and judge what was made."""
+    job, data, choice, artifacts, steps = made.job, made.data, made.choice, made.artifacts, made.steps
+    recipe, reference = job.recipe, made.reference
     with clock.stage("check"):
         on_sample = _counter(job, "check", data.evaluation)
         fidelity, parity = check_together(
@@ -196,9 +202,9 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
     with clock.stage("bench"):
         latencies, devices = _bench(job, {**artifacts.files, **steps}, data.evaluation)
     with clock.stage("units"):
-        fused, figures = _look_inside(job, model, choice.plan, artifacts.files["onnx"], data, scratch)
+        fused, figures = _look_inside(job, made.model, choice.plan, artifacts.files["onnx"], data, scratch)
     models = figures_of(
-        recipe.model, artifacts.files, latencies, {"original": reference.fidelity, **fidelity}, packed
+        recipe.model, artifacts.files, latencies, {"original": reference.fidelity, **fidelity}, made.packed
     )
     gate = judge(limits(recipe, job.target, data.metric), models, asked_for=recipe.gate is not None)
     return BuildReport(
@@ -210,10 +216,10 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         models=models,
         refused=artifacts.refused,
         parity=parity,
-        waterfall=waterfall(models, steps, clock.notes, at_steps, packed_steps, latencies),
+        waterfall=waterfall(models, steps, clock.notes, at_steps, made.packed_steps, latencies),
         gate=gate,
         candidates=tuple(choice.candidates),
-        units=unit_rows(choice.plan, model, figures),
+        units=unit_rows(choice.plan, made.model, figures),
         sensitivity=choice.sensitivity,
         runtime={
             **fused,
@@ -225,9 +231,9 @@ def _build_into(job: Job, package: Path, scratch: Path) -> BuildReport:
         environment={**environment(), "threads": job.target.runtime.threads},
         devices=devices,
         fingerprints={
-            "model": fingerprint(original),
-            "calibration": table.samples_fingerprint,
-            **digests,
+            "model": fingerprint(made.original),
+            "calibration": made.table.samples_fingerprint,
+            **made.digests,
         },
     )
 
@@ -273,7 +279,7 @@ def _ranges(job: Job, model: ir.Model, units: Sequence[Unit], samples: Samples) 
     )
 
 
-def _equalized(job: Job, clock: _Clock, model: ir.Model, samples: Samples) -> ir.Model:
+def _equalized(job: Job, clock: Clock, model: ir.Model, samples: Samples) -> ir.Model:
     """Layers with one scale for a whole weight get channels of like ranges."""
     if job.large or job.target.quantization.weight_granularity is not Granularity.PER_TENSOR:
         return model
@@ -285,7 +291,7 @@ def _equalized(job: Job, clock: _Clock, model: ir.Model, samples: Samples) -> ir
 
 
 def _narrow(
-    job: Job, clock: _Clock, model: ir.Model, units: Sequence[Unit], table: RangeTable, samples: Samples
+    job: Job, clock: Clock, model: ir.Model, units: Sequence[Unit], table: RangeTable, samples: Samples
 ) -> Narrow:
     if not job.target.quantization.saturates:
         return {}

@@ -11,7 +11,7 @@ import typer
 from edgepack import __version__
 
 if TYPE_CHECKING:
-    from edgepack.build import Progress
+    from edgepack.clock import Progress
     from edgepack.config import Recipe
 
 app = typer.Typer(
