@@ -10,7 +10,7 @@ from typing import Any
 
 from edgepack.lines import size_text, table, time_text
 from edgepack.report_devices import DeviceRun, device_lines
-from edgepack.report_formats import Parity, Refusal, first_of, tflite_lines
+from edgepack.report_formats import Parity, Refusal, first_of, host_only, tflite_lines
 from edgepack.report_steps import Step, waterfall_lines
 
 MOST_REASONS = 8
@@ -180,7 +180,7 @@ def text(report: BuildReport) -> str:
     told = [*_forms(report.units), *_runtime(report.runtime), *_weak_points(report.units)]
     lines += ["", *told] if told else []
     lines += _sensitivity(report.sensitivity)
-    lines += _candidates(report.candidates, report.runtime.get("weighed_without", ()))
+    lines += _candidates(report.candidates)
     lines += device_lines(report.devices)
     lines += _gate(report.gate)
     environment = report.environment
@@ -191,6 +191,7 @@ def text(report: BuildReport) -> str:
         + (f", {environment['litert']}" if "tflite" in report.runtime else "")
         + "; times compare within this run only",
     ]
+    lines += [note] if (note := host_only(report.runtime)) else []
     return "\n".join(lines) + "\n"
 
 
@@ -362,7 +363,7 @@ def _lost_us(unit: UnitRow) -> float:
     return 0.0 if unit.built_us is None or unit.float_us is None else unit.built_us - unit.float_us
 
 
-def _candidates(candidates: Sequence[Candidate], without: Sequence[str]) -> list[str]:
+def _candidates(candidates: Sequence[Candidate]) -> list[str]:
     if len(candidates) < 2:
         return []
     shown = [c for c in candidates if c.chosen or not c.of_units]
@@ -379,8 +380,7 @@ def _candidates(candidates: Sequence[Candidate], without: Sequence[str]) -> list
     ]
     more = len(candidates) - len(shown)
     rest = [f"  and {more} forms of single units, in report.json"] if more else []
-    how = f", timed without {', '.join(without)}, which the device has not" if without else ""
-    return ["", f"tried{how}", *table(rows, right=(2, 3, 4)), *rest]
+    return ["", "tried", *table(rows, right=(2, 3, 4)), *rest]
 
 
 def _figure(value: float) -> str:

@@ -66,3 +66,14 @@ def first_of(parts: Sequence[str], most: int, rest: str) -> str:
     """The first ``most`` parts, and how many are left."""
     more = [f"{len(parts) - most} {rest}"] if len(parts) > most else []
     return ", ".join([*parts[:most], *more])
+
+
+def host_only(runtime: Mapping[str, Any]) -> str:
+    """That float ran on kernels of this host which the device lacks; empty where it has them all."""
+    without = runtime.get("weighed_without") or ()
+    if not without:
+        return ""
+    return (
+        f"the float model ran here on kernels that the device has not ({', '.join(without)}): "
+        "expect int8 to gain more there; forms were weighed without them"
+    )

@@ -152,3 +152,9 @@ def test_times() -> None:
 def test_tables_do_not_trail() -> None:
     assert table([("a", "bb"), ("ccc", "")]) == ["  a     bb", "  ccc"]
     assert table([("a", "1"), ("b", "100")], right=(1,)) == ["  a     1", "  b   100"]
+
+
+def test_a_host_that_flatters_float_is_told() -> None:
+    without = replace(REPORT, runtime={**REPORT.runtime, "weighed_without": ["NchwcTransformer"]})
+    assert "NchwcTransformer" in text(without).splitlines()[-1]
+    assert "NchwcTransformer" not in text(REPORT)
