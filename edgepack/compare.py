@@ -40,10 +40,10 @@ def check_models(
         ConfigError: there is no data.
         EdgepackError: see :mod:`edgepack.errors`.
     """
+    inputs = input_specs(load_model(original))
     data = recipe.evaluation_data or recipe.calibration_data
     if data is None:
         raise ConfigError("no samples to check on: give them with --data, or in the recipe")
-    inputs = input_specs(load_model(original))
     samples = open_samples(data, "evaluation", inputs, recipe.images, base=base)
     metric = resolve_metric(recipe.metric, base) if recipe.metric else None
     progress("check original", 0, 0)

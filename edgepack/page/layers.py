@@ -24,7 +24,7 @@ def error_and_time(report: BuildReport) -> Section | None:
     points = [Point(u.built_us or 0.0, u.sqnr_db or 0.0, u.method, _tip(u)) for u in drawn]
     left = len(report.units) - len(drawn)
     told = (
-        f"{left} of {len(report.units)} units are not drawn: no time of their own, or equal outputs."
+        f"{left} of {len(report.units)} units not drawn: no time of their own, or equal outputs."
         if left
         else ""
     )
@@ -37,7 +37,7 @@ def error_and_time(report: BuildReport) -> Section | None:
         tag("p", told, class_="lead") if told and points else None,
         tag("details", tag("summary", f"All {len(report.units)} units"), _unit_table(report)),
         lead="A unit is what the runtime runs as one kernel. Low and to the right is where error and time "
-        "are: such units pay most for another form."
+        "are: such units gain most from another form."
         if points
         else "The units of this build were not measured one by one.",
     )
