@@ -166,7 +166,8 @@ def pair_text(pair: Pair) -> str:
 
 
 def named(folders: Sequence[str]) -> tuple[str, str]:
-    """Names that tell two folders apart: the last part, or as they were given where that is the same."""
-    short = [folder.rstrip("/").rpartition("/")[2] for folder in folders]
-    first, second = short if short[0] != short[1] else folders
-    return first, second
+    """Names that tell two folders apart: their last parts, as few as differ; the last one where none does."""
+    first, second = (folder.rstrip("/").split("/") for folder in folders)
+    most = max(len(first), len(second))
+    parts = next((n for n in range(1, most) if first[-n:] != second[-n:]), 1)
+    return "/".join(first[-parts:]), "/".join(second[-parts:])

@@ -60,7 +60,9 @@ def test_the_page_of_two_builds() -> None:
 
 def test_names_that_tell_folders_apart() -> None:
     assert named(["dist/a/", "dist/b"]) == ("a", "b")
-    assert named(["one/x86", "two/x86"]) == ("one/x86", "two/x86")
+    assert named(["in/one/x86", "in/two/x86"]) == ("one/x86", "two/x86")
+    assert named(["x86", "two/x86"]) == ("x86", "two/x86")
+    assert named(["in/same", "in/same/"]) == ("same", "same")
 
 
 def test_compare_at_the_command_line(tmp_path: Path) -> None:
