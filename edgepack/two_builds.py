@@ -169,5 +169,5 @@ def named(folders: Sequence[str]) -> tuple[str, str]:
     """Names that tell two folders apart: their last parts, as few as differ; the last one where none does."""
     first, second = (folder.rstrip("/").split("/") for folder in folders)
     most = max(len(first), len(second))
-    parts = next((n for n in range(1, most) if first[-n:] != second[-n:]), 1)
+    parts = next((n for n in range(1, most + 1) if first[-n:] != second[-n:]), 1)
     return "/".join(first[-parts:]), "/".join(second[-parts:])
