@@ -199,6 +199,17 @@ def test_training_makes_the_zeros_that_are_asked_for(samples: Samples, pattern: 
     assert made.log[-1].sparsity == 0.5
 
 
+@pytest.mark.parametrize("when", ["once", "dynamic"])
+def test_a_model_with_some_zeros_gets_those_that_are_asked_for(samples: Samples, when: str) -> None:
+    one_zero = changed(conv_net(), lambda key, v: v * (np.arange(v.size).reshape(v.shape) > 0))
+    share = Sparsify(sparsity=0.5, when=when, every=1000, start=0.5)  # type: ignore[arg-type]
+    made = trained(one_zero, samples, sparsify=share, held_out=0.25)
+    after = {k: v for k, v in held_arrays(made.model).items() if k.startswith("w")}
+    zeros = sum(int((v == 0).sum()) for v in after.values()) / sum(v.size for v in after.values())
+    assert abs(zeros - 0.5) < 0.01
+    assert made.kept_step > 20
+
+
 def test_a_dynamic_choice_lets_weights_come_back(samples: Samples) -> None:
     held = hold(conv_net())
     key = "w2"

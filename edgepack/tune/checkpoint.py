@@ -60,6 +60,7 @@ def save_checkpoint(folder: Path, state: State, identity: str) -> None:
         "tensors": {key: tensor.detach() for key, tensor in state.held.tensors.items()},
         "masks": state.held.masks,
         "returning": state.held.returning,
+        "zeros_chosen": state.zeros_chosen,
         "optimizer": state.optimizer.state_dict(),
         "lost": state.exchange.lost,
         "bytes": (state.exchange.sent_bytes, state.exchange.float_bytes),
@@ -103,6 +104,7 @@ def load_checkpoint(folder: Path, state: State, identity: str) -> None:
             tensor.copy_(content["tensors"][key])
     state.held.masks = content["masks"]
     state.held.returning = content["returning"]
+    state.zeros_chosen = content["zeros_chosen"]
     state.optimizer.load_state_dict(content["optimizer"])
     state.exchange.lost = content["lost"]
     state.exchange.sent_bytes, state.exchange.float_bytes = content["bytes"]

@@ -40,6 +40,8 @@ class State:
     epoch: int = 0
     step: int = 0
     elapsed_s: float = 0.0
+    zeros_chosen: bool = False
+    """Whether those that the settings ask for stay where they are; a model may have had others before."""
     best: tuple[float, int, dict[str, Array]] | None = None
     """Loss on held-out samples, step and weights."""
     log: list[Entry] = field(default_factory=list)

@@ -240,10 +240,11 @@ class _Loop:
             return 0.0
         sparsity = wanted_sparsity(settings, progress)
         final = progress >= settings.end or settings.when == "once"
-        due = held.returning or not held.masks if final else state.step % settings.every == 0
+        due = not state.zeros_chosen if final else state.step % settings.every == 0
         if sparsity and due:
             held.masks = choose_masks(held, sparsity, settings.pattern)
             held.returning = not final
+            state.zeros_chosen = final
         return sparsity
 
     def _step(self, state: State, batch: Batch, rate: float) -> dict[str, float]:
@@ -293,10 +294,9 @@ class _Loop:
 
     def _verdict(self, state: State) -> float | None:
         """Judge the weights as they are and keep them if they are the best so far; gives the agreement."""
-        sparsify = self.settings.sparsify
         if not self.lessons.judged or not state.log:
             return None
-        if sparsify is not None and (state.held.returning or not state.held.masks):
+        if self.settings.sparsify is not None and not state.zeros_chosen:
             return None
         verdict = self._judge(state)
         state.log[-1] = replace(state.log[-1], held_out=verdict)
