@@ -1,16 +1,19 @@
 """Train the small residual network that benchmarks prune: CIFAR-10, 32 x 32 pictures of ten kinds.
 
     python benchmarks/train_cifar10.py cifar10.zip -o cifar10.onnx
+    python benchmarks/train_cifar10.py cifar10.zip -o start.onnx --widths 16 32 48 64 --untrained
 
 It needs ``torch``, ``onnx`` and ``pillow`` and takes about five minutes of one core. The archive holds
 pictures as ``train/CLASS/NAME.jpg`` and ``test/CLASS/NAME.jpg``; classes are numbered in the order of
 their names. The network takes one picture at a time, float32 ``[1, 3, 32, 32]``, red first, as
-``(pixel - 125) / 63``.
+``(pixel - 125) / 63``. An untrained one has the statistics of some pictures in its normalization, so that
+it still starts well after these are folded into its weights.
 """
 
 import argparse
 import logging
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +27,8 @@ CLASSES = 10
 EPOCHS = 10
 BATCH = 64
 PEAK_LEARNING_RATE = 0.15
+STATISTICS = 500
+"""Pictures that an untrained network is normalized by."""
 SHIFT = 4
 """Pixels that a picture is moved by, at most, in training."""
 
@@ -50,13 +55,12 @@ class Block(nn.Module):
 class Network(nn.Module):
     """A convolution, three blocks, a mean and a linear layer: 60 million products a picture."""
 
-    def __init__(self) -> None:
+    def __init__(self, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
-        self.stem_norm = nn.BatchNorm2d(WIDTHS[0])
-        pairs = pairwise(WIDTHS)
-        self.blocks = nn.Sequential(*(Block(a, b) for a, b in pairs))
-        self.head = nn.Linear(WIDTHS[-1], CLASSES)
+        self.stem = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(widths[0])
+        self.blocks = nn.Sequential(*(Block(a, b) for a, b in pairwise(widths)))
+        self.head = nn.Linear(widths[-1], CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         """Pictures ``[N, 3, 32, 32]`` to scores ``[N, 10]``."""
@@ -108,6 +112,16 @@ def train(network: Network, pictures: Tensor, kinds: Tensor) -> None:
         log.info("epoch %d: loss %.3f, %.0f s", epoch + 1, total / steps, time.monotonic() - started)
 
 
+def normalize(network: Network, pictures: Tensor) -> None:
+    """Take the statistics of normalization from some of the pictures; weights stay as they are drawn."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    network.train()
+    with torch.no_grad():
+        network(pictures[torch.randperm(len(pictures))[:STATISTICS]])
+
+
 def accuracy(network: Network, pictures: Tensor, kinds: Tensor) -> float:
     """Share of pictures that get their class."""
     network.eval()
@@ -121,12 +135,22 @@ def main() -> None:
     parser.add_argument("archive", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="channels of stem and blocks")
+    parser.add_argument("--without-every", type=int, metavar="N", help="leave out every N-th train picture")
+    parser.add_argument("--untrained", action="store_true")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
-    network = Network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    train(network, *part_of(args.archive, "train"))
+    network = Network(args.widths).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pictures, kinds = part_of(args.archive, "train")
+    if args.without_every:
+        kept = torch.arange(len(kinds)) % args.without_every != args.without_every - 1
+        pictures, kinds = pictures[kept], kinds[kept]
+    if args.untrained:
+        normalize(network, pictures)
+    else:
+        train(network, pictures, kinds)
     log.info("accuracy on the test part: %.4f", accuracy(network, *part_of(args.archive, "test")))
     example = torch.zeros(1, 3, 32, 32)
     torch.onnx.export(

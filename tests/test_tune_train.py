@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,22 @@ def test_a_dynamic_choice_lets_weights_come_back(samples: Samples) -> None:
     held.tensors[key].grad = None
     held.value(key).sum().backward()
     assert not held.tensors[key].grad.any()
+
+
+def test_weights_come_back_on_the_way(samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[dict[str, Any]] = []
+
+    def told(*arguments: Any) -> Any:
+        chosen.append(choose_masks(*arguments))
+        return chosen[-1]
+
+    monkeypatch.setattr("edgepack.tune.train.choose_masks", told)
+    share = Sparsify(sparsity=0.7, every=4, end=0.95)
+    trained(noisy(conv_net(), 0.3), samples, sparsify=share, steps=100, learning_rate=0.1)
+    kept = [np.concatenate([m.numpy().ravel() for m in masks.values()]) for masks in chosen]
+    back = sum(int(((a == 0) & (b == 1)).sum()) for a, b in pairwise(kept))
+    assert len(kept) > 5 and back > 0
+    assert [int(k.sum()) for k in kept] == sorted((int(k.sum()) for k in kept), reverse=True)
 
 
 def test_a_cubic_schedule() -> None:
