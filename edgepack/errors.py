@@ -9,7 +9,7 @@
     ├── CalibrationError          4     ranges could not be measured
     ├── ExportError               4     an artifact could not be written or verified
     ├── DeviceError               5     the device cannot be reached, or cannot run the bench
-    └── GateFailed                1     artifacts are good and kept, a limit is not met
+    └── GateFailed                1     a limit is not met; a package is kept, a pool is not written
 
 A message says what is wrong, where (file, node, tensor, sample) and what to do about it.
 """

@@ -15,17 +15,32 @@ def judge(gate: Gate, models: Sequence[ModelFigures], *, asked_for: bool) -> tup
     A limit that the user ``asked_for`` and whose figure was not measured fails: what cannot be checked has
     not been passed. A target's default limit without a figure (a metric without labels) is left out.
     """
-    original, built = models[0], models[1:]
-    drops = [_drop(original, m) for m in built]
+    built = models[1:]
     lines = [
-        _at_most("metric drop at most", gate.max_metric_drop, drops),
-        _at_least("fidelity in dB at least", gate.min_sqnr_db, [_sqnr(m) for m in built]),
-        _at_least("agreement at least", gate.min_agreement, [_agreement(m) for m in built]),
+        *_accuracy_lines(gate, models[0].fidelity, [m.fidelity for m in built]),
         _at_most("bytes at most", gate.max_bytes, [m.size_bytes for m in built]),
         _at_most("latency p50 in ms at most", gate.max_latency_ms, [m.latency_ms_p50 for m in built]),
         _at_least("times as fast at least", gate.min_speedup, [m.speedup for m in built]),
     ]
     return tuple(line for line in lines if line is not None and (asked_for or line.measured is not None))
+
+
+def judge_accuracy(
+    gate: Gate, original: Fidelity, found: Fidelity, *, asked_for: bool
+) -> tuple[GateLine, ...]:
+    """The lines of :func:`judge` that say how accurate one model is, whose bytes and latency do not count."""
+    lines = _accuracy_lines(gate, original, [found])
+    return tuple(line for line in lines if line is not None and (asked_for or line.measured is not None))
+
+
+def _accuracy_lines(
+    gate: Gate, original: Fidelity | None, built: Sequence[Fidelity | None]
+) -> list[GateLine | None]:
+    return [
+        _at_most("metric drop at most", gate.max_metric_drop, [_drop(original, f) for f in built]),
+        _at_least("fidelity in dB at least", gate.min_sqnr_db, [_sqnr(f) for f in built]),
+        _at_least("agreement at least", gate.min_agreement, [f.agreement if f else None for f in built]),
+    ]
 
 
 def keeps_half(gate: Gate, original: Fidelity, found: Fidelity) -> bool:
@@ -43,21 +58,17 @@ def keeps_half(gate: Gate, original: Fidelity, found: Fidelity) -> bool:
     return True
 
 
-def _drop(original: ModelFigures, model: ModelFigures) -> float | None:
-    before = original.fidelity.metric if original.fidelity else None
-    after = model.fidelity.metric if model.fidelity else None
+def _drop(original: Fidelity | None, found: Fidelity | None) -> float | None:
+    before = original.metric if original else None
+    after = found.metric if found else None
     return None if before is None or after is None else before - after
 
 
-def _sqnr(model: ModelFigures) -> float | None:
-    if model.fidelity is None:
+def _sqnr(found: Fidelity | None) -> float | None:
+    if found is None:
         return None
     # Equal outputs have no noise: better than any limit.
-    return model.fidelity.sqnr_db if model.fidelity.sqnr_db is not None else 999.0
-
-
-def _agreement(model: ModelFigures) -> float | None:
-    return model.fidelity.agreement if model.fidelity else None
+    return found.sqnr_db if found.sqnr_db is not None else 999.0
 
 
 def _at_most(limit: str, bound: float | None, figures: Sequence[float | None]) -> GateLine | None:

@@ -43,7 +43,7 @@ def open_parts(recipe: Recipe, target: Target, base: Path, model: ir.Model) -> P
     calibration = open_samples(recipe.calibration_data, "calibration", inputs, recipe.images, base=base)
     metric = resolve_metric(recipe.metric, base) if recipe.metric else None
     if recipe.evaluation_data is not None:
-        evaluation = open_samples(recipe.evaluation_data, "evaluation", inputs, recipe.images, base=base)
+        evaluation, _ = open_evaluation(recipe, target, base, model)
         check_disjoint(calibration, evaluation)
         return Parts(calibration, evaluation, metric, ())
     if metric is not None:
@@ -57,6 +57,23 @@ def open_parts(recipe: Recipe, target: Target, base: Path, model: ir.Model) -> P
     rest = tuple(i for i in calibration.indices if i not in set(kept))
     note = f"no evaluation data: {len(kept)} of {len(calibration)} calibration samples kept for the check"
     return Parts(replace(calibration, indices=rest), replace(calibration, indices=kept), None, (note,))
+
+
+def open_evaluation(
+    recipe: Recipe, target: Target, base: Path, model: ir.Model
+) -> tuple[Samples, Metric | None]:
+    """The samples that a build with ``recipe`` judges by, and the metric.
+
+    Raises:
+        ConfigError, SamplesError: see :func:`open_parts`; calibration data need be there only where the
+            evaluation data are a part of them.
+    """
+    if recipe.evaluation_data is None:
+        parts = open_parts(recipe, target, base, model)
+        return parts.evaluation, parts.metric
+    inputs = _inputs(recipe, target, model)
+    samples = open_samples(recipe.evaluation_data, "evaluation", inputs, recipe.images, base=base)
+    return samples, resolve_metric(recipe.metric, base) if recipe.metric else None
 
 
 def _inputs(recipe: Recipe, target: Target, model: ir.Model) -> tuple[InputSpec, ...]:

@@ -1,34 +1,35 @@
 """The command that packs: one model into one file, several into a pool whose outputs are compared."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgepack.compare import random_feed
-from edgepack.config import Data
-from edgepack.data import open_samples
+from edgepack.clock import Progress
 from edgepack.errors import ConfigError
 from edgepack.lines import size_text, table
-from edgepack.measure.check import compare_outputs
-from edgepack.measure.runner import open_model
-from edgepack.model import input_specs, load_model
 from edgepack.pack.epk import SUFFIX, Packed, pack
-from edgepack.pack.pool import Pool, PooledModel, make_pool
-from edgepack.target import Runtime
+from edgepack.pack.pool import Pool, PooledModel, Verdict, make_pool
+from edgepack.pool_judge import Wish, judge_of
+from edgepack.report import Fidelity, GateLine
 
-SAMPLES = 16
-"""That outputs are compared on."""
-LEAST_DB = 30.0
-"""What the outputs of a model with similar tensors have to keep, where nothing else is asked for."""
+NOTHING_ASKED = Wish()
 SHOWN_TIED = 8
+NOT_POOLED = (".ort", ".tflite", SUFFIX)
 FILE_SUFFIXES = (".onnx", ".ort", ".tflite", ".data", ".bin")
 """What nobody calls a folder."""
 
 
 def pack_models(
-    models: Sequence[Path], output: Path, within: float, data: str | None, least_db: float | None
+    models: Sequence[Path],
+    output: Path,
+    within: float = 0.0,
+    wish: Wish = NOTHING_ASKED,
+    progress: Progress = lambda stage, done, total: None,
 ) -> Packed | Pool:
     """Pack one model into an ``.epk``, or several into a pool folder; ``output`` says which.
+
+    A pool one of whose models does not meet its gate is not written: see :attr:`Pool.passed`.
 
     Raises:
         ConfigError: the output fits neither.
@@ -37,25 +38,25 @@ def pack_models(
     if output.suffix.lower() == SUFFIX:
         if len(models) != 1:
             raise ConfigError(f"{output}: holds one model; for several name a folder, which becomes a pool")
-        if within or data or least_db is not None:
-            raise ConfigError(f"{output}: restores every byte; --within and --data are for pools")
+        if within or wish.is_for_a_pool:
+            raise ConfigError(
+                f"{output}: restores every byte; --within and what judges the outputs are for pools"
+            )
+        progress(f"pack {models[0].name}", 0, 0)
         return pack(models[0], output)
     if output.suffix in FILE_SUFFIXES:
         raise ConfigError(f"{output}: name a {SUFFIX} file, or a folder for a pool")
-    runtime = Runtime()
+    for model in models:
+        if model.suffix in NOT_POOLED:
+            raise ConfigError(
+                f"{model}: a pool holds .onnx models; no other file can have its weights in one beside it"
+            )
+    return make_pool(models, output, within=within, judge=judge_of(models, wish, progress))
 
-    def verify(original: Path, pooled: Path) -> float:
-        inputs = input_specs(load_model(original))
-        feeds = [random_feed(inputs)]
-        if data is not None:
-            samples = open_samples(Data(path=data, samples=SAMPLES), "comparison", inputs, {}, base=Path())
-            feeds = [sample.feeds for sample in samples]
-        reference = open_model(original, runtime)
-        outputs = [reference.run(feed) for feed in feeds]
-        return compare_outputs(outputs, open_model(pooled, runtime), feeds).sqnr_db
 
-    floor = LEAST_DB if least_db is None else least_db
-    return make_pool(models, output, within=within, verify=verify, least_db=floor)
+def passes(result: Packed | Pool) -> bool:
+    """Whether it is written; a pool is not where a model misses its gate."""
+    return isinstance(result, Packed) or result.passed
 
 
 def facts(result: Packed | Pool) -> dict[str, Any]:
@@ -71,6 +72,7 @@ def facts(result: Packed | Pool) -> dict[str, Any]:
         "folder": str(result.folder),
         "raw_bytes": result.raw_bytes,
         "pool_bytes": result.pool_bytes,
+        "passed": result.passed,
         "models": [_model_facts(model) for model in result.models],
     }
 
@@ -82,7 +84,7 @@ def _model_facts(model: PooledModel) -> dict[str, Any]:
         "raw_bytes": model.raw_bytes,
         "stored_bytes": model.stored_bytes,
         "relative_error": model.relative_error,
-        "sqnr_db": model.sqnr_db,
+        "verdict": None if model.verdict is None else _verdict_facts(model.verdict),
         "note": model.note,
         "tied": [
             {
@@ -96,6 +98,10 @@ def _model_facts(model: PooledModel) -> dict[str, Any]:
     }
 
 
+def _verdict_facts(verdict: Verdict) -> dict[str, Any]:
+    return {**asdict(verdict), "passed": verdict.passed}
+
+
 def text(result: Packed | Pool) -> str:
     """The result as lines."""
     if isinstance(result, Packed):
@@ -104,10 +110,21 @@ def text(result: Packed | Pool) -> str:
             f"{result.path}: {size_text(result.raw_bytes)} in {size_text(result.packed_bytes)}, "
             f"{ratio:.2f}× smaller; unpacked again and compared\n"
         )
+    lines = [*_sizes(result.models), *_similar(result.models), *_judged(result.models)]
+    ratio = result.pool_bytes / result.raw_bytes
+    place = f"{result.folder}{'' if result.passed else ' (not written)'}"
+    sizes = f"{size_text(result.pool_bytes)} for models of {size_text(result.raw_bytes)}"
+    lines.append(f"{place}: {sizes} ({ratio:.2f}×)")
+    return "\n".join(lines) + "\n"
+
+
+def _sizes(models: Sequence[PooledModel]) -> list[str]:
     rows = [("model", "alone", "adds", "tied", "error of weights", "outputs")]
-    for model in result.models:
+    for model in models:
         similar = [tied for tied in model.tied if tied.relative_error]
-        outputs = "equal weights" if model.sqnr_db is None else f"{model.sqnr_db:.1f} dB"
+        outputs = "equal weights"
+        if model.relative_error:
+            outputs = "not compared" if model.verdict is None else _db(model.verdict.moved_db)
         rows.append(
             (
                 model.file,
@@ -115,11 +132,17 @@ def text(result: Packed | Pool) -> str:
                 size_text(model.stored_bytes),
                 f"{len(model.tied) - len(similar)} equal, {len(similar)} similar",
                 f"{model.relative_error:.4f}",
-                model.note or outputs,
+                outputs,
             )
         )
-    lines = table(rows)
-    for model in result.models:
+    return table(rows)
+
+
+def _similar(models: Sequence[PooledModel]) -> list[str]:
+    lines = []
+    for model in models:
+        if model.note:
+            lines.append(f"{model.file}: {model.note}")
         similar = sorted((t for t in model.tied if t.relative_error), key=lambda t: -t.relative_error)
         lines += [
             f"{model.file}: {tied.tensor} is {tied.stands_for} within {tied.relative_error:.4f}"
@@ -127,9 +150,43 @@ def text(result: Packed | Pool) -> str:
         ]
         if len(similar) > SHOWN_TIED:
             lines.append(f"{model.file}: and {len(similar) - SHOWN_TIED} more, nearer")
-    ratio = result.pool_bytes / result.raw_bytes
-    lines.append(
-        f"{result.folder}: {size_text(result.pool_bytes)} for models of {size_text(result.raw_bytes)} "
-        f"({ratio:.2f}×)"
-    )
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def _judged(models: Sequence[PooledModel]) -> list[str]:
+    """What was measured of each model, against its gate."""
+    lines = []
+    for model in models:
+        verdict = model.verdict
+        if verdict is None:
+            continue
+        lines += ["", f"{model.file}, on {verdict.pooled.samples} samples ({verdict.samples})"]
+        rows = [("in the pool", *_figures(verdict.pooled))]
+        if verdict.before.sqnr_db is not None:
+            rows.insert(0, ("before", *_figures(verdict.before)))
+        if verdict.original.metric is not None:
+            rows.insert(0, ("original", _figures(verdict.original)[0], "", ""))
+        lines += table(rows)
+        if verdict.gate:
+            lines += table([_gate_row(line, verdict) for line in verdict.gate])
+    return lines
+
+
+def _gate_row(line: GateLine, verdict: Verdict) -> tuple[str, str, str]:
+    measured = "not measured" if line.measured is None else f"measured {_measured(line, verdict)}"
+    return "ok" if line.passed else "FAIL", f"{line.limit} {line.bound:.4g}", measured
+
+
+def _figures(found: Fidelity) -> tuple[str, str, str]:
+    metric = "" if found.metric is None else f"{found.metric_name} {found.metric:.4f}"
+    agreement = "" if found.agreement is None else f"agreement {found.agreement:.4f}"
+    return metric, _db(found.sqnr_db), agreement
+
+
+def _measured(line: GateLine, verdict: Verdict) -> str:
+    equal = line.measured is not None and line.measured > 500 and verdict.pooled.sqnr_db is None
+    return "equal" if equal else f"{line.measured:.4g}"
+
+
+def _db(sqnr_db: float | None) -> str:
+    return "equal outputs" if sqnr_db is None else f"{sqnr_db:.1f} dB"

@@ -11,7 +11,8 @@ from onnx_models import difference, i64, parse, run
 from edgepack.errors import ConfigError, ExportError
 from edgepack.model import load_model, save_model
 from edgepack.pack.pool import PAGE_BYTES, WEIGHTS, make_pool, pool_names
-from edgepack.pooling import facts, pack_models, text
+from edgepack.pool_judge import Wish
+from edgepack.pooling import facts, pack_models, passes, text
 
 RNG = np.random.default_rng(3)
 BASE = {
@@ -78,12 +79,12 @@ def test_similar_tensors_are_shared_within_the_error_that_is_asked_for(tmp_path:
 def test_a_model_whose_outputs_are_too_far_off_keeps_its_own(tmp_path: Path) -> None:
     one = write(tmp_path / "one.onnx")
     two = write(tmp_path / "two.onnx", a=shaken(BASE["a"], 0.05))
-    kept = pack_models([one, two], tmp_path / "kept", 0.1, None, None)
-    assert "keeps its own" in text(kept) and "dB" in text(kept)
+    kept = pack_models([one, two], tmp_path / "kept", 0.1)
+    assert "keeps its own" in text(kept) and "dB" in text(kept) and passes(kept)
     assert difference(run(two, FEED), run(tmp_path / "kept" / "two.onnx", FEED)) == 0
-    shared = pack_models([one, two], tmp_path / "shared", 0.1, None, 15.0)
+    shared = pack_models([one, two], tmp_path / "shared", 0.1, Wish(min_sqnr_db=15.0))
     model = facts(shared)["models"][1]
-    assert 15 < model["sqnr_db"] < 30 and not model["note"]
+    assert 15 < model["verdict"]["moved_db"] < 30 and not model["note"]
     assert facts(shared)["pool_bytes"] < facts(kept)["pool_bytes"]
 
 
@@ -103,15 +104,19 @@ def test_what_cannot_be_pooled_is_refused_and_nothing_is_left(tmp_path: Path) ->
     with pytest.raises(ConfigError, match=r"--within 1\.5"):
         make_pool([one], tmp_path / "pool", within=1.5)
     with pytest.raises(ConfigError, match="holds one model"):
-        pack_models([one, one], tmp_path / "m.epk", 0, None, None)
+        pack_models([one, one], tmp_path / "m.epk")
     with pytest.raises(ConfigError, match="for pools"):
-        pack_models([one], tmp_path / "m.epk", 0.1, None, None)
+        pack_models([one], tmp_path / "m.epk", 0.1)
+    with pytest.raises(ConfigError, match="for pools"):
+        pack_models([one], tmp_path / "m.epk", wish=Wish(target="x86-cpu"))
+    with pytest.raises(ConfigError, match=r"m\.ort: a pool holds"):
+        pack_models([one, tmp_path / "m.ort"], tmp_path / "pool")
     with pytest.raises(ConfigError, match="or a folder for a pool"):
-        pack_models([one], tmp_path / "m.onnx", 0, None, None)
+        pack_models([one], tmp_path / "m.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["one.onnx"]
 
 
 def test_one_model_is_packed_into_one_file(tmp_path: Path) -> None:
-    packed = pack_models([write(tmp_path / "one.onnx")], tmp_path / "one.epk", 0, None, None)
+    packed = pack_models([write(tmp_path / "one.onnx")], tmp_path / "one.epk")
     assert facts(packed)["packed_bytes"] == (tmp_path / "one.epk").stat().st_size
     assert "unpacked again and compared" in text(packed)

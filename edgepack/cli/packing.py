@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from edgepack.cli.common import Json, app
+from edgepack.cli.common import DEFAULT_RECIPE, Json, MetricName, TargetName, app, progress_bar
+from edgepack.errors import GateFailed
 
 
 @app.command()
@@ -19,22 +20,43 @@ def pack(
     within: Annotated[
         float, typer.Option(metavar="ERROR", help="For a pool: also share tensors this near, as 0.01.")
     ] = 0.0,
-    data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Samples to compare a pool's outputs on; or random.")
+    recipe: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            metavar="FILE",
+            help="For a pool: whose gate and data judge the models; once for all, or once for each. Default: "
+            "./edgepack.yaml, for what was built with it.",
+        ),
     ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="For a pool: evaluation samples, over the recipe's.")
+    ] = None,
+    metric: MetricName = None,
+    target: TargetName = None,
     min_sqnr_db: Annotated[
-        float | None, typer.Option(metavar="DB", help="A pooled model below it keeps its own tensors; 30.")
+        float | None,
+        typer.Option(metavar="DB", help="For a pool: fidelity to keep, over the gate's; 30 without a gate."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Pack a model into one file, or several into a pool.
 
     The file is to be unpacked before use; a pool is used as it is, and stores once what its models share.
+    Each model of a pool is held to the gate of its build, on the same samples; without a recipe, to its own
+    outputs. One that misses it keeps its own weights; if it does with those, no pool is written.
     """
-    from edgepack.pooling import facts, pack_models, text
+    from edgepack.pool_judge import Wish
+    from edgepack.pooling import facts, pack_models, passes, text
 
-    result = pack_models(models, output, within, data, min_sqnr_db)
+    usual = DEFAULT_RECIPE if DEFAULT_RECIPE.is_file() else None
+    wish = Wish(tuple(recipe or ()), usual, data, metric, target, min_sqnr_db)
+    with progress_bar(as_json) as progress:
+        result = pack_models(models, output, within, wish, progress)
     print(json.dumps(facts(result), indent=1) if as_json else text(result), end="\n" if as_json else "")
+    if not passes(result):
+        raise GateFailed("the gate is not met; no pool is written, see the lines marked FAIL")
 
 
 @app.command()

@@ -7,7 +7,7 @@ that file, so processes that run models of one pool share its pages in memory to
 import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +19,7 @@ import onnx_ir as ir
 from edgepack.errors import ConfigError, ExportError
 from edgepack.model import clone, dims, load_model, model_bytes
 from edgepack.pack.spans import PIECE
+from edgepack.report import Fidelity, GateLine
 
 Array = npt.NDArray[Any]
 
@@ -31,8 +32,31 @@ ALIGNED_BYTES = 1 << 16
 SIMILAR_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT8)
 """Stored values that an error means something for: int8 weights have no zero point. Others must be equal."""
 
-Verify = Callable[[Path, Path], float]
-"""Fidelity in dB of the outputs of a pooled model to those of its original."""
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A model as the pool has it, measured and judged."""
+
+    samples: str
+    """What it was run on."""
+    original: Fidelity
+    """The model that it is compared with: what a build was made of, or itself as it was before."""
+    before: Fidelity
+    """The model by itself."""
+    pooled: Fidelity
+    moved_db: float | None
+    """Of the pooled outputs to those of the model by itself; ``None`` where they are equal."""
+    gate: tuple[GateLine, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every limit of the gate is met."""
+        return all(line.passed for line in self.gate)
+
+
+Judge = Callable[[int, Path, bool], Verdict | None]
+"""Judges the model of that number from its file in the pool; told whether tensors of it have changed.
+``None``: there is nothing to judge it by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +84,10 @@ class PooledModel:
     tied: tuple[Tied, ...]
     relative_error: float
     """Over all weights of the model in the pool."""
-    sqnr_db: float | None = None
-    """Of the outputs; ``None`` where no tensor changed."""
+    verdict: Verdict | None = None
+    """``None`` where it was not judged."""
     note: str = ""
+    """Why it keeps tensors that others could stand for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +95,15 @@ class Pool:
     """What pooling came to."""
 
     folder: Path
+    """Written only where every model has ``passed``."""
     models: tuple[PooledModel, ...]
     raw_bytes: int
     pool_bytes: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether every model that was judged meets its gate."""
+        return all(model.verdict is None or model.verdict.passed for model in self.models)
 
 
 @dataclass(slots=True)
@@ -113,26 +144,24 @@ class _Weights:
 
 
 def make_pool(
-    models: Sequence[Path],
-    folder: Path,
-    *,
-    within: float = 0.0,
-    verify: Verify | None = None,
-    least_db: float = 0.0,
+    models: Sequence[Path], folder: Path, *, within: float = 0.0, judge: Judge | None = None
 ) -> Pool:
     """Write ``models`` and the weights that they share to ``folder``, which must be new or empty.
+
+    A model that does not pass with similar tensors keeps its own, but for equal ones, and is judged again. If
+    one does not pass with those, which is what it was before, nothing is written.
 
     Args:
         models: the files; where tensors are similar, that of the earlier model stands for the later one.
         folder: the pool.
         within: largest relative error of a tensor that another stands for; 0 takes equal ones only.
-        verify: compares outputs of a model some of whose tensors changed; none is compared without.
-        least_db: a model whose outputs are farther off keeps its own tensors, except for equal ones.
+        judge: measures a model as the pool has it.
 
     Raises:
         ConfigError: names that cannot be told apart, or an error out of [0, 1).
         ModelError: a model cannot be read.
         ExportError: the folder has something in it, or the disk refuses; nothing half written is left then.
+        EdgepackError: whatever ``judge`` raises.
     """
     folder = Path(folder).absolute()
     names = pool_names(models)
@@ -147,17 +176,17 @@ def make_pool(
             for attempt in range(len(models) + 1):
                 draft = Path(scratch) / f"pool{attempt}"
                 pooled = _write_pool(models, names, draft, within, exact)
-                pooled = [_verified(model, draft, verify) for model in pooled]
-                failed = _below(pooled, least_db) - set(exact)
-                if not failed:
+                pooled = [_judged(number, model, draft, judge) for number, model in enumerate(pooled)]
+                if not (failed := _too_far_off(pooled)):
                     break
-                for number in failed:
-                    exact[number] = f"{pooled[number].sqnr_db:.1f} dB with similar tensors: keeps its own"
+                exact |= failed
             size = sum(file.stat().st_size for file in draft.iterdir())
-            draft.replace(folder)
+            pool = Pool(folder, tuple(pooled), sum(model.raw_bytes for model in pooled), size)
+            if pool.passed:
+                draft.replace(folder)
     except OSError as error:
         raise ExportError(f"{folder}: cannot be written: {error.strerror}") from error
-    return Pool(folder, tuple(pooled), sum(model.raw_bytes for model in pooled), size)
+    return pool
 
 
 def pool_names(models: Sequence[Path]) -> list[str]:
@@ -174,18 +203,25 @@ def pool_names(models: Sequence[Path]) -> list[str]:
     return names
 
 
-def _below(models: Sequence[PooledModel], least_db: float) -> set[int]:
-    return {i for i, model in enumerate(models) if model.sqnr_db is not None and model.sqnr_db < least_db}
+def _too_far_off(models: Sequence[PooledModel]) -> dict[int, str]:
+    """Those that do not pass and have similar tensors, by number, with what there is to say of it."""
+    return {
+        number: f"{_miss(model.verdict)} with similar tensors: keeps its own"
+        for number, model in enumerate(models)
+        if model.relative_error and model.verdict is not None and not model.verdict.passed
+    }
 
 
-def _verified(model: PooledModel, folder: Path, verify: Verify | None) -> PooledModel:
-    if verify is None or not model.relative_error:
+def _miss(verdict: Verdict) -> str:
+    line = next(line for line in verdict.gate if not line.passed)
+    measured = "not measured" if line.measured is None else f"{line.measured:.4g}"
+    return f"{line.limit} {line.bound:.4g}, {measured}"
+
+
+def _judged(number: int, model: PooledModel, folder: Path, judge: Judge | None) -> PooledModel:
+    if judge is None:
         return model
-    fidelity = verify(model.source, folder / model.file)
-    return PooledModel(
-        model.source, model.file, model.raw_bytes, model.stored_bytes, model.tied, model.relative_error,
-        fidelity, model.note,
-    )  # fmt: skip
+    return replace(model, verdict=judge(number, folder / model.file, bool(model.relative_error)))
 
 
 def _write_pool(
