@@ -258,7 +258,9 @@ def _material(job: Job, data: Parts, reference: Baseline, scratch: Path) -> Pass
         found = check(path, data.evaluation, runtime, reference, data.metric)
         return keeps_half(limits(job.recipe, job.target, data.metric), reference.fidelity, found)
 
-    return PassMaterial(job.target, data.calibration, os.cpu_count() or 1, job.recipe.seed, accurate)
+    return PassMaterial(
+        job.target, data.calibration, data.training, os.cpu_count() or 1, job.recipe.seed, accurate
+    )
 
 
 def _ranges(job: Job, model: ir.Model, units: Sequence[Unit], samples: Samples) -> RangeTable:

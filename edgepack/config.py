@@ -15,7 +15,7 @@ Observer = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
 Method = Literal["auto", "static", "dynamic", "weight_only", "float"]
 Bits = Literal[4, 6, 8]
 Preset = Literal["fast", "balanced", "best"]
-DATA_KEYS = ("calibration_data", "evaluation_data")
+DATA_KEYS = ("calibration_data", "evaluation_data", "training_data")
 
 
 class ImageInput(Strict):
@@ -146,6 +146,8 @@ class Recipe(Strict):
     """Folder of the artifacts; `{target}` is replaced by the target's name."""
     calibration_data: Data | None = None
     evaluation_data: Data | None = None
+    training_data: Data | None = None
+    """What `tune` trains on; by default the calibration data."""
     images: dict[str, ImageInput] = {}
     """Preprocessing by model input name, for image folders."""
     metric: str | None = None

@@ -118,6 +118,8 @@ class Pass(Strict):
 
 
 APART = "each weight would be changed for its own inputs, and they would be one no more"
+REPEATED = frozenset({"tune"})
+"""What may stand there more than once: training makes up for what each of the others does."""
 AFTER: dict[tuple[str, str], str] = {
     ("share", "prune"): APART,
     ("share", "cluster"): APART,
@@ -129,6 +131,13 @@ AFTER: dict[tuple[str, str], str] = {
 """Why the second may not stand after the first."""
 
 
+def step_names(passes: tuple[Pass, ...]) -> list[str]:
+    """The passes by name, numbered from the second of a name on: ``prune, tune, cluster, tune 2``."""
+    names = [entry.name for entry in passes]
+    counts = [names[: place + 1].count(name) for place, name in enumerate(names)]
+    return [name if count == 1 else f"{name} {count}" for name, count in zip(names, counts, strict=True)]
+
+
 def check_order(passes: tuple[Pass, ...]) -> None:
     """Refuse an order in which a pass would undo an earlier one.
 
@@ -138,7 +147,7 @@ def check_order(passes: tuple[Pass, ...]) -> None:
     names = [entry.name for entry in passes]
     for place, later in enumerate(names):
         for earlier in names[:place]:
-            if earlier == later:
+            if earlier == later and later not in REPEATED:
                 raise ValueError(f"{later} stands there twice; one entry says all")
             if reason := AFTER.get((earlier, later)):
                 raise ValueError(f"{later} after {earlier}: {reason}; put {later} first")

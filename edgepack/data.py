@@ -35,7 +35,7 @@ class Samples:
     source: str
     """The path, or ``module:function``."""
     part: str
-    """What the samples are for, as messages say it: calibration or evaluation."""
+    """What the samples are for, as messages say it: calibration, training or evaluation."""
     inputs: tuple[InputSpec, ...]
     origin: Source
     indices: tuple[int, ...]
@@ -121,24 +121,24 @@ def _open(data: Data, inputs: Sequence[InputSpec], images: Mapping[str, ImageInp
     )
 
 
-def check_disjoint(calibration: Samples, evaluation: Samples) -> None:
-    """Refuse evaluation samples that calibration has seen: their scores would flatter the result.
+def check_disjoint(used: Samples, evaluation: Samples) -> None:
+    """Refuse evaluation samples that a build has ``used`` otherwise: their scores would flatter the result.
 
     Compares SHA-256 of the feeds, or of the files if both parts are image folders.
 
     Raises:
         SamplesError: how many samples are in both parts, and the first few by key.
     """
-    by_file = calibration.origin.images is not None and evaluation.origin.images is not None
-    seen = {digest: key for key, digest in _digests(calibration, by_file)}
+    by_file = used.origin.images is not None and evaluation.origin.images is not None
+    seen = {digest: key for key, digest in _digests(used, by_file)}
     shared = [(seen[digest], key) for key, digest in _digests(evaluation, by_file) if digest in seen]
     if not shared:
         return
     pairs = ", ".join(f"{a} = {b}" for a, b in shared[:_SHOWN_PAIRS])
     more = f" and {len(shared) - _SHOWN_PAIRS} more" if len(shared) > _SHOWN_PAIRS else ""
     raise SamplesError(
-        f"{len(shared)} evaluation samples are also calibration samples ({pairs}{more}; from "
-        f"{evaluation.source} and {calibration.source}); remove them from one of the two"
+        f"{len(shared)} evaluation samples are also {used.part} samples ({pairs}{more}; from "
+        f"{evaluation.source} and {used.source}); remove them from one of the two"
     )
 
 

@@ -1,4 +1,4 @@
-"""The two parts of a build's samples: those that ranges come from, and those that judge."""
+"""The parts of a build: samples that ranges come from, that weights are trained on, and that judge."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +19,10 @@ HELD_OUT = 5
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Samples that no build may mix, and the metric that judges on the second part."""
+    """Samples of which no build may mix the last with the others, and the metric that judges on those."""
 
     calibration: Samples
+    training: Samples
     evaluation: Samples
     metric: Metric | None
     notes: tuple[str, ...]
@@ -45,7 +46,9 @@ def open_parts(recipe: Recipe, target: Target, base: Path, model: ir.Model) -> P
     if recipe.evaluation_data is not None:
         evaluation, _ = open_evaluation(recipe, target, base, model)
         check_disjoint(calibration, evaluation)
-        return Parts(calibration, evaluation, metric, ())
+        return Parts(
+            calibration, _training(recipe, inputs, base, calibration, evaluation), evaluation, metric, ()
+        )
     if metric is not None:
         raise ConfigError("the recipe names a metric but no evaluation_data with labels")
     if len(calibration) < 2:
@@ -56,7 +59,20 @@ def open_parts(recipe: Recipe, target: Target, base: Path, model: ir.Model) -> P
     kept = calibration.indices[HELD_OUT - 1 :: HELD_OUT] or calibration.indices[-1:]
     rest = tuple(i for i in calibration.indices if i not in set(kept))
     note = f"no evaluation data: {len(kept)} of {len(calibration)} calibration samples kept for the check"
-    return Parts(replace(calibration, indices=rest), replace(calibration, indices=kept), None, (note,))
+    calibration, evaluation = replace(calibration, indices=rest), replace(calibration, indices=kept)
+    training = _training(recipe, inputs, base, calibration, evaluation)
+    return Parts(calibration, training, evaluation, None, (note,))
+
+
+def _training(
+    recipe: Recipe, inputs: tuple[InputSpec, ...], base: Path, calibration: Samples, evaluation: Samples
+) -> Samples:
+    """What training learns from: samples of its own, or those that ranges come from."""
+    if recipe.training_data is None:
+        return calibration
+    training = open_samples(recipe.training_data, "training", inputs, recipe.images, base=base)
+    check_disjoint(training, evaluation)
+    return training
 
 
 def open_evaluation(

@@ -20,6 +20,7 @@ from edgepack.numerics import (
     dequantize,
     quantize,
     ratio_db,
+    short_scale,
     sqnr_db,
 )
 from edgepack.scheme import QuantParams, QuantScheme, QuantType
@@ -221,3 +222,11 @@ def test_a_range_of_zero_alone_has_a_plain_scale(symmetric: bool) -> None:
     params = choose_params(0.0, -0.0, QuantScheme(QuantType.INT8, symmetric=symmetric))
     assert 1 <= float(params.scale) < 3
     assert float(dequantize(quantize(np.zeros(1, np.float32), params), params)[0]) == 0.0
+
+
+@given(arrays(np.float32, (6,), elements=st.floats(2.0**-100, 2.0**100, width=32)))
+def test_short_scales_are_near_and_have_two_empty_bytes(scale: Array) -> None:
+    short = short_scale(scale)
+    assert (short.view(np.uint32) & 0xFFFF == 0).all()
+    assert (np.abs(short - scale) <= scale / 256).all()
+    assert np.array_equal(short_scale(short), short)

@@ -8,7 +8,7 @@ import tiny
 
 from edgepack.build import Job, build
 from edgepack.config import Recipe, load_recipe
-from edgepack.config_passes import Pass
+from edgepack.config_passes import Pass, step_names
 from edgepack.errors import ConfigError
 from edgepack.measure.bench import ColdStart
 from edgepack.report import BuildReport, text
@@ -55,6 +55,11 @@ def test_an_entry_is_a_word_or_a_key_with_settings() -> None:
 def test_what_is_refused(passes: list[object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         recipe_of(*passes)
+
+
+def test_training_may_stand_more_than_once() -> None:
+    passes = recipe_of("prune", "tune", "cluster", "tune").passes
+    assert step_names(passes) == ["prune", "tune", "cluster", "tune 2"]
 
 
 def test_the_waterfall_of_a_build(tmp_path: Path) -> None:

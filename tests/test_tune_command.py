@@ -72,3 +72,28 @@ def test_a_build_trains_after_it_prunes(tmp_path: Path) -> None:
     assert list(steps) == ["original", "prune", "tune", "quantized"]
     assert any("30 steps" in note for note in steps["tune"]["notes"])
     assert steps["tune"]["sqnr_db"] != steps["prune"]["sqnr_db"]
+
+
+def test_a_build_trains_what_it_clustered_and_the_few_values_stay_few(tmp_path: Path) -> None:
+    tuning = {"steps": 100, "batch": 20, "held_out": 0.0, "labels": 1e-3, "threads": 1}
+    passes = [{"prune": {"sparsity": 0.4}}, {"tune": tuning}, {"cluster": {"bits": 3}}, {"tune": tuning}]
+    lessons = {"path": "lessons.npz", "labels": {"array": "label"}}
+    folder = tiny.project(tmp_path, passes=passes, training_data=lessons)
+    np.savez(tmp_path / "lessons.npz", x=tiny.samples(400, 7), label=np.arange(400) % tiny.CLASSES)
+    made = tiny.run(folder, "build", "--json")
+    assert made.returncode in (0, 1), made.stderr
+    steps = {row["name"]: row for row in json.loads(made.stdout)["waterfall"]}
+    assert list(steps) == ["original", "prune", "tune", "cluster", "tune 2", "quantized"]
+    assert steps["tune 2"]["sqnr_db"] > steps["cluster"]["sqnr_db"]
+    assert steps["quantized"]["sqnr_db"] > steps["tune 2"]["sqnr_db"] - 1  # weights are not rounded again
+    stored = [a for a in content(folder / "dist/x86-cpu/model.onnx").values() if a.dtype == np.int8]
+    weights = [a for a in stored if a.ndim == 2]
+    assert len(weights) == 2 and all(len(np.unique(a)) <= 8 for a in weights)
+    assert sum((a == 0).sum() for a in weights) >= 0.4 * sum(a.size for a in weights)
+
+
+def test_what_judges_is_not_trained_on(tmp_path: Path) -> None:
+    folder = tiny.project(tmp_path, passes=["tune"], training_data="lessons.npz")
+    np.savez(folder / "lessons.npz", x=tiny.samples(12, 2))
+    made = tiny.run(folder, "build")
+    assert made.returncode == 3 and "12 evaluation samples are also training samples" in made.stderr

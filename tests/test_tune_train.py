@@ -20,6 +20,8 @@ from edgepack.config_tune import Gradients, Sparsify, Tune
 from edgepack.data import Samples, open_samples
 from edgepack.errors import ConfigError, ModelError
 from edgepack.model import fingerprint, input_specs
+from edgepack.numerics import short_scale
+from edgepack.quantize.grid import KEY, set_grid
 from edgepack.tune.graph import compile_model, run_program
 from edgepack.tune.held import hold
 from edgepack.tune.lessons import can_be_stacked
@@ -102,6 +104,42 @@ def test_shared_values_stay_shared(tmp_path: Path) -> None:
     assert all(len(v) == 1 for v in values)
     assert values[1][0] == 0
     assert all(abs(float(values[i][0]) - float(codebook[i])) > 1e-3 for i in (0, 2, 3))
+
+
+def on_a_grid(model: ir.Model, key: str, scale: Array, shape: tuple[int, ...]) -> Array:
+    """Put integers times ``scale``, one an output, into the weight ``key``; gives the integers."""
+    codes = np.random.default_rng(2).choice(f32([-90, 0, 33, 71, 120]), (len(scale), *shape[1:]))
+    (value,) = [v for v, k in keys_of(model).items() if k == key]
+    value.const_value = ir.tensor(codes * scale.reshape(-1, *[1] * (len(shape) - 1)), name=key)
+    set_grid(value, scale)
+    return codes
+
+
+def test_weights_on_a_grid_stay_on_one(samples: Samples) -> None:
+    start = conv_net()
+    key, before = next((k, v) for k, v in held_arrays(start).items() if v.ndim == 4)
+    scale = short_scale(f32(np.geomspace(0.001, 0.01, len(before))))
+    codes = on_a_grid(start, key, scale, before.shape)
+    assert np.array_equal(hold(start).arrays()[key], held_arrays(start)[key])
+    made = trained(start, samples, steps=200)
+    (value,) = [v for v, k in keys_of(made.model).items() if k == key]
+    after, grid = array_of(value), value.meta[KEY]
+    integers = np.rint(after / grid.reshape(-1, 1, 1, 1))
+    assert np.array_equal(integers * grid.reshape(-1, 1, 1, 1), after)
+    for code in np.unique(codes):
+        (now,) = np.unique(integers[codes == code])
+        assert abs(now) <= 127 and (now != code) == (code != 0), code
+    assert (grid > 0).all() and not np.array_equal(grid, scale) and np.array_equal(grid, short_scale(grid))
+    further = trained(made.model, samples, held_out=0.5, learning_rate=1e-9, steps=1)
+    assert np.array_equal(held_arrays(further.model)[key], after)
+
+
+def test_a_weight_that_left_its_grid_is_trained_freely(samples: Samples) -> None:
+    start = conv_net()
+    key, before = next((k, v) for k, v in held_arrays(start).items() if v.ndim == 4)
+    on_a_grid(start, key, f32(np.full(len(before), 0.01)), before.shape)
+    held = hold(with_weights(start, {key: before}))
+    assert not held.scales and np.array_equal(held.arrays()[key], before)
 
 
 def test_the_same_seed_gives_the_same_weights(samples: Samples) -> None:

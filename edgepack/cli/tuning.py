@@ -55,7 +55,7 @@ def tune(
     }
     changes = {
         "model": str(model) if model else None,
-        "calibration_data": data_of(data, None),
+        "training_data": data_of(data, None),
     }
     loaded, base = recipe_of(recipe, changes, model)
     chosen = teacher or (loaded.model if model is None else None)

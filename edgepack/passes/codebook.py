@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from edgepack.numerics import MIN_SCALE, short_scale
 from edgepack.quantize.second_order import Matrix, output_error, store_second_order
 
 LIMIT = 127
@@ -31,9 +32,9 @@ def cluster(weight: Matrix, second: Matrix | None, values: int, outputs: int | N
     integers then stand for all of them, or for those of each ``outputs`` outputs in a row. Which integers:
     :func:`best_codes`. Who takes which: the nearest, or with the ``second`` moments of the inputs [groups, K,
     K] by second order (see :mod:`edgepack.quantize.second_order`): later weights make up for what earlier
-    ones lose. The scales are then fitted to the integers by least squares. Zeros stay zeros.
+    ones lose. The scales are then fitted to the integers by least squares, to eight bits. Zeros stay zeros.
     """
-    scale = np.maximum(np.abs(weight).max(axis=2, keepdims=True) / LIMIT, np.float32(1e-18))
+    scale = short_scale(_full_scale(weight))
     if second is None:
         books = codebooks(weight / scale, np.broadcast_to(scale**2, weight.shape), values, outputs)
         columns = [nearest_code(column, books) for column in (weight / scale).transpose(2, 0, 1)]
@@ -48,8 +49,16 @@ def cluster(weight: Matrix, second: Matrix | None, values: int, outputs: int | N
         if not error < least:
             break
         best, least = Coded(codes, scale), error
-        scale = fitted_scale(weight, codes, second, scale)
+        scale = short_scale(fitted_scale(weight, codes, second, scale))
     return best
+
+
+def _full_scale(weight: Matrix) -> Matrix:
+    """The scale at which the largest weight of each output has the largest code; that of a middling output
+    where all are zero."""
+    largest = np.abs(weight).max(axis=2, keepdims=True)
+    usual = np.median(largest[largest > 0]) if largest.any() else 1.0
+    return np.asarray(np.maximum(np.where(largest > 0, largest, usual) / LIMIT, MIN_SCALE), np.float32)
 
 
 def codebooks(scaled: Matrix, importance: Matrix, values: int, outputs: int | None) -> list[Codes]:

@@ -1,6 +1,6 @@
 """The passes of a recipe, one after another, and a file of the model after each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgepack.config_passes import Cluster, Pass, Prune, Share, Structured
+from edgepack.config_passes import Cluster, Pass, Prune, Share, Structured, step_names
 from edgepack.config_tune import Tune
 from edgepack.data import Samples
 from edgepack.model import save_model
@@ -37,6 +37,7 @@ class PassMaterial:
 
     target: Target
     samples: Samples
+    training: Samples
     threads: int
     seed: int
     accurate: Callable[[ir.Model], bool] = lambda model: True
@@ -45,14 +46,14 @@ class PassMaterial:
 
 @dataclass(frozen=True, slots=True)
 class Compressed:
-    """The model after all passes, and a file of the model after each by the name of the pass."""
+    """The model after all passes, and a file of the model after each by the name of the step."""
 
     model: ir.Model
     files: dict[str, Path]
 
 
 def run_passes(
-    model: ir.Model, passes: Sequence[Pass], material: PassMaterial, stage: Stage, folder: Path
+    model: ir.Model, passes: tuple[Pass, ...], material: PassMaterial, stage: Stage, folder: Path
 ) -> Compressed:
     """Carry out ``passes`` on ``model``, which is not changed; files go to ``folder``.
 
@@ -61,13 +62,13 @@ def run_passes(
         CalibrationError: the model fails on a sample.
     """
     files, original = {}, model
-    for place, entry in enumerate(passes):
+    for place, (name, entry) in enumerate(zip(step_names(passes), passes, strict=True)):
         clusters = next((p.cluster for p in passes[place + 1 :] if p.cluster is not None), None)
-        with stage(entry.name) as notes:
+        with stage(name) as notes:
             model, told = _run(model, entry.settings, material, original, clusters)
             notes.extend(told)
-            files[entry.name] = folder / f"after_{entry.name}.onnx"
-            save_model(model, files[entry.name])
+            files[name] = folder / f"after_{name.replace(' ', '_')}.onnx"
+            save_model(model, files[name])
     return Compressed(model, files)
 
 
@@ -116,7 +117,7 @@ def _tune(
     from edgepack.tune.report import told  # noqa: PLC0415
     from edgepack.tune.train import tune  # noqa: PLC0415
 
-    made = tune(model, original, material.samples, settings, seed=material.seed, threads=material.threads)
+    made = tune(model, original, material.training, settings, seed=material.seed, threads=material.threads)
     return made.model, told(made)
 
 

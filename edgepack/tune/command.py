@@ -35,12 +35,12 @@ def tune_file(
     """
     model, master = load_model(recipe.model), load_model(teacher)
     require_float(model, recipe.model)
-    if recipe.calibration_data is None:
-        raise ConfigError("no samples: give them with --data, or as `calibration_data:` in the recipe")
+    data = recipe.training_data or recipe.calibration_data
+    if data is None:
+        raise ConfigError("no samples: give them with --data, or as `training_data:` in the recipe")
     if output.resolve() in (recipe.model.resolve(), teacher.resolve()):
         raise ConfigError(f"{output}: is what is read; inputs are never changed, write to another file")
-    data = recipe.calibration_data
-    samples = open_samples(data, "calibration", input_specs(model), recipe.images, base=base)
+    samples = open_samples(data, "training", input_specs(model), recipe.images, base=base)
     asked = next((entry.tune for entry in recipe.passes if entry.tune is not None), Tune())
     settings = parse(Tune, {**asked.model_dump(exclude_unset=True), **given}, "tune")
 

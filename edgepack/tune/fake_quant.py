@@ -124,7 +124,8 @@ def _own(model: ir.Model, node: ir.Node, slot: int, names: tuple[str, str]) -> N
 def _stored_values(unit: _Unit, held: Held) -> dict[str, Tensor]:
     weight = held.value(unit.weight)
     bias = None if unit.bias is None else held.value(unit.bias)
-    scale = _scale(unit, weight, bias)
+    grid = held.scale(unit.weight) if unit.axis is not None and unit.fixed_scale is None else None
+    scale = _scale(unit, weight, bias) if grid is None else grid
     along = scale if unit.axis is None else spread(scale, unit.axis, weight.dim())
     stored = round_through(weight / along).clamp(-128, 127)
     if unit.added_channels:

@@ -11,13 +11,19 @@ from torch import Tensor
 
 from edgepack.errors import ConfigError, did_you_mean
 from edgepack.model import Array
+from edgepack.numerics import short_scale
+from edgepack.quantize.grid import KEY
 from edgepack.tune.graph import as_tensor
+from edgepack.tune.ops_quantize import round_through
+from edgepack.tune.step import spread
 from edgepack.tune.weights import Kind, Trainable, array_of, keys_of, trainables
 
 FEWEST_SHARED = 512
 """Values of a weight below which equal ones are chance."""
 PLACES_OF_ONE = 8
 """Places that each value of a weight has on average, at least, where its values count as shared."""
+
+MOST_CODE = 127
 
 
 @dataclass(slots=True, eq=False)
@@ -29,7 +35,9 @@ class Held:
     move the large. Units are powers of two, so that what is not trained stays what it was to the last bit.
 
     Zeros of a weight stay zeros (a mask), and a weight of few different values keeps which value stands
-    where: its centroids are trained, each by the sum of the gradients of its places (Han et al., 2016).
+    where: its centroids are trained, each by the sum of the gradients of its places (Han et al., 2016). Where
+    the values are integers times a scale for each output, as clustering leaves them, the integers and the
+    scales are trained apart, and the values stay integers times a scale.
     """
 
     trained: dict[str, Trainable]
@@ -39,12 +47,15 @@ class Held:
     """One where a weight is, zero where it is not."""
     places: dict[str, Tensor] = field(default_factory=dict)
     """Of shared values: the index of the centroid at each place."""
+    scales: dict[str, Tensor] = field(default_factory=dict)
+    """Of weights on a grid (:mod:`edgepack.quantize.grid`): the scale of each output at the start. What is
+    trained is its logarithm, under :func:`scale_key`."""
     returning: bool = False
     """Whether weights that a mask removes go on learning, so that they may come back."""
 
     def values(self) -> dict[str, Tensor]:
         """The weights as the graph reads them; gradients reach the trained tensors."""
-        return {key: self.value(key) for key in self.tensors}
+        return {key: self.value(key) for key in self.trained}
 
     def value(self, key: str) -> Tensor:
         """One weight."""
@@ -59,16 +70,34 @@ class Held:
         whole = self.tensors[key] * self.units[key]
         if key not in self.places:
             return whole
-        return whole.index_select(0, self.places[key]).reshape(self.trained[key].shape)
+        scale = self.scale(key)
+        if scale is None:
+            return self._placed(key, whole)
+        return self._placed(key, _codes(whole)) * self._along(key, scale)
+
+    def scale(self, key: str) -> Tensor | None:
+        """The scales of a weight on a grid, one an output."""
+        start = self.scales.get(key)
+        return None if start is None else start * self.tensors[scale_key(key)].exp()
 
     def arrays(self) -> dict[str, Array]:
-        """Copies of the weights, contiguous, for writing back."""
+        """Copies of the weights, for writing back, and the scales of grids under :func:`scale_key`."""
+        found = {}
         with torch.no_grad():
-            return {key: self._array(key) for key in self.tensors}
+            for key in self.trained:
+                final = self.dense(key) * self.masks[key] if key in self.masks else self.dense(key)
+                if (trained := self.scale(key)) is not None:
+                    found[scale_key(key)] = scale = short_scale(trained.numpy())
+                    codes = self._placed(key, _codes(self.tensors[key] * self.units[key]))
+                    final = codes * self._along(key, as_tensor(scale))
+                found[key] = np.array(final.numpy(), order="C").reshape(self.trained[key].shape)
+        return found
 
-    def _array(self, key: str) -> Array:
-        final = self.dense(key) * self.masks[key] if key in self.masks else self.dense(key)
-        return np.array(final.numpy(), order="C").reshape(self.trained[key].shape)
+    def _placed(self, key: str, values: Tensor) -> Tensor:
+        return values.index_select(0, self.places[key]).reshape(self.trained[key].shape)
+
+    def _along(self, key: str, scale: Tensor) -> Tensor:
+        return spread(scale, self.trained[key].output_axis, len(self.trained[key].shape))
 
     def rows(self, key: str, tensor: Tensor) -> Tensor:
         """A tensor of the weight's shape as ``[outputs, inputs]``."""
@@ -98,11 +127,43 @@ def hold(model: ir.Model, keep: Sequence[str] = ()) -> Held:
     chosen = {key: t for key, t in found.items() if not any(fnmatch.fnmatch(key, p) for p in keep)}
     if not chosen:
         raise ConfigError("tune: the model has no weights to train, or all are kept")
-    contents = {key: array_of(value) for value, key in keys_of(model).items() if key in chosen}
     held = Held(chosen)
+    values = {key: value for value, key in keys_of(model).items()}
     for key in chosen:
-        _add(held, key, contents[key])
+        array, grid = array_of(values[key]), values[key].meta.get(KEY)
+        if grid is None or not _add_on_grid(held, key, array, grid):
+            _add(held, key, array)
     return held
+
+
+def scale_key(key: str) -> str:
+    """What the scales of a weight on a grid go by."""
+    return f"{key} scale"
+
+
+def _codes(values: Tensor) -> Tensor:
+    """The nearest integers that int8 holds."""
+    return round_through(values).clamp(-MOST_CODE, MOST_CODE)
+
+
+def _add_on_grid(held: Held, key: str, array: Array, grid: Array) -> bool:
+    """Hold a weight as integers and scales, if it is what its grid says: another pass may have moved it."""
+    shape, axis = held.trained[key].shape, held.trained[key].output_axis
+    if not shape or grid.shape != (shape[axis],):
+        return False
+    along = np.moveaxis(np.broadcast_to(grid, (*np.delete(shape, axis), shape[axis])), -1, axis)
+    codes, places = np.unique(np.rint(array / along), return_inverse=True)
+    if np.abs(codes).max(initial=0) > MOST_CODE or not np.array_equal(
+        codes[places].reshape(shape) * along, array
+    ):
+        return False
+    kept = as_tensor(np.asarray(codes != 0, np.float32))
+    held.places[key] = as_tensor(places.reshape(-1))
+    held.scales[key] = as_tensor(grid)
+    _put(held, key, as_tensor(codes), _power_of_two(as_tensor(codes[codes != 0]).square().mean()))
+    held.tensors[key].register_hook(lambda gradient: gradient * kept)  # zeros stay zeros
+    _put(held, scale_key(key), torch.zeros(len(grid)), torch.ones(()))
+    return True
 
 
 def _add(held: Held, key: str, array: Array) -> None:

@@ -16,15 +16,17 @@ from torch import Tensor
 
 from edgepack.config_tune import Tune
 from edgepack.data import Samples
+from edgepack.model import Array
+from edgepack.quantize.grid import set_grid
 from edgepack.tune.checkpoint import digest_of, load_checkpoint, run_identity, save_checkpoint
 from edgepack.tune.exchange import Exchange
 from edgepack.tune.graph import compile_model, run_program
-from edgepack.tune.held import Held, hold
+from edgepack.tune.held import Held, hold, scale_key
 from edgepack.tune.lessons import Batch, Lessons, batches, can_be_stacked, labels_of, prepare_lessons
 from edgepack.tune.objective import Objective, agreement, choose_objective, losses, matching
 from edgepack.tune.sparsify import choose_masks, penalty, wanted_sparsity
 from edgepack.tune.state import Entry, State
-from edgepack.tune.weights import with_weights
+from edgepack.tune.weights import keys_of, with_weights
 from edgepack.tune.workers import ALONE, Workers
 
 WARM_UP = 10
@@ -133,7 +135,16 @@ def tune(
     else:
         kept, arrays = state.step, held.arrays()
     sent = Traffic(workers.count, exchange.sent_bytes, exchange.float_bytes) if workers.count > 1 else None
-    return Tuned(with_weights(model, arrays), tuple(state.log), ended, kept, sent)
+    return Tuned(_written(model, arrays), tuple(state.log), ended, kept, sent)
+
+
+def _written(model: ir.Model, arrays: Mapping[str, Array]) -> ir.Model:
+    """The model with trained weights, and with the grids that some of them stand on."""
+    made = with_weights(model, arrays)
+    for value, key in keys_of(made).items():
+        if (scale := arrays.get(scale_key(key))) is not None:
+            set_grid(value, scale)
+    return made
 
 
 class FloatStudent:
@@ -141,7 +152,7 @@ class FloatStudent:
 
     def __init__(self, model: ir.Model, held: Held) -> None:
         self.model = model
-        self.program = compile_model(model, held.tensors)
+        self.program = compile_model(model, held.trained)
 
     def __call__(self, feeds: Mapping[str, Tensor], held: Held, keep: list[str]) -> dict[str, Tensor]:
         """The values named in ``keep``."""
