@@ -3,7 +3,8 @@
     python benchmarks/train_nets.py lenet SPOKEN_DIGITS.npz... OUT_FOLDER     log-mel of spoken digits
     python benchmarks/train_nets.py vgg CIFAR10.zip OUT_FOLDER                part/class/*.jpg
 
-Writes OUT_FOLDER/{model.onnx, calib.npz, eval.npz}; one thread, less than ten minutes each.
+Writes OUT_FOLDER/{model.onnx, calib.npz, eval.npz, train.npz}; one thread, less than ten minutes each. With
+--samples-only the net that is there stays and only train.npz is written: what a compressed net may train on.
 """
 
 import argparse
@@ -18,6 +19,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 CALIBRATION = 512
+VIEWS = {"lenet": 8, "vgg": 2}
+"""Moved versions of each picture in train.npz."""
+JUDGES = 10
+"""One training picture in so many only judges there, and is not moved."""
+MOVES = {"lenet": {"flip": 0, "shift": 2}, "vgg": {"flip": 1, "shift": 3}}
 LENET_HELD_OUT = 700
 """Of the training recordings, added to the evaluation: 300 alone would hide a loss of a third of a point."""
 
@@ -99,6 +105,21 @@ def train(net, x, y, epochs, rate, decay, flip, shift):
         )
 
 
+def lessons(x, y, views, flip, shift):
+    """Samples for ``edgepack``'s training, with labels, for ``held_out: 1 / (1 + (JUDGES - 1) * views)``.
+
+    In their order, after so many moved pictures comes one as it is, which no other is a version of.
+    """
+    order = torch.randperm(len(x))
+    blocks = len(x) // JUDGES
+    judges, rest = order[:blocks], order[blocks : blocks * JUDGES]
+    moved = torch.cat([rest[torch.randperm(len(rest))] for _ in range(views)]).reshape(blocks, -1)
+    numbers = torch.cat([moved, judges[:, None]], 1)
+    pictures = x[numbers.reshape(-1)].reshape(*numbers.shape, *x.shape[1:])
+    pictures[:, :-1] = augmented(pictures[:, :-1].flatten(0, 1), flip, shift).reshape(pictures[:, :-1].shape)
+    return pictures.flatten(0, 1).numpy(), y[numbers.reshape(-1)].numpy()
+
+
 @torch.no_grad()
 def accuracy(net, x, y):
     net.eval()
@@ -147,22 +168,33 @@ def main():
     parser.add_argument("kind", choices=["lenet", "vgg"])
     parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--samples-only", action="store_true")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    if arguments.kind == "lenet":
-        (x, y), (test_x, test_y) = spoken_digits(arguments.data)
-        net, settings = lenet(), {"epochs": 60, "rate": 0.03, "decay": 2e-3, "flip": 0, "shift": 2}
+    kind, out = arguments.kind, arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    (x, y), held = spoken_digits(arguments.data) if kind == "lenet" else cifar(arguments.data[0])
+    if not arguments.samples_only:
+        make(kind, (x, y), held, out)
+    torch.manual_seed(1)
+    pictures, labels = lessons(torch.from_numpy(x), torch.from_numpy(y), VIEWS[kind], **MOVES[kind])
+    np.savez(out / "train.npz", x=pictures[:, None], label=labels)
+
+
+def make(kind, data, held, out):
+    """Train a net and write it, with calibration and evaluation data."""
+    (x, y), (test_x, test_y) = data, held
+    if kind == "lenet":
+        net, settings = lenet(), {"epochs": 60, "rate": 0.03, "decay": 2e-3}
     else:
-        (x, y), (test_x, test_y) = cifar(arguments.data[0])
-        net, settings = vgg(), {"epochs": 26, "rate": 0.05, "decay": 2e-3, "flip": 1, "shift": 3}
-    train(net, x, y, **settings)
+        net, settings = vgg(), {"epochs": 26, "rate": 0.05, "decay": 2e-3}
+    train(net, x, y, **settings, **MOVES[kind])
     print(f"accuracy {accuracy(net, test_x, test_y):.4f} on {len(test_y)}")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    to_onnx(net, x.shape[1:], arguments.out / "model.onnx")
+    to_onnx(net, x.shape[1:], out / "model.onnx")
     some = np.random.default_rng(1).choice(len(x), CALIBRATION, replace=False)
-    np.savez_compressed(arguments.out / "calib.npz", x=x[some][:, None])
-    np.savez_compressed(arguments.out / "eval.npz", x=test_x[:, None], label=test_y)
+    np.savez_compressed(out / "calib.npz", x=x[some][:, None])
+    np.savez_compressed(out / "eval.npz", x=test_x[:, None], label=test_y)
 
 
 if __name__ == "__main__":
