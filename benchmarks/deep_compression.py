@@ -1,9 +1,15 @@
-"""Deep Compression without retraining: prune, cluster, int8, entropy code; a table and a plot.
+"""Deep Compression: prune, cluster, int8, entropy code, with and without training; a table and a plot.
 
     python benchmarks/deep_compression.py FOLDER... [--sparsity 0.8 0.85 0.9] [--bits 4] [-o DIR]
+    python benchmarks/deep_compression.py FOLDER... --train STEPS STEPS [--seeds 0 1 2] [-o DIR]
 
-FOLDER: model.onnx, calib.npz and eval.npz with labels, as benchmarks/train_nets.py writes them. Each point is
-one call of `edgepack build`; the plot, DIR/deep_compression.svg, has packed size against accuracy lost.
+FOLDER: model.onnx, calib.npz and eval.npz with labels, as benchmarks/train_nets.py writes them; to train
+also train.npz. Each row is one call of `edgepack build`, or one for each seed. --train: so many steps after
+pruning and so many after clustering, taught by the original and by labels. The column `judges` is the
+accuracy lost on pictures of the training data that only judge. The original has learned those by heart, which
+no small net does: rates can be compared there, but more is lost than on pictures that are new to both.
+
+The plot, DIR/deep_compression.svg (_trained), has packed size against accuracy lost.
 """
 
 import argparse
@@ -12,37 +18,119 @@ import math
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+import numpy as np
+import onnxruntime as ort
 import yaml
 
 COLORS = ("#1b6ca8", "#c8553d", "#588157")
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 380, 70, 50
+TUNE: dict[str, Any] = {"batch": 64, "temperature": 4, "features": 0, "labels": 0.3, "budget_s": 36000}
+LEARNING_RATES = (2e-3, 1e-3)
+"""After pruning and after clustering."""
 
 
-def built(folder: Path, sparsity: float, bits: int) -> list[dict[str, Any]]:
-    """The waterfall of one build."""
-    recipe = {
+@dataclass(frozen=True)
+class Point:
+    """One build: from the original to the built model."""
+
+    first: dict[str, Any]
+    last: dict[str, Any]
+    judges: float | None
+    """Points of accuracy that are lost on what only judges."""
+
+    @property
+    def times(self) -> float:
+        """How much smaller."""
+        return float(self.first["raw_bytes"] / self.last["packed_bytes"])
+
+    @property
+    def points(self) -> float:
+        """Of accuracy, gained."""
+        return float(100 * (self.last["metric"] - self.first["metric"]))
+
+
+def passes(sparsity: float, bits: int, steps: list[int] | None, held_out: float) -> list[dict[str, Any]]:
+    """The recipe's passes, with training after both where there are ``steps`` for it."""
+    prune, cluster = {"prune": {"sparsity": sparsity}}, {"cluster": {"bits": bits}}
+    if steps is None:
+        return [prune, cluster]
+    first, second = (
+        {"tune": {**TUNE, "steps": count, "learning_rate": rate, "held_out": held_out, "threads": 1}}
+        for count, rate in zip(steps, LEARNING_RATES, strict=True)
+    )
+    return [prune, first, cluster, second]
+
+
+def judged(model: Path, folder: Path) -> float:
+    """Accuracy on what judges while training."""
+    with np.load(folder / "train.npz") as data:
+        every = round(1 / float(data["held_out"]))
+        pictures, labels = data["x"][every - 1 :: every, 0], data["label"][every - 1 :: every]
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    parts = np.array_split(np.arange(len(labels)), max(len(labels) // 50, 1))
+    found = np.concatenate([session.run(None, {name: pictures[part]})[0].argmax(1) for part in parts])
+    return float((found == labels).mean())
+
+
+def built(folder: Path, sparsity: float, bits: int, steps: list[int] | None = None, seed: int = 0) -> Point:
+    """One build."""
+    held_out = 0.0
+    recipe: dict[str, Any] = {
         "model": str(folder / "model.onnx"),
         "target": "x86-cpu",
         "calibration_data": str(folder / "calib.npz"),
         "evaluation_data": {"path": str(folder / "eval.npz"), "labels": {"array": "label"}},
         "metric": "top1",
         "quantize": {"method": "static"},
-        "passes": [{"prune": {"sparsity": sparsity}}, {"cluster": {"bits": bits}}],
         "bench": {"runs": 20},
         "gate": {},
+        "seed": seed,
     }
+    if steps is not None:
+        recipe["training_data"] = {"path": str(folder / "train.npz"), "labels": {"array": "label"}}
+        with np.load(folder / "train.npz") as data:
+            held_out = float(data["held_out"])
+    recipe["passes"] = passes(sparsity, bits, steps, held_out)
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "edgepack.yaml"
-        path.write_text(yaml.safe_dump({**recipe, "output": scratch + "/dist"}), encoding="utf-8")
+        path, output = Path(scratch) / "edgepack.yaml", Path(scratch) / "dist"
+        path.write_text(yaml.safe_dump({**recipe, "output": str(output)}), encoding="utf-8")
         call = [sys.executable, "-m", "edgepack", "build", "--recipe", str(path)]
         subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
-        steps: list[dict[str, Any]] = json.loads((Path(scratch) / "dist/report.json").read_text())[
-            "waterfall"
-        ]
-        return steps
+        waterfall = json.loads((output / "report.json").read_text())["waterfall"]
+        lost = None
+        if steps is not None:
+            lost = 100 * (judged(folder / "model.onnx", folder) - judged(output / "model.onnx", folder))
+    return Point(waterfall[0], waterfall[-1], lost)
+
+
+def cells(points: list[Point]) -> list[str]:
+    """The figures of the builds of one row: their means, and where there are several the least and most."""
+
+    def text(values: list[float], form: str) -> str:
+        low, high = min(values), max(values)
+        several = f" ({low:{form}} to {high:{form}})" if len(values) > 1 else ""
+        return f"{mean(values):{form}}{several}"
+
+    first = points[0].first
+    sizes = [p.last["packed_bytes"] for p in points]
+    made = [
+        f"{first['raw_bytes']:,}",
+        f"{round(mean(p.last['raw_bytes'] for p in points)):,}",
+        text(sizes, ",.0f"),
+        f"{first['raw_bytes'] / mean(sizes):.1f}×",
+        f"{mean(p.last['metric'] for p in points):.4f}",
+        text([p.points for p in points], "+.2f"),
+        f"{mean(p.last['agreement'] for p in points):.4f}",
+        f"{mean(p.last['speedup'] for p in points):.2f}×",
+    ]
+    judges = [p.judges for p in points if p.judges is not None]
+    return [*made, text([-lost for lost in judges], "+.2f")] if judges else made
 
 
 def plot(lines: dict[str, list[tuple[float, float]]]) -> str:
@@ -94,33 +182,27 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.7, 0.8, 0.85, 0.9])
     parser.add_argument("--bits", type=int, nargs="+", default=[4])
+    parser.add_argument("--train", type=int, nargs=2, metavar="STEPS")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
-    columns = ("net", "zeros", "values", "float32", "int8", ".epk", "smaller", "top1", "points", "agreement")
-    print(f"| {' | '.join(columns)} | as fast |\n|{'---|' * (len(columns) + 1)}")
+    columns = ["net", "zeros", "values", "float32", "int8", ".epk", "smaller", "top1", "points", "agreement"]
+    columns += ["as fast", "judges"] if arguments.train else ["as fast"]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     lines: dict[str, list[tuple[float, float]]] = {}
     for folder in arguments.folders:
         for bits in arguments.bits:
-            for sparsity in arguments.sparsity:
-                first, *_, last = built(folder.absolute(), sparsity, bits)
-                times = first["raw_bytes"] / last["packed_bytes"]
-                points = 100 * (last["metric"] - first["metric"])
-                lines.setdefault(f"{folder.name}, {2**bits} values", []).append((times, -points))
-                cells = [
-                    folder.name,
-                    f"{sparsity:.0%}",
-                    2**bits,
-                    *(f"{size:,}" for size in (first["raw_bytes"], last["raw_bytes"], last["packed_bytes"])),
-                    f"{times:.1f}×",
-                    f"{last['metric']:.4f}",
-                    f"{points:+.2f}",
-                    f"{last['agreement']:.4f}",
-                    f"{last['speedup']:.2f}×",
-                ]
-                print(f"| {' | '.join(map(str, cells))} |", flush=True)
+            for rate in arguments.sparsity:
+                row = [built(folder.absolute(), rate, bits, arguments.train, s) for s in arguments.seeds]
+                line = lines.setdefault(f"{folder.name}, {2**bits} values", [])
+                line.append((mean(p.times for p in row), -mean(p.points for p in row)))
+                print(
+                    f"| {' | '.join([folder.name, f'{rate:.1%}', str(2**bits), *cells(row)])} |", flush=True
+                )
     if arguments.output is not None:
         arguments.output.mkdir(parents=True, exist_ok=True)
-        (arguments.output / "deep_compression.svg").write_text(plot(lines), encoding="utf-8")
+        name = "deep_compression_trained.svg" if arguments.train else "deep_compression.svg"
+        (arguments.output / name).write_text(plot(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

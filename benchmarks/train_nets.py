@@ -179,7 +179,8 @@ def main():
         make(kind, (x, y), held, out)
     torch.manual_seed(1)
     pictures, labels = lessons(torch.from_numpy(x), torch.from_numpy(y), VIEWS[kind], **MOVES[kind])
-    np.savez(out / "train.npz", x=pictures[:, None], label=labels)
+    held_out = 1 / (1 + (JUDGES - 1) * VIEWS[kind])
+    np.savez(out / "train.npz", x=pictures[:, None], label=labels, held_out=held_out)
 
 
 def make(kind, data, held, out):
