@@ -1,7 +1,7 @@
 """Deep Compression: prune, cluster, int8, entropy code, with and without training; a table and a plot.
 
-    python benchmarks/deep_compression.py FOLDER... [--sparsity 0.8 0.85 0.9] [--bits 4] [-o DIR]
-    python benchmarks/deep_compression.py FOLDER... --train STEPS STEPS [--seeds 0 1 2] [-o DIR]
+    python benchmarks/deep_compression.py FOLDER... [--sparsity 0.8 0.85 0.9] [--bits 4] [-o FILE.svg]
+    python benchmarks/deep_compression.py FOLDER... --train STEPS STEPS [--seeds 0 1 2] [-o FILE.svg]
 
 FOLDER: model.onnx, calib.npz and eval.npz with labels, as benchmarks/train_nets.py writes them; to train
 also train.npz. Each row is one call of `edgepack build`, or one for each seed. --train: so many steps after
@@ -9,7 +9,7 @@ pruning and so many after clustering, taught by the original and by labels. The 
 accuracy lost on pictures of the training data that only judge. The original has learned those by heart, which
 no small net does: rates can be compared there, but more is lost than on pictures that are new to both.
 
-The plot, DIR/deep_compression.svg (_trained), has packed size against accuracy lost.
+The plot has packed size against accuracy lost.
 """
 
 import argparse
@@ -200,9 +200,7 @@ def main() -> None:
                     f"| {' | '.join([folder.name, f'{rate:.1%}', str(2**bits), *cells(row)])} |", flush=True
                 )
     if arguments.output is not None:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        name = "deep_compression_trained.svg" if arguments.train else "deep_compression.svg"
-        (arguments.output / name).write_text(plot(lines), encoding="utf-8")
+        arguments.output.write_text(plot(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="ways whose name has this text in it")
     parser.add_argument("--folder", type=Path)
     known = parser.parse_args()
-    (x, y), (held_x, held_y) = spoken_digits(known.digits)  # type: ignore[no-untyped-call]
+    (x, y), (held_x, held_y) = spoken_digits(known.digits)
     with tempfile.TemporaryDirectory() as scratch:
         folder = known.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
