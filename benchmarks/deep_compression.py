@@ -9,6 +9,7 @@ pruning and so many after clustering, taught by the original and by labels. The 
 accuracy lost on pictures of the training data that only judge. The original has learned those by heart, which
 no small net does: rates can be compared there, but more is lost than on pictures that are new to both.
 
+With --done FILE.jsonl builds are noted as they end and not made again: a run that was stopped goes on.
 The plot has packed size against accuracy lost.
 """
 
@@ -18,7 +19,7 @@ import math
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -109,6 +110,22 @@ def built(folder: Path, sparsity: float, bits: int, steps: list[int] | None = No
     return Point(waterfall[0], waterfall[-1], lost)
 
 
+def remembered(
+    done: Path | None, folder: Path, sparsity: float, bits: int, steps: list[int] | None, seed: int
+) -> Point:
+    """One build, or what is noted of it in ``done``."""
+    key = [folder.name, sparsity, bits, steps, seed]
+    notes = done.read_text(encoding="utf-8").splitlines() if done is not None and done.exists() else []
+    for note in map(json.loads, notes):
+        if note["build"] == key:
+            return Point(**note["point"])
+    point = built(folder, sparsity, bits, steps, seed)
+    if done is not None:
+        with done.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"build": key, "point": asdict(point)}) + "\n")
+    return point
+
+
 def cells(points: list[Point]) -> list[str]:
     """The figures of the builds of one row: their means, and where there are several the least and most."""
 
@@ -184,6 +201,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[4])
     parser.add_argument("--train", type=int, nargs=2, metavar="STEPS")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--done", type=Path, metavar="FILE.jsonl")
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
     columns = ["net", "zeros", "values", "float32", "int8", ".epk", "smaller", "top1", "points", "agreement"]
@@ -193,7 +211,8 @@ def main() -> None:
     for folder in arguments.folders:
         for bits in arguments.bits:
             for rate in arguments.sparsity:
-                row = [built(folder.absolute(), rate, bits, arguments.train, s) for s in arguments.seeds]
+                wanted = [(folder.absolute(), rate, bits, arguments.train, s) for s in arguments.seeds]
+                row = [remembered(arguments.done, *build) for build in wanted]
                 line = lines.setdefault(f"{folder.name}, {2**bits} values", [])
                 line.append((mean(p.times for p in row), -mean(p.points for p in row)))
                 print(
