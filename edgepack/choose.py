@@ -1,9 +1,10 @@
 """The choice by measurement: forms of a model are built, timed and compared; nothing slower is taken.
 
-Candidates are whole-model methods first, then the best of them with one group of similar units after
-another set to float, then, where a search is asked for, with single units in other forms. Speed and fidelity
-are measured on calibration samples; before a form is taken it must also keep, on the evaluation samples,
-every limit on accuracy that the gate has: few probes may flatter a form that is near a limit.
+Candidates are whole-model methods first, then the best of them, and an integer one that comes near it, with
+one group of similar units after another set to float, then, where a search is asked for, with single units in
+other forms. Speed and fidelity are measured on calibration samples; before a form is taken it must also keep,
+on the evaluation samples, every limit on accuracy that the gate has: few probes may flatter a form that is
+near a limit.
 """
 
 import time
@@ -27,6 +28,8 @@ WORTH_A_REPAIR = 0.05
 """How much cheaper a form must be, that is not accurate, for its noisy units to be looked for."""
 BUDGET_SECONDS = 20.0
 """For setting groups of units to float, after the whole-model candidates."""
+NEAR = 1.15
+"""How much dearer an integer form may be to be looked at as well: a few of its kernels may be to blame."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +104,13 @@ def choose(
         best = _best(trials, accurate, cost)
         here = bench.timing is None
         if optimize_for != "size" and by_group and here:
+            near = _integer_one_near(trials, best, cost)
             best = _drop_what_does_not_pay(units, best, bench, attempt, accurate, fixed, cost)
+            if near is not None:
+                time_alone = Cost("speed", cost.original_bytes)
+                other = _drop_what_does_not_pay(units, near, bench, attempt, accurate, fixed, time_alone)
+                if accurate(other):
+                    best = min(best, other, key=lambda t: cost.judged(t, floor.lost(verdicts.get(t.path))))
         cheaper = cost(min(trials, key=cost)) < cost(best) * (1 - WORTH_A_REPAIR)
         if here and task is not None and (task.improves or cheaper):
             best, sensitivity, notes = search(
@@ -164,6 +173,7 @@ def groups_of(units: Sequence[Unit], trial: Trial) -> dict[str, list[str]]:
             continue
         groups.setdefault(f"{TABLE}{unit.name}" if is_table(unit) else unit.kind, []).append(unit.name)
     heavy = [u.name for u in units if u.role is Role.HEAVY and u.name in taken]
+    groups = {kind: names for kind, names in groups.items() if names != heavy}  # all: another whole form
     if len(heavy) > 2:
         groups["first unit"], groups["last unit"] = heavy[:1], heavy[-1:]
     return groups
@@ -173,6 +183,14 @@ def _best(trials: Sequence[Trial], accurate: Callable[[Trial], bool], cost: Cost
     """The cheapest accurate one; accuracy is asked in order of cost, since asking takes a run."""
     by_cost = sorted(trials, key=cost)
     return next((t for t in by_cost if accurate(t)), max(trials, key=lambda t: t.compared.sqnr_db))
+
+
+def _integer_one_near(trials: Sequence[Trial], best: Trial, cost: Cost) -> Trial | None:
+    """The cheapest form on integers, where ``best`` is none and not much cheaper."""
+    if best.plan.of(Method.STATIC):
+        return None
+    integer = [t for t in trials if t.plan.of(Method.STATIC) and cost(t) < cost(best) * NEAR]
+    return min(integer, key=cost, default=None)
 
 
 def _drop_what_does_not_pay(

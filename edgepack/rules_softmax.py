@@ -2,7 +2,8 @@
 
 onnxruntime 1.32 merges the transposes around a Softmax into its axis, and computes any axis but the last
 element by element: 286 µs for [1, 80, 22, 22], against 33 µs as rows. A change of shape between the transpose
-and the Softmax keeps it from doing so.
+and the Softmax keeps it from doing so. Of transposes it does those fast that move one axis or a run of axes:
+9 µs, and 140 where an exporter has swapped height and width on the way.
 """
 
 from collections.abc import Sequence
@@ -52,6 +53,24 @@ def softmax_on_rows(main: ir.Graph, node: ir.Node) -> Outcome:
     return DONE
 
 
+def softmax_between_transposes(main: ir.Graph, node: ir.Node) -> Outcome:
+    """A Softmax of turned data that is turned back is one of another axis.
+
+    Given::  y = Transpose(Softmax(Transpose(x, perm=[0, 3, 2, 1]), axis=3), perm=[0, 3, 2, 1])
+    Result:: y = Softmax(x, axis=1)
+    """
+    softmax = producer(node.inputs[0], "Softmax", "LogSoftmax")
+    turned = None if softmax is None else producer(softmax.inputs[0], "Transpose")
+    if softmax is None or turned is None or len(softmax.outputs[0].uses()) > 1:
+        return None
+    forth, back = ints_attribute(turned, "perm"), ints_attribute(node, "perm")
+    if softmax.outputs[0].is_graph_output() or not forth or [forth[i] for i in back] != sorted(forth):
+        return None
+    axis = forth[int_attribute(softmax, "axis", -1)]
+    substitute(node, softmax.op_type, [turned.inputs[0]], axis=axis)
+    return DONE
+
+
 def _moves_last(transpose: ir.Node, rank: int) -> bool:
     order = ints_attribute(transpose, "perm") or list(range(rank))[::-1]
     return order[-1] != rank - 1
@@ -70,4 +89,8 @@ def _new(
     return out
 
 
+TURNED: tuple[Rule, ...] = (
+    Rule("softmax_between_transposes", frozenset({"Transpose"}), softmax_between_transposes),
+)
+"""Before ``ROWS``, which writes transposes itself."""
 ROWS: tuple[Rule, ...] = (Rule("softmax_on_rows", frozenset({"Softmax", "LogSoftmax"}), softmax_on_rows),)

@@ -63,6 +63,9 @@ class Kernels(Strict):
     """Operators with an integer kernel whose output is float, better where nothing integer follows."""
     fuses_activation: tuple[str, ...] = ("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat")
     """Operators whose kernels write integers of any scale: saturation can stand for a Relu or Clip behind."""
+    stand_ins: tuple[Literal["AveragePool", "Resize"], ...] = ()
+    """Operators whose integer kernel is slow: an average is written as a depthwise convolution, nearest
+    resizing as a choice of rows and columns."""
     resize_modes: tuple[Literal["nearest", "linear"], ...] = ("nearest",)
     """How a same_scale Resize may interpolate."""
     activation_products: bool = True

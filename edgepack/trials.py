@@ -34,6 +34,8 @@ NOISE_WEIGHT = 0.087
 """In the balance 6 dB of fidelity outweigh 6% of the time."""
 CLEAN_DB = 30.0
 """Fidelity beyond this buys nothing: no metric of any model here moved by it."""
+NOISY_DB = 15.0
+"""So far below that is the floor of fidelity that stands in for a metric."""
 ROUNDS = 25
 FEWEST_ROUNDS = 8
 TRIAL_SECONDS = 4.0
@@ -97,6 +99,12 @@ class Floor:
             return True
         return self.original_metric - found.metric <= self.metric_drop + 1e-9
 
+    def lost(self, found: Fidelity | None) -> float | None:
+        """The part of the allowed drop of the metric that is used up; ``None`` where there is no metric."""
+        if found is None or found.metric is None or not self.metric_drop or self.original_metric is None:
+            return None
+        return (self.original_metric - found.metric) / self.metric_drop
+
     def _faithful(self, sqnr_db: float | None, agreement: float | None) -> bool:
         """Whether the limits of fidelity are kept; equal outputs have no noise, and no dB."""
         if self.sqnr_db is not None and sqnr_db is not None and sqnr_db < self.sqnr_db:
@@ -128,6 +136,17 @@ class Cost:
         return float((trial.size_bytes / self.original_bytes) ** SIZE_WEIGHT) * self.of_noise(
             trial.compared.sqnr_db
         )
+
+    def judged(self, trial: Trial, lost: float | None) -> float:
+        """The cost where the evaluation data tell what noise does.
+
+        ``lost``: the part of the allowed drop of the metric that is used up; ``None`` where that is unknown,
+        and then noise itself counts. All of it costs as much as noise at the floor of 15 dB.
+        """
+        if lost is None or self.optimize_for != "balance":
+            return self(trial)
+        instead = self.of_noise(CLEAN_DB - NOISY_DB * min(max(lost, 0.0), 1.0))
+        return self(trial) / self.of_noise(trial.compared.sqnr_db) * instead
 
     def of_noise(self, sqnr_db: float) -> float:
         """What noise costs: a factor of 1 for a clean form, more for others."""

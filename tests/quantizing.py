@@ -37,8 +37,12 @@ def target(
     symmetric: bool = False,
     **kernels: tuple[str, ...],
 ) -> Target:
-    """The x86 target with other arithmetic; int8 activations run as they are, as on ARM."""
+    """The x86 target with other arithmetic, and all integer kernels of the runtime, the slow ones too.
+
+    int8 activations run as they are, as on ARM.
+    """
     base = _shipped()
+    all_kernels = {"integer": (*base.kernels.integer, "Softmax"), "stand_ins": ()}
     settings = {"session.qdqisint8allowed": "1"} if activation is S8 else {}
     return base.model_copy(
         update={
@@ -46,7 +50,7 @@ def target(
             "quantization": Quantization(
                 activation_type=activation, activation_symmetric=symmetric, weight_granularity=granularity
             ),
-            "kernels": Kernels(**{**base.kernels.model_dump(), **kernels}),
+            "kernels": Kernels(**{**base.kernels.model_dump(), **all_kernels, **kernels}),
         }
     )
 

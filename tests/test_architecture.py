@@ -18,6 +18,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "errors",
         "scheme",
         "numerics",
+        "resampling",
         "strict",
         "target",
         "config*",

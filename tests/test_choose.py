@@ -99,3 +99,44 @@ def test_equal_outputs_keep_every_floor(tmp_path: Path) -> None:
 
 def test_without_a_limit_evaluation_data_are_not_asked(tmp_path: Path) -> None:
     assert taken(chosen(tmp_path, Floor(None, None, 0.01, None), {}))[0] == "static"
+
+
+STEM = [Unit(n, "Conv", Role.HEAVY, ("x",), ("y",), weight="w", kind="Conv") for n in ("a", "b", "c", "d")]
+
+
+@dataclass
+class StemBench(Bench):
+    """Integers are 1.2 times as fast as the original, 1.33 times with the first unit in float."""
+
+    def measure(self, name: str, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
+        integer = [m is Method.STATIC for m, _ in methods.values()]
+        speed = 1.2 if all(integer) else 1.33 if all(integer[1:]) else 1.22 if not any(integer) else 1.1
+        decibels = 16.0 if any(integer) else 26.0
+        compared = Comparison(signal=10 ** (decibels / 10), noise=1.0, samples=1)
+        path = Path("integer" if any(integer) else "weights")
+        return Trial(name, methods, plan, path, 300, speed, 0.0, compared)
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        ({"weights": 0.89, "integer": 0.90}, "static, first unit in float"),  # noise did no harm
+        ({"weights": 0.90, "integer": 0.881}, "weight_only"),  # it costs all that is allowed
+    ],
+)
+def test_an_integer_form_near_the_best_is_looked_at(
+    tmp_path: Path, metric: dict[str, float], expected: str
+) -> None:
+    save_model(parse("g (float[4] x) => (float[4] y) { y = Relu (x) }"), original := tmp_path / "m.onnx")
+    bench = cast(TrialBench, StemBench(original, load_target("x86-cpu")))
+
+    def make(methods: Methods) -> tuple[QuantPlan, ir.Model]:
+        plans = tuple(UnitPlan(u, *methods[u.name]) for u in STEM)
+        return QuantPlan(plans, {}, SCHEME, SCHEME), cast(ir.Model, methods)
+
+    def verify(path: Path) -> Fidelity:
+        return measured(20.0, metric=metric[str(path)])
+
+    floor = Floor(None, None, 0.02, 0.90)
+    choice = choose(STEM, bench, make, {}, floor, verify, method="auto", optimize_for="balance")
+    assert taken(choice)[0] == expected

@@ -31,6 +31,9 @@ def test_added(tmp_path: Path, channels: int, added: int) -> None:
     assert [n.op_type for n in built.quantized.graph].count("Pad") == (1 if added else 0)
     assert built.fused.integer_kernels["QLinearConv"] == 2
     assert built.sqnr_db > 30
+    # The runtime computes what nobody reads: 65 µs of a detector with a picture of 352 x 352.
+    unread = [v for n in built.quantized.graph for v in n.outputs if not (v.uses() or v.is_graph_output())]
+    assert unread == []
 
 
 def test_the_result_is_the_same(tmp_path: Path) -> None:

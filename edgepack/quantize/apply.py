@@ -21,20 +21,13 @@ from edgepack.numerics import bias_params, choose_params, quantize
 from edgepack.quantize.dynamic import apply_dynamic
 from edgepack.quantize.emit import TO_FLOAT, Emitter
 from edgepack.quantize.hard import HARD_OPS, apply_hard
+from edgepack.quantize.islands import keep_float
 from edgepack.quantize.plan import Method, QuantPlan, UnitPlan
 from edgepack.quantize.recurrent import apply_dynamic_lstm, store_recurrent_weights
 from edgepack.quantize.rounding import Rounded
-from edgepack.quantize.units import ACTIVATIONS, RECURRENT_OPS, activation_bounds
-from edgepack.scheme import QuantParams, QuantType
-
-REQUANTIZED_BY_RUNTIME = frozenset({"Conv", "ConvTranspose", "Gemm"})
-"""onnxruntime quantizes float weights of these, per tensor and unasked, between a per-tensor DQ and a Q."""
-
-
-FUSED_BY_RUNTIME = frozenset(
-    ["Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Softmax", "Where"]
-)
-"""onnxruntime makes integer kernels of these between DQ and Q, whether they compute the same or not."""
+from edgepack.quantize.stand_ins import apply_stand_in, sizes_of
+from edgepack.quantize.units import RECURRENT_OPS, activation_bounds
+from edgepack.scheme import QuantParams
 
 
 def apply_plan(model: ir.Model, plan: QuantPlan, weights: Mapping[str, Rounded]) -> ir.Model:
@@ -44,6 +37,7 @@ def apply_plan(model: ir.Model, plan: QuantPlan, weights: Mapping[str, Rounded])
     nodes = {n.name: n for n in graph}
     static = plan.of(Method.STATIC)
     clamps: dict[str, tuple[float, float]] = {}
+    sizes = {u.unit.name: sizes_of(nodes[u.unit.name].inputs[0]) for u in static if u.stand_in}
     for unit_plan in static:
         if unit_plan.unit.activation is not None:
             activation = nodes[unit_plan.unit.activation]
@@ -55,11 +49,15 @@ def apply_plan(model: ir.Model, plan: QuantPlan, weights: Mapping[str, Rounded])
     integer = {nodes[u.unit.name] for u in static}
     for name, params in plan.activations.items():
         _insert_pair(emit, values[name], params, integer, clamps.get(name))
+    for name, before in sizes.items():
+        apply_stand_in(emit, nodes[name], before)
     for unit_plan in plan.units:
-        _apply_unit(emit, nodes[unit_plan.unit.name], unit_plan, weights.get(unit_plan.unit.name), plan)
+        if unit_plan.unit.name not in sizes:
+            _apply_unit(emit, nodes[unit_plan.unit.name], unit_plan, weights.get(unit_plan.unit.name), plan)
     for node in list(graph):
         if node.op_type == "Add" and _feeds_layer_norm(node):
             _as_sum(emit, node)
+    _drop_unread(graph)
     _tidy_initializers(graph)
     graph.sort()
     return quantized
@@ -82,10 +80,7 @@ def _apply_unit(
     elif method is Method.DYNAMIC and rounded is not None:
         apply_dynamic(emit, node, unit_plan, rounded)
     else:
-        if node.op_type in REQUANTIZED_BY_RUNTIME:
-            _guard_float_island(emit, node)
-        elif node.op_type in FUSED_BY_RUNTIME:
-            _guard_light_island(emit, node)
+        keep_float(emit, node)
         if method is Method.WEIGHT_ONLY and recurrent:
             store_recurrent_weights(emit, node, plan.weight_scheme)
         elif method is Method.WEIGHT_ONLY and rounded is not None:
@@ -137,64 +132,6 @@ def _insert_pair(
         graph.insert_after(producer, made)
     else:
         graph.insert_before(graph[0], made)
-
-
-def _guard_float_island(emit: Emitter, node: ir.Node) -> None:
-    """Keep a float unit between integer ones float.
-
-    Given: ``q -> DQ(scale) -> Conv(w float) -> Q``. Result: ``q -> DQ([scale, scale ...]) -> Conv(w) -> Q``,
-    the same values, which the runtime's WeightBiasQuantization leaves alone.
-    """
-    value, weight = node.inputs[0], constant(node.inputs[1])
-    restore = value.producer() if value is not None else None
-    if restore is None or restore.op_type != "DequantizeLinear" or weight is None or not _leads_to_q(node):
-        return
-    stored, scale = restore.inputs[0], constant(restore.inputs[1])
-    assert stored is not None
-    assert scale is not None
-    if scale.ndim:  # rows of a table: it has a scale for each channel already
-        return
-    # A table's scale has no zero point beside it: its integers are int8 and that is zero.
-    shift = constant(restore.inputs[2]) if len(restore.inputs) > 2 else np.int8(0)
-    assert shift is not None
-    channels = _input_channels(node, weight.shape)
-    kind = QuantType(shift.dtype.name)
-    params = QuantParams(kind, np.full(channels, scale, np.float32), np.full(channels, shift), axis=1)
-    guarded = emit.restore(stored, params, f"{name_of(stored)}_island")
-    emit.graph.insert_before(node, guarded)
-    node.replace_input_with(0, guarded.outputs[0])
-
-
-def _guard_light_island(emit: Emitter, node: ir.Node) -> None:
-    """Keep a light float unit between integer ones float.
-
-    Given: ``q -> DQ -> Sigmoid -> Q``. Result: ``q -> DQ -> Max(least) -> Sigmoid -> Q``, where no value is
-    below ``least``: an operator that changes nothing, and that the runtime neither removes nor fuses.
-    """
-    sources = ((v, v.producer()) for v in node.inputs if v is not None)
-    value = next((v for v, made in sources if made is not None and made.op_type == "DequantizeLinear"), None)
-    if value is None or not _leads_to_q(node):
-        return
-    least = emit.initializer("least", np.asarray(np.finfo(np.float32).min, np.float32))
-    guard = emit.node("Max", [value, least], f"{name_of(value)}_island")
-    emit.graph.insert_before(node, guard)
-    node.replace_input_with(list(node.inputs).index(value), guard.outputs[0])
-
-
-def _leads_to_q(node: ir.Node) -> bool:
-    """Whether a QuantizeLinear is all that reads the node, Relu and Clip seen through."""
-    after = only_consumer(node.outputs[0])
-    while after is not None and after.op_type in ACTIVATIONS:
-        after = only_consumer(after.outputs[0])
-    return after is not None and after.op_type == "QuantizeLinear"
-
-
-def _input_channels(node: ir.Node, weight_shape: tuple[int, ...]) -> int:
-    if node.op_type == "Conv":
-        return weight_shape[1] * node.attributes.get_int("group", 1)
-    if node.op_type == "Gemm":
-        return weight_shape[1 if node.attributes.get_int("transB", 0) else 0]
-    return weight_shape[0]
 
 
 def _static_weights(
@@ -352,6 +289,14 @@ def _as_sum(emit: Emitter, add: ir.Node) -> None:
     total = emit.node("Sum", list(add.inputs), f"{name_of(out)}_sum")
     total.name = add.name  # profiles are matched by it
     emit.replace(add, [total], total.outputs[0])
+
+
+def _drop_unread(graph: ir.Graph) -> None:
+    """Remove each DequantizeLinear whose readers have taken the integers: the runtime would compute it."""
+    for node in list(graph):
+        real = node.outputs[0]
+        if node.op_type == "DequantizeLinear" and not real.uses() and not real.is_graph_output():
+            graph.remove(node, safe=True)
 
 
 def _tidy_initializers(graph: ir.Graph) -> None:

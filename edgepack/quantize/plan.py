@@ -15,6 +15,7 @@ from edgepack.model import constant
 from edgepack.numerics import choose_params
 from edgepack.quantize.few_bits import FewBits
 from edgepack.quantize.hard import gate_params
+from edgepack.quantize.stand_ins import has_stand_in
 from edgepack.quantize.units import RECURRENT_OPS, Role, Unit, activation_bounds, consumers, override_for
 from edgepack.quantize.weight_params import fit_bias, narrow_outputs, smoothed, weight_params
 from edgepack.scheme import QuantParams, QuantScheme
@@ -64,6 +65,8 @@ class UnitPlan:
     """What each input channel of a dynamic product is divided by, and its weights multiplied with."""
     bits: int = 8
     """Of the weight: stored integers keep to the range of so many."""
+    stand_in: bool = False
+    """Written as operators that the runtime is faster at: see :mod:`edgepack.quantize.stand_ins`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,8 +319,13 @@ def _parameters(
         bits = few.bits if few is not None and weight is not None else 8
         if bits < 8 and not reason:
             reason = f"weights of {bits} bits"
-        planned.append(UnitPlan(unit, method, reason, weight, drop, added, fewer, factors, bits))
+        other = method is Method.STATIC and _stands_in(nodes[unit.name], target)
+        planned.append(UnitPlan(unit, method, reason, weight, drop, added, fewer, factors, bits, other))
     return QuantPlan(tuple(planned), activations, scheme, target.quantization.weight)
+
+
+def _stands_in(node: ir.Node, target: Target) -> bool:
+    return node.op_type in target.kernels.stand_ins and has_stand_in(node)
 
 
 def _needs_output(unit: Unit, target: Target, static: set[str], readers: Mapping[str, list[ir.Node]]) -> bool:

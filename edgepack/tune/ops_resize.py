@@ -1,43 +1,18 @@
 """Resampling: a product with a small matrix along each axis, whatever the mode."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from edgepack.resampling import Floats, coordinates, nearest
 from edgepack.tune.step import Operator, Step, integers, pick
 
-Floats = npt.NDArray[np.float64]
 OLD_RESIZE = 11
 """The opset in which Resize got its coordinate modes; before, it was asymmetric and rounded down."""
-ROUNDINGS: dict[str, Callable[[Floats], Floats]] = {
-    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
-    "floor": np.floor,
-    "ceil": np.ceil,
-}
-
-
-def _coordinates(mode: str, out: int, size: int, scale: float, region: tuple[float, float]) -> Floats:
-    """Where in the input each output position lies."""
-    at = np.arange(out, dtype=np.float64)
-    if mode == "asymmetric":
-        return at / scale
-    if mode == "align_corners":
-        return at * (size - 1) / (out - 1) if out > 1 else at * 0.0
-    if mode == "tf_crop_and_resize":
-        first, last = region[0] * (size - 1), region[1] * (size - 1)
-        return first + at * (last - first) / (out - 1) if out > 1 else (first + last) / 2 + at
-    if mode == "pytorch_half_pixel" and out == 1:
-        return at * 0.0
-    shift = 0.0
-    if mode == "half_pixel_symmetric":
-        shift = size / 2 * (1 - out / (scale * size))
-    return shift + (at + 0.5) / scale - 0.5
 
 
 def _triangle(distance: Floats) -> Floats:
@@ -77,12 +52,11 @@ def _along(
     """``x`` resampled along one axis, and which positions of the result lie outside of it."""
     size, old = x.shape[axis], step.opset < OLD_RESIZE
     mode = step.get("coordinate_transformation_mode", "asymmetric" if old else "half_pixel")
-    where = _coordinates(mode, out, size, scale, region)
+    where = coordinates(mode, size, out, scale, region)
     outside = torch.from_numpy((where < 0) | (where > size - 1))
     if step.get("mode", "nearest") == "nearest":
         rounding = step.get("nearest_mode", "floor" if old else "round_prefer_floor")
-        places = np.clip(ROUNDINGS[rounding](where), 0, size - 1).astype(int)
-        return pick(x, axis, places.tolist()), outside
+        return pick(x, axis, nearest(where, rounding, size).tolist()), outside
     matrix = torch.from_numpy(_matrix(step, where, size, scale)).to(x.dtype)
     return torch.movedim(torch.matmul(torch.movedim(x, axis, -1), matrix.t()), -1, axis), outside
 

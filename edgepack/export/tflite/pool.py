@@ -10,6 +10,7 @@ from edgepack.export.tflite.lowering import FLOAT, QMIN, Lowering, Task, dtype_o
 from edgepack.export.tflite.schema import Padding
 from edgepack.export.tflite.window import Pair, Window, options, pad_image, repeat_border, window
 from edgepack.model import constant, name_of
+from edgepack.resampling import coordinates, nearest
 
 MOST_COPIES = 4
 """A joined CONCATENATION of this many tensors stays with the delegate."""
@@ -140,13 +141,15 @@ def resize(low: Lowering, task: Task) -> None:
     mode = attributes.get_string("mode", "nearest")
     if mode == "cubic" or attributes.get_int("antialias", 0) != 0:
         raise task.refuse("there is no kernel for cubic or antialiased interpolation")
-    if attributes.get_string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
+    transformation = attributes.get_string("coordinate_transformation_mode", "half_pixel")
+    if transformation == "tf_crop_and_resize":
         raise task.refuse("there is no kernel for tf_crop_and_resize")
     integer = task.integer or (mode == "nearest" and low.is_integer(node.inputs[0]))
     source = low.read_image(node.inputs[0], integer=integer)
     kind = low.graph.tensors[source].quant or dtype_of(task.output)
     places = [
-        _coordinates(task, before[a], after[a], _scale(task, a, before, after)) for a in range(2, len(before))
+        coordinates(transformation, before[a], after[a], _scale(task, a, before, after))
+        for a in range(2, len(before))
     ]
     sides = [np.zeros(1), *places] if len(places) == 1 else places
     result = (
@@ -166,22 +169,6 @@ def _scale(task: Task, axis: int, before: Shape, after: Shape) -> float:
     return float(scales[listed.index(axis)]) if axis in listed else 1.0
 
 
-def _coordinates(task: Task, length: int, outputs: int, scale: float) -> npt.NDArray[np.float64]:
-    """Where each entry of the output lies in the input, as the ONNX operator defines it."""
-    x = np.arange(outputs, dtype=np.float64)
-    mode = task.node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
-    if mode == "asymmetric":
-        return x / scale
-    if mode == "align_corners":
-        return x * ((length - 1) / max(outputs - 1, 1))
-    if mode == "pytorch_half_pixel" and outputs == 1:
-        return np.zeros(1)
-    if mode == "half_pixel_symmetric":
-        middle = length / 2 * (1 - outputs / (scale * length))
-        return middle + (x + 0.5) / scale - 0.5
-    return (x + 0.5) / scale - 0.5
-
-
 def _nearest(
     low: Lowering,
     task: Task,
@@ -194,7 +181,7 @@ def _nearest(
     tensor = source
     for axis, side in ((2, sides[1]), (1, sides[0])):
         shape = low.graph.tensors[tensor].shape
-        index = np.clip(_rounded(side, rounding), 0, shape[axis] - 1).astype(np.int32)
+        index = nearest(side, rounding, shape[axis]).astype(np.int32)
         times = len(index) // shape[axis]
         target = (*shape[:axis], len(index), *shape[axis + 1 :])
         if np.array_equal(index, np.arange(shape[axis])):
@@ -225,17 +212,6 @@ def _repeated(low: Lowering, tensor: int, axis: int, times: int, kind: "Quant | 
         times //= step
     total = int(np.prod(low.graph.tensors[flat].shape)) // (inner * int(np.prod(source.shape[:axis])))
     return low.reshape(flat, (*source.shape[:axis], total, *source.shape[axis + 1 :]))
-
-
-def _rounded(x: npt.NDArray[np.float64], mode: str) -> npt.NDArray[np.float64]:
-    match mode:
-        case "floor":
-            return np.floor(x)
-        case "ceil":
-            return np.ceil(x)
-        case "round_prefer_ceil":
-            return np.floor(x + 0.5)
-    return np.ceil(x - 0.5)
 
 
 def _linear(
