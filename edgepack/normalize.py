@@ -38,6 +38,7 @@ from edgepack.rules_affine import FOLDING, GEMM
 from edgepack.rules_cleanup import AFTER_FOLDING, BEFORE_FOLDING, CLEANING
 from edgepack.rules_index import INDEXING
 from edgepack.rules_ops import ACTIVATIONS, PADDING, hard_swish_input
+from edgepack.rules_resize import RESIZING
 from edgepack.rules_select import SELECTION
 from edgepack.rules_softmax import ROWS, TURNED
 
@@ -122,7 +123,7 @@ def normalize(model: ir.Model, *, min_opset: int, max_opset: int) -> tuple[ir.Mo
         _apply(model, log, (*CLEANING, *PADDING))
         _shapes_and_fold(model, log)  # sizes that padding hid are known now
         log.refused.clear()  # what an early sweep left alone, a later one may have done
-        _apply(model, log, (*CLEANING, *PADDING, *FOLDING, *INDEXING, *SELECTION, *TURNED))
+        _apply(model, log, (*CLEANING, *PADDING, *FOLDING, *INDEXING, *SELECTION, *TURNED, *RESIZING))
         _apply(model, log, (*GEMM, *ROWS))
         _merge(model, log)
     _finish(model)
