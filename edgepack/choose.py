@@ -14,6 +14,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from edgepack.errors import ModelError
 from edgepack.model import model_bytes
 from edgepack.quantize.plan import Method, QuantPlan
 from edgepack.quantize.units import Role, Unit
@@ -66,16 +67,25 @@ def choose(
     ``method`` other than auto is taken as it is: what the user asks for by name is not second-guessed.
     ``by_group``: the clock is that of the device, so it may tell which kernels of one kind pay. With a
     ``task`` single units may take other forms, see :mod:`.search`; not where a device times whole forms,
-    since this host does not speak for what single units cost there.
+    since this host does not speak for what single units cost there. A form that the runtime does not load, or
+    fails to run, is told as such and not taken.
+
+    Raises:
+        ModelError: the runtime runs no form at all, or not the one that was asked for.
     """
     trials: list[Trial] = []
+    refused: list[Candidate] = []
     verdicts: dict[Path, Fidelity | None] = {}
     sensitivity: tuple[SensitivityRow, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def attempt(name: str, methods: Methods) -> Trial:
+    def attempt(name: str, methods: Methods) -> Trial | None:
         on_trial(name)
-        trial = bench.measure(name, methods, *form(methods))
+        try:
+            trial = bench.measure(name, methods, *form(methods))
+        except ModelError as error:
+            refused.append(Candidate(name, None, None, None, None, False, str(error), WITH in name))
+            return None
         trials.append(trial)
         return trial
 
@@ -93,12 +103,15 @@ def choose(
 
     candidates = whole_model_methods(units, bench.target)
     if method != "auto":
-        best = attempt(
-            method, methods_of(units, method, dict.fromkeys(_heavy_types(units), Method(method)), fixed)
-        )
+        methods = methods_of(units, method, dict.fromkeys(_heavy_types(units), Method(method)), fixed)
+        on_trial(method)
+        best = bench.measure(method, methods, *form(methods))
+        trials.append(best)
     else:
         for name, by_type in candidates.items():
             attempt(name, methods_of(units, name, by_type, fixed))
+        if not trials:
+            raise ModelError("; ".join(f"{line.name}: {line.reason}" for line in refused))
         cost = Cost(optimize_for, model_bytes(bench.original))
         trials[:] = bench.as_on_device(trials)
         best = _best(trials, accurate, cost)
@@ -117,7 +130,7 @@ def choose(
                 units, best, trials, bench, form, fixed, attempt, accurate, keeps, cost, floor.sqnr_db, task
             )
     lines = [_line(t, t is best, floor, verdicts.get(t.path)) for t in trials]
-    return Choice(*form(best.methods), lines, sensitivity, notes)
+    return Choice(*form(best.methods), [*lines, *refused], sensitivity, notes)
 
 
 def whole_model_methods(units: Sequence[Unit], target: Target) -> dict[str, dict[str, Method]]:
@@ -197,7 +210,7 @@ def _drop_what_does_not_pay(
     units: Sequence[Unit],
     best: Trial,
     bench: TrialBench,
-    attempt: Callable[[str, Methods], Trial],
+    attempt: Callable[[str, Methods], Trial | None],
     accurate: Callable[[Trial], bool],
     fixed: Methods,
     cost: Cost,
@@ -216,6 +229,8 @@ def _drop_what_does_not_pay(
         reason = f"measured slower as {best.methods[free[0]][0]} than in float"
         changed = {**best.methods, **dict.fromkeys(free, (form, reason))}
         trial = attempt(f"{base}, {group} in float", changed)
+        if trial is None:
+            continue
         advantage = cost.apart_from_time(best) / cost.apart_from_time(trial)
         better = cost(trial) < cost(best) * (1 - SAME_SPEED) and accurate(trial)
         if better and bench.confirms(trial, best, advantage):

@@ -90,11 +90,14 @@ class GateLine:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A form of the whole model that was built and measured before one was chosen."""
+    """A form of the whole model that was built and measured before one was chosen.
+
+    Size and speed are ``None`` where the runtime does not run it; ``reason`` says what it answered.
+    """
 
     name: str
-    size_bytes: int
-    speedup: float
+    size_bytes: int | None
+    speedup: float | None
     sqnr_db: float | None
     metric: float | None
     chosen: bool
@@ -371,9 +374,9 @@ def _candidates(candidates: Sequence[Candidate]) -> list[str]:
         (
             "→" if c.chosen else " ",
             c.name,
-            size_text(c.size_bytes),
-            f"{c.speedup:.2f}× as fast",
-            "equal" if c.sqnr_db is None else f"{c.sqnr_db:.1f} dB",
+            "-" if c.size_bytes is None else size_text(c.size_bytes),
+            "-" if c.speedup is None else f"{c.speedup:.2f}× as fast",
+            "-" if c.speedup is None else "equal" if c.sqnr_db is None else f"{c.sqnr_db:.1f} dB",
             c.reason,
         )
         for c in shown

@@ -36,7 +36,7 @@ TOO_NOISY = "too noisy"
 Forms = Mapping[str, Method]
 Noise = dict[tuple[str, Method], float]
 """Noise power over signal power that a unit in a form brings to the outputs, alone."""
-Attempt = Callable[[str, Methods], Trial]
+Attempt = Callable[[str, Methods], Trial | None]
 Form = Callable[[Methods], tuple[QuantPlan, ir.Model]]
 
 
@@ -193,7 +193,7 @@ class Search:
             if key not in tried:
                 tried.add(key)
                 trial = self._changed(best, batch)
-                if self._better(trial, best):
+                if trial is not None and self._better(trial, best):
                     best, moves, singles = trial, self.moves(trial), 0
                     size = len(moves)
                     continue
@@ -247,7 +247,7 @@ class Search:
         us = self.us.get(to) or self.us.get(Method.FLOAT) or {}
         return max(_value(us, name) - _value(self.us.get(now, {}), name), 1.0)
 
-    def _changed(self, trial: Trial, batch: Sequence[Move]) -> Trial:
+    def _changed(self, trial: Trial, batch: Sequence[Move]) -> Trial | None:
         self.clock.tell("search")
         shown = ", ".join(f"{m.unit} {m.method}" for m in batch[:2])
         more = f" and {len(batch) - 2} more" if len(batch) > 2 else ""

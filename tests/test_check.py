@@ -8,8 +8,9 @@ from onnx_models import parse
 
 from edgepack.config import Data
 from edgepack.data import Samples, open_samples
-from edgepack.errors import ExportError, SamplesError
-from edgepack.measure.check import baseline, check
+from edgepack.errors import ExportError, ModelError, SamplesError
+from edgepack.measure.check import baseline, check, compare_outputs
+from edgepack.measure.runner import open_model
 from edgepack.model import input_specs, load_model, save_model
 from edgepack.target import Runtime
 
@@ -44,3 +45,10 @@ def test_a_built_model_that_fails_where_the_original_does_not(tmp_path: Path, sa
     with pytest.raises(ExportError, match=r"sample .*b.npy: .*four.onnx fails on it: .*[Rr]eshape") as caught:
         check(tmp_path / "four.onnx", samples, Runtime(), reference, None)
     assert "\n" not in str(caught.value)
+
+
+def test_a_form_that_fails_on_a_probe_is_the_fault_of_the_form(tmp_path: Path, samples: Samples) -> None:
+    feeds = [sample.feeds for sample in samples]
+    expected = [open_model(tmp_path / "any.onnx", Runtime()).run(feed) for feed in feeds]
+    with pytest.raises(ModelError, match=r"the runtime fails to run it: .*[Rr]eshape"):
+        compare_outputs(expected, open_model(tmp_path / "four.onnx", Runtime()), feeds)

@@ -10,6 +10,7 @@ import pytest
 from onnx_models import parse
 
 from edgepack.choose import Choice, choose
+from edgepack.errors import ModelError
 from edgepack.measure.check import Comparison
 from edgepack.model import save_model
 from edgepack.quantize.plan import Method, QuantPlan, UnitPlan
@@ -140,3 +141,37 @@ def test_an_integer_form_near_the_best_is_looked_at(
     floor = Floor(None, None, 0.02, 0.90)
     choice = choose(STEM, bench, make, {}, floor, verify, method="auto", optimize_for="balance")
     assert taken(choice)[0] == expected
+
+
+@dataclass
+class PickyBench(Bench):
+    """A runtime that fails on some forms."""
+
+    fails: tuple[Method, ...] = ()
+
+    def measure(self, name: str, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
+        if methods["conv"][0] in self.fails:
+            raise ModelError(f"{name}: cannot be run")
+        return super().measure(name, methods, plan, model)
+
+
+def picky(folder: Path, fails: tuple[Method, ...], method: str = "auto") -> Choice:
+    save_model(parse("g (float[4] x) => (float[4] y) { y = Relu (x) }"), original := folder / "model.onnx")
+    bench = cast(TrialBench, PickyBench(original, load_target("x86-cpu"), fails=fails))
+    floor = Floor(None, None, None, None)
+    return choose(
+        UNITS, bench, form, {}, floor, lambda _: measured(20.0), method=method, optimize_for="speed"
+    )
+
+
+def test_a_form_that_the_runtime_fails_on_is_told_and_not_taken(tmp_path: Path) -> None:
+    choice = picky(tmp_path, (Method.STATIC,))
+    assert taken(choice) == ("weight_only", {"static": "static: cannot be run"})
+    assert [c.speedup for c in choice.candidates if c.name == "static"] == [None]
+
+
+def test_no_form_runs(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="static: cannot be run"):
+        picky(tmp_path, tuple(Method))
+    with pytest.raises(ModelError, match="cannot be run"):
+        picky(tmp_path, (Method.STATIC,), "static")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from edgepack.data import Sample, Samples
-from edgepack.errors import EdgepackError, ExportError, SamplesError
+from edgepack.errors import EdgepackError, ExportError, ModelError, SamplesError
 from edgepack.feeds import Array, Feeds
 from edgepack.measure.runner import Outputs, Runner, open_model
 from edgepack.metrics import Metric
@@ -163,10 +163,18 @@ def check_together(
 
 
 def compare_outputs(reference: Sequence[Outputs], runner: Runner, feeds: Sequence[Feeds]) -> Comparison:
-    """A model's outputs on a few ``feeds`` against outputs that were kept."""
+    """A model's outputs on a few ``feeds`` against outputs that were kept.
+
+    Raises:
+        ModelError: the runtime fails to run the model.
+    """
     comparison = Comparison()
     for index, (expected, feed) in enumerate(zip(reference, feeds, strict=True)):
-        comparison.add(expected, runner.run(feed), f"probe {index}")
+        try:
+            found = runner.run(feed)
+        except Exception as error:  # the runtimes' exceptions share no base of their own
+            raise ModelError(f"the runtime fails to run it: {str(error).splitlines()[0]}") from error
+        comparison.add(expected, found, f"probe {index}")
     return comparison
 
 

@@ -238,7 +238,8 @@ def candidates(report: BuildReport) -> Section | None:
     rows = [
         (
             tag("span", c.name, tag("small", "→ chosen", class_="block") if c.chosen else None),
-            size_text(c.size_bytes), faster(c.speedup), level(c.sqnr_db),
+            NONE if c.size_bytes is None else size_text(c.size_bytes),
+            NONE if c.speedup is None else faster(c.speedup), NONE if c.speedup is None else level(c.sqnr_db),
             NONE if c.metric is None else f"{c.metric:.4f}", c.reason,
         )
         for c in report.candidates
