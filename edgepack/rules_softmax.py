@@ -21,7 +21,7 @@ def softmax_on_rows(main: ir.Graph, node: ir.Node) -> Outcome:
     """Compute a Softmax of another axis than the last, or behind a Transpose, on a matrix.
 
     Given::  y = Softmax(x, axis=1)          x is [n, 80, 22, 22]
-    Result:: y = Transpose(Reshape(Softmax(Reshape(Transpose(x), [-1, 80])), [-1, 22, 22, 80]))
+    Result:: y = Transpose(Reshape(Softmax(Flatten(Transpose(x))), [-1, 22, 22, 80]))
     """
     x = node.inputs[0]
     if x is None or x.shape is None or len(x.shape) < _LEAST_RANK:
@@ -33,24 +33,30 @@ def softmax_on_rows(main: ir.Graph, node: ir.Node) -> Outcome:
         return None
     to_last = [i for i in range(rank) if i != axis] + [axis]
     sizes = [x.shape[i] for i in to_last]
-    if sum(not isinstance(d, int) for d in sizes) > 1 or not isinstance(sizes[-1], int):
-        return "more than one size is unknown, so the rows could not take their shape back"
-    known = [d if isinstance(d, int) else -1 for d in sizes]
     assert isinstance(node.graph, ir.Graph)
     base = node.outputs[0].name
     value = x
     if axis != rank - 1:
         value = _new(main, node, "Transpose", [x], sizes, f"{base}_last", perm=to_last)
-    rows = new_initializer(main, f"{base}_rows_shape", np.array([-1, known[-1]], np.int64))
-    value = _new(main, node, "Reshape", [value, rows], [None, sizes[-1]], f"{base}_rows")
+    back = _shape(main, node, value, sizes, f"{base}_back_shape")
+    value = _new(main, node, "Flatten", [value], [None, sizes[-1]], f"{base}_rows", axis=rank - 1)
     value = _new(main, node, node.op_type, [value], [None, sizes[-1]], f"{base}_on_rows", axis=-1)
-    back = new_initializer(main, f"{base}_back_shape", np.array(known, np.int64))
     if axis == rank - 1:
         substitute(node, "Reshape", [value, back])
         return DONE
     value = _new(main, node, "Reshape", [value, back], sizes, f"{base}_back")
     substitute(node, "Transpose", [value], perm=[int(i) for i in np.argsort(to_last)])
     return DONE
+
+
+def _shape(main: ir.Graph, node: ir.Node, value: ir.Value, sizes: Sequence[object], name: str) -> ir.Value:
+    """``sizes`` as a constant; computed from ``value`` where more than one of them is open."""
+    known = [d if isinstance(d, int) else -1 for d in sizes]
+    if known.count(-1) <= 1:
+        return new_initializer(main, name, np.array(known, np.int64))
+    made = _new(main, node, "Shape", [value], [len(sizes)], name)
+    made.type = ir.TensorType(ir.DataType.INT64)
+    return made
 
 
 def softmax_between_transposes(main: ir.Graph, node: ir.Node) -> Outcome:
