@@ -1,14 +1,14 @@
 """The choice by measurement: forms of a model are built, timed and compared; nothing slower is taken.
 
 Candidates are whole-model methods first, then the best of them, and an integer one that comes near it, with
-one group of similar units after another set to float, then, where a search is asked for, with single units in
-other forms. Speed and fidelity are measured on calibration samples; before a form is taken it must also keep,
-on the evaluation samples, every limit on accuracy that the gate has: few probes may flatter a form that is
-near a limit.
+one group of similar units after another set to float and concatenations on one scale, then, where a search is
+asked for, with single units in other forms. Speed and fidelity are measured on calibration samples; before a
+form is taken it must also keep, on the evaluation samples, every limit on accuracy that the gate has: few
+probes may flatter a form that is near a limit.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,12 +118,17 @@ def choose(
         here = bench.timing is None
         if optimize_for != "size" and by_group and here:
             near = _integer_one_near(trials, best, cost)
-            best = _drop_what_does_not_pay(units, best, bench, attempt, accurate, fixed, cost)
-            if near is not None:
-                time_alone = Cost("speed", cost.original_bytes)
-                other = _drop_what_does_not_pay(units, near, bench, attempt, accurate, fixed, time_alone)
-                if accurate(other):
-                    best = min(best, other, key=lambda t: cost.judged(t, floor.lost(verdicts.get(t.path))))
+            best = _vary(units, best, bench, attempt, accurate, fixed, cost, cost)
+            if near is not None and accurate(near):
+
+                def judged(trial: Trial) -> float:
+                    return cost.judged(trial, floor.lost(verdicts.get(trial.path)))
+
+                def at_best(trial: Trial) -> float:
+                    return cost.judged(trial, 0.0)
+
+                other = _vary(units, near, bench, attempt, accurate, fixed, at_best, judged)
+                best = min(best, other, key=judged)
         cheaper = cost(min(trials, key=cost)) < cost(best) * (1 - WORTH_A_REPAIR)
         if here and task is not None and (task.improves or cheaper):
             best, sensitivity, notes = search(
@@ -206,36 +211,52 @@ def _integer_one_near(trials: Sequence[Trial], best: Trial, cost: Cost) -> Trial
     return min(integer, key=cost, default=None)
 
 
-def _drop_what_does_not_pay(
+def _vary(
     units: Sequence[Unit],
     best: Trial,
     bench: TrialBench,
     attempt: Callable[[str, Methods], Trial | None],
     accurate: Callable[[Trial], bool],
     fixed: Methods,
-    cost: Cost,
+    at_best: Callable[[Trial], float],
+    cost: Callable[[Trial], float],
 ) -> Trial:
-    """Compute one group of units after another in float; what makes the model cheaper stays."""
+    """One group of units after another in float, concatenations on one scale; what pays stays.
+
+    ``cost`` may be asked of forms that are known to be accurate; before, ``at_best`` is a bound of it.
+    """
     deadline = time.monotonic() + BUDGET_SECONDS
-    base = best.name
-    for group, names in groups_of(units, best).items():
+    for label, names, form in (*_in_float(units, best), *_on_one_scale(units, best)):
         if time.monotonic() > deadline:
             break
-        form = Method.FLOAT if group.startswith(TABLE) else Method.WEIGHT_ONLY
         free = [n for n in names if n not in fixed and best.methods[n][0] is not form]
         if not free:
             continue
         # Weights stored as int8 cost no time, so a unit that computes in float need not be large.
-        reason = f"measured slower as {best.methods[free[0]][0]} than in float"
+        reason = "" if form is Method.TIED else f"measured slower as {best.methods[free[0]][0]} than in float"
         changed = {**best.methods, **dict.fromkeys(free, (form, reason))}
-        trial = attempt(f"{base}, {group} in float", changed)
+        trial = attempt(f"{best.name}, {label}", changed)
         if trial is None:
             continue
-        advantage = cost.apart_from_time(best) / cost.apart_from_time(trial)
-        better = cost(trial) < cost(best) * (1 - SAME_SPEED) and accurate(trial)
-        if better and bench.confirms(trial, best, advantage):
-            best = trial
+        enough = cost(best) * (1 - SAME_SPEED)
+        if at_best(trial) < enough and accurate(trial) and cost(trial) < enough:
+            advantage = cost(best) * best.speedup / (cost(trial) * trial.speedup)
+            if bench.confirms(trial, best, advantage):
+                best = trial
     return best
+
+
+def _in_float(units: Sequence[Unit], best: Trial) -> Iterator[tuple[str, list[str], Method]]:
+    for group, names in groups_of(units, best).items():
+        form = Method.FLOAT if group.startswith(TABLE) else Method.WEIGHT_ONLY
+        yield f"{group} in float", names, form
+
+
+def _on_one_scale(units: Sequence[Unit], best: Trial) -> Iterator[tuple[str, list[str], Method]]:
+    static = {u.unit.name for u in best.plan.of(Method.STATIC)}
+    names = [u.name for u in units if u.op_type == "Concat" and u.role is Role.LIGHT and u.name in static]
+    if names:
+        yield "Concat on one scale", names, Method.TIED
 
 
 def _line(trial: Trial, chosen: bool, floor: Floor, verdict: Fidelity | None) -> Candidate:

@@ -16,6 +16,7 @@ from edgepack.numerics import choose_params
 from edgepack.quantize.few_bits import FewBits
 from edgepack.quantize.hard import gate_params
 from edgepack.quantize.stand_ins import has_stand_in
+from edgepack.quantize.ties import tied_ranges
 from edgepack.quantize.units import RECURRENT_OPS, Role, Unit, activation_bounds, consumers, override_for
 from edgepack.quantize.weight_params import fit_bias, narrow_outputs, smoothed, weight_params
 from edgepack.scheme import QuantParams, QuantScheme
@@ -27,6 +28,8 @@ class Method(StrEnum):
 
     STATIC = "static"
     """Integer kernel between Q/DQ with calibrated ranges."""
+    TIED = "tied"
+    """Asked of a concatenation: static, with one scale for all that it reads and gives where that will do."""
     DYNAMIC = "dynamic"
     """Integer kernel, activation range found at run time."""
     WEIGHT_ONLY = "weight_only"
@@ -153,9 +156,25 @@ def make_plan(
     if not target.kernels.to_the_end:
         forms = _drop_dangling(units, forms, readers)
     forms = _drop_second_copies(units, forms, readers)
+    ranges = _tied(model, units, ranges, methods, forms)
     return _parameters(
         model, units, ranges, target, forms, readers, smoothing or {}, narrow or {}, few_bits or {}
     )
+
+
+def _tied(
+    model: ir.Model,
+    units: Sequence[Unit],
+    ranges: Mapping[str, Range],
+    methods: Mapping[str, tuple[Method, str]],
+    forms: Mapping[str, tuple[Method, str]],
+) -> Mapping[str, Range]:
+    tied = {u.name for u in units if u.op_type == "Concat" and methods[u.name][0] is Method.TIED}
+    if not tied:
+        return ranges
+    static = [u for u in units if forms[u.name][0] is Method.STATIC]
+    fixed = {"HardSigmoid", *FIXED_RANGES}
+    return tied_ranges(static, {n.name: n for n in model.graph}, ranges, tied, fixed)
 
 
 def _first_sweep(
@@ -184,6 +203,8 @@ def _form(
 ) -> tuple[Method, str]:
     kernels = target.kernels
     method, why = requested
+    if method is Method.TIED:
+        method = Method.STATIC
     if unit.role is Role.FLOAT:
         return Method.FLOAT, unit.reason
     if unit.constants and not unit.inputs and unit.op_type == "Gather":
