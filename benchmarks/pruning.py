@@ -1,6 +1,6 @@
 """What zeros cost: agreement with the float original of each method of pruning, before quantization.
 
-    python benchmarks/pruning.py SUITE_FOLDER [--task efficientnet_lite0] [--sparsity 0.3 0.5]
+    python benchmarks/pruning.py SUITE_FOLDER [--sparsity 0.3 0.5] [--scope measured]
 
 No training; biases are corrected with every method. Prints a table.
 """
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--task", default="efficientnet_lite0")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.3, 0.5])
     parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--scope", default="global", help="rates by layer: global, measured or layer")
     arguments = parser.parse_args()
     recipe = Recipe.model_validate(yaml.safe_load(recipe_for(arguments.suite, arguments.task)))
     target, base = load_target("x86-cpu"), Path(__file__).parent
@@ -51,7 +52,7 @@ def main() -> None:
     print("| zeros | method | agreement | metric | dB | seconds |\n|---|---|---|---|---|---|")
     for sparsity in arguments.sparsity:
         for method in arguments.methods:
-            config = Prune.model_validate({"sparsity": sparsity, "method": method})
+            config = Prune.model_validate({"sparsity": sparsity, "method": method, "scope": arguments.scope})
             started = time.perf_counter()
             sparse, rows = prune(model, units, some, config, threads=threads, seed=0)
             seconds = time.perf_counter() - started

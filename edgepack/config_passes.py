@@ -23,8 +23,9 @@ class Prune(Strict):
     loses when the others make up for it (only this one changes the others)."""
     pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
     scope: Literal["measured", "global", "layer"] = "global"
-    """global: each layer gives what costs it least; measured: the same, unless rates by what each layer's
-    zeros were measured to do to the model's outputs do less; layer: all give the same share."""
+    """global: each layer gives what costs it least; measured: each gives where that does least to the outputs
+    of samples that the zeros were not chosen on, which takes some times as long; layer: all give the same
+    share."""
     keep: tuple[str, ...] = ()
     """Names of nodes that are left alone; `*` and `?` work as in a shell."""
     keep_types: tuple[str, ...] = ()

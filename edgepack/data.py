@@ -62,6 +62,12 @@ class Samples:
         count = min(count, len(self))
         return replace(self, indices=tuple(self.indices[i * len(self) // count] for i in range(count)))
 
+    def halves(self) -> tuple["Samples", "Samples"]:
+        """Every other sample, and the others; a single one is both."""
+        parts = (self.indices[::2], self.indices[1::2] or self.indices)
+        first, second = (replace(self, indices=part) for part in parts)
+        return first, second
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of all feeds in order, or of image files and preprocessing. Reads everything."""

@@ -18,7 +18,15 @@ from edgepack.model import input_specs
 from edgepack.normalize import normalize
 from edgepack.numerics import sqnr_db
 from edgepack.passes.prune import PrunedWeight, prune
-from edgepack.passes.sparse import Pattern, lowest_in_rows, prune_second_order, rates, salience
+from edgepack.passes.sparse import (
+    FIT_DAMPING,
+    Pattern,
+    damped,
+    lowest_in_rows,
+    prune_second_order,
+    rates,
+    salience,
+)
 from edgepack.quantize.second_order import output_error, round_second_order
 from edgepack.quantize.units import find_units
 
@@ -55,6 +63,22 @@ def test_zeros_are_as_many_as_asked_for_and_the_rest_makes_up_for_them(
     ours, theirs = (output_error(matrix, m, second).sum() for m in (sparse, magnitude))
     if (sparse == 0).sum() <= (magnitude == 0).sum():
         assert ours <= theirs * (1 + 1e-4)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 40), st.integers(1, 6), st.floats(0.1, 0.8), st.integers(0, 5))
+def test_what_is_left_is_fitted(columns: int, outputs: int, sparsity: float, seed: int) -> None:
+    """Each output's error is that of damped least squares over its own weights, to a few percent."""
+    matrix, second = weight(1, outputs, columns, seed=seed), moments(columns, seed)
+    sparse = prune_second_order(matrix, second, sparsity, Pattern())
+    second = damped(second, FIT_DAMPING)
+    errors = output_error(matrix, sparse, second)[0]
+    for row, kept, error in zip(matrix[0], sparse[0] != 0, errors, strict=True):
+        part = second[0].astype(np.float64)[np.ix_(kept, kept)]
+        best = np.zeros(columns)
+        best[kept] = np.linalg.solve(part, second[0].astype(np.float64)[kept] @ row)
+        least = (best - row) @ second[0] @ (best - row)
+        assert error <= 1.02 * least + 1e-5 * float(row @ second[0] @ row)
 
 
 @pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(4, 8)])
@@ -116,12 +140,13 @@ def test_a_model_of_all_kinds(method: str, scope: str, tmp_path: Path) -> None:
 
 
 def test_the_better_method_loses_less(tmp_path: Path) -> None:
-    x = [{"x": weight(1, 6, 10, 10, seed=i)} for i in range(40, 60)]  # correlated by nothing: a hard case
+    x = [{"x": weight(1, 6, 10, 10, seed=i)} for i in range(40, 100)]  # correlated by nothing: a hard case
     fidelity = {}
     for method in ("l1", "second_order"):
-        model, sparse, _ = pruned(tmp_path, method=method, sparsity=0.5)
+        # As many zeros in each layer: rates by layer are another matter.
+        model, sparse, _ = pruned(tmp_path, method=method, sparsity=0.5, scope="layer")
         fidelity[method] = sqnr_db([run(model, f)["y"] for f in x], [run(sparse, f)["y"] for f in x])
-    assert fidelity["second_order"] > fidelity["l1"]
+    assert fidelity["second_order"] > fidelity["l1"] + 0.5
 
 
 def test_what_is_kept_is_kept(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from edgepack.errors import ConfigError
 from edgepack.gate import keeps_half
 from edgepack.measure.bench import ColdStart
 from edgepack.model import save_model
-from edgepack.passes.prune import _measured_weights
 from edgepack.passes.sensitivity import noise, noise_alone, outputs_of
 from edgepack.report import BuildReport, Fidelity
 from edgepack.target import Gate, load_target
@@ -112,15 +111,6 @@ def test_noise_of_one_unit_alone_is_its_own(tmp_path: Path) -> None:
     assert set(alone) == {r.unit for r in rows} and min(alone.values()) > 0
     assert max(alone.values()) < 2 * noise(reference, outputs_of(sparse, samples, 1))
     assert noise(reference, reference) == 0
-
-
-def test_a_layer_whose_zeros_hurt_counts_more() -> None:
-    cost = f32(np.arange(1, 101).reshape(1, 10, 10))
-    weights = _measured_weights(
-        {"a": cost, "b": cost, "c": cost}, {"a": 0.5, "b": 0.5, "c": 0.0}, {"a": 0.1, "b": 0.4, "c": 0.0}
-    )
-    assert weights["b"] == pytest.approx(4 * weights["a"])
-    assert weights["a"] < weights["c"] < weights["b"]
 
 
 @pytest.mark.parametrize("wrong", [{"scope": "layer"}, {"pattern": "2:4"}])

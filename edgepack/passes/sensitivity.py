@@ -10,7 +10,7 @@ from edgepack.data import Samples
 from edgepack.feeds import Array
 from edgepack.model import clone, constant, name_of, new_initializer
 
-PROBES = 16
+PROBES = 32
 """Samples that a unit's effect is measured on."""
 
 Outputs = list[list[Array]]
