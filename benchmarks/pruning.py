@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--task", default="efficientnet_lite0")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.3, 0.5])
     parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--views", type=int, default=0, help="other views of each picture to look at")
     parser.add_argument("--scope", default="global", help="rates by layer: global, measured or layer")
     arguments = parser.parse_args()
     recipe = Recipe.model_validate(yaml.safe_load(recipe_for(arguments.suite, arguments.task)))
@@ -52,7 +53,9 @@ def main() -> None:
     print("| zeros | method | agreement | metric | dB | seconds |\n|---|---|---|---|---|---|")
     for sparsity in arguments.sparsity:
         for method in arguments.methods:
-            config = Prune.model_validate({"sparsity": sparsity, "method": method, "scope": arguments.scope})
+            config = Prune.model_validate(
+                {"sparsity": sparsity, "method": method, "scope": arguments.scope, "views": arguments.views}
+            )
             started = time.perf_counter()
             sparse, rows = prune(model, units, some, config, threads=threads, seed=0)
             seconds = time.perf_counter() - started

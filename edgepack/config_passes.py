@@ -26,6 +26,8 @@ class Prune(Strict):
     """global: each layer gives what costs it least; measured: each gives where that does least to the outputs
     of samples that the zeros were not chosen on, which takes some times as long; layer: all give the same
     share."""
+    views: Annotated[int, Field(ge=0)] = 0
+    """Other views of each picture that are looked at too: parts of it, mirrored or not."""
     keep: tuple[str, ...] = ()
     """Names of nodes that are left alone; `*` and `?` work as in a shell."""
     keep_types: tuple[str, ...] = ()

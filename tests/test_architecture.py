@@ -25,7 +25,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "lines",
         "report*",
     ),
-    "material": ("model", "data", "feeds", "labels", "sources", "images", "metrics", "usercode"),
+    "material": ("model", "data", "feeds", "labels", "sources", "images", "views", "metrics", "usercode"),
     "stages": (
         "normalize",
         "rules*",

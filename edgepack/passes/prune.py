@@ -26,6 +26,7 @@ from edgepack.passes.sparse import (
 from edgepack.passes.weights import matrix_of, weighty_units, write_weight
 from edgepack.quantize.statistics import InputMoments, stream_moments
 from edgepack.quantize.units import Unit
+from edgepack.views import with_views
 
 PATTERNS = {"unstructured": Pattern(), "2:4": Pattern(2, 4), "4:8": Pattern(4, 8)}
 MOST_ZEROS = 0.99
@@ -93,7 +94,7 @@ class _Work:
         for unit, moments in stream_moments(
             self.model,
             self.wanted,
-            self.samples,
+            with_views(self.samples, self.config.views, self.seed),
             second_order=second,
             threads=self.threads,
             seed=self.seed,
@@ -124,7 +125,8 @@ def prune(
     """A model whose weights have the zeros that ``config`` asks for; biases take up the mean of the loss.
 
     Raises:
-        ConfigError: a name to keep that no node has; nothing is left to prune; a budget out of reach.
+        ConfigError: a name to keep that no node has; nothing is left to prune; a budget out of reach; views
+            of what are no pictures.
         CalibrationError: the model fails on a sample.
     """
     nodes = {n.name: n for n in model.graph}
