@@ -4,7 +4,8 @@
     python benchmarks/tune_classifier.py SUITE_FOLDER TASK quantized [--seeds 0 1 2]
 
 pruned: second-order pruning, then distillation; agreement with the original in float and as int8.
-quantized: int8 with one scale a weight, by rounding alone and after quantization-aware training.
+quantized: int8 with one scale a weight, by rounding alone and after quantization-aware training that starts
+from what second order has rounded to.
 More settings of training go behind as KEY=VALUE. Prints one JSON object a line.
 """
 
@@ -37,6 +38,7 @@ from edgepack.scheme import Granularity
 from edgepack.strict import parse
 from edgepack.target import Target, load_target
 from edgepack.tune.fake_quant import QuantizedStudent
+from edgepack.tune.start import start_from
 from edgepack.tune.train import Tuned, tune
 
 
@@ -126,15 +128,19 @@ def quantized(task: Task, settings: Tune, seeds: list[int]) -> None:
     target = task.target.model_copy(update={"quantization": arithmetic})
     plan = task.plan(task.model, target)
     tell(form="int8, nearest", **task.scores(apply_plan(task.model, plan, Rounder(task.model)(plan))))
-    tell(form="int8, second order", **task.scores(task.rounded(task.model, target, 0)))
+    some = some_samples(task.calibration)
     for seed in seeds:
-        form = partial(QuantizedStudent, plan=plan)
+        rounder = round_weights(task.model, plan, some, second_order=True, threads=task.threads, seed=seed)
+        given = rounder(plan)
+        tell(seed=seed, form="int8, second order", **task.scores(apply_plan(task.model, plan, given)))
+        start = start_from(task.model, plan, given)
+        form = partial(QuantizedStudent, plan=plan, start=start)
         made = tune(
-            task.model, task.model, task.calibration, settings, seed=seed, threads=task.threads, form=form
+            start.model, task.model, task.calibration, settings, seed=seed, threads=task.threads, form=form
         )
-        after = task.plan(made.model, target, like=task.model)
-        tell(seed=seed, step="tune", **ended(made))
-        tell(seed=seed, form="int8", **task.scores(apply_plan(made.model, after, Rounder(made.model)(after))))
+        tell(seed=seed, step="tune", kept=made.kept_step, **ended(made))
+        trained = apply_plan(made.model, plan, start.stored(made.model))
+        tell(seed=seed, form="int8, trained", **task.scores(trained))
 
 
 def main() -> None:

@@ -21,12 +21,13 @@ from edgepack.normalize import normalize
 from edgepack.numerics import sqnr_db
 from edgepack.quantize.apply import apply_plan
 from edgepack.quantize.plan import Method, make_plan
-from edgepack.quantize.rounding import Rounder
+from edgepack.quantize.rounding import Rounder, round_weights
 from edgepack.quantize.units import find_units
 from edgepack.scheme import Granularity
 from edgepack.tune.fake_quant import QuantizedStudent
 from edgepack.tune.graph import as_tensor
 from edgepack.tune.held import hold
+from edgepack.tune.start import start_from
 from edgepack.tune.train import tune
 
 RESIDUAL = """net (float[batch, 4, 8, 8] x) => (float[batch, 5] y) {
@@ -80,6 +81,48 @@ def test_the_file_computes_what_was_trained(name: str, granularity: Granularity,
         floats.append(run(made.model, sample.feeds)["y"])
     assert sqnr_db(stored, trained) > 45
     assert sqnr_db(stored, trained) > sqnr_db(stored, floats) + 10
+
+
+@pytest.mark.parametrize("granularity", list(Granularity))
+def test_training_starts_from_the_integers_that_it_is_given(granularity: Granularity, tmp_path: Path) -> None:
+    original, x = models()["residual"]
+    model, _ = normalize(original, min_opset=13, max_opset=23)  # type: ignore[arg-type]
+    device = target(granularity=granularity)
+    units = find_units(model, device.kernels)
+    ranges = ranges_of(model, device, {"x": x}, tmp_path)
+    plan = make_plan(model, units, ranges, device, {u.name: (Method.STATIC, "") for u in units})
+    path = npz(tmp_path / "x.npz", x=x)
+    samples = open_samples(Data(path=str(path)), "calibration", input_specs(model), {}, base=tmp_path)
+    given = round_weights(model, plan, samples, second_order=True, threads=1, seed=0)(plan)
+    nearest = Rounder(model)(plan)
+    assert any(not np.array_equal(given[n].integers, nearest[n].integers) for n in given)
+    start = start_from(model, plan, given)
+
+    save_model(apply_plan(model, plan, given), tmp_path / "given.onnx")
+    held = hold(start.model)
+    student = QuantizedStudent(start.model, held, plan, start)
+    for sample in samples:
+        with torch.no_grad():
+            made = student({k: as_tensor(v) for k, v in sample.feeds.items()}, held, [])["y"].numpy()
+        assert sqnr_db(run(tmp_path / "given.onnx", sample.feeds, optimize=False)["y"], made) > 45
+    untouched = start.stored(start.model)
+    assert all(np.array_equal(untouched[n].integers, given[n].integers) for n in given)
+
+    settings = Tune(steps=40, learning_rate=5e-3, held_out=0.2, batch=8)
+    made = tune(
+        start.model, model, samples, settings, seed=0, form=partial(QuantizedStudent, plan=plan, start=start)
+    )
+    judged = [e.held_out["loss"] for e in made.log if e.held_out is not None]
+    assert min(judged) < judged[0]
+    after = start.stored(made.model)
+    assert any(not np.array_equal(after[n].integers, given[n].integers) for n in given)
+    save_model(apply_plan(made.model, plan, after), tmp_path / "trained.onnx")
+    held = hold(made.model)
+    student = QuantizedStudent(made.model, held, plan, start)
+    feeds = next(iter(samples)).feeds
+    with torch.no_grad():
+        trained = student({k: as_tensor(v) for k, v in feeds.items()}, held, [])["y"].numpy()
+    assert sqnr_db(run(tmp_path / "trained.onnx", feeds, optimize=False)["y"], trained) > 45
 
 
 def test_every_stored_weight_is_trained_and_nothing_is_shared(tmp_path: Path) -> None:

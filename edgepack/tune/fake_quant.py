@@ -27,6 +27,7 @@ from edgepack.quantize.rounding import Rounder
 from edgepack.tune.graph import as_tensor, compile_model, run_program
 from edgepack.tune.held import Held
 from edgepack.tune.ops_quantize import round_through
+from edgepack.tune.start import Displaced, Start
 from edgepack.tune.step import spread
 from edgepack.tune.weights import keys_of, source_of
 
@@ -43,17 +44,23 @@ class _Unit:
     axis: int | None
     input_scale: Tensor
     fixed_scale: Tensor | None
-    """Where outputs have seven bits."""
+    """Where outputs have seven bits, or training starts from given integers."""
     limit: int
     added_channels: int
     tag: str
+    start: tuple[Tensor, Tensor] | None
+    """Displacement and limit of the integers that training starts from, see :mod:`.start`."""
 
 
 class QuantizedStudent:
-    """The integer graph of a plan, its stored weights computed from those that are trained."""
+    """The integer graph of a plan, its stored weights computed from those that are trained.
 
-    def __init__(self, model: ir.Model, held: Held, plan: QuantPlan) -> None:
-        self.model = apply_plan(model, plan, Rounder(model)(plan))
+    Those are at the start the nearest to the float ones, or what ``start`` says, whose model must be the one
+    that is trained.
+    """
+
+    def __init__(self, model: ir.Model, held: Held, plan: QuantPlan, start: Start | None = None) -> None:
+        self.model = apply_plan(model, plan, Rounder(model)(plan) if start is None else start.stored(model))
         keys = keys_of(model)
         floats, nodes = {n.name: n for n in model.graph}, {n.name: n for n in self.model.graph}
         self.units: list[_Unit] = []
@@ -63,7 +70,10 @@ class QuantizedStudent:
             if source is not None and keys[source] in held.tensors and _stored(node, 1):
                 bias = source_of(before.inputs[2]) if unit_plan.unit.bias and len(before.inputs) > 2 else None
                 name = keys[bias] if bias is not None and keys[bias] in held.tensors else None
-                self.units.append(_own_constants(self.model, node, unit_plan, plan, keys[source], name))
+                displaced = None if start is None else start.displaced.get(unit_plan.unit.name)
+                self.units.append(
+                    _own_constants(self.model, node, unit_plan, plan, keys[source], name, displaced)
+                )
         changing = {f"{u.tag}_{part}" for u in self.units for part in ("w", "s", "b", "t")}
         # What the integer graph still reads in float goes by its own name.
         self.free = [key for key in held.tensors if key in set(keys_of(self.model).values())]
@@ -84,7 +94,13 @@ def _stored(node: ir.Node, slot: int) -> bool:
 
 
 def _own_constants(
-    model: ir.Model, node: ir.Node, unit_plan: UnitPlan, plan: QuantPlan, weight: str, bias: str | None
+    model: ir.Model,
+    node: ir.Node,
+    unit_plan: UnitPlan,
+    plan: QuantPlan,
+    weight: str,
+    bias: str | None,
+    displaced: Displaced | None,
 ) -> _Unit:
     """Give a unit constants that no other shares, since they will differ."""
     params = unit_plan.weight
@@ -99,10 +115,11 @@ def _own_constants(
         bias if has_bias else None,
         params.axis,
         as_tensor(plan.activations[unit_plan.unit.inputs[0]].scale),
-        as_tensor(params.scale) if any(unit_plan.narrow) else None,
+        as_tensor(params.scale) if any(unit_plan.narrow) or displaced is not None else None,
         weight_limit(replace(plan.weight_scheme, bits=unit_plan.bits)),
         unit_plan.added_channels,
         tag,
+        None if displaced is None else (as_tensor(displaced.codes), as_tensor(displaced.limit)),
     )
 
 
@@ -127,7 +144,11 @@ def _stored_values(unit: _Unit, held: Held) -> dict[str, Tensor]:
     grid = held.scale(unit.weight) if unit.axis is not None and unit.fixed_scale is None else None
     scale = _scale(unit, weight, bias) if grid is None else grid
     along = scale if unit.axis is None else spread(scale, unit.axis, weight.dim())
-    stored = round_through(weight / along).clamp(-128, 127)
+    if unit.start is None:
+        stored = round_through(weight / along).clamp(-128, 127)
+    else:
+        displacement, limit = unit.start
+        stored = round_through(weight / along + displacement).clamp(-limit, limit)
     if unit.added_channels:
         stored = torch.cat([stored, torch.zeros_like(stored[:, : unit.added_channels])], 1)
     values = {f"{unit.tag}_w": stored, f"{unit.tag}_s": scale}

@@ -1,5 +1,7 @@
 """Q and DQ: rounding lets gradients through, saturation stops them."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,24 @@ def round_through(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
+class _Quantize(torch.autograd.Function):  # type: ignore[misc]
+    """``clamp(round(x / scale) + zero)`` in one array; torch would keep five for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor | None, low: int, high: int) -> Tensor:
+        made = (x / scale).round_()
+        if zero is not None:
+            made += zero
+        inside = (made >= low) & (made <= high)
+        ctx.save_for_backward(inside, scale)
+        return made.clamp_(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        inside, scale = ctx.saved_tensors
+        return gradients[0] * inside / scale, None, None, None, None
+
+
 def _shaped(step: Step, values: Tensor, like: Tensor) -> Tensor:
     """Scales or zero points so that they meet ``like``: one, one a channel, or one a block."""
     axis = step.get("axis", 1)
@@ -33,14 +53,17 @@ def quantize_linear(step: Step, x: Tensor, scale: Tensor, zero: Tensor | None = 
     """QuantizeLinear. The integers come as float32, so that gradients pass."""
     kind = zero.dtype if zero is not None else TYPES.get(step.get("output_dtype", 0), torch.uint8)
     low, high = RANGES[kind]
-    shift = 0 if zero is None else _shaped(step, zero, x).float()
-    return (round_through(x.float() / _shaped(step, scale, x)) + shift).clamp(low, high)
+    shift, along = None if zero is None else _shaped(step, zero, x).float(), _shaped(step, scale, x)
+    if not scale.requires_grad:
+        made: Tensor = _Quantize.apply(x.float(), along, shift, low, high)
+        return made
+    return (round_through(x.float() / along) + (0 if shift is None else shift)).clamp(low, high)
 
 
 def dequantize_linear(step: Step, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     """DequantizeLinear."""
-    shift = 0 if zero is None else _shaped(step, zero, x).float()
-    return (x.float() - shift) * _shaped(step, scale, x)
+    centred = x.float() if zero is None or not zero.any() else x.float() - _shaped(step, zero, x).float()
+    return centred * _shaped(step, scale, x)
 
 
 def dynamic_quantize_linear(step: Step, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
