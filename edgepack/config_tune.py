@@ -46,6 +46,9 @@ class Tune(Strict):
     """Steps after which it ends at the latest. Only by steps can a run be repeated exactly."""
     batch: Annotated[int, Field(ge=1)] = 10
     """Samples in a step."""
+    views: Annotated[int, Field(ge=0)] = 0
+    """Other views of each picture that are trained on too, parts of it, mirrored or not, with what the
+    teacher says to them (Beyer et al., 2022)."""
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """At its highest, as a share of a channel's size; it rises over the first steps and falls by a cosine."""

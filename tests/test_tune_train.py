@@ -24,11 +24,12 @@ from edgepack.numerics import short_scale
 from edgepack.quantize.grid import KEY, set_grid
 from edgepack.tune.graph import compile_model, run_program
 from edgepack.tune.held import hold
-from edgepack.tune.lessons import can_be_stacked
+from edgepack.tune.lessons import can_be_stacked, prepare_lessons
 from edgepack.tune.objective import Pair, choose_objective
 from edgepack.tune.sparsify import choose_masks, wanted_sparsity
 from edgepack.tune.train import Tuned, tune
 from edgepack.tune.weights import array_of, keys_of, trainables, with_weights
+from edgepack.views import with_views
 
 QUICK: dict[str, Any] = {"steps": 40, "learning_rate": 3e-3, "held_out": 0.0, "batch": 8}
 
@@ -195,6 +196,25 @@ def test_a_checkpoint_of_another_run_is_refused(samples: Samples, tmp_path: Path
     (tmp_path / "c" / "checkpoint.pt").write_bytes(b"no")
     with pytest.raises(ConfigError, match="cut short"):
         tune(noisy(conv_net()), conv_net(), samples, Tune(**QUICK), seed=1, checkpoints=tmp_path / "c")
+
+
+def test_views_teach_and_those_of_held_out_pictures_do_not(samples: Samples, tmp_path: Path) -> None:
+    objective = choose_objective(conv_net(), conv_net(), Tune())
+    (tmp_path / "l").mkdir()
+    seen = with_views(samples, 2, seed=0)
+    lessons = prepare_lessons(
+        conv_net(), objective, seen, held_out=0.25, views=2, labelled=True, threads=1, folder=tmp_path / "l"
+    )
+    assert lessons.labels is not None and len(lessons.feeds) == 3 * len(samples)
+    assert lessons.judged == tuple(range(9, 72, 12))
+    originals = {i // 3 for i in lessons.judged}
+    assert originals.isdisjoint(i // 3 for i in lessons.trained)
+    assert len(lessons.trained) == 3 * (len(samples) - len(originals))
+    assert [lessons.labels[i] for i in (9, 10, 11, 12)] == [3, 3, 3, 4]
+    made = trained(noisy(conv_net()), samples, views=2, held_out=0.25)
+    assert made.kept_step > 0 and distance(made.model, conv_net(), samples) < distance(
+        noisy(conv_net()), conv_net(), samples
+    )
 
 
 def test_the_best_on_held_out_samples_is_kept_the_start_too(samples: Samples) -> None:

@@ -11,8 +11,7 @@ from edgepack.config_passes import Prune
 from edgepack.data import Samples
 from edgepack.errors import ConfigError
 from edgepack.model import clone
-from edgepack.passes.allocation import Curve, allocate, noise_curves
-from edgepack.passes.sensitivity import noise, outputs_of
+from edgepack.passes.allocation import allocate, noise_curves
 from edgepack.passes.sparse import (
     Matrix,
     Pattern,
@@ -101,6 +100,10 @@ class _Work:
         ):
             yield unit, matrix_of(nodes[unit.name]), moments
 
+    def costs(self) -> dict[str, Matrix]:
+        """What each value of each weight costs, by unit."""
+        return {u.name: salience(w, m.second, self.config.method) for u, w, m in self.measured()}
+
     def pruned(self, share: Mapping[str, float], damping: Mapping[str, float] = BY_COUNT) -> Pruned:
         """The model with these shares of zeros, by unit, fitted with damped moments."""
         made, rows = clone(self.model), []
@@ -134,40 +137,29 @@ def prune(
     work = _Work(model, wanted, samples, config, threads, seed)
     if config.scope == "layer" or PATTERNS[config.pattern].of:
         return work.pruned(dict.fromkeys((u.name for u in wanted), config.sparsity))
-    costs = {u.name: salience(w, m.second, config.method) for u, w, m in work.measured()}
-
-    def by_cost(sparsity: float) -> dict[str, float]:
-        found = rates(list(costs.values()), sparsity, _most(sparsity))
-        return dict(zip(costs, found, strict=True))
-
-    shares: Shares = by_cost
-    damping = BY_COUNT
+    measured = config.scope == "measured"
+    costs = {} if measured and not config.max_bytes else work.costs()
+    shares, damping = _by_noise(work) if measured else (_by_cost(costs), BY_COUNT)
     sparsity = _within_bytes(work, costs, shares, limits)
-    found = work.pruned(shares(sparsity))
-    if config.scope == "measured":
-        curves = _measured_curves(work)
-
-        def by_noise(sparsity: float) -> dict[str, float]:
-            return allocate(curves, sparsity, _most(sparsity))
-
-        other_sparsity = _within_bytes(work, costs, by_noise, limits)
-        other_damping = {name: curve.damping for name, curve in curves.items()}
-        other = work.pruned(by_noise(other_sparsity), other_damping)
-        reference = outputs_of(model, samples, threads)
-        was, now = (noise(reference, outputs_of(m.model, samples, threads)) for m in (found, other))
-        if now < was:
-            found, shares, sparsity, damping = other, by_noise, other_sparsity, other_damping
     if config.within_gate and limits is not None:
         return _within_gate(work, shares, damping, sparsity if config.max_bytes else MOST_ZEROS, limits)
-    return found
+    return work.pruned(shares(sparsity), damping)
 
 
 def _most(sparsity: float) -> float:
     return max(USUAL_MOST, (1 + sparsity) / 2)
 
 
-def _measured_curves(work: _Work) -> dict[str, Curve]:
-    """What each unit's zeros do to the outputs of samples that they were not chosen on."""
+def _by_cost(costs: Mapping[str, Matrix]) -> Shares:
+    def shares(sparsity: float) -> dict[str, float]:
+        found = rates(list(costs.values()), sparsity, _most(sparsity))
+        return dict(zip(costs, found, strict=True))
+
+    return shares
+
+
+def _by_noise(work: _Work) -> tuple[Shares, dict[str, float]]:
+    """Shares and dampings by what zeros do to the outputs of samples that they were not chosen on."""
     first, second = (replace(work, samples=half) for half in work.samples.halves())
     pairs = (
         (unit, weight, one, other)
@@ -177,7 +169,9 @@ def _measured_curves(work: _Work) -> dict[str, Curve]:
     def zeroed(weight: Matrix, moments: InputMoments, share: float, damping: float) -> Matrix:
         return _zeroed(weight, moments, share, damping, work.config)
 
-    return noise_curves(work.model, pairs, zeroed, second.samples, work.threads)
+    curves = noise_curves(work.model, pairs, zeroed, second.samples, work.threads)
+    damping = {name: curve.damping for name, curve in curves.items()}
+    return lambda sparsity: allocate(curves, sparsity, _most(sparsity)), damping
 
 
 def _within_bytes(work: _Work, costs: Mapping[str, Matrix], shares: Shares, limits: Limits | None) -> float:

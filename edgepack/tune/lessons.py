@@ -40,11 +40,15 @@ def prepare_lessons(
     samples: Samples,
     *,
     held_out: float,
+    views: int,
     labelled: bool,
     threads: int,
     folder: Path,
 ) -> Lessons:
     """Run the teacher once over all samples in onnxruntime.
+
+    Of samples that are each followed by ``views`` of it, those that judge are originals, and no view of them
+    is trained on.
 
     Raises:
         ConfigError: labels are wanted and are not classes.
@@ -71,8 +75,9 @@ def prepare_lessons(
             labels.append(sample.label)
     power = {name: square / count - (total / count) ** 2 for name, (count, total, square) in sums.items()}
     every = round(1 / held_out) if held_out else 0
-    judged = tuple(range(every - 1, len(feeds), every)) if every else ()
-    trained = tuple(i for i in range(len(feeds)) if i not in set(judged))
+    own = views + 1
+    judged = tuple(range((every - 1) * own, len(feeds), every * own)) if every else ()
+    trained = tuple(i for i in range(len(feeds)) if i // own * own not in set(judged))
     if not trained:
         raise ConfigError(f"tune: {len(feeds)} samples with held_out {held_out} leave none to train on")
     shapes = [tuple(a.shape for a in feeds[i].values()) for i in range(len(feeds))]

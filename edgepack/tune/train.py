@@ -28,6 +28,7 @@ from edgepack.tune.sparsify import choose_masks, penalty, wanted_sparsity
 from edgepack.tune.state import Entry, State
 from edgepack.tune.weights import keys_of, with_weights
 from edgepack.tune.workers import ALONE, Workers
+from edgepack.views import with_views
 
 WARM_UP = 10
 """Steps over which the learning rate rises."""
@@ -112,8 +113,9 @@ def tune(
         lessons = prepare_lessons(
             teacher,
             objective,
-            samples,
+            with_views(samples, settings.views, seed),
             held_out=settings.held_out,
+            views=settings.views,
             labelled=settings.labels > 0,
             threads=settings.threads or threads,
             folder=Path(folder),
