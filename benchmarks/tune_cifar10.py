@@ -7,9 +7,10 @@ students: nets of half the channels, from the same start weights and in as many 
 alone or to answer as the full net. zeros: the full net with L1, with L2, or with zeros that are chosen anew
 on the way.
 
-The full net of each seed is trained by train_cifar10.py on nine of ten train pictures. The tenth is for the
-choice of settings: ``--part validation --only WAY KEY=VALUE...`` judges other settings by it. FOLDER keeps
-nets and results, so that a call that was broken off goes on. One thread each.
+The full net is trained by train_cifar10.py on nine of ten train pictures. The tenth is for the choice of
+settings: ``--part validation --only WAY KEY=VALUE...`` judges other settings by it. Seeds are those of the
+start weights of students and of the order of pictures. FOLDER keeps nets and results, so that a call that was
+broken off goes on. One thread each.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from edgepack.config import Data, Labels
 from edgepack.config_tune import Tune
 from edgepack.data import open_samples
 from edgepack.measure.session import open_session, run
-from edgepack.model import Array, input_specs, load_model, save_model
+from edgepack.model import input_specs, load_model, save_model
 from edgepack.strict import parse
 from edgepack.target import Runtime
 from edgepack.tune.train import tune
@@ -39,12 +40,9 @@ from edgepack.tune.weights import Kind, array_of, keys_of, trainables
 
 FULL, HALF = ("32", "64", "96", "128"), ("16", "32", "48", "64")
 VALIDATION_EVERY = 10
-COPIES = 2
-"""Of each train picture: as it is, and mirrored and moved."""
-SHIFT = 4
 COMMON: dict[str, Any] = {"batch": 64, "held_out": 0.0, "features": 0.0, "budget_s": 7200.0, "threads": 1}
-STUDENT = COMMON | {"steps": 2500, "learning_rate": 1e-2}
-ZEROS = COMMON | {"steps": 500, "learning_rate": 3e-3, "labels": 1.0, "temperature": 4.0}
+STUDENT = COMMON | {"steps": 800, "learning_rate": 3e-2}
+ZEROS = COMMON | {"steps": 300, "learning_rate": 3e-3, "labels": 1.0, "temperature": 4.0}
 STUDENTS: dict[str, dict[str, Any]] = {
     "trained alone": {**STUDENT, "labels": 1.0, "logits": 0.0},
     "distilled": {**STUDENT, "labels": 0.5, "logits": 1.0, "temperature": 4.0},
@@ -66,19 +64,21 @@ class Bench:
         pictures, kinds = read(archive, "train")
         judged = np.arange(len(kinds)) % VALIDATION_EVERY == VALIDATION_EVERY - 1
         if not self.samples.exists():
-            shown = _copies(standardized(pictures[~judged]))
-            np.savez(self.samples, image=shown, label=np.tile(kinds[~judged], COPIES))
+            np.savez(self.samples, image=standardized(pictures[~judged]), label=kinds[~judged])
         self.judged = (pictures[judged], kinds[judged]) if part == "validation" else read(archive, "test")
 
-    def net(self, seed: int, widths: Sequence[str], *, untrained: bool = False) -> Path:
+    def net(self, name: str, widths: Sequence[str], seed: int, *more: str) -> Path:
         """A net of train_cifar10.py, made once."""
-        path = self.folder / f"{'start' if untrained else 'full'}-{seed}.onnx"
+        path = self.folder / name
         if not path.exists():
             call = [sys.executable, str(Path(__file__).with_name("train_cifar10.py")), str(self.archive)]
             call += ["-o", str(path), "--seed", str(seed), "--without-every", str(VALIDATION_EVERY)]
-            call += ["--widths", *widths, *(["--untrained"] if untrained else [])]
-            subprocess.run(call, check=True)
+            subprocess.run([*call, "--widths", *widths, *more], check=True, stdout=sys.stderr)
         return path
+
+    def full(self) -> Path:
+        """The trained net of all channels."""
+        return self.net("full.onnx", FULL, 0)
 
     def accuracy(self, path: Path) -> float:
         """Of the file, in onnxruntime."""
@@ -112,13 +112,13 @@ class Bench:
 
     def student(self, way: str, seed: int) -> dict[str, Any]:
         """A net of half the channels; alone it has no teacher but itself, unheard."""
-        start = self.net(seed, HALF, untrained=True)
-        alone = STUDENTS[way]["logits"] == 0
-        return self.learned(way, start, start if alone else self.net(seed, FULL), STUDENTS[way], seed)
+        start = self.net(f"start-{seed}.onnx", HALF, seed, "--untrained")
+        teacher = self.full() if STUDENTS[way]["logits"] else start
+        return self.learned(way, start, teacher, STUDENTS[way], seed)
 
     def sparse(self, way: str, sparsity: float, seed: int) -> dict[str, Any]:
         """The full net with zeros; its teacher is itself without."""
-        start = self.net(seed, FULL)
+        start = self.full()
         settings = _merged(WAYS[way], {"sparsify": {"sparsity": sparsity}})
         return self.learned(f"{way}-{sparsity}", start, start, settings, seed)
 
@@ -128,23 +128,6 @@ def _merged(settings: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     if "sparsify" in settings:
         merged["sparsify"] = {**settings["sparsify"], **more.get("sparsify", {})}
     return merged
-
-
-def _copies(pictures: Array) -> Array:
-    """The pictures, then each of them mirrored or not and moved by up to SHIFT pixels."""
-    rng = np.random.default_rng(0)
-    padded = np.pad(pictures, ((0, 0), (0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT)))
-    copies = [pictures]
-    for _ in range(COPIES - 1):
-        moved = np.empty_like(pictures)
-        places = rng.integers(0, 2 * SHIFT + 1, (len(pictures), 2)).tolist()
-        for i, ((top, left), mirrored) in enumerate(
-            zip(places, rng.random(len(pictures)) < 0.5, strict=True)
-        ):
-            cut = padded[i, :, top : top + pictures.shape[2], left : left + pictures.shape[3]]
-            moved[i] = cut[:, :, ::-1] if mirrored else cut
-        copies.append(moved)
-    return np.concatenate(copies)
 
 
 def zeros_of(path: Path) -> float:
@@ -178,8 +161,7 @@ def students(bench: Bench, only: str, seeds: list[int]) -> None:
     print("| student | accuracy | standard deviation | by seed |\n|---|---|---|---|")
     ways = [way for way in STUDENTS if only in way]
     found = {way: [bench.student(way, seed) for seed in seeds] for way in ways}
-    full = [{"accuracy": bench.accuracy(bench.net(seed, FULL))} for seed in seeds]
-    print(row("(the full net)", [], full))
+    print(row("(the full net)", [], [{"accuracy": bench.accuracy(bench.full())}]))
     for way, runs in found.items():
         print(row(way, [], runs))
     if len(found) == len(STUDENTS):
@@ -190,8 +172,7 @@ def students(bench: Bench, only: str, seeds: list[int]) -> None:
 
 def zeros(bench: Bench, only: str, seeds: list[int], rates: list[float]) -> None:
     print("| way | wanted | zeros | accuracy | standard deviation | by seed |\n|---|---|---|---|---|---|")
-    dense = [{"accuracy": bench.accuracy(bench.net(seed, FULL))} for seed in seeds]
-    print(row("(dense)", ["", "0.00%"], dense))
+    print(row("(dense)", ["", "0.00%"], [{"accuracy": bench.accuracy(bench.full())}]))
     for rate in rates:
         for way in WAYS:
             if only in way:
