@@ -42,7 +42,7 @@ FULL, HALF = ("32", "64", "96", "128"), ("16", "32", "48", "64")
 VALIDATION_EVERY = 10
 COMMON: dict[str, Any] = {"batch": 64, "held_out": 0.0, "features": 0.0, "budget_s": 7200.0, "threads": 1}
 STUDENT = COMMON | {"steps": 800, "learning_rate": 3e-2}
-ZEROS = COMMON | {"steps": 300, "learning_rate": 3e-3, "labels": 1.0, "temperature": 4.0}
+ZEROS = COMMON | {"batch": 32, "steps": 400, "learning_rate": 5e-3, "labels": 1.0, "temperature": 4.0}
 STUDENTS: dict[str, dict[str, Any]] = {
     "trained alone": {**STUDENT, "labels": 1.0, "logits": 0.0},
     "distilled": {**STUDENT, "labels": 0.5, "logits": 1.0, "temperature": 4.0},
@@ -50,7 +50,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
 WAYS: dict[str, dict[str, Any]] = {
     "L1": {**ZEROS, "l1": 1e-5, "sparsify": {"when": "once", "start": 0.3}},
     "L2": {**ZEROS, "l2": 1e-3, "sparsify": {"when": "once", "start": 0.3}},
-    "dynamic": {**ZEROS, "sparsify": {"when": "dynamic", "start": 0.0, "end": 0.6}},
+    "dynamic": {**ZEROS, "sparsify": {"when": "dynamic", "start": 0.0, "end": 0.4}},
 }
 
 

@@ -75,6 +75,12 @@ class Held:
             return self._placed(key, whole)
         return self._placed(key, _codes(whole)) * self._along(key, scale)
 
+    def fade(self, share: float) -> None:
+        """Draw weights that masks remove towards zero, by a share of what they are (Zhou et al., 2021)."""
+        with torch.no_grad():
+            for key, mask in self.masks.items():
+                self.tensors[key].mul_(1 - share * (1 - mask))
+
     def scale(self, key: str) -> Tensor | None:
         """The scales of a weight on a grid, one an output."""
         start = self.scales.get(key)

@@ -33,6 +33,9 @@ from edgepack.views import with_views
 WARM_UP = 10
 """Steps over which the learning rate rises."""
 MOMENTUM = 0.9
+FADING = 1.0
+"""What weights that are out lose in a step, as a multiple of the learning rate. They come back where
+gradients agree, not because an optimizer that takes steps of one size has moved them far."""
 OnStep = Callable[[int, int, str], None]
 """Called with steps done, steps in all as far as one can tell, and a line of text."""
 
@@ -279,6 +282,8 @@ class _Loop:
             pressure.backward()
             sums["penalty"] = pressure.item()
         state.optimizer.step()
+        if state.held.returning:
+            state.held.fade(FADING * rate)
         return sums
 
     def _parts(self, held: Held, numbers: list[int]) -> dict[str, Tensor]:
