@@ -48,9 +48,9 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "distilled": {**STUDENT, "labels": 0.5, "logits": 1.0, "temperature": 4.0},
 }
 WAYS: dict[str, dict[str, Any]] = {
-    "L1": {**ZEROS, "l1": 1e-5, "sparsify": {"when": "once", "start": 0.3}},
-    "L2": {**ZEROS, "l2": 1e-3, "sparsify": {"when": "once", "start": 0.3}},
-    "dynamic": {**ZEROS, "sparsify": {"when": "dynamic", "start": 0.0, "end": 0.4}},
+    "L1": {**ZEROS, "l1": 1e-5, "sparsify": {"when": "once", "start": 0.1}},
+    "L2": {**ZEROS, "l2": 1e-3, "sparsify": {"when": "once", "start": 0.1}},
+    "dynamic": {**ZEROS, "sparsify": {"when": "dynamic", "start": 0.0, "end": 0.15, "every": 5}},
 }
 
 
