@@ -1,9 +1,10 @@
 """Training after strong compression, on the unlabelled calibration samples of one task of a suite.
 
-    python benchmarks/tune_classifier.py SUITE_FOLDER TASK pruned [--sparsity 0.5] [--seeds 0 1 2]
+    python benchmarks/tune_classifier.py SUITE_FOLDER TASK pruned [--views 4] [--seeds 0 1 2] [--folder DIR]
     python benchmarks/tune_classifier.py SUITE_FOLDER TASK quantized [--seeds 0 1 2]
 
-pruned: second-order pruning, then distillation; agreement with the original in float and as int8.
+pruned: second-order pruning, then distillation; agreement with the original in float and as int8. With a
+folder, a run that was stopped goes on from what is there.
 quantized: int8 with one scale a weight, by rounding alone and after quantization-aware training that starts
 from what second order has rounded to.
 More settings of training go behind as KEY=VALUE. Prints one JSON object a line.
@@ -106,19 +107,40 @@ def ended(made: Tuned) -> dict[str, object]:
     return {"steps": last.step, "train_s": last.elapsed_s, "loss": [made.log[0].loss, last.loss]}
 
 
-def pruned(task: Task, settings: Tune, sparsity: float, keep: tuple[str, ...], seeds: list[int]) -> None:
+def zeroed(task: Task, config: Prune, seed: int, folder: Path) -> ir.Model:
+    """The pruned model, from the folder if it is there."""
+    file = folder / f"pruned_{seed}.onnx"
+    if file.exists():
+        return load_model(file)
     units = find_units(task.model, task.target.kernels)
+    started = time.perf_counter(), time.process_time()
+    some = some_samples(task.calibration)
+    sparse, rows = prune(task.model, units, some, config, threads=task.threads, seed=seed)
+    zeros = sum(r.zeros for r in rows) / sum(r.values for r in rows)
+    s, cpu_s = (
+        round(b - a) for a, b in zip(started, (time.perf_counter(), time.process_time()), strict=True)
+    )
+    tell(seed=seed, step="prune", s=s, cpu_s=cpu_s, zeros=round(zeros, 4))
+    save_model(sparse, file)
+    return sparse
+
+
+def pruned(task: Task, settings: Tune, config: Prune, seeds: list[int], folder: Path) -> None:
     for seed in seeds:
-        started = time.perf_counter()
-        config = Prune(sparsity=sparsity, keep_types=keep)
-        some = some_samples(task.calibration)
-        sparse, rows = prune(task.model, units, some, config, threads=task.threads, seed=seed)
-        zeros = sum(r.zeros for r in rows) / sum(r.values for r in rows)
-        tell(seed=seed, step="prune", s=round(time.perf_counter() - started), zeros=round(zeros, 4))
+        sparse = zeroed(task, config, seed, folder)
         tell(seed=seed, form="float", **task.scores(sparse))
         tell(seed=seed, form="int8", **task.scores(task.rounded(sparse, task.target, seed)))
-        made = tune(sparse, task.model, task.calibration, settings, seed=seed, threads=task.threads)
-        tell(seed=seed, step="tune", **ended(made))
+        states = folder / f"states_{seed}"
+        made = tune(
+            sparse,
+            task.model,
+            task.calibration,
+            settings,
+            seed=seed,
+            threads=task.threads,
+            checkpoints=states,
+        )
+        tell(seed=seed, step="tune", kept=made.kept_step, **ended(made))
         tell(seed=seed, form="float", **task.scores(made.model))
         tell(seed=seed, form="int8", **task.scores(task.rounded(made.model, task.target, seed)))
 
@@ -149,6 +171,9 @@ def main() -> None:
     parser.add_argument("task")
     parser.add_argument("what", choices=["pruned", "quantized"])
     parser.add_argument("--sparsity", type=float, default=0.5)
+    parser.add_argument("--scope", default="measured", help="of pruning, rates by layer")
+    parser.add_argument("--views", type=int, default=4, help="of each picture, that pruning looks at")
+    parser.add_argument("--folder", type=Path, help="for what is found on the way")
     parser.add_argument("--keep-type", action="append", default=[], help="operators that stay dense")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=2)
@@ -158,7 +183,13 @@ def main() -> None:
     settings = parse(Tune, given, "command line")
     task = Task(known.suite, known.task, known.threads)
     if known.what == "pruned":
-        pruned(task, settings, known.sparsity, tuple(known.keep_type), known.seeds)
+        config = Prune(
+            sparsity=known.sparsity, scope=known.scope, views=known.views, keep_types=tuple(known.keep_type)
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = known.folder or Path(scratch)
+            folder.mkdir(parents=True, exist_ok=True)
+            pruned(task, settings, config, known.seeds, folder)
     else:
         quantized(task, settings, known.seeds)
 

@@ -51,8 +51,14 @@ class Objective:
         return list(dict.fromkeys(p.teachers for p in (*self.outputs, *self.features)))
 
 
-def choose_objective(model: ir.Model, teacher: ir.Model, settings: Tune) -> Objective:
+def choose_objective(
+    model: ir.Model, teacher: ir.Model, settings: Tune, float_model: ir.Model | None = None
+) -> Objective:
     """Compare logits before a last softmax, other outputs as they are, and features by name.
+
+    Where ``model`` is the integer form of a ``float_model``, features are those of that one. An activation
+    that the integer form leaves to the clamping of Q has given its name to what Q reads, which is compared
+    with nothing.
 
     Raises:
         ConfigError: outputs do not match, or the feature map names values that are not there.
@@ -70,7 +76,7 @@ def choose_objective(model: ir.Model, teacher: ir.Model, settings: Tune) -> Obje
         both = classes_a and classes_b
         pair = (inner_a, inner_b) if both else (a, b)
         outputs.append(Pair(name_of(pair[0]), name_of(pair[1]), both))
-    features = _features(model, teacher, settings) if settings.features else []
+    features = _features(model, teacher, settings, float_model or model) if settings.features else []
     done = {p.mine for p in outputs}
     return Objective(tuple(outputs), tuple(p for p in features if p.mine not in done))
 
@@ -97,7 +103,7 @@ def _logits(value: ir.Value) -> tuple[ir.Value, bool]:
     return value, product and isinstance(columns, int) and columns >= FEWEST_CLASSES
 
 
-def _features(model: ir.Model, teacher: ir.Model, settings: Tune) -> list[Pair]:
+def _features(model: ir.Model, teacher: ir.Model, settings: Tune, float_model: ir.Model) -> list[Pair]:
     there = {name_of(v) for n in teacher.graph for v in n.outputs if v.name}
     here = {name_of(v) for n in model.graph for v in n.outputs if v.name}
     for a, b in settings.feature_map.items():
@@ -107,7 +113,7 @@ def _features(model: ir.Model, teacher: ir.Model, settings: Tune) -> list[Pair]:
                 raise ConfigError(f"tune: feature_map: the {whose} has no value {name!r}, {hint}")
     if settings.feature_map:
         return [Pair(a, b) for a, b in settings.feature_map.items()]
-    return [Pair(name, name) for name in block_ends(model) if name in there]
+    return [Pair(name, name) for name in block_ends(float_model) if name in here & there]
 
 
 def block_ends(model: ir.Model) -> list[str]:

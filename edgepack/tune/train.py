@@ -103,7 +103,7 @@ def tune(
     """
     held = hold(model, settings.keep)
     student = (form or FloatStudent)(model, held)
-    objective = choose_objective(student.model, teacher, settings)
+    objective = choose_objective(student.model, teacher, settings, model)
     sizes = [t.numel() for t in held.tensors.values()]
     exchange = Exchange(sizes, settings.gradients, workers, seed)
     state = State(held, _optimizer(held, settings), exchange)
