@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx_models import Array, f32, i64
+from onnx_models import Array, f32, i64, parse
 from quantizing import U8, Built, build, target, weight
 
+from edgepack.quantize.stand_ins import has_stand_in, sources
 from edgepack.scheme import QuantType
 
 BODY = "net (float[{n}, 4, 9, 8] x) => (float[a, b, c, d] y) {{ c = Conv(x, w) o = {o} y = Conv(o, v) }}"
@@ -81,6 +82,24 @@ def test_nearest_by_scales(scales: tuple[float, float], tmp_path: Path) -> None:
     own, other = both(tmp_path, 'Resize<mode="nearest">(c, , s)', s=f32([1, 1, *scales]))
     assert "Resize" not in {n.op_type for n in other.quantized.graph}
     assert np.isclose(own.sqnr_db, other.sqnr_db, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("axes", ["2,3", "-2,-1"])
+def test_nearest_of_some_axes_whose_sizes_no_scale_gives(axes: str) -> None:
+    """In the model as it is: normalization speaks of all axes where it can."""
+    body = f"net (float[n, 6, 9, 8] x) => (float[n, 6, 18, 24] y) {{ y = Resize<axes=[{axes}]>(x, , , s) }}"
+    node = parse(body, opset=19, weights={"s": i64([18, 24])}).graph[0]
+    assert has_stand_in(node)
+    assert [sources(node, a, n, m).tolist() for a, n, m in ((2, 9, 18), (3, 8, 24))] == [
+        np.repeat(np.arange(9), 2).tolist(),
+        np.repeat(np.arange(8), 3).tolist(),
+    ]
+
+
+def test_what_keeps_the_aspect_ratio_stays() -> None:
+    body = """net (float[1, 6, 9, 8] x) => (float[1, 6, 18, 16] y) {
+        y = Resize<axes=[2,3], keep_aspect_ratio_policy="not_larger">(x, , , s) }"""
+    assert not has_stand_in(parse(body, opset=19, weights={"s": i64([18, 24])}).graph[0])
 
 
 def test_a_resize_that_ends_the_model(tmp_path: Path) -> None:

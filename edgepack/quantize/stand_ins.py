@@ -81,15 +81,16 @@ def _is_plain_nearest(node: ir.Node) -> bool:
         len(before) == len(after) == 4
         and None not in (*before[2:], *after[2:])
         and node.attributes.get_string("mode", "nearest") == "nearest"
+        and node.attributes.get_string("keep_aspect_ratio_policy", "stretch") == "stretch"
         and node.attributes.get_string("coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize"
         and all(_scale(node, a) == 1 or (before[a] is not None and before[a] == after[a]) for a in (0, 1))
-        and all(_sources(node, a, before[a], after[a]) is not None for a in (2, 3))
+        and all(sources(node, a, before[a], after[a]) is not None for a in (2, 3))
     )
 
 
 def _scale(node: ir.Node, axis: int) -> float | None:
     """The factor that the node gives for an axis; ``None`` where it gives a size."""
-    listed = list(node.attributes.get_ints("axes", range(4)))
+    listed = [a % 4 for a in node.attributes.get_ints("axes", range(4))]
     if axis not in listed:
         return 1.0
     scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
@@ -110,9 +111,9 @@ def _nearest_by_gather(emit: Emitter, node: ir.Node, before: tuple[int | None, .
     to_last = [ir.AttrInt64s("perm", _LAST)]
     made = [emit.node("Transpose", [restore.inputs[0]], f"{base}_last", attributes=to_last)]
     for axis in (3, 2):
-        sources = _sources(node, axis, before[axis], after[axis])
-        assert sources is not None
-        places = emit.initializer(f"{base}_from", sources)
+        picked = sources(node, axis, before[axis], after[axis])
+        assert picked is not None
+        places = emit.initializer(f"{base}_from", picked)
         along = [ir.AttrInt64("axis", axis - 1)]
         made.append(emit.node("Gather", [made[-1].outputs[0], places], f"{base}_of", attributes=along))
     to_first = [ir.AttrInt64s("perm", _FIRST)]
@@ -123,7 +124,7 @@ def _nearest_by_gather(emit: Emitter, node: ir.Node, before: tuple[int | None, .
     emit.graph.remove([store, node], safe=True)
 
 
-def _sources(node: ir.Node, axis: int, size: int | None, out: int | None) -> npt.NDArray[np.int32] | None:
+def sources(node: ir.Node, axis: int, size: int | None, out: int | None) -> npt.NDArray[np.int32] | None:
     """Which entry of an axis each entry of the result is; ``None`` where that hangs on the last bit of a sum.
 
     The runtime computes places in 32 bits: where one lies on the border of two entries, and the scale is no
