@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from edgepack.errors import ModelError
 from edgepack.export.compact import compact
 from edgepack.feeds import Feeds
 from edgepack.measure.bench import file_ratios, quick_ratios
@@ -187,7 +188,10 @@ class TrialBench:
         digest = self._digest(path)
         figures = self.kept.get("trial", digest)
         if figures is None:
-            runner = open_model(path, self.target.runtime)
+            try:
+                runner = open_model(path, self.target.runtime)
+            except ModelError as refusal:  # nobody will see this file: it is told by what it is made of
+                raise ModelError(str(refusal).removeprefix(f"{path}: ")) from refusal
             compared = compare_outputs(self._reference, runner, self.feeds)
             ratio = quick_ratios([self._runner, runner], self.feeds, self.rounds)[1]
             figures = {**asdict(compared), "speedup": ratio.speedup, "error": ratio.standard_error}

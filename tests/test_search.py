@@ -14,6 +14,7 @@ from onnx_models import parse
 
 from edgepack.calibrate.ranges import RangeTable
 from edgepack.config import load_recipe
+from edgepack.errors import ModelError
 from edgepack.measure.bench import Ratio
 from edgepack.measure.check import Comparison
 from edgepack.measurements import Measurements
@@ -270,6 +271,12 @@ def test_measurements_belong_to_bytes_not_to_names(tmp_path: Path, timed: list[f
     other = bench.measure("static", {}, NOTHING, parse(FORMS[1]))
     assert same.speedup == static.speedup
     assert other.speedup != static.speedup
+
+
+def test_what_the_runtime_says_of_a_form_does_not_name_its_passing_file(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path / "bench")
+    with pytest.raises(ModelError, match=r"^onnxruntime refuses it: .*Relu"):
+        bench.measure("static", {}, NOTHING, parse(RELU.replace("float", "int16")))
 
 
 def test_measurements_of_other_models_samples_and_threads_are_not_used(
