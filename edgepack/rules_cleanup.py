@@ -17,6 +17,7 @@ from edgepack.rules import (
     static_shape,
     substitute,
 )
+from edgepack.tied import fold_transpose
 
 
 def drop_no_op(main: ir.Graph, node: ir.Node) -> Outcome:
@@ -207,6 +208,15 @@ def _same_dimension(x: ir.Value, i: int, y: ir.Value, k: int) -> bool:
     return a.value == b.value and "?" not in a.value  # Paddle writes ? for a dimension that it does not know
 
 
+def constant_transpose(main: ir.Graph, node: ir.Node) -> Outcome:
+    """Transpose a constant once, whatever its size: what folds other nodes leaves large ones alone.
+
+    Given::  y = Transpose(constant)
+    Result:: y is a constant
+    """
+    return DONE if fold_transpose(main, node) else None
+
+
 def slice_of_shape(main: ir.Graph, node: ir.Node) -> Outcome:
     """A Gather, which constant folding understands where a shape is partly known.
 
@@ -335,6 +345,7 @@ CLEANING: tuple[Rule, ...] = (
         drop_no_op,
     ),
     Rule("merge_transposes", frozenset({"Transpose"}), merge_transposes),
+    Rule("constant_transpose", frozenset({"Transpose"}), constant_transpose),
     Rule("slice_of_shape", frozenset({"Slice"}), slice_of_shape),
     Rule("constant_reshape", frozenset({"Reshape"}), constant_reshape),
     Rule("drop_flatten", frozenset({"Reshape"}), drop_flatten),

@@ -416,3 +416,21 @@ def test_what_cannot_be_trained_is_said_first(samples: Samples) -> None:
         tune(model, model, samples, Tune(**QUICK), seed=0)
     with pytest.raises(ConfigError, match="no weight is named 'bn_scal', did you mean"):
         hold(conv_net(), ["bn_scal"])
+
+
+def test_a_tied_table_stays_tied(tmp_path: Path) -> None:
+    """Exports have it as two constants, by rows and by columns."""
+    rng = np.random.default_rng(1)
+    table = f32(rng.normal(size=(64, 32)))
+    body = """net (int64[b, 6] ids) => (float[b, 6, 64] y) {
+        e = Gather (t, ids) h = MatMul (e, w) g = Tanh (h) y = MatMul (g, u) }"""
+    teacher = parse(body, weights={"t": table, "w": f32(rng.normal(size=(32, 32)) / 6), "u": f32(table.T)})
+    shaken = f32(table + 0.2 * rng.normal(size=table.shape))
+    model = with_weights(teacher, {"t": shaken, "u": f32(shaken.T)})
+    path = npz(tmp_path / "x.npz", ids=rng.integers(0, 64, (32, 1, 6)))
+    words = open_samples(Data(path=str(path)), "calibration", input_specs(model), {}, base=tmp_path)
+    made = tune(model, teacher, words, Tune(**QUICK), seed=0).model
+    after = held_arrays(made)
+    np.testing.assert_array_equal(after["t"], after["u"].T)
+    assert not np.array_equal(after["t"], shaken)
+    assert distance(made, teacher, words) < 0.7 * distance(model, teacher, words)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common
 
 from edgepack.model import clone, constant, walk_nodes, weight_bytes
+from edgepack.tied import as_transposes
 
 Pair = tuple[ir.Value, ir.Value]
 
@@ -39,6 +40,7 @@ def compact(model: ir.Model, spoken: Collection[str]) -> ir.Model:
     put between get names of one or two letters.
     """
     made = clone(model)
+    as_transposes(made)
     _derive_bias_scales(made)
     _drop_defaults(made)
     _drop_inferable_types(made)

@@ -45,6 +45,9 @@ def packed_int8_bytes(
         node.replace_input_with(0 if table else 1, new_initializer(draft.graph, f"{unit.name}_q", stored))
         scale = weight_params(node, weight, INT8).scale
         new_initializer(draft.graph, f"{unit.name}{SCALE}", scale)
+    for unit in (u for u in units if u.table is not None):
+        for look_up in (u for u in units if u.constants == (unit.table,) and u.op_type == "Gather"):
+            nodes[look_up.name].replace_input_with(0, nodes[unit.name].inputs[1])  # stored once
     for name, value in list(draft.graph.initializers.items()):
         if not value.uses() and not value.is_graph_output() and not name.endswith(SCALE):
             del draft.graph.initializers[name]

@@ -20,6 +20,7 @@ from edgepack.passes.structured import Multiples, prune_structured, structured_n
 from edgepack.quantize.units import find_units
 from edgepack.strict import Strict
 from edgepack.target import Target
+from edgepack.tied import one_copy
 
 FEWEST_SAMPLES = 32
 MOST_SAMPLES = 512
@@ -68,7 +69,7 @@ def run_passes(
             model, told = _run(model, entry.settings, material, original, clusters)
             notes.extend(told)
             files[name] = folder / f"after_{name.replace(' ', '_')}.onnx"
-            save_model(model, files[name])
+            save_model(one_copy(model), files[name])
     return Compressed(model, files)
 
 

@@ -1,5 +1,6 @@
 """Sharing in a model: constants that are equal, or nearly, become one."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ import onnx_ir as ir
 from edgepack.config_passes import Share
 from edgepack.model import Array, clone, constant, name_of
 from edgepack.quantize.grid import KEY
+from edgepack.tied import tables_of, transposed
 
 LEAST_VALUES = 64
 """Of a constant; smaller ones are shapes, bounds and the like, and not worth a tie."""
@@ -25,7 +27,8 @@ def share(model: ir.Model, config: Share) -> tuple[ir.Model, tuple[Tie, ...]]:
     """A model in which constants of one shape and type that differ by at most ``config.within`` are one.
 
     Given: ``Gather(a, ids)``, ``MatMul(x, b)`` with ``|b - a| <= within * |b|``. Result: both read ``a``. The
-    constant that stands first is kept. Weights with different grids stay apart.
+    constant that stands first is kept. Weights with different grids stay apart. A weight that nearly is a
+    table's transposed becomes that.
     """
     tied = clone(model)
     kept: dict[tuple[object, ...], list[tuple[ir.Value, Array]]] = {}
@@ -45,7 +48,31 @@ def share(model: ir.Model, config: Share) -> tuple[ir.Model, tuple[Tie, ...]]:
                 break
         else:
             group.append((value, array))
+    ties += _tables(tied.graph, config.within)
     return tied, tuple(ties)
+
+
+def _tables(graph: ir.Graph, within: float) -> Iterator[Tie]:
+    """Weights of products that nearly are a table's transposed become that: as integers they are one copy."""
+    for table in list(tables_of(graph)):
+        rows = constant(table)
+        assert rows is not None
+        for weight in graph.initializers.values():
+            array = constant(weight)
+            like = array is not None and array.shape == rows.shape[::-1] and array.dtype == rows.dtype
+            if array is None or not like or weight is table or not _multiplies(weight):
+                continue
+            error = _difference(array, rows.T)
+            if 0 < error <= within:
+                assert table.const_value is not None
+                weight.const_value = transposed(table.const_value, [1, 0])
+                yield Tie(name_of(weight), f"{name_of(table)} transposed", error)
+
+
+def _multiplies(weight: ir.Value) -> bool:
+    """Whether products read it, and nothing else."""
+    uses = weight.uses()
+    return bool(uses) and all(u.node.op_type in ("MatMul", "Gemm") and u.idx == 1 for u in uses)
 
 
 def _difference(array: Array, other: Array) -> float:

@@ -28,6 +28,9 @@ def weighty_units(
 ) -> list[Unit]:
     """Units whose weights the pass ``name`` may change: those of products, but for what is kept.
 
+    A weight that is a table's too is left alone: changed for its own inputs alone it would be one no more,
+    and the file would hold two.
+
     Raises:
         ConfigError: a name to keep that no node has; nothing is left.
     """
@@ -40,6 +43,7 @@ def weighty_units(
         for u in units
         if u.role is Role.HEAVY
         and u.weight is not None
+        and u.table is None
         and u.inputs
         and has_rows(nodes[u.name])
         and u.op_type not in keep_types

@@ -253,7 +253,8 @@ def _weight_only(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Rou
 def _gather_rows(emit: Emitter, node: ir.Node, params: QuantParams, rounded: Rounded) -> None:
     """Given: ``Gather(table, ids) -> y``. Result: ``Gather(table int8, ids) -> Cast -> Mul(scales) -> y``.
 
-    The runtime's DequantizeLinear takes three times as long as the two where each column has a scale.
+    The runtime's DequantizeLinear takes three times as long as the two where each column has a scale. Where
+    each row has one, that of a product tied to the table, they are looked up too.
     """
     table, ids, old = node.inputs[0], node.inputs[1], node.outputs[0]
     assert table is not None
@@ -267,8 +268,28 @@ def _gather_rows(emit: Emitter, node: ir.Node, params: QuantParams, rounded: Rou
     else:
         # Columns of the table are its last axis, which stays the last whatever the shape of the indices.
         made.append(emit.node("Cast", [look_up.outputs[0]], f"{row}_i", attributes=[TO_FLOAT]))
-        made.append(emit.node("Mul", [made[-1].outputs[0], emit.scale(base, params)], f"{row}_dq"))
+        scale = emit.scale(base, params)
+        if params.axis == 0:
+            scale = _scales_of_rows(emit, node, scale, f"{row}_s")
+        made.append(emit.node("Mul", [made[-1].outputs[0], scale], f"{row}_dq"))
     emit.replace(node, made, made[-1].outputs[0])
+
+
+def _scales_of_rows(emit: Emitter, look_up: ir.Node, scale: ir.Value, name: str) -> ir.Value:
+    """Given: ``scale`` [rows], which the product has too. Result: those of the rows looked up [..., 1].
+
+    The runtime computes the Unsqueeze when it loads the file. A Gather of ``scale`` itself would keep it from
+    fusing the product.
+    """
+    key = ("column", name_of(scale))
+    if key not in emit.emitted:
+        last = emit.initializer("last_axis", np.asarray([-1], np.int64))
+        column = emit.node("Unsqueeze", [scale, last], f"{name}_column")
+        emit.graph.insert_before(look_up, column)
+        emit.emitted[key] = column.outputs[0]
+    rows = emit.node("Gather", [emit.emitted[key], look_up.inputs[1]], name)
+    emit.graph.insert_before(look_up, rows)
+    return rows.outputs[0]
 
 
 def _feeds_layer_norm(add: ir.Node) -> bool:

@@ -2,7 +2,7 @@
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -18,7 +18,7 @@ from edgepack.quantize.hard import gate_params
 from edgepack.quantize.stand_ins import has_stand_in
 from edgepack.quantize.ties import tied_ranges
 from edgepack.quantize.units import RECURRENT_OPS, Role, Unit, activation_bounds, consumers, override_for
-from edgepack.quantize.weight_params import fit_bias, narrow_outputs, smoothed, weight_params
+from edgepack.quantize.weight_params import added_channels, fit_bias, narrow_outputs, smoothed, weight_params
 from edgepack.scheme import QuantParams, QuantScheme
 from edgepack.target import Target
 
@@ -278,11 +278,16 @@ def _drop_second_copies(
     """Weights that the file must hold in float anyway are not stored as int8 besides."""
     in_float = {u.name for u in units if forms[u.name][0] is Method.FLOAT}
     known = {u.name for u in units}
+    twins: dict[str | None, set[str]] = {}
+    for weight, table in ((u.weight, u.table) for u in units if u.weight and u.table):
+        twins.setdefault(table, set()).add(weight)
+        twins.setdefault(weight, set()).add(table)
     forms = dict(forms)
     for unit in units:
         if forms[unit.name][0] is not Method.WEIGHT_ONLY:
             continue
-        for name in (unit.weight, *unit.constants):
+        own = (unit.weight, *unit.constants)
+        for name in dict.fromkeys((*own, *(twin for n in own for twin in sorted(twins.get(n, ()))))):
             others = [n for n in readers.get(name or "", ()) if n.name in in_float or n.name not in known]
             if others:
                 reason = f"{others[0].name!r} needs {name!r} in float: storing int8 as well would cost bytes"
@@ -328,7 +333,7 @@ def _parameters(
             fewer = () if few else narrow.get(unit.name, ())
             weight = _weight_params(unit, nodes, target, inputs[0], fewer, few=few)
             multiple = target.quantization.input_channels_multiple
-            added = _added_channels(unit, nodes[unit.name], multiple)
+            added = added_channels(nodes[unit.name], multiple)
         elif method is not Method.FLOAT:
             if method is Method.DYNAMIC and unit.op_type in ("MatMul", "Gemm") and few is None:
                 factors = smoothing.get(unit.inputs[0], ())
@@ -342,11 +347,27 @@ def _parameters(
             reason = f"weights of {bits} bits"
         other = method is Method.STATIC and _stands_in(nodes[unit.name], target)
         planned.append(UnitPlan(unit, method, reason, weight, drop, added, fewer, factors, bits, other))
+    planned = _with_tied_tables(planned)
     return QuantPlan(tuple(planned), activations, scheme, target.quantization.weight)
 
 
 def _stands_in(node: ir.Node, target: Target) -> bool:
     return node.op_type in target.kernels.stand_ins and has_stand_in(node)
+
+
+def _with_tied_tables(planned: Sequence[UnitPlan]) -> list[UnitPlan]:
+    """Tables that a product multiplies with take its scales, one a row: both then store the same integers."""
+    products = {u.unit.table: u for u in reversed(planned) if u.unit.table and u.weight and u.bits == 8}
+    found = []
+    for u in planned:
+        product = products.get(next(iter(u.unit.constants), "")) if u.unit.op_type == "Gather" else None
+        if product is not None and product.weight is not None and u.weight is not None:
+            axis = None if product.weight.axis is None else 0
+            reason = f"{u.reason}, the integers of {product.unit.name!r}"
+            found.append(replace(u, weight=replace(product.weight, axis=axis), reason=reason))
+        else:
+            found.append(u)
+    return found
 
 
 def _needs_output(unit: Unit, target: Target, static: set[str], readers: Mapping[str, list[ir.Node]]) -> bool:
@@ -382,16 +403,6 @@ def _implied(activation: ir.Node, params: QuantParams) -> bool:
     low, high = (params.type.qmin - zero) * scale, (params.type.qmax - zero) * scale
     floor, ceiling = activation_bounds(activation)
     return low >= floor - scale * 0.51 and high <= ceiling + scale * 0.51
-
-
-def _added_channels(unit: Unit, node: ir.Node, multiple: int) -> int:
-    """How many channels of zeros bring a dense spatial convolution to the target's fast kernel."""
-    weight = constant(node.inputs[1]) if unit.op_type == "Conv" else None
-    if weight is None or node.attributes.get_int("group", 1) != 1 or max(weight.shape[2:]) == 1:
-        return 0
-    channels = int(weight.shape[1])
-    added = -channels % multiple
-    return added if added * 2 <= channels else 0
 
 
 def _weight_params(

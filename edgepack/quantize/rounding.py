@@ -143,6 +143,7 @@ def round_weights(
     for unit in units:
         if unit.op_type in ("MatMul", "Gemm"):
             readers.setdefault(unit.inputs[0], []).append(nodes[unit.name])
+    tied = {u.inputs[0] for u in units if u.table is not None}
     for unit, moments in measured:
         if not moments.count:
             continue
@@ -152,8 +153,8 @@ def round_weights(
             planned[unit.name], few_bits[unit.name] = _scaled(node, planned[unit.name], moments)
         if moments.second is not None:
             if name in readers and name not in smoothing:
-                smoothing[name] = _smoothing(readers[name], moments)
-            if unit.weight in shared:
+                smoothing[name] = () if name in tied else _smoothing(readers[name], moments)
+            if unit.weight in shared or (unit.table is not None and planned[unit.name].bits == 8):
                 continue  # rounded to nearest it is the same for all who read it, and stored once
             for form in _forms(node, planned[unit.name], moments, smoothing.get(name, ()), plan):
                 rounded[unit.name, form.params.scale.tobytes()] = _second_order(node, form)

@@ -9,7 +9,7 @@ Result: one unit ``Conv`` from ``x`` to ``z``: Q/DQ belong around it, never betw
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -20,6 +20,7 @@ import onnx_ir as ir
 from edgepack.config import Override
 from edgepack.model import constant, walk_nodes
 from edgepack.target import Kernels
+from edgepack.tied import tied_weights
 
 
 class Role(StrEnum):
@@ -75,6 +76,8 @@ class Unit:
     """Why the unit has no integer form, where it has none."""
     kind: str = ""
     """Units of one kind cost alike: the operator, for convolutions with the shape of the kernel."""
+    table: str | None = None
+    """Name of the table that the weight, or its transposed, is too: both store the same integers."""
 
 
 def override_for(unit: Unit, overrides: Iterable[Override]) -> Override | None:
@@ -95,7 +98,8 @@ def find_units(model: ir.Model, kernels: Kernels) -> tuple[Unit, ...]:
         if activation is not None:
             taken.add(activation)
         units.append(_unit(node, activation, kernels))
-    return tuple(units)
+    tied = tied_weights(model.graph) if "Gather" in kernels.weight_only else {}
+    return tuple(replace(unit, table=tied.get(unit.weight or "")) for unit in units) if tied else tuple(units)
 
 
 def _unit(node: ir.Node, activation: ir.Node | None, kernels: Kernels) -> Unit:

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgepack.model import constant
 from edgepack.numerics import MIN_SCALE, choose_weight_params
 from edgepack.quantize.grid import grid_of
 from edgepack.quantize.pairs import could_saturate, with_fewer_bits
@@ -71,3 +72,13 @@ def fit_bias(weight: QuantParams, bias: npt.NDArray[np.float32], x: QuantParams)
     least = np.maximum(peak / 2.0**30, float(MIN_SCALE)) / float(x.scale)
     scale = np.maximum(weight.scale, least.reshape(weight.scale.shape)).astype(np.float32)
     return QuantParams(weight.type, scale, weight.zero_point, weight.axis)
+
+
+def added_channels(node: ir.Node, multiple: int) -> int:
+    """How many channels of zeros bring a dense spatial convolution to the target's fast kernel."""
+    weight = constant(node.inputs[1]) if node.op_type == "Conv" else None
+    if weight is None or node.attributes.get_int("group", 1) != 1 or max(weight.shape[2:]) == 1:
+        return 0
+    channels = int(weight.shape[1])
+    added = -channels % multiple
+    return added if added * 2 <= channels else 0

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from edgepack.config_tune import Tune
 from edgepack.data import Samples
-from edgepack.model import Array
+from edgepack.model import Array, clone
 from edgepack.quantize.grid import set_grid
+from edgepack.tied import as_transposes
 from edgepack.tune.checkpoint import digest_of, load_checkpoint, run_identity, save_checkpoint
 from edgepack.tune.exchange import Exchange
 from edgepack.tune.graph import compile_model, run_program
@@ -101,9 +102,11 @@ def tune(
         CalibrationError: the teacher fails on a sample.
         DeviceError: another worker is gone.
     """
-    held = hold(model, settings.keep)
-    student = (form or FloatStudent)(model, held)
-    objective = choose_objective(student.model, teacher, settings, model)
+    together = clone(model)
+    tables = as_transposes(together) if form is None else {}
+    held = hold(together, settings.keep)
+    student = (form or FloatStudent)(together, held)
+    objective = choose_objective(student.model, teacher, settings, together)
     sizes = [t.numel() for t in held.tensors.values()]
     exchange = Exchange(sizes, settings.gradients, workers, seed)
     state = State(held, _optimizer(held, settings), exchange)
@@ -140,6 +143,7 @@ def tune(
     else:
         kept, arrays = state.step, held.arrays()
     sent = Traffic(workers.count, exchange.sent_bytes, exchange.float_bytes) if workers.count > 1 else None
+    arrays |= {table: arrays[weight].T for table, weight in tables.items() if weight in arrays}
     return Tuned(_written(model, arrays), tuple(state.log), ended, kept, sent)
 
 

@@ -3,6 +3,7 @@
 The bytes of a weight are copied once, into a buffer that was made large enough at the start.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,8 +81,11 @@ class Graph:
 
 
 def serialize(graph: Graph, description: str, metadata: Mapping[str, bytes]) -> memoryview:
-    """The file: one subgraph with a signature, and named byte strings as metadata."""
-    datas = [np.ascontiguousarray(t.data) for t in graph.tensors if t.data is not None]
+    """The file: one subgraph with a signature, and named byte strings as metadata.
+
+    Tensors of equal bytes have one buffer, such as a table and the product with it.
+    """
+    datas, buffer_of = _contents(graph)
     texts = [np.frombuffer(text, np.uint8) for text in metadata.values()]
     size = sum(d.nbytes + ALIGNMENT for d in (*datas, *texts))
     size += _ROOM_PER_ITEM * (len(graph.tensors) + len(graph.operators) + 16)
@@ -91,7 +95,7 @@ def serialize(graph: Graph, description: str, metadata: Mapping[str, bytes]) -> 
     buffer_vector = _vector(builder, buffers)
     codes = list(dict.fromkeys((op.name, op.version) for op in graph.operators))
     code_vector = _vector(builder, [_code(builder, OPS[name], version) for name, version in codes])
-    subgraph = _vector(builder, [_subgraph(builder, graph, codes)])
+    subgraph = _vector(builder, [_subgraph(builder, graph, codes, buffer_of)])
     first_text = 1 + len(datas)
     entries = _vector(builder, [_metadata(builder, k, first_text + i) for i, k in enumerate(metadata)])
     signature = _vector(builder, [_signature(builder, graph)])
@@ -143,12 +147,29 @@ def _code(builder: flatbuffers.Builder, spec: OpSpec, version: int) -> int:
     return int(builder.EndObject())
 
 
-def _subgraph(builder: flatbuffers.Builder, graph: Graph, codes: Sequence[tuple[str, int]]) -> int:
-    places = {code: place for place, code in enumerate(codes)}
-    tensors, buffer = [], 0
+def _contents(graph: Graph) -> tuple[list[Array], list[int]]:
+    """Different contents, and for each tensor the number of its buffer: 0 for none, else from 1."""
+    datas: list[Array] = []
+    known: dict[bytes, int] = {}
+    buffer_of = []
     for tensor in graph.tensors:
-        buffer += tensor.data is not None
-        tensors.append(_tensor(builder, tensor, buffer if tensor.data is not None else 0))
+        if tensor.data is None:
+            buffer_of.append(0)
+            continue
+        data = np.ascontiguousarray(tensor.data)
+        digest = hashlib.sha256(np.atleast_1d(data).reshape(-1).view(np.uint8).data).digest()
+        if digest not in known:
+            datas.append(data)
+            known[digest] = len(datas)
+        buffer_of.append(known[digest])
+    return datas, buffer_of
+
+
+def _subgraph(
+    builder: flatbuffers.Builder, graph: Graph, codes: Sequence[tuple[str, int]], buffer_of: Sequence[int]
+) -> int:
+    places = {code: place for place, code in enumerate(codes)}
+    tensors = [_tensor(builder, t, buffer) for t, buffer in zip(graph.tensors, buffer_of, strict=True)]
     tensor_vector = _vector(builder, tensors)
     operators = [_operator(builder, op, places[op.name, op.version]) for op in graph.operators]
     operator_vector = _vector(builder, operators)

@@ -233,7 +233,8 @@ def _indices(low: Lowering, value: ir.Value | None) -> int:
 def _table(low: Lowering, task: Task, axis: int) -> None:
     """An embedding: rows of int8, then real numbers.
 
-    Given: ``Gather(table, ids) -> y``. Result: ``GATHER(table int8) -> DEQUANTIZE(1) -> MUL(scales)``.
+    Given: ``Gather(table, ids) -> y``. Result: ``GATHER(table int8) -> DEQUANTIZE(1) -> MUL(scales)``; where
+    each row has a scale, that of a product tied to the table, those are gathered too.
     """
     node, params = task.node, task.plan.weight
     assert task.rounded is not None
@@ -245,6 +246,10 @@ def _table(low: Lowering, task: Task, axis: int) -> None:
     rows = low.emit("GATHER", [table, _indices(low, node.inputs[1])], shape, one, name, axis=axis)
     real = low.emit("DEQUANTIZE", [rows], shape, dtype_of(task.output), name)
     scale = low.constant(np.asarray(params.scale, np.float32), f"{name}_scale")
+    if params.axis == 0:
+        column = low.constant(np.asarray(params.scale, np.float32)[:, None], f"{name}_scale")
+        indices, sizes = _indices(low, node.inputs[1]), (*shape[:-1], 1)
+        scale = low.emit("GATHER", [column, indices], sizes, dtype_of(task.output), f"{name}_scale", axis=0)
     tensor = low.emit("MUL", [real, scale], shape, dtype_of(task.output), name)
     low.put(task.output, tensor, native(len(shape)))
 
