@@ -237,6 +237,32 @@ def slice_of_shape(main: ir.Graph, node: ir.Node) -> Outcome:
     return DONE
 
 
+def expanded_sizes(main: ir.Graph, node: ir.Node) -> Outcome:
+    """The sizes of an Expand as PyTorch computes them: where it is told -1 an axis stays, as 1 has it too.
+
+    Given::  y = Where(s == [-1, -1 ...], [1, 1 ...], s), s = Concat(sizes of shapes, constants)
+    Result:: y = Concat(the same, 1 where a constant was -1)
+    """
+    same, ones, other = (node.inputs[0], constant(node.inputs[1]), node.inputs[2])
+    equal, concat = producer(same, "Equal"), producer(other, "Concat")
+    if equal is None or concat is None or ones is None or not (ones == 1).all() or other not in equal.inputs:
+        return None
+    against = constant(equal.inputs[1 if equal.inputs[0] is other else 0])
+    if against is None or not (against == -1).all() or max(ones.ndim, against.ndim) > 1:
+        return None
+    parts: list[ir.Value | None] = []
+    for part in concat.inputs:
+        numbers = constant(part)
+        if numbers is None and copied_dimensions(part) is None:
+            return "it computes a size of which it is not known that it is none below zero"
+        if numbers is not None and (numbers == -1).any():
+            name = f"{node.outputs[0].name}_sizes"
+            part = new_initializer(main, name, np.where(numbers == -1, 1, numbers))  # noqa: PLW2901
+        parts.append(part)
+    substitute(node, "Concat", parts, axis=0)
+    return DONE
+
+
 def gather_vector(main: ir.Graph, node: ir.Node) -> Outcome:
     """Undone by :func:`gather_scalar`; between the two, constant folding sees only the form that it knows.
 
@@ -346,6 +372,7 @@ CLEANING: tuple[Rule, ...] = (
     ),
     Rule("merge_transposes", frozenset({"Transpose"}), merge_transposes),
     Rule("constant_transpose", frozenset({"Transpose"}), constant_transpose),
+    Rule("expanded_sizes", frozenset({"Where"}), expanded_sizes),
     Rule("slice_of_shape", frozenset({"Slice"}), slice_of_shape),
     Rule("constant_reshape", frozenset({"Reshape"}), constant_reshape),
     Rule("drop_flatten", frozenset({"Reshape"}), drop_flatten),

@@ -208,6 +208,31 @@ def test_attention_heads_go_as_a_whole(text: str) -> None:
     assert assert_right(model, feeds, 0.5) == HEADS // 2
 
 
+def test_attention_heads_go_under_a_mask_whose_shape_is_computed() -> None:
+    """As PyTorch exports BERT: the mask is expanded to sizes of which one is told to stay what it is."""
+    masked = """net (float[n, 5, 16] x, float[n, 1, 1, l] m) => (float[n, 5, 6] y) {
+        shape = Shape (m) n0 = Gather (shape, i0) l = Gather (shape, last)
+        sizes = Concat <axis = 0> (n0, keep, l, l) told = Equal (sizes, less) w = Where (told, ones, sizes)
+        mask = Expand (m, w)"""
+    body = masked + ATTENTION.partition("{")[2].replace(
+        "s = Softmax <axis = -1> (a)", "am = Add (a, mask) s = Softmax <axis = -1> (am)"
+    )
+    vector = {
+        "i0": i64([0]),
+        "last": i64([3]),
+        "keep": i64([-1]),
+        "less": i64([-1] * 4),
+        "ones": i64([1] * 4),
+    }
+    held = {**ATTENTION_WEIGHTS, **vector, "join": i64([0, 5, 12])}
+    model, _ = normalize(parse(body, weights=held), min_opset=13, max_opset=21)
+    (group, *_) = find_groups(find_channels(model))
+    assert len(group.classes) == HEADS
+    rng = np.random.default_rng(1)
+    feeds = {"x": f32(rng.normal(size=(2, 5, 16))), "m": f32(rng.normal(size=(2, 1, 1, 5)))}
+    assert assert_right(model, feeds, 0.5) == HEADS // 2
+
+
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [

@@ -229,6 +229,37 @@ def test_shapes_that_only_copy_dimensions_become_constant() -> None:
     assert ops(normal) == {"Reshape": 2} and notes.applied["constant_reshape"] == 2
 
 
+EXPANDED = """net (bool[n, 1, 1, l] m) => (bool[a, b, c, d] y) {
+    s = Shape (m)
+    b = Gather (s, first)
+    l = Gather (s, last)
+    sizes = Concat <axis = 0> (b, keep, l, l)
+    minus = Mul (ones, less)
+    told = Equal (sizes, minus)
+    w = Where (told, ones, sizes)
+    y = Expand (m, w)
+}"""
+
+
+@pytest.mark.parametrize("kept", [-1, 1])
+def test_sizes_of_which_none_is_below_zero_are_compared_with_nothing(kept: int) -> None:
+    """As PyTorch writes ``mask.expand(n, -1, l, l)``; that the second axis is 1 can be seen then."""
+    held = {"first": i64([0]), "last": i64([3]), "keep": i64([kept]), "ones": i64([1] * 4), "less": i64(-1)}
+    normal, notes = check(parse(EXPANDED, weights=held), {"m": np.ones((2, 1, 1, 5), np.bool_)})
+    assert notes.applied["expanded_sizes"] == 1 and "Where" not in ops(normal)
+    (shape,) = (n.outputs[0].shape for n in normal.graph if n.op_type == "Expand")
+    assert shape is not None and shape[1] == 1
+
+
+def test_sizes_that_may_be_minus_one_are_compared() -> None:
+    body = EXPANDED.replace("(b, keep, l, l)", "(b, z, l, l)").replace(
+        "sizes =", "z = Sub (b, three) sizes ="
+    )
+    held = {"first": i64([0]), "last": i64([3]), "ones": i64([1] * 4), "less": i64(-1), "three": i64([3])}
+    normal, _ = check(parse(body, weights=held), {"m": np.ones((2, 1, 1, 5), np.bool_)})
+    assert ops(normal)["Where"] == 1
+
+
 def test_a_shape_that_swaps_dimensions_is_not_a_copy() -> None:
     body = """net (float[n, l] x) => (float[l, n] y) {
         s = Shape (x)
