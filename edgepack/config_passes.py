@@ -72,6 +72,8 @@ class Structured(Strict):
     """Share of the channels of one layer that may go."""
     keep: tuple[str, ...] = ()
     """Names of nodes that keep all the channels they make; `*` and `?` work as in a shell."""
+    keep_types: tuple[str, ...] = ()
+    """The same by operator type."""
 
 
 class Share(Strict):

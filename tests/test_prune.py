@@ -156,6 +156,8 @@ def test_what_is_kept_is_kept(tmp_path: Path) -> None:
         pruned(tmp_path, keep=["head"])
     with pytest.raises(ConfigError, match="no weights for it, or all are kept"):
         pruned(tmp_path, keep_types=["Gemm", "Conv"])
+    with pytest.raises(ConfigError, match="prune: keep_types: the model has no 'Gem', did you mean 'Gemm'"):
+        pruned(tmp_path, keep_types=["Gem"])
 
 
 def test_unknown_words_are_refused() -> None:

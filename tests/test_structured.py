@@ -165,6 +165,10 @@ def test_kept_layers_and_names_that_are_none(samples: Samples) -> None:
     assert report.groups[0].left == 32 and "is kept" in report.groups[0].reason
     with pytest.raises(ConfigError, match="structured: keep: no node that makes channels is named 'nobody'"):
         pruned(samples, keep=["nobody"])
+    with pytest.raises(ConfigError, match="structured: keep_types: the model has no 'conv', did you mean"):
+        pruned(samples, keep_types=["conv"])
+    with pytest.raises(ConfigError, match=r"no channel of the model can go: .* is kept"):
+        pruned(samples, keep_types=["Conv"])
     with pytest.raises(ConfigError, match=r"no channel of the model can go: .* is kept"):
         pruned(samples, keep=["*"])
 

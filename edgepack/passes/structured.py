@@ -18,6 +18,7 @@ from edgepack.passes.channel_rules import find_channels
 from edgepack.passes.channels import Atoms, Channels, Group, Mask, find_groups, output_axis
 from edgepack.passes.refit import refit
 from edgepack.passes.slim import slim
+from edgepack.passes.weights import require_types
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,10 @@ def _kept_names(channels: Channels, config: Structured) -> frozenset[str]:
                 f"structured: keep: no node that makes channels is named {pattern!r}, "
                 + did_you_mean(pattern, names)
             )
-    return frozenset(n for n in names if any(fnmatch.fnmatch(n, pattern) for pattern in config.keep))
+    require_types("structured", config.keep_types, {node.op_type for node, _ in channels.makers})
+    named = {n for n in names if any(fnmatch.fnmatch(n, pattern) for pattern in config.keep)}
+    typed = {node.name or "" for node, _ in channels.makers if node.op_type in config.keep_types}
+    return frozenset(named | typed)
 
 
 def _multiple(

@@ -1,7 +1,7 @@
 """What passes on weights share: which weights, what flows into them, and writing new ones."""
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -32,12 +32,13 @@ def weighty_units(
     and the file would hold two.
 
     Raises:
-        ConfigError: a name to keep that no node has; nothing is left.
+        ConfigError: a name or a type to keep that no node has; nothing is left.
     """
     names = [u.name for u in units]
     for pattern in keep:
         if not fnmatch.filter(names, pattern):
             raise ConfigError(f"{name}: keep: no node is named {pattern!r}, {did_you_mean(pattern, names)}")
+    require_types(name, keep_types, {u.op_type for u in units})
     found = [
         u
         for u in units
@@ -52,6 +53,19 @@ def weighty_units(
     if not found:
         raise ConfigError(f"{name}: the model has no weights for it, or all are kept")
     return found
+
+
+def require_types(name: str, keep_types: Iterable[str], known: Collection[str]) -> None:
+    """Refuse a type to keep that the pass ``name`` would look for in vain.
+
+    Raises:
+        ConfigError: naming it, and the nearest that there is.
+    """
+    for op_type in keep_types:
+        if op_type not in known:
+            raise ConfigError(
+                f"{name}: keep_types: the model has no {op_type!r}, {did_you_mean(op_type, known)}"
+            )
 
 
 def write_weight(
