@@ -5,8 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from edgepack.artifacts import FILES
 from edgepack.clock import Progress
-from edgepack.errors import ConfigError
+from edgepack.errors import ConfigError, ModelError
 from edgepack.lines import size_text, table
 from edgepack.pack.epk import SUFFIX, Packed, pack
 from edgepack.pack.pool import Pool, PooledModel, Verdict, make_pool
@@ -29,12 +30,16 @@ def pack_models(
 ) -> Packed | Pool:
     """Pack one model into an ``.epk``, or several into a pool folder; ``output`` says which.
 
+    The folder of a package stands for the ``.onnx`` in it.
+
     A pool one of whose models does not meet its gate is not written: see :attr:`Pool.passed`.
 
     Raises:
         ConfigError: the output fits neither.
+        ModelError: a folder that is no package.
         EdgepackError: see :mod:`edgepack.errors`.
     """
+    models = [_model_of(path) for path in models]
     if output.suffix.lower() == SUFFIX:
         if len(models) != 1:
             raise ConfigError(f"{output}: holds one model; for several name a folder, which becomes a pool")
@@ -52,6 +57,16 @@ def pack_models(
                 f"{model}: a pool holds .onnx models; no other file can have its weights in one beside it"
             )
     return make_pool(models, output, within=within, judge=judge_of(models, wish, progress))
+
+
+def _model_of(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    if not (model := path / FILES["onnx"]).is_file():
+        raise ModelError(
+            f"{path}: is a folder without {model.name}; name a model, or the folder of a package"
+        )
+    return model
 
 
 def passes(result: Packed | Pool) -> bool:

@@ -11,7 +11,7 @@ import tiny
 import yaml
 from onnx_models import difference, parse, run
 
-from edgepack.errors import ConfigError
+from edgepack.errors import ConfigError, ModelError
 from edgepack.model import fingerprint, load_model, save_model
 from edgepack.pack.pool import Pool
 from edgepack.pool_judge import Wish
@@ -111,6 +111,15 @@ def test_the_recipe_at_hand_is_for_what_was_built_with_it(project: Path) -> None
     (project / "dist" / "arm-cpu" / "report.json").unlink()
     stranger, own = pooled(builds(project), project / "two", 0.0, usual).models
     assert stranger.verdict is None and own.verdict is not None
+
+
+def test_the_folder_of_a_package_stands_for_its_model(project: Path) -> None:
+    folders = [path.parent for path in builds(project)]
+    pool = pooled(folders, project / "pool", 0.0, Wish(usual=project / "edgepack.yaml"))
+    assert [model.file for model in pool.models] == ["arm-cpu-model.onnx", "x86-cpu-model.onnx"]
+    assert all(model.verdict is not None for model in pool.models)
+    with pytest.raises(ModelError, match=r"is a folder without model\.onnx"):
+        pack_models([project], project / "other.epk")
 
 
 def test_a_recipe_for_each_model(project: Path) -> None:

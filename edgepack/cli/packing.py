@@ -12,7 +12,10 @@ from edgepack.errors import GateFailed
 
 @app.command()
 def pack(
-    models: Annotated[list[Path], typer.Argument(help="One model of any format, or several .onnx.")],
+    models: Annotated[
+        list[Path],
+        typer.Argument(help="One model of any format, or several .onnx; a package's folder for its .onnx."),
+    ],
     output: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="OUT", help="FILE.epk; or a folder, which becomes a pool."),
