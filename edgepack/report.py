@@ -10,7 +10,7 @@ from typing import Any
 
 from edgepack.lines import size_text, table, time_text
 from edgepack.report_devices import DeviceRun, device_lines
-from edgepack.report_formats import Parity, Refusal, first_of, host_only, tflite_lines
+from edgepack.report_formats import Parity, Refusal, busy, first_of, host_only, tflite_lines
 from edgepack.report_steps import Step, waterfall_lines
 
 MOST_REASONS = 8
@@ -194,7 +194,8 @@ def text(report: BuildReport) -> str:
         + (f", {environment['litert']}" if "tflite" in report.runtime else "")
         + "; times compare within this run only",
     ]
-    lines += [note] if (note := host_only(report.runtime)) else []
+    latencies = [(m.latency_ms_p50, m.latency_ms_p90) for m in report.models]
+    lines += [note for note in (busy(latencies), host_only(report.runtime)) if note]
     return "\n".join(lines) + "\n"
 
 

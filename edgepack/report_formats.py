@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 MOST_REASONS = 8
+BUSY = 3.0
+"""How many times p50 is p90 where other programs take turns on the cores; 1.1 on a quiet machine."""
 NHWC = [0, 2, 3, 1]
 PORTS = (("takes", "inputs"), ("gives", "outputs"))
 
@@ -76,4 +78,15 @@ def host_only(runtime: Mapping[str, Any]) -> str:
     return (
         f"the float model ran here on kernels that the device has not ({', '.join(without)}): "
         "expect int8 to gain more there; forms were weighed without them"
+    )
+
+
+def busy(latencies_ms: Sequence[tuple[float, float]]) -> str:
+    """That the machine had other work while it timed these p50 and p90; empty where it had little."""
+    most = max((p90 / p50 for p50, p90 in latencies_ms if p50 > 0), default=1.0)
+    if most < BUSY:
+        return ""
+    return (
+        f"the machine was busy (p90 is up to {most:.0f} times p50): latencies have waits for other programs in "
+        "them; what is as fast is told from turns next to each other, and holds better"
     )

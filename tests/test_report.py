@@ -65,6 +65,13 @@ def test_the_verdict_and_what_counts_are_in_the_first_line() -> None:
     assert text(replace(REPORT, passed=False)).startswith("GATE FAILED  net.onnx")
 
 
+def test_latencies_of_a_busy_machine_are_told_as_such() -> None:
+    assert "busy" not in text(REPORT)
+    disturbed = replace(BUILT, latency_ms_p90=BUILT.latency_ms_p50 * 40)
+    last = text(replace(REPORT, models=(ORIGINAL, disturbed))).splitlines()[-1]
+    assert last.startswith("the machine was busy (p90 is up to 40 times p50)")
+
+
 def test_a_model_that_grew_or_has_no_metric() -> None:
     grown = replace(BUILT, size_bytes=5_000_000, speedup=0.8, fidelity=Fidelity(5, None, None, None, None))
     first = text(replace(REPORT, models=(ORIGINAL, grown))).splitlines()[0]
