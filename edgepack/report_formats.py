@@ -87,6 +87,6 @@ def busy(latencies_ms: Sequence[tuple[float, float]]) -> str:
     if most < BUSY:
         return ""
     return (
-        f"the machine was busy (p90 is up to {most:.0f} times p50): latencies have waits for other programs in "
+        f"the machine was busy (p90 is up to {most:.0f} times p50): latencies have waits for others in "
         "them; what is as fast is told from turns next to each other, and holds better"
     )
