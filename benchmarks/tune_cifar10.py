@@ -92,7 +92,9 @@ class Bench:
     ) -> dict[str, Any]:
         """One run, or what is known of it."""
         chosen = parse(Tune, _merged(settings, self.given), name)
-        key = hashlib.sha256(f"{self.part} {seed} {chosen.model_dump_json()}".encode()).hexdigest()[:8]
+        key = hashlib.sha256(
+            f"{self.part} {seed} {chosen.model_dump_json(exclude_unset=True)}".encode()
+        ).hexdigest()[:8]
         result = self.folder / f"{name}-{seed}-{self.part}-{key}.json"
         if not result.exists():
             model, described = load_model(start), Data(path=str(self.samples), labels=Labels(array="label"))
