@@ -16,12 +16,15 @@ FUSED_BY_RUNTIME = frozenset(
 )
 """onnxruntime makes integer kernels of these between DQ and Q, whether they compute the same or not."""
 
+PASSED_BY_RUNTIME = frozenset({"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+"""onnxruntime moves DQ and Q past these, up to the operators that it makes integers of."""
+
 
 def keep_float(emit: Emitter, node: ir.Node) -> None:
     """Have the runtime compute a float unit in float; Q/DQ around integer units stand already."""
-    if node.op_type in REQUANTIZED_BY_RUNTIME:
+    if node.op_type in REQUANTIZED_BY_RUNTIME and _is_restored(node.inputs[0]):
         _guard_weights(emit, node)
-    elif node.op_type in FUSED_BY_RUNTIME:
+    elif node.op_type in FUSED_BY_RUNTIME | REQUANTIZED_BY_RUNTIME:
         _guard_light(emit, node)
     elif node.op_type == "MaxPool":
         _guard_pool(emit, node)
@@ -59,8 +62,7 @@ def _guard_light(emit: Emitter, node: ir.Node) -> None:
     Given: ``q -> DQ -> Sigmoid -> Q``. Result: ``q -> DQ -> Max(least) -> Sigmoid -> Q``, where no value is
     below ``least``: an operator that changes nothing, and that the runtime neither removes nor fuses.
     """
-    sources = ((v, v.producer()) for v in node.inputs if v is not None)
-    value = next((v for v, made in sources if made is not None and made.op_type == "DequantizeLinear"), None)
+    value = next((v for v in node.inputs if v is not None and _comes_from_dq(v)), None)
     if value is None or not _leads_to_q(node):
         return
     guard = emit.node("Max", [value, _least(emit)], f"{name_of(value)}_island")
@@ -68,10 +70,23 @@ def _guard_light(emit: Emitter, node: ir.Node) -> None:
     node.replace_input_with(list(node.inputs).index(value), guard.outputs[0])
 
 
+def _is_restored(value: ir.Value | None) -> bool:
+    made = None if value is None else value.producer()
+    return made is not None and made.op_type == "DequantizeLinear"
+
+
+def _comes_from_dq(value: ir.Value) -> bool:
+    """Whether a DequantizeLinear gives the value, what the runtime moves it past seen through."""
+    made = value.producer()
+    while made is not None and made.op_type in PASSED_BY_RUNTIME and made.inputs[0] is not None:
+        made = made.inputs[0].producer()
+    return made is not None and made.op_type == "DequantizeLinear"
+
+
 def _leads_to_q(node: ir.Node) -> bool:
-    """Whether a QuantizeLinear is all that reads the node, Relu and Clip seen through."""
+    """Whether a QuantizeLinear is all that reads the node, activations and moves seen through."""
     after = only_consumer(node.outputs[0])
-    while after is not None and after.op_type in ACTIVATIONS:
+    while after is not None and after.op_type in ACTIVATIONS | PASSED_BY_RUNTIME:
         after = only_consumer(after.outputs[0])
     return after is not None and after.op_type == "QuantizeLinear"
 
