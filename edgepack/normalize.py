@@ -45,6 +45,8 @@ from edgepack.rules_softmax import ROWS, TURNED
 _FOLD_INPUT_ELEMENTS = 1 << 24
 _FOLD_OUTPUT_ELEMENTS = 1 << 18
 _SMALL_ELEMENTS = 1024
+_SMALL_BYTES = 1024
+"""onnx_ir gives the checker constants of up to 1,000 bytes, and leaves larger ones out."""
 _FOLD_BUDGET_BYTES = 256 << 20
 """Constants that folding may write anew in all: a model of gigabytes must not be copied into memory."""
 _MAX_SWEEPS = 32
@@ -110,6 +112,7 @@ def normalize(model: ir.Model, *, min_opset: int, max_opset: int) -> tuple[ir.Mo
             f"export it with opset {max_opset} or lower"
         )
     log = _Log()
+    _read_small_constants(model)
     with _quiet_onnxscript():
         _run(model, log, "inline", passes.InlinePass())
         _constants(model, log)
@@ -163,6 +166,15 @@ def _quiet_onnxscript() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _read_small_constants(model: ir.Model) -> None:
+    """Have them in memory: the ONNX checker gets those, and would look for their file where it stands."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= _SMALL_BYTES:
+                value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name)
 
 
 def _run(model: ir.Model, log: _Log, name: str, step: ir.passes.InPlacePass) -> None:

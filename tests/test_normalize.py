@@ -304,3 +304,12 @@ def test_real_models(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert difference(run(path, feeds), run(tmp_path / "n.onnx", feeds)) < (
             2e-4 if task == "ppocrv4_rec" else 1e-5
         )
+
+
+def test_small_constants_in_a_file_beside_the_model(tmp_path: Path) -> None:
+    """Exporters write all of them there, the ONNX library only those from a kilobyte on."""
+    path = tmp_path / "net.onnx"
+    ir.save(conv_net(), path, external_data="net.bin", size_threshold_bytes=0)
+    normal, _ = normalize(load_model(path), min_opset=13, max_opset=21)
+    feeds = randoms(x=(2, 3, 8, 8))
+    assert difference(run(path, feeds), run(normal, feeds)) <= TOLERANCE
