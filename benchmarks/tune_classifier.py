@@ -140,7 +140,7 @@ def pruned(task: Task, settings: Tune, config: Prune, seeds: list[int], folder: 
             threads=task.threads,
             checkpoints=states,
         )
-        tell(seed=seed, step="tune", kept=made.kept_step, **ended(made))
+        tell(seed=seed, step="tune", kept=made.kept_step, between=made.between, **ended(made))
         tell(seed=seed, form="float", **task.scores(made.model))
         tell(seed=seed, form="int8", **task.scores(task.rounded(made.model, task.target, seed)))
 
@@ -160,7 +160,7 @@ def quantized(task: Task, settings: Tune, seeds: list[int]) -> None:
         made = tune(
             start.model, task.model, task.calibration, settings, seed=seed, threads=task.threads, form=form
         )
-        tell(seed=seed, step="tune", kept=made.kept_step, **ended(made))
+        tell(seed=seed, step="tune", kept=made.kept_step, between=made.between, **ended(made))
         trained = apply_plan(made.model, plan, start.stored(made.model))
         tell(seed=seed, form="int8, trained", **task.scores(trained))
 

@@ -216,6 +216,19 @@ def test_views_teach_and_those_of_held_out_pictures_do_not(samples: Samples, tmp
     )
 
 
+def test_weights_between_start_and_end_are_kept_where_they_judge_best(samples: Samples) -> None:
+    """One step that goes too far: part of it is better than all of it and than none."""
+    off = noisy(conv_net(), 0.05)
+    made = [trained(off, samples, held_out=0.25, steps=12, learning_rate=rate) for rate in (0.03, 0.1, 0.3)]
+    parts = [m for m in made if m.between < 1]
+    assert parts
+    for m in parts:
+        assert m.kept_step == 12
+        assert m.between in (0.25, 0.5, 0.75)
+        first, final = held_arrays(off), held_arrays(m.model)
+        assert any(not np.array_equal(first[key], final[key]) for key in first)
+
+
 def test_the_best_on_held_out_samples_is_kept_the_start_too(samples: Samples) -> None:
     made = trained(conv_net(), samples, held_out=0.25, learning_rate=0.5)
     assert made.kept_step == 0

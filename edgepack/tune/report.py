@@ -13,7 +13,8 @@ def told(made: Tuned) -> list[str]:
     """Sentences for the report of a build."""
     log, last = made.log, made.log[-1]
     lines = [
-        f"{last.step} steps in {last.elapsed_s:.0f} s, ended by {made.ended}; kept step {made.kept_step}",
+        f"{last.step} steps in {last.elapsed_s:.0f} s, ended by {made.ended}; kept step {made.kept_step}"
+        + (f", {made.between:.0%} of the way there" if made.between < 1 else ""),
         f"loss: {curve(made)}",
     ]
     if made.traffic is not None:

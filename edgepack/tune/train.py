@@ -34,6 +34,8 @@ from edgepack.views import with_views
 WARM_UP = 10
 """Steps over which the learning rate rises."""
 MOMENTUM = 0.9
+PARTS = (0.25, 0.5, 0.75)
+"""Of the way from the first weights to the last, at which weights are judged in the end."""
 FADING = 1.0
 """What weights that are out lose in a step, as a multiple of the learning rate. They come back where
 gradients agree, not because an optimizer that takes steps of one size has moved them far."""
@@ -71,6 +73,8 @@ class Tuned:
     """Why training ended."""
     kept_step: int
     """The step whose weights these are."""
+    between: float = 1.0
+    """How far from the start to that step they are, where that is better than either."""
     traffic: Traffic | None = None
     """What was sent between workers, where there were several."""
 
@@ -131,20 +135,23 @@ def tune(
             made = student(lessons.feeds.stacked(lessons.trained[:1]), held, objective.mine)
         objective = matching(objective, made, lessons.answers[lessons.trained[0]], settings)
         lessons.together = can_be_stacked(lambda feeds: student(feeds, held, objective.mine), some)
+        start = {key: tensor.detach().clone() for key, tensor in held.tensors.items()}
         if checkpoints is not None:
             load_checkpoint(checkpoints, state, identity)
             at = hashlib.sha256(str(state.step).encode()).hexdigest()
             workers.require_same(
                 at, f"its checkpoint in {checkpoints} is of another step; remove all of them"
             )
-        ended = _Loop(student, objective, lessons, settings, seed, on_step).run(state, checkpoints, identity)
+        loop = _Loop(student, objective, lessons, settings, seed, on_step)
+        ended = loop.run(state, checkpoints, identity)
+        between = loop.between(state, start)
     if state.best is not None:
         _, kept, arrays = state.best
     else:
         kept, arrays = state.step, held.arrays()
     sent = Traffic(workers.count, exchange.sent_bytes, exchange.float_bytes) if workers.count > 1 else None
     arrays |= {table: arrays[weight].T for table, weight in tables.items() if weight in arrays}
-    return Tuned(_written(model, arrays), tuple(state.log), ended, kept, sent)
+    return Tuned(_written(model, arrays), tuple(state.log), ended, kept, between, sent)
 
 
 def _written(model: ir.Model, arrays: Mapping[str, Array]) -> ir.Model:
@@ -166,6 +173,12 @@ class FloatStudent:
     def __call__(self, feeds: Mapping[str, Tensor], held: Held, keep: list[str]) -> dict[str, Tensor]:
         """The values named in ``keep``."""
         return run_program(self.program, feeds, held.values(), keep)
+
+
+def _set(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            tensor.copy_(values[key])
 
 
 def _optimizer(held: Held, settings: Tune) -> Any:
@@ -210,6 +223,24 @@ class _Loop:
                 return ended
             if verdict is not None and verdict >= (self.settings.stop_at or math.inf):
                 return f"agreement of {verdict:.3f} on held-out samples"
+
+    def between(self, state: State, start: Mapping[str, Tensor]) -> float:
+        """Keep weights between those of the start and those of now, if they judge best; gives how far.
+
+        Wortsman et al. (2022): with few samples what both know is in the middle.
+        """
+        kept = 1.0
+        if state.best is None or self._changes_the_aim():
+            return kept
+        tensors = state.held.tensors
+        last = {key: tensor.detach().clone() for key, tensor in tensors.items()}
+        for part in PARTS:
+            _set(tensors, {key: torch.lerp(start[key], last[key], part) for key in tensors})
+            loss = self._judge(state)["loss"]
+            if loss < state.best[0]:
+                state.best, kept = (loss, state.step, state.held.arrays()), part
+        _set(tensors, last)
+        return kept
 
     def _changes_the_aim(self) -> bool:
         """Whether the weights of the start are no candidates: they lack what is asked for."""
