@@ -73,13 +73,15 @@ def python_of(rival: Rival, cache: Path) -> Path | str:
 
 def built_by(rival: Rival, python: Path, model: Path, samples: Path, out: Path) -> str:
     """Have the rival write ``out``; empty, or why it did not."""
-    call = [str(python), str(HERE / "rival_tools.py"), rival.tool, str(model), str(samples), str(out)]
+    files = [str(path.absolute()) for path in (model, samples, out)]
+    call = [str(python), str(HERE / "rival_tools.py"), rival.tool, *files]
     # A rival must not see this environment's packages.
     clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     try:
         done = subprocess.run(
-            call, check=False, capture_output=True, text=True, env=clean, timeout=PATIENCE_SECONDS
-        )
+            call, check=False, capture_output=True, text=True, env=clean, timeout=PATIENCE_SECONDS,
+            cwd=out.parent,  # some leave files of their own where they run
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"fails: not done in {PATIENCE_SECONDS} s"
     if done.returncode < 0:
