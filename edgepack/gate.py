@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from edgepack.report import Fidelity, GateLine, ModelFigures
+from edgepack.report import EQUAL_DB, Fidelity, GateLine, ModelFigures
 from edgepack.target import Gate
 
 HALF_DB = 3.0
@@ -67,8 +67,7 @@ def _drop(original: Fidelity | None, found: Fidelity | None) -> float | None:
 def _sqnr(found: Fidelity | None) -> float | None:
     if found is None:
         return None
-    # Equal outputs have no noise: better than any limit.
-    return found.sqnr_db if found.sqnr_db is not None else 999.0
+    return found.sqnr_db if found.sqnr_db is not None else EQUAL_DB
 
 
 def _at_most(limit: str, bound: float | None, figures: Sequence[float | None]) -> GateLine | None:

@@ -78,6 +78,10 @@ class UnitRow:
     built_us: float | None = None
 
 
+EQUAL_DB = 999.0
+"""Stands for the fidelity of equal outputs in a line of the gate: they have no noise, and no dB."""
+
+
 @dataclass(frozen=True, slots=True)
 class GateLine:
     """One limit of the gate and what was measured."""
@@ -387,6 +391,12 @@ def _candidates(candidates: Sequence[Candidate]) -> list[str]:
     return ["", "tried", *table(rows, right=(2, 3, 4)), *rest]
 
 
+def _measured(line: GateLine) -> str:
+    if line.measured is None:
+        return "not measured"
+    return "outputs are equal" if line.measured == EQUAL_DB else f"measured {_figure(line.measured)}"
+
+
 def _figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
@@ -398,7 +408,7 @@ def _gate(gate: Sequence[GateLine]) -> list[str]:
         (
             "ok" if line.passed else "FAIL",
             f"{line.limit} {_figure(line.bound)}",
-            "not measured" if line.measured is None else f"measured {_figure(line.measured)}",
+            _measured(line),
         )
         for line in gate
     ]

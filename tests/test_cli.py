@@ -233,3 +233,10 @@ def test_a_budget_is_seconds_or_minutes(budget: str, tmp_path: Path) -> None:
     done = tiny.run(tiny.project(tmp_path / "p"), "build", f"--budget={budget}")
     assert done.returncode == 2
     assert f"--budget {budget}: give seconds or minutes, as 90s or 5m" in done.stderr
+
+
+def test_a_recipe_where_a_model_belongs(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("model: a.onnx\n")
+    done = tiny.run(tmp_path, "build", "my.yaml", "--target", "x86-cpu")
+    assert done.returncode == 2
+    assert "give it with --recipe my.yaml" in done.stderr

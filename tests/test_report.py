@@ -7,6 +7,7 @@ import pytest
 
 from edgepack.lines import size_text, table, time_text
 from edgepack.report import (
+    EQUAL_DB,
     BuildReport,
     Candidate,
     Fidelity,
@@ -165,3 +166,9 @@ def test_a_host_that_flatters_float_is_told() -> None:
     without = replace(REPORT, runtime={**REPORT.runtime, "weighed_without": ["NchwcTransformer"]})
     assert "NchwcTransformer" in text(without).splitlines()[-1]
     assert "NchwcTransformer" not in text(REPORT)
+
+
+def test_the_gate_speaks_of_equal_outputs() -> None:
+    line = GateLine("fidelity in dB at least", 15.0, EQUAL_DB, True)
+    told = text(replace(REPORT, gate=(line,)))
+    assert "outputs are equal" in told and "999" not in told

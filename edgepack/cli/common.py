@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgepack import __version__
+from edgepack.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgepack.clock import Progress
@@ -45,9 +46,14 @@ def recipe_of(path: Path | None, changes: dict[str, Any], model: Path | None) ->
 
     ``./edgepack.yaml`` is read when no recipe is named, but not for a model given by name: another model's
     data and limits would be applied to it.
+
+    Raises:
+        ConfigError: the recipe is wrong, or stands where a model belongs.
     """
     from edgepack.config import load_recipe
 
+    if model is not None and model.suffix in (".yaml", ".yml"):
+        raise ConfigError(f"{model} is a recipe, not a model: give it with --recipe {model}")
     if path is None and model is None and DEFAULT_RECIPE.is_file():
         path = DEFAULT_RECIPE
     return load_recipe(path, changes), path.parent if path else Path()

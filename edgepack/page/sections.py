@@ -20,7 +20,7 @@ from edgepack.page.words import (
     size,
     smaller,
 )
-from edgepack.report import BuildReport, GateLine, step_of
+from edgepack.report import EQUAL_DB, BuildReport, GateLine, step_of
 from edgepack.report_formats import busy, host_only, tflite_lines
 from edgepack.report_steps import Step
 
@@ -84,7 +84,11 @@ def _gate(gate: Sequence[GateLine]) -> Html | None:
         (
             line.limit,
             _figure(line.bound),
-            NONE if line.measured is None else _figure(line.measured),
+            NONE
+            if line.measured is None
+            else "equal"
+            if line.measured == EQUAL_DB
+            else _figure(line.measured),
             cell(line),
         )
         for line in gate
@@ -92,6 +96,10 @@ def _gate(gate: Sequence[GateLine]) -> Html | None:
     return table(
         ("Gate", "Limit", "Measured", "Verdict"), rows, label="The gate's limits", numbers=(1, 2), kind="gate"
     )
+
+
+def _found(measured: float) -> str:
+    return "equal" if measured == EQUAL_DB else _figure(measured)
 
 
 def _figure(value: float) -> str:
