@@ -125,6 +125,13 @@ def test_ranges_lie_inside_what_was_seen(observer: str, samples: list[Array]) ->
     assert min(float(x.min()), 0.0) <= low <= high <= max(float(x.max()), 0.0)
 
 
+@pytest.mark.parametrize("observer", OBSERVERS)
+@pytest.mark.parametrize("value", [1.0, -1.0])
+def test_one_value_alone(observer: str, value: float) -> None:
+    low, high = bounds(observer, np.full(20, value, np.float32))
+    assert min(value, 0.0) <= low <= high <= max(value, 0.0)
+
+
 @pytest.mark.parametrize("observer", ["minmax", "percentile", "mse", "entropy"])
 def test_order_of_samples_does_not_matter(observer: str) -> None:
     samples = [normal(500, seed) * (seed + 1) for seed in range(5)]

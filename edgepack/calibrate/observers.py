@@ -123,7 +123,9 @@ def entropy(stats: TensorStats, config: Calibration, levels: int) -> Bounds:
     used = np.unique(np.linspace(steps, len(masses), _THRESHOLDS).astype(np.intp))
     best = int(used[np.argmin(divergences(smoothed(masses, len(masses) // steps), used, steps))])
     threshold = best * width
-    return max(stats.minimum, -threshold), min(stats.maximum, threshold)
+    low, high = max(stats.minimum, -threshold), min(stats.maximum, threshold)
+    # All values may lie in the bin that the threshold ends in.
+    return min(low, high), max(low, high)
 
 
 def divergences(masses: Doubles, used: npt.NDArray[np.intp], steps: int) -> Doubles:
