@@ -45,6 +45,7 @@ class Choice:
 
 
 Form = Callable[[Methods], tuple[QuantPlan, ir.Model]]
+CostOf = Callable[[Trial], float]
 
 
 def choose(
@@ -101,33 +102,31 @@ def choose(
         with bench.written(model) as path:
             return not floor.limits_anything or floor.on_evaluation(verify(path))
 
-    candidates = whole_model_methods(units, bench.target)
+    def judged(trial: Trial) -> float:
+        return cost.judged(trial, floor.lost(verdicts.get(trial.path)))
+
+    def vary(trial: Trial, at_best: CostOf, cost_of: CostOf) -> Trial:
+        return _vary(units, trial, bench, attempt, accurate, fixed, at_best, cost_of)
+
+    cost = Cost(optimize_for, model_bytes(bench.original))
     if method != "auto":
         methods = methods_of(units, method, dict.fromkeys(_heavy_types(units), Method(method)), fixed)
         on_trial(method)
         best = bench.measure(method, methods, *form(methods))
         trials.append(best)
     else:
-        for name, by_type in candidates.items():
+        for name, by_type in whole_model_methods(units, bench.target).items():
             attempt(name, methods_of(units, name, by_type, fixed))
         if not trials:
             raise ModelError("; ".join(f"{line.name}: {line.reason}" for line in refused))
-        cost = Cost(optimize_for, model_bytes(bench.original))
         trials[:] = bench.as_on_device(trials)
         best = _best(trials, accurate, cost)
         here = bench.timing is None
         if optimize_for != "size" and by_group and here:
             near = _integer_one_near(trials, best, cost)
-            best = _vary(units, best, bench, attempt, accurate, fixed, cost, cost)
+            best = vary(best, cost, cost)
             if near is not None and accurate(near):
-
-                def judged(trial: Trial) -> float:
-                    return cost.judged(trial, floor.lost(verdicts.get(trial.path)))
-
-                def at_best(trial: Trial) -> float:
-                    return cost.judged(trial, 0.0)
-
-                other = _vary(units, near, bench, attempt, accurate, fixed, at_best, judged)
+                other = vary(near, lambda t: cost.judged(t, 0.0), judged)
                 best = min(best, other, key=judged)
         cheaper = cost(min(trials, key=cost)) < cost(best) * (1 - WORTH_A_REPAIR)
         if here and task is not None and (task.improves or cheaper):
@@ -218,8 +217,8 @@ def _vary(
     attempt: Callable[[str, Methods], Trial | None],
     accurate: Callable[[Trial], bool],
     fixed: Methods,
-    at_best: Callable[[Trial], float],
-    cost: Callable[[Trial], float],
+    at_best: CostOf,
+    cost: CostOf,
 ) -> Trial:
     """One group of units after another in float, concatenations on one scale; what pays stays.
 
