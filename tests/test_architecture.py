@@ -47,6 +47,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "export",
         "measure",
         "pack",
+        "channels",
         "passes",
         "tune",
     ),

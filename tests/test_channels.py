@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from onnx_models import Array, batch_norm, difference, f32, i64, parse, run
 from quantizing import weight
 
+from edgepack.channels.atoms import find_groups
+from edgepack.channels.moves import segments
+from edgepack.channels.rules import find_channels
 from edgepack.data import InputSpec
 from edgepack.model import clone, input_specs, load_model
 from edgepack.normalize import normalize
-from edgepack.passes.channel_moves import segments
-from edgepack.passes.channel_rules import find_channels
-from edgepack.passes.channels import find_groups
 from edgepack.passes.operands import replace_operand
 from edgepack.passes.slim import slim
 from edgepack.quantize.weights import weight_of

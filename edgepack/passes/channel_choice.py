@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepack.calibrate.run import stream_activations
+from edgepack.channels.atoms import Atoms, Channels, Group, Mask
 from edgepack.data import Samples
 from edgepack.model import constant, name_of
-from edgepack.passes.channels import Atoms, Channels, Group, Mask
 from edgepack.passes.eliminate import Floats
 
 

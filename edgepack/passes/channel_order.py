@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from edgepack.channels.atoms import Atoms, Channels, Group, output_axis
 from edgepack.config_passes import Structured
 from edgepack.data import Samples
 from edgepack.model import name_of
-from edgepack.passes.channels import Atoms, Channels, Group, output_axis
 from edgepack.passes.eliminate import Floats, Reader, eliminate, order_of, salience_of
 from edgepack.passes.refit import bias_of
 from edgepack.quantize.statistics import stream_moments

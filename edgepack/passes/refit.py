@@ -14,9 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepack.calibrate.run import stream_activations
+from edgepack.channels.atoms import Atoms
 from edgepack.data import Samples
 from edgepack.model import constant, name_of, only_consumer
-from edgepack.passes.channels import Atoms
 from edgepack.passes.operands import replace_operand
 from edgepack.quantize.statistics import MAX_COLUMNS, Floats, weight_inputs
 from edgepack.quantize.weights import from_groups, to_groups, weight_of

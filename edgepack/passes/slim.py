@@ -14,9 +14,9 @@ from collections import defaultdict
 import numpy as np
 import onnx_ir as ir
 
+from edgepack.channels.atoms import Atoms, Channels, Cut, Mask, Track
+from edgepack.channels.moves import shape_entries, slice_of
 from edgepack.model import clone, constant
-from edgepack.passes.channel_moves import shape_entries, slice_of
-from edgepack.passes.channels import Atoms, Channels, Cut, Mask, Track
 from edgepack.passes.operands import replace_operand
 
 

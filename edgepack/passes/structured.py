@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from edgepack.channels.atoms import Atoms, Channels, Group, Mask, find_groups, output_axis
+from edgepack.channels.rules import find_channels
 from edgepack.config_passes import Structured
 from edgepack.data import Samples
 from edgepack.errors import ConfigError, did_you_mean
 from edgepack.passes.channel_choice import Choice, Costs, choose
 from edgepack.passes.channel_order import orders
-from edgepack.passes.channel_rules import find_channels
-from edgepack.passes.channels import Atoms, Channels, Group, Mask, find_groups, output_axis
 from edgepack.passes.refit import refit
 from edgepack.passes.slim import slim
 from edgepack.passes.weights import require_types

@@ -1,12 +1,12 @@
-"""What operators that move data do to channels; see :mod:`edgepack.passes.channels`."""
+"""What operators that move data do to channels; see :mod:`edgepack.channels.atoms`."""
 
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
+from edgepack.channels.atoms import Atoms, Channels, Track, label
 from edgepack.model import constant, only_consumer
-from edgepack.passes.channels import Atoms, Channels, Track, label
 
 
 def _tracked(found: Channels, node: ir.Node) -> tuple[ir.Value, Track, int] | None:

@@ -1,13 +1,13 @@
-"""What each operator does to the channels of its operands; see :mod:`edgepack.passes.channels`."""
+"""What each operator does to the channels of its operands; see :mod:`edgepack.channels.atoms`."""
 
 from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
+from edgepack.channels.atoms import Atoms, Channels, Product, Track, is_constant, label
+from edgepack.channels.moves import MOVES
 from edgepack.model import captured_values, constant, name_of
-from edgepack.passes.channel_moves import MOVES
-from edgepack.passes.channels import Atoms, Channels, Product, Track, is_constant, label
 
 Rule = Callable[[Channels, ir.Node], None]
 
