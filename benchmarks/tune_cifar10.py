@@ -65,7 +65,7 @@ class Bench:
         judged = np.arange(len(kinds)) % VALIDATION_EVERY == VALIDATION_EVERY - 1
         if not self.samples.exists():
             np.savez(self.samples, image=standardized(pictures[~judged]), label=kinds[~judged])
-        self.judged = (pictures[judged], kinds[judged]) if part == "validation" else read(archive, "test")
+        self.judged = {"validation": (pictures[judged], kinds[judged]), "test": read(archive, "test")}
 
     def net(self, name: str, widths: Sequence[str], seed: int, *more: str) -> Path:
         """A net of train_cifar10.py, made once."""
@@ -80,22 +80,20 @@ class Bench:
         """The trained net of all channels."""
         return self.net("full.onnx", FULL, 0)
 
-    def accuracy(self, path: Path) -> float:
+    def accuracy(self, path: Path, part: str) -> float:
         """Of the file, in onnxruntime."""
         session = open_session(path, Runtime())
-        pictures, kinds = self.judged
+        pictures, kinds = self.judged[part]
         found = [run(session, {"image": p[None]})["scores"].argmax() for p in standardized(pictures)]
         return float(np.mean(np.equal(found, kinds)))
 
     def learned(
         self, name: str, start: Path, teacher: Path, settings: dict[str, Any], seed: int
     ) -> dict[str, Any]:
-        """One run, or what is known of it."""
+        """One run, or what is known of it; both parts judge it, and the one that was asked for is told."""
         chosen = parse(Tune, _merged(settings, self.given), name)
-        key = hashlib.sha256(
-            f"{self.part} {seed} {chosen.model_dump_json(exclude_unset=True)}".encode()
-        ).hexdigest()[:8]
-        result = self.folder / f"{name}-{seed}-{self.part}-{key}.json"
+        key = hashlib.sha256(f"{seed} {chosen.model_dump_json(exclude_unset=True)}".encode()).hexdigest()[:8]
+        result = self.folder / f"{name}-{seed}-{key}.json"
         if not result.exists():
             model, described = load_model(start), Data(path=str(self.samples), labels=Labels(array="label"))
             samples = open_samples(described, "calibration", input_specs(model), {}, base=Path())
@@ -105,10 +103,13 @@ class Bench:
                 path = Path(scratch) / "tuned.onnx"
                 save_model(made.model, path)
                 require_same_nodes(start, path)
-                facts = {"accuracy": self.accuracy(path), "zeros": zeros_of(path), "loss": made.log[-1].loss}
-            facts |= {"steps": made.log[-1].step, "train_s": round(time.perf_counter() - began, 1)}
+                facts = {part: self.accuracy(path, part) for part in self.judged}
+                facts |= {"zeros": zeros_of(path), "loss": made.log[-1].loss, "steps": made.log[-1].step}
+            facts["train_s"] = round(time.perf_counter() - began, 1)
             result.write_text(json.dumps(facts), encoding="utf-8")
         told: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        told["accuracy"] = told[self.part]
+        told = {k: v for k, v in told.items() if k not in self.judged}
         print(json.dumps({"run": name, "seed": seed, **told}), file=sys.stderr, flush=True)
         return told
 
@@ -163,7 +164,7 @@ def students(bench: Bench, only: str, seeds: list[int]) -> None:
     print("| student | accuracy | standard deviation | by seed |\n|---|---|---|---|")
     ways = [way for way in STUDENTS if only in way]
     found = {way: [bench.student(way, seed) for seed in seeds] for way in ways}
-    print(row("(the full net)", [], [{"accuracy": bench.accuracy(bench.full())}]))
+    print(row("(the full net)", [], [{"accuracy": bench.accuracy(bench.full(), bench.part)}]))
     for way, runs in found.items():
         print(row(way, [], runs))
     if len(found) == len(STUDENTS):
@@ -174,7 +175,7 @@ def students(bench: Bench, only: str, seeds: list[int]) -> None:
 
 def zeros(bench: Bench, only: str, seeds: list[int], rates: list[float]) -> None:
     print("| way | wanted | zeros | accuracy | standard deviation | by seed |\n|---|---|---|---|---|---|")
-    print(row("(dense)", ["", "0.00%"], [{"accuracy": bench.accuracy(bench.full())}]))
+    print(row("(dense)", ["", "0.00%"], [{"accuracy": bench.accuracy(bench.full(), bench.part)}]))
     for rate in rates:
         for way in WAYS:
             if only in way:

@@ -16,6 +16,8 @@ from edgepack.tune.held import Held
 from edgepack.tune.state import Entry, State
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
+LAYOUT = 2
+"""Of what a checkpoint holds; another number whenever that changes."""
 
 
 def run_identity(
@@ -56,6 +58,7 @@ def save_checkpoint(folder: Path, state: State, identity: str) -> None:
         loss, step, arrays = state.best
         best = (loss, step, {name: torch.from_numpy(array) for name, array in arrays.items()})
     content = {
+        "layout": LAYOUT,
         "identity": identity,
         "tensors": {key: tensor.detach() for key, tensor in state.held.tensors.items()},
         "masks": state.held.masks,
@@ -85,7 +88,7 @@ def load_checkpoint(folder: Path, state: State, identity: str) -> None:
     """Put ``state`` where the run in ``folder`` stopped; nothing changes where there is none.
 
     Raises:
-        ConfigError: the checkpoint is that of another run, or cannot be read.
+        ConfigError: the checkpoint is that of another run or of another edgepack, or cannot be read.
     """
     path = path_of(folder, state)
     if not path.exists():
@@ -94,6 +97,12 @@ def load_checkpoint(folder: Path, state: State, identity: str) -> None:
         content = torch.load(path, weights_only=True)
     except Exception as error:  # torch raises what its unpickler does
         raise ConfigError(f"{path}: is not a checkpoint, or is cut short: {error}; remove it") from error
+    layout = content.get("layout", 1) if isinstance(content, dict) else None
+    if layout != LAYOUT:
+        raise ConfigError(
+            f"{path}: is that of another version of edgepack (layout {layout}, this one has {LAYOUT}); "
+            "go on with the version that began the run, or remove the file to start anew"
+        )
     if content["identity"] != identity:
         raise ConfigError(
             f"{path}: is that of a run with another model, samples or settings; remove it, or name another "

@@ -1,0 +1,138 @@
+"""Zeros that training makes: how many, where, and which come back."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `tune`")
+
+from onnx_models import conv_net, f32, parse
+from sampling import npz
+from tuning import QUICK, changed, held_arrays, noisy, random_pictures, trained
+
+from edgepack.config import Data
+from edgepack.config_tune import Sparsify, Tune
+from edgepack.data import Samples, open_samples
+from edgepack.model import input_specs
+from edgepack.tune.held import hold
+from edgepack.tune.sparsify import choose_masks, wanted_sparsity
+from edgepack.tune.train import tune
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Samples:
+    return random_pictures(tmp_path)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+@pytest.mark.parametrize("when", ["once", "dynamic"])
+def test_training_makes_the_zeros_that_are_asked_for(samples: Samples, pattern: str, when: str) -> None:
+    share = Sparsify(sparsity=0.5, pattern=pattern, when=when, every=4)  # type: ignore[arg-type]
+    made = trained(conv_net(), samples, sparsify=share)
+    after = {k: v for k, v in held_arrays(made.model).items() if k.startswith("w")}
+    if pattern == "unstructured":
+        zeros = sum(int((v == 0).sum()) for v in after.values()) / sum(v.size for v in after.values())
+        assert abs(zeros - 0.5) < 0.01
+    else:
+        rows = after["w1"].reshape(4, -1)[:, :24].reshape(-1, 4)
+        assert ((rows == 0).sum(1) == 2).all()
+    assert made.log[-1].sparsity == 0.5
+
+
+@pytest.mark.parametrize("when", ["once", "dynamic"])
+def test_a_model_with_some_zeros_gets_those_that_are_asked_for(samples: Samples, when: str) -> None:
+    one_zero = changed(conv_net(), lambda key, v: v * (np.arange(v.size).reshape(v.shape) > 0))
+    share = Sparsify(sparsity=0.5, when=when, every=1000, start=0.5)  # type: ignore[arg-type]
+    made = trained(one_zero, samples, sparsify=share, held_out=0.25)
+    after = {k: v for k, v in held_arrays(made.model).items() if k.startswith("w")}
+    zeros = sum(int((v == 0).sum()) for v in after.values()) / sum(v.size for v in after.values())
+    assert abs(zeros - 0.5) < 0.01
+    assert made.kept_step > 20
+
+
+def test_a_dynamic_choice_lets_weights_come_back(samples: Samples) -> None:
+    held = hold(conv_net())
+    key = "w2"
+    held.masks = {key: torch.zeros(held.trained[key].shape)}
+    held.returning = True
+    held.value(key).sum().backward()
+    assert held.tensors[key].grad.all()
+    assert not held.arrays()[key].any()
+    held.returning = False
+    held.tensors[key].grad = None
+    held.value(key).sum().backward()
+    assert not held.tensors[key].grad.any()
+
+
+def test_a_weight_that_was_removed_and_is_needed_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    body = "net (float[batch, 16] x) => (float[batch, 12] y) { y = MatMul (x, w) }"
+    wanted = f32(rng.normal(size=(16, 12)))
+    wanted[3] = 2 * np.sign(wanted[3])  # one sign for all would be lost in the softmax
+    begun = wanted.copy()
+    begun[3] = 1e-3
+    path = npz(tmp_path / "x.npz", x=f32(rng.normal(size=(64, 1, 16))))
+    start = parse(body, weights={"w": begun})
+    samples = open_samples(Data(path=str(path)), "training", input_specs(start), {}, base=tmp_path)
+    masks: list[Any] = []
+
+    def told(*arguments: Any) -> Any:
+        masks.append(choose_masks(*arguments)["w"])
+        return {"w": masks[-1]}
+
+    monkeypatch.setattr("edgepack.tune.loop.choose_masks", told)
+    share = Sparsify(sparsity=0.5, start=0, every=4, end=0.9)
+    settings = Tune(**{**QUICK, "steps": 150, "learning_rate": 0.05, "sparsify": share, "temperature": 1.0})
+    made = tune(start, parse(body, weights={"w": wanted}), samples, settings, seed=0)
+    removed = (masks[0][3] == 0).numpy()
+    assert removed.any()
+    assert np.mean(held_arrays(made.model)["w"][3][removed] != 0) > 0.5
+
+
+def test_weights_that_are_out_fade_where_no_gradient_holds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = f32(np.random.default_rng(5).normal(size=(24, 3, 8, 8)) * [[[[1]], [[1]], [[0]]]])
+    path = npz(tmp_path / "x.npz", x=pictures)
+    samples = open_samples(Data(path=str(path)), "training", input_specs(conv_net()), {}, base=tmp_path)
+    seen: list[tuple[Any, Any]] = []
+
+    def told(held: Any, *arguments: Any) -> Any:
+        masks = choose_masks(held, *arguments)
+        seen.append((held.dense("w1").detach()[:, 2].clone(), masks["w1"][:, 2]))
+        return masks
+
+    monkeypatch.setattr("edgepack.tune.loop.choose_masks", told)
+    trained(noisy(conv_net()), samples, sparsify=Sparsify(sparsity=0.7, every=4))
+    (first, out), (last, _) = seen[0], seen[-1]
+    gone = (out == 0) & (first != 0)
+    assert gone.any()
+    assert (last[gone].abs() < 0.98 * first[gone].abs()).all()
+    assert torch.equal(last[seen[-2][1] == 1], first[seen[-2][1] == 1])
+
+
+def test_a_cubic_schedule() -> None:
+    share = Sparsify(sparsity=0.8, start=0.1, end=0.6)
+    assert [round(wanted_sparsity(share, t), 3) for t in (0, 0.1, 0.35, 0.6, 1)] == [0, 0, 0.7, 0.8, 0.8]
+    once = Sparsify(sparsity=0.8, start=0.5, when="once")
+    assert [wanted_sparsity(once, t) for t in (0.4, 0.5)] == [0, 0.8]
+
+
+def test_patterns_lie_along_the_inputs_of_each_output() -> None:
+    body = "net (float[1, 8] x) => (float[1, 3] y) { y = MatMul (x, w) }"
+    weight = f32(np.arange(1, 25).reshape(8, 3))
+    held = hold(parse(body, weights={"w": weight}))
+    mask = choose_masks(held, 0.5, "2:4")["w"].numpy()
+    assert mask[:, 0].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+    assert np.array_equal(mask, np.repeat(mask[:, :1], 3, axis=1))
+
+
+@pytest.mark.parametrize("penalty", ["l1", "l2", "group_lasso"])
+def test_penalties_make_weights_smaller(samples: Samples, penalty: str) -> None:
+    free = held_arrays(trained(conv_net(), samples).model)
+    drawn = held_arrays(trained(conv_net(), samples, **{penalty: 0.05}).model)
+    assert np.abs(drawn["w2"]).sum() < np.abs(free["w2"]).sum()
