@@ -23,6 +23,7 @@ from edgepack.export.epk import export_epk
 from edgepack.export.tflite import tensors_for
 from edgepack.feeds import Feeds
 from edgepack.gate import judge, keeps_half
+from edgepack.half import float32_bytes, refuse_bfloat16
 from edgepack.measure.bench import Latency, bench
 from edgepack.measure.check import Baseline, baseline, check, check_together
 from edgepack.measure.devices.timing import DeviceTiming
@@ -34,7 +35,6 @@ from edgepack.model import (
     load_model,
     require_float,
     save_model,
-    weight_bytes,
 )
 from edgepack.pack.epk import Packed
 from edgepack.page.render import write_page
@@ -132,6 +132,8 @@ class _Made:
     original: ir.Model
     model: ir.Model
     """Normalized, after all passes."""
+    notes: tuple[str, ...]
+    """What the figures must be read with."""
     data: Parts
     reference: Baseline
     steps: Mapping[str, Path]
@@ -151,14 +153,16 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
     with clock.stage("load") as notes:
         original = load_model(recipe.model)
         require_float(original, recipe.model)
+        refuse_bfloat16(original, recipe.model)
         data = open_parts(recipe, job.target, job.base, original)
         notes.extend(data.notes)
-        if large := weight_bytes(original) > LARGE_BYTES:
+        if large := float32_bytes(original) > LARGE_BYTES:
             notes.append(LARGE)
             job = _sparing(job)
     with clock.stage("normalize") as notes:
-        model, applied = prepare(original, job.target)
-        notes.extend(f"{rule}: {count}" for rule, count in applied.items())
+        model, prepared = prepare(original, job.target)
+        widened = prepared.widened.lines()
+        notes.extend((*(f"{rule}: {count}" for rule, count in prepared.applied.items()), *widened))
     with clock.stage("check original"):
         on_sample = _counter(job, "check original", data.evaluation)
         reference = baseline(recipe.model, data.evaluation, job.target.runtime, data.metric, on_sample)
@@ -184,9 +188,8 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
         notes.extend(f"{refusal.file} not built: {refusal.reason}" for refusal in artifacts.refused)
         packed = export_epk(artifacts.files, package, scratch, ship="epk" in job.target.formats, large=large)
         packed_steps = pack_steps(recipe.model, steps, scratch, large=large)
-    return _Made(
-        job, original, model, data, reference, steps, table, choice, artifacts, packed, packed_steps, digests
-    )
+    made = (steps, table, choice, artifacts, packed, packed_steps, digests)
+    return _Made(job, original, model, widened, data, reference, *made)
 
 
 def _measure(made: _Made, clock: Clock, scratch: Path) -> BuildReport:
@@ -230,6 +233,7 @@ def _measure(made: _Made, clock: Clock, scratch: Path) -> BuildReport:
         stages=tuple(clock.stages),
         environment={**environment(), "threads": job.target.runtime.threads},
         devices=devices,
+        notes=made.notes,
         fingerprints={
             "model": fingerprint(made.original),
             "calibration": made.table.samples_fingerprint,

@@ -32,6 +32,8 @@ class Inspection:
     operators_normalized: dict[str, int]
     refused: tuple[str, ...]
     """What normalization left alone, with the reason."""
+    notes: tuple[str, ...] = ()
+    """What was in half precision."""
     planned: tuple[dict[str, str], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -62,6 +64,7 @@ def inspect_model(path: Path, target: Target | None) -> Inspection:
         operators=dict(Counter(n.op_type for n in model.graph).most_common()),
         operators_normalized=dict(Counter(n.op_type for n in normalized.graph).most_common()),
         refused=tuple(f"{r.rule} at {r.node}: {r.reason}" for r in notes.refused),
+        notes=notes.widened.lines(),
         planned=tuple(plan_rows(path, target)) if target else (),
     )
 
@@ -95,6 +98,7 @@ def inspection_text(found: Inspection) -> str:
         f"operators: {_counts(found.operators)}",
         f"normalized: {_counts(found.operators_normalized)}, with {found.parameters:,} parameters",
     ]
+    lines += found.notes
     lines += [f"left alone: {refusal}" for refusal in found.refused[:10]]
     if found.planned:
         lines += ["", plan_text(list(found.planned)).rstrip()]

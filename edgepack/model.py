@@ -59,7 +59,7 @@ def load_model(path: Path) -> ir.Model:
     """The model in the file ``path``; external data stay on disk and are mapped when read.
 
     Raises:
-        ModelError: no such file, not an ONNX model, or its external data are missing or too short.
+        ModelError: no such file, not a model, a circle in it, or external data missing or too short.
     """
     path = Path(path).absolute()
     try:
@@ -82,10 +82,14 @@ def load_model(path: Path) -> ir.Model:
         )
     for tensor in _external_tensors(model):
         _check_external(path, tensor)
+    try:
+        model.graph.sort()  # runtimes load nodes in any order, and converters to float16 write such files
+    except ValueError as error:
+        raise ModelError(f"{path}: its nodes depend on each other in a circle; export it again") from error
     return model
 
 
-def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     """All tensors: initializers and attributes, in all graphs and functions."""
     for graph in model.graphs():
         yield from (v.const_value for v in graph.initializers.values() if v.const_value is not None)
@@ -106,7 +110,7 @@ def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
 
 
 def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    return (t for t in _tensors(model) if isinstance(t, ir.ExternalTensor))
+    return (t for t in tensors(model) if isinstance(t, ir.ExternalTensor))
 
 
 def external_files(path: Path) -> list[str]:
@@ -212,7 +216,7 @@ def model_bytes(path: Path) -> int:
 
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of all tensors of a model; none is read."""
-    return sum(t.nbytes for t in _tensors(model))
+    return sum(t.nbytes for t in tensors(model))
 
 
 def clone(model: ir.Model) -> ir.Model:

@@ -5,6 +5,7 @@ The only module that imports onnxscript (when called: it takes seconds). The ord
 1.  ``inline``: functions become nodes, so that nothing below has to look into calls.
 2.  ``constants``: Constant nodes and initializers among the inputs become plain initializers; Paddle exports
     have every weight in a Constant node, and everything below asks "is it constant?".
+    Half precision becomes float32 here, see :mod:`edgepack.half`.
 3.  ``clean``: what does nothing goes first, so that patterns below are not interrupted.
 4.  ``shapes``: folding shape arithmetic and most rules need shapes.
 5.  ``fold``: constant subgraphs become constants (padding computed from static shapes, transposed weights).
@@ -32,6 +33,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from edgepack.errors import ModelError
+from edgepack.half import Widened, has_half, to_float32
 from edgepack.model import clone, constant, constant_tensor, name_of, tensor_digest, walk_nodes
 from edgepack.rules import DONE, Rule, is_op
 from edgepack.rules_affine import FOLDING, GEMM
@@ -78,6 +80,8 @@ class NormalizeNotes:
     """Patterns left alone, with the reason."""
     unsupported: tuple[str, ...]
     """Operators outside of the ONNX standard: kept as they are."""
+    widened: Widened
+    """What was in half precision."""
     opset_before: int
     opset_after: int
     nodes_before: int
@@ -96,13 +100,13 @@ def normalize(model: ir.Model, *, min_opset: int, max_opset: int) -> tuple[ir.Mo
     Graph inputs and outputs keep names, types and order; initializers among the inputs become constants.
 
     Args:
-        model: any ONNX model in float.
+        model: any ONNX model in float; half precision becomes float32.
         min_opset: raise the standard opset to at least this.
         max_opset: never above this.
 
     Raises:
         ModelError: the opset is above ``max_opset`` or cannot be raised, or the ONNX checker refuses the
-            result (which it then does for the original too).
+            result (which it then does for the original too); or half precision cannot become float32.
     """
     model, source = clone(model), model
     before = opset_of(source)
@@ -116,6 +120,7 @@ def normalize(model: ir.Model, *, min_opset: int, max_opset: int) -> tuple[ir.Mo
     with _quiet_onnxscript():
         _run(model, log, "inline", passes.InlinePass())
         _constants(model, log)
+        widened = _widen(model, log)
         _apply(model, log, CLEANING)
         _shapes_and_fold(model, log)
         _raise_opset(model, log, _wanted_opset(model, before, min_opset, max_opset))
@@ -132,8 +137,9 @@ def normalize(model: ir.Model, *, min_opset: int, max_opset: int) -> tuple[ir.Mo
     _finish(model)
     return model, NormalizeNotes(
         applied={name: n for name, n in sorted(log.applied.items()) if n},
-        refused=tuple(log.refused.values()),
+        refused=(*log.refused.values(), *(Refusal("to_float32", k.node, k.reason) for k in widened.kept)),
         unsupported=_foreign_operators(model),
+        widened=widened,
         opset_before=before,
         opset_after=opset_of(model),
         nodes_before=sum(1 for _ in walk_nodes(source.graph)),
@@ -189,6 +195,16 @@ def _constants(model: ir.Model, log: _Log) -> None:
     _run(model, log, "initializers_from_inputs", passes.RemoveInitializersFromInputsPass())
     # Bodies see the outer graph, so one place for all constants serves them all.
     passes.LiftSubgraphInitializersToMainGraphPass()(model)
+
+
+def _widen(model: ir.Model, log: _Log) -> Widened:
+    """Half precision to float32; what is exact needs types, and those come with shapes."""
+    if not has_half(model):
+        return Widened()
+    _infer_shapes(model)
+    widened = to_float32(model)
+    log.applied["to_float32"] = widened.values
+    return widened
 
 
 def _apply(model: ir.Model, log: _Log, rules: tuple[Rule, ...]) -> None:

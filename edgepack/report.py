@@ -151,6 +151,8 @@ class BuildReport:
     fingerprints: Mapping[str, str]
     devices: tuple[DeviceRun, ...] = ()
     """Runs on devices; the files' names as in ``models``."""
+    notes: tuple[str, ...] = ()
+    """What the figures must be read with."""
 
     def to_json(self) -> str:
         """The report as JSON; infinities and NaN never occur in it (RFC 8259)."""
@@ -198,9 +200,13 @@ def text(report: BuildReport) -> str:
         + (f", {environment['litert']}" if "tflite" in report.runtime else "")
         + "; times compare within this run only",
     ]
+    return "\n".join([*lines, *notes_of(report)]) + "\n"
+
+
+def notes_of(report: BuildReport) -> list[str]:
+    """What the figures must be read with."""
     latencies = [(m.latency_ms_p50, m.latency_ms_p90) for m in report.models]
-    lines += [note for note in (busy(latencies), host_only(report.runtime)) if note]
-    return "\n".join(lines) + "\n"
+    return [note for note in (*report.notes, busy(latencies), host_only(report.runtime)) if note]
 
 
 def _headline(report: BuildReport) -> str:

@@ -39,6 +39,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "stages": (
         "normalize",
+        "half",
         "rules*",
         "widen",
         "prepare",

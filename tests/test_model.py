@@ -80,6 +80,21 @@ def test_every_truncation_is_an_error(tmp_path: Path) -> None:
             load_model(cut)
 
 
+def test_nodes_may_stand_in_any_order_but_not_in_a_circle(tmp_path: Path) -> None:
+    """Runtimes take such files, and converters to float16 write them: Casts at the end."""
+    model = ir.to_proto(conv_net())
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(nodes))
+    path = tmp_path / "turned.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert fingerprint(load_model(path)) == fingerprint(conv_net())
+    next(n for n in model.graph.node if n.op_type == "Relu").input[0] = "s"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"turned\.onnx: its nodes depend on each other in a circle"):
+        load_model(path)
+
+
 def test_external_data_stay_on_disk_and_give_the_same_result(tmp_path: Path) -> None:
     path = external(tmp_path)
     model = load_model(path)

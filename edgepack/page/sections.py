@@ -20,8 +20,8 @@ from edgepack.page.words import (
     size,
     smaller,
 )
-from edgepack.report import EQUAL_DB, BuildReport, GateLine, step_of
-from edgepack.report_formats import busy, host_only, tflite_lines
+from edgepack.report import EQUAL_DB, BuildReport, GateLine, notes_of, step_of
+from edgepack.report_formats import tflite_lines
 from edgepack.report_steps import Step
 
 DROP = "metric drop at most"
@@ -38,14 +38,12 @@ def verdict(report: BuildReport) -> Html:
     badge = tag(
         "p", tag("span", mark, aria_hidden="true"), f" {word}", class_="pass" if report.passed else "fail"
     )
-    latencies = [(m.latency_ms_p50, m.latency_ms_p90) for m in report.models]
-    notes = [note for note in (busy(latencies), host_only(report.runtime)) if note]
     return tag(
         "header",
         tag("div", title, badge, class_="top"),
         refused,
         tag("dl", _tiles(report), class_="tiles"),
-        [tag("p", f"{note[0].upper()}{note[1:]}.", class_="lead") for note in notes],
+        [tag("p", f"{note[0].upper()}{note[1:]}.", class_="lead") for note in notes_of(report)],
         _gate(report.gate),
     )
 
