@@ -146,6 +146,24 @@ def test_what_has_no_form_is_refused_by_name(tmp_path: Path, body: str, reason: 
     assert "CumSum" in str(found.value) or "LRN" in str(found.value)
 
 
+def test_control_flow_is_refused_by_name(tmp_path: Path) -> None:
+    """Its condition is known once the sizes are; what its bodies read from outside is not."""
+    body = """
+    net (float[n, 8] x) => (float[n, 8] y) {
+        r = Relu (x)
+        s = Shape (x)
+        first = Gather (s, a)
+        one = Equal (first, b)
+        y = If (one) <
+            then_branch = yes () => (float[n, 8] t) { t = Neg (r) },
+            else_branch = no () => (float[n, 8] e) { e = Identity (r) }
+        >
+    }
+    """
+    with pytest.raises(ExportError, match="If .*control flow"):
+        write(tmp_path, body, {"a": ints(0), "b": ints(1)}, fixed={"y": Method.FLOAT})
+
+
 def test_what_the_writer_imports() -> None:
     """No TensorFlow, and nothing else that a phone's build does not have anyway."""
     code = "import edgepack.export.tflite, sys; print(*{n.partition('.')[0] for n in sys.modules})"

@@ -36,6 +36,7 @@ def fix_shapes(model: ir.Model, dims: Mapping[str, int]) -> ir.Model:
     opset = opset_of(fixed)
     known: dict[str, Array] = {}
     for node in list(graph):
+        _refuse_bodies(node)
         data = [None if v is None else known.get(name_of(v), constant(v)) for v in node.inputs]
         folded = _fold(node, data, opset)
         if folded is not None:
@@ -70,6 +71,12 @@ def _fix_inputs(graph: ir.Graph, dims: Mapping[str, int]) -> None:
                 )
             sizes.append(size)
         value.shape = ir.Shape(sizes)
+
+
+def _refuse_bodies(node: ir.Node) -> None:
+    """Bodies read values from outside of their node: neither folding nor inference of one node sees those."""
+    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+        raise ExportError(f"{node.op_type} {node.name!r}: control flow has no form in a .tflite")
 
 
 def _fold(node: ir.Node, data: list[Array | None], opset: int) -> dict[str, Array] | None:
