@@ -1,6 +1,5 @@
 """The line: from a model and samples to a measured package. The only module that knows the order."""
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgepack import __version__
-from edgepack.artifacts import Artifacts, Material, figures_of, outdated, require_runtimes, write_artifacts
+from edgepack.artifacts import Artifacts, figures_of, outdated, require_runtimes, write_artifacts
 from edgepack.calibrate.ranges import RangeTable, load_ranges
 from edgepack.calibrate.run import calibrate
 from edgepack.choose import Choice, choose
@@ -24,6 +23,7 @@ from edgepack.export.tflite import tensors_for
 from edgepack.feeds import Feeds
 from edgepack.gate import judge, keeps_half
 from edgepack.half import float32_bytes, refuse_bfloat16
+from edgepack.material import Material, digest_of, facts_of
 from edgepack.measure.bench import Latency, bench
 from edgepack.measure.check import Baseline, baseline, check, check_together
 from edgepack.measure.devices.timing import DeviceTiming
@@ -54,8 +54,8 @@ from edgepack.report_devices import DeviceRun
 from edgepack.scheme import Granularity
 from edgepack.scratch import publish, scratch_folder
 from edgepack.target import Target
-from edgepack.terms import as_wished, kept_measurements, limits, search_task
-from edgepack.trials import DEVICE_PROBES, Floor, Methods, TrialBench
+from edgepack.terms import as_wished, floor_of, kept_measurements, limits, search_task
+from edgepack.trials import DEVICE_PROBES, Methods, TrialBench
 from edgepack.waterfall import check_steps, pack_steps, waterfall
 
 PROBES = 16
@@ -149,7 +149,7 @@ class _Made:
 def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
     """From files to files: everything that decides what the package is."""
     recipe = job.recipe
-    digests = {"recipe": _digest(recipe.settings_json()), "target": _digest(job.target.model_dump_json())}
+    digests = {"recipe": digest_of(recipe.settings_json()), "target": digest_of(job.target.model_dump_json())}
     with clock.stage("load") as notes:
         original = load_model(recipe.model)
         require_float(original, recipe.model)
@@ -182,8 +182,12 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
         choice = _choose(job, model, units, table, narrow, rounder, data, reference, scratch)
         notes.extend((f"{len(choice.candidates)} forms measured", *choice.notes, *narrow_notes(choice.plan)))
     with clock.stage("export") as notes:
-        facts = {"target": job.target.name, **_facts(digests, table)}
-        material = Material(model, choice, _requested(job, units), table, rounder, reference.shapes, facts)
+        facts = facts_of(job.target.name, digests, table)
+        keeps = _keeps(job, data, reference)
+        fixed = _requested(job, units)
+        material = Material(
+            recipe.model, model, choice, fixed, table, rounder, reference.shapes, facts, keeps
+        )
         artifacts = write_artifacts(material, job.target, _probes(data.evaluation, EXPORT_PROBES), package)
         notes.extend(f"{refusal.file} not built: {refusal.reason}" for refusal in artifacts.refused)
         packed = export_epk(artifacts.files, package, scratch, ship="epk" in job.target.formats, large=large)
@@ -391,7 +395,6 @@ def _choose(
     recipe, target = job.recipe, job.target
     device = target.model_copy(update={"runtime": target.runtime.as_on_device()})
     fixed = _requested(job, units)
-    gate = limits(recipe, target, data.metric)
 
     def form(methods: Methods) -> tuple[QuantPlan, ir.Model]:
         plan = make_plan(
@@ -410,13 +413,25 @@ def _choose(
         ),
         form,
         fixed,
-        Floor(gate.min_sqnr_db, gate.min_agreement, gate.max_metric_drop, reference.fidelity.metric),
+        floor_of(limits(recipe, target, data.metric), reference.fidelity),
         verify,
         method=recipe.quantize.method,
         optimize_for=recipe.quantize.optimize_for,
         by_group=not target.runtime.absent_optimizers,
         task=None if recipe.preset == "fast" or job.large else search_task(recipe, model, job.progress),
         on_trial=lambda name: job.progress(f"try {name}", 0, 0),
+    )
+
+
+def _keeps(job: Job, data: Parts, reference: Baseline) -> Callable[[Path], bool]:
+    """Whether a file keeps, on the evaluation data, the accuracy that the gate asks for."""
+    floor, runtime = (
+        floor_of(limits(job.recipe, job.target, data.metric), reference.fidelity),
+        job.target.runtime,
+    )
+    return lambda path: (
+        not floor.limits_anything
+        or floor.on_evaluation(check(path, data.evaluation, runtime, reference, data.metric))
     )
 
 
@@ -430,16 +445,3 @@ def _bench(
         found, device = job.timing.latencies(models, runtime, _probes(samples, DEVICE_PROBES), runs)
         return found, (device,)
     return bench(models, runtime, _probes(samples), warmup=settings.warmup, runs=runs), ()
-
-
-def _facts(digests: Mapping[str, str], table: RangeTable) -> dict[str, object]:
-    """What made the package, for the metadata of its files."""
-    return {
-        **{f"{name}_digest": digest for name, digest in digests.items()},
-        "samples_digest": table.samples_fingerprint,
-        "model_digest": table.model_fingerprint,
-    }
-
-
-def _digest(content: str) -> str:
-    return hashlib.sha256(content.encode()).hexdigest()

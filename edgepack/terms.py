@@ -14,8 +14,10 @@ from edgepack.measure.environment import machine
 from edgepack.measurements import Measurements, cache_folder
 from edgepack.metrics import Metric
 from edgepack.quantize.few_bits import wants_four_bits
+from edgepack.report import Fidelity
 from edgepack.search import Task
 from edgepack.target import Gate, Target
+from edgepack.trials import Floor
 
 REPAIR_SECONDS = 60.0
 """For finding which units keep the cheapest form from being accurate, where one is not."""
@@ -31,6 +33,11 @@ def limits(recipe: Recipe, target: Target, metric: Metric | None) -> Gate:
     if metric is not None or gate.min_sqnr_db is not None or gate.min_agreement is not None:
         return gate
     return gate.model_copy(update={"min_sqnr_db": LEAST_UNLABELLED_DB})
+
+
+def floor_of(gate: Gate, original: Fidelity) -> Floor:
+    """The accuracy that the ``gate`` asks of every file."""
+    return Floor(gate.min_sqnr_db, gate.min_agreement, gate.max_metric_drop, original.metric)
 
 
 def search_task(recipe: Recipe, model: ir.Model, progress: Callable[[str, int, int], None]) -> Task:

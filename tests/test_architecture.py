@@ -60,6 +60,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gate",
         "explain",
         "terms",
+        "material",
+        "tflite_*",
         "artifacts",
         "waterfall",
         "two_builds",

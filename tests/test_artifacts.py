@@ -11,7 +11,7 @@ import tiny
 import yaml
 from onnx_models import parse
 
-from edgepack.artifacts import fixed_sizes, outdated
+from edgepack.artifacts import outdated
 from edgepack.build import Job, build
 from edgepack.config import load_recipe
 from edgepack.errors import ConfigError, EdgepackError, ExportError, SamplesError
@@ -22,6 +22,7 @@ from edgepack.measure.litert import open_tflite
 from edgepack.model import save_model
 from edgepack.report import BuildReport, text
 from edgepack.target import Target, load_target
+from edgepack.tflite_file import fixed_sizes
 
 FLOAT = np.dtype(np.float32)
 UNWRITABLE = """net (float[batch, 16] x) => (float[batch, 16] y) {

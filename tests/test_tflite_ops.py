@@ -160,7 +160,7 @@ def test_control_flow_is_refused_by_name(tmp_path: Path) -> None:
         >
     }
     """
-    with pytest.raises(ExportError, match="If .*control flow"):
+    with pytest.raises(ExportError, match=r"If .*control flow"):
         write(tmp_path, body, {"a": ints(0), "b": ints(1)}, fixed={"y": Method.FLOAT})
 
 
