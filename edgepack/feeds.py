@@ -89,8 +89,9 @@ def conform(given: Mapping[str, Array], inputs: Sequence[InputSpec], where: str)
     rounding that every framework does too.
 
     Raises:
-        SamplesError: an input is missing or unknown, has a wrong type, rank or size, is empty, holds NaN or
-            infinity, or a symbolic dimension has two sizes. The message has ``where`` and the input's name.
+        SamplesError: an input is missing or unknown, has a wrong type, rank or size, holds NaN or infinity, a
+            symbolic dimension has two sizes, or all inputs are empty; one among others may be, as what a
+            decoder remembers is at its first token. The message has ``where`` and the input's name.
     """
     check_names(given, inputs, where)
     unknown = [name for name in given if name not in {i.name for i in inputs}]
@@ -99,6 +100,7 @@ def conform(given: Mapping[str, Array], inputs: Sequence[InputSpec], where: str)
         raise SamplesError(f"{where}: the model has no input {unknown[0]!r}, {hint}")
     sizes: dict[str, tuple[int, str]] = {}
     feeds = {}
+    nothing = all(np.size(given[spec.name]) == 0 for spec in inputs)
     for spec in inputs:
         place = f"{where}: input {spec.name!r}"
         array = given[spec.name]
@@ -106,6 +108,8 @@ def conform(given: Mapping[str, Array], inputs: Sequence[InputSpec], where: str)
             raise SamplesError(f"{place} is a {type(array).__name__}; give a numpy array")
         if spec.shape is not None and array.ndim == len(spec.shape) - 1:
             array = array[np.newaxis]
+        if nothing:
+            raise SamplesError(f"{place} is empty (shape {list(array.shape)}); remove the sample")
         _check_shape(array, spec, sizes, place)
         array = _cast(array, spec.dtype, place)
         _check_finite(array, place)
@@ -115,8 +119,6 @@ def conform(given: Mapping[str, Array], inputs: Sequence[InputSpec], where: str)
 
 def _check_shape(array: Array, spec: InputSpec, sizes: dict[str, tuple[int, str]], place: str) -> None:
     """``sizes`` collects, per symbolic dimension, its size and the input that gave it."""
-    if array.size == 0:
-        raise SamplesError(f"{place} is empty (shape {list(array.shape)}); remove the sample")
     if spec.shape is None:
         return
     wanted = "[" + ", ".join("?" if d is None else str(d) for d in spec.shape) + "]"

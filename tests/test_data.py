@@ -165,6 +165,17 @@ def test_arrays_that_do_not_fit(tmp_path: Path, array: Any, message: str, index:
     assert f"calibration data, sample {index} (n/00{index}.npy): input 'x'" in str(raised.value)
 
 
+def test_one_input_among_others_may_be_empty(tmp_path: Path) -> None:
+    """What a decoder remembers is nothing at its first token."""
+    past = InputSpec("past", F4, ("batch", 2, "past"))
+    path = npz(tmp_path / "a.npz", ids=np.zeros((1, 1, 5), int), past=np.zeros((1, 1, 2, 0), "f4"))
+    (sample,) = opened(path, InputSpec("ids", I8, ("batch", "seq")), past)
+    assert sample.feeds["past"].shape == (1, 2, 0)
+    fixed = InputSpec("past", F4, ("batch", 2, 4))
+    with pytest.raises(SamplesError, match="axis 2 must be 4, it is 0"):
+        opened(path, InputSpec("ids", I8, ("batch", "seq")), fixed)
+
+
 def test_symbolic_dimensions_agree_within_a_sample(tmp_path: Path) -> None:
     path = npz(tmp_path / "a.npz", ids=np.zeros((2, 5), int), mask=np.zeros((2, 6), int))
     with pytest.raises(
