@@ -356,7 +356,7 @@ def _sparing(job: Job) -> Job:
     kernels = target.kernels
     if "weight_only" not in named:
         tables = tuple(op for op in kernels.weight_only if op == "Gather")
-        kernels = kernels.model_copy(update={"weight_only": tables})
+        kernels = kernels.model_copy(update={"weight_only": tables, "folds_constants": False})
     changes = {"runtime": target.runtime.sparing(), "kernels": kernels}
     return replace(job, large=True, target=target.model_copy(update=changes))
 

@@ -155,6 +155,10 @@ def whole_model_methods(units: Sequence[Unit], target: Target) -> dict[str, dict
         candidates["dynamic"] = {op: Method.DYNAMIC if op in dynamic else Method.WEIGHT_ONLY for op in heavy}
     if weighted & set(kernels.weight_only) or any(is_table(u) for u in units):
         candidates["weight_only"] = dict.fromkeys(heavy, Method.WEIGHT_ONLY)
+    if kernels.folds_constants and any(
+        (u.op_type == "MatMul" and u.weight) or is_table(u) or u.stored for u in units
+    ):
+        candidates["stored"] = dict.fromkeys(heavy, Method.STORED)
     candidates["float"] = dict.fromkeys(heavy, Method.FLOAT)
     return candidates
 
@@ -172,18 +176,20 @@ def methods_of(
     units: Sequence[Unit], name: str, by_type: Mapping[str, Method], fixed: Methods
 ) -> dict[str, tuple[Method, str]]:
     """Methods by unit: what the recipe fixed, then by type; light units follow their neighbours."""
-    light = Method.STATIC if name.startswith("static") else Method.FLOAT
-    table = Method.FLOAT if name == "float" else Method.WEIGHT_ONLY
-    methods = {u.name: table if is_table(u) else by_type.get(u.op_type, light) for u in units}
-    return {
-        u: fixed.get(u, (method, FLOAT_HERE if method is Method.FLOAT else ""))
-        for u, method in methods.items()
-    }
+    in_float = Method.FLOAT if name == "float" else Method.STORED
+    light = Method.STATIC if name.startswith("static") else in_float
+    table = in_float if name in ("float", "stored") else Method.WEIGHT_ONLY
+    methods = {}
+    for unit in units:
+        method = table if is_table(unit) else by_type.get(unit.op_type, light)
+        here = method is Method.FLOAT or (unit.role is not Role.HEAVY and method is light is in_float)
+        methods[unit.name] = fixed.get(unit.name, (method, FLOAT_HERE if here else ""))
+    return methods
 
 
 def groups_of(units: Sequence[Unit], trial: Trial) -> dict[str, list[str]]:
     """Units of one kind that are not float in ``trial``: they win or lose together."""
-    taken = {u.unit.name for u in trial.plan.units if u.method is not Method.FLOAT}
+    taken = {u.unit.name for u in trial.plan.units if u.method is not Method.FLOAT and not u.stored}
     groups: dict[str, list[str]] = {}
     for unit in units:
         if unit.name not in taken or (unit.role is Role.MOVE and not is_table(unit)):
@@ -225,7 +231,8 @@ def _vary(
     ``cost`` may be asked of forms that are known to be accurate; before, ``at_best`` is a bound of it.
     """
     deadline = time.monotonic() + BUDGET_SECONDS
-    for label, names, form in (*_in_float(units, best), *_on_one_scale(units, best)):
+    folds = bench.target.kernels.folds_constants
+    for label, names, form in (*_in_float(units, best, folds), *_on_one_scale(units, best)):
         if time.monotonic() > deadline:
             break
         free = [n for n in names if n not in fixed and best.methods[n][0] is not form]
@@ -245,9 +252,10 @@ def _vary(
     return best
 
 
-def _in_float(units: Sequence[Unit], best: Trial) -> Iterator[tuple[str, list[str], Method]]:
+def _in_float(units: Sequence[Unit], best: Trial, folds: bool) -> Iterator[tuple[str, list[str], Method]]:
     for group, names in groups_of(units, best).items():
-        form = Method.FLOAT if group.startswith(TABLE) else Method.WEIGHT_ONLY
+        unfolded = Method.STORED if folds else Method.FLOAT
+        form = unfolded if group.startswith(TABLE) else Method.WEIGHT_ONLY
         yield f"{group} in float", names, form
 
 

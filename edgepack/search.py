@@ -161,13 +161,14 @@ class Search:
     def _known(self, now: Method) -> set[tuple[str, Method]]:
         """Forms that a unit may take: those measured, where its present form is measured as well."""
         measured = {name for name, method in self.noise if method is now}
-        if now in (Method.FLOAT, Method.WEIGHT_ONLY):
+        if now in (Method.FLOAT, Method.WEIGHT_ONLY, Method.STORED):
             measured = {name for name, _ in self.noise}
         known = {(name, method) for name, method in self.noise if name in measured}
         return known | {(name, Method.FLOAT) for name in measured if Method.WEIGHT_ONLY not in self.us}
 
     def _noise(self, name: str, method: Method) -> float:
-        return self.noise.get((name, method), 0.0)
+        same = Method.WEIGHT_ONLY if method is Method.STORED else method
+        return self.noise.get((name, same), 0.0)
 
     def _us(self, unit: Unit, method: Method, forms: Forms) -> float:
         """Microseconds of the unit in a form, with conversions at its borders to ``forms`` around it."""

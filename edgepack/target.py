@@ -56,6 +56,9 @@ class Kernels(Strict):
     """Operators whose weights can be int8 while activation ranges are found at run time."""
     weight_only: tuple[str, ...] = ()
     """Operators whose weights can be stored int8 and used in float."""
+    folds_constants: bool = False
+    """Whether the runtime computes what follows from constants alone when it loads the file: then all large
+    constants can be stored int8, whatever reads them."""
     weight_bits: dict[str, tuple[Literal[4, 6, 8], ...]] = {}
     """Sizes of weights by operator; eight bits alone where an operator is not named. Four are an INT4 tensor
     where the weight is used in float; what lies between is stored as int8."""

@@ -12,6 +12,7 @@ MARKS = {
     "static": "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0",
     "dynamic": "M-4.5,-4.5h9v9h-9z",
     "weight_only": "M0,-5.5L5.5,4.5H-5.5z",
+    "stored": "M0,5.5L5.5,-4.5H-5.5z",
     "float": "M-4.5,-4.5L4.5,4.5M-4.5,4.5L4.5,-4.5",
 }
 """A shape for each form of a unit: colour alone tells nothing to some eyes."""

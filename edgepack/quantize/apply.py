@@ -26,6 +26,7 @@ from edgepack.quantize.plan import Method, QuantPlan, UnitPlan
 from edgepack.quantize.recurrent import apply_dynamic_lstm, store_recurrent_weights
 from edgepack.quantize.rounding import Rounded
 from edgepack.quantize.stand_ins import apply_stand_in, sizes_of
+from edgepack.quantize.stored import store_constants
 from edgepack.quantize.units import RECURRENT_OPS, activation_bounds
 from edgepack.scheme import QuantParams
 
@@ -83,8 +84,9 @@ def _apply_unit(
         keep_float(emit, node)
         if method is Method.WEIGHT_ONLY and recurrent:
             store_recurrent_weights(emit, node, plan.weight_scheme)
-        elif method is Method.WEIGHT_ONLY and rounded is not None:
+        elif method in (Method.WEIGHT_ONLY, Method.STORED) and rounded is not None:
             _weight_only(emit, node, unit_plan, rounded)
+        store_constants(emit, node, unit_plan.stored)
 
 
 def _drop_activation(graph: ir.Graph, main: ir.Node, activation: ir.Node) -> None:
@@ -226,16 +228,18 @@ def _constant_operands(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, plan: 
 
 def _weight_only(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Rounded) -> None:
     assert unit_plan.weight is not None
-    if node.op_type == "Gather":
+    unfold = unit_plan.method is Method.STORED
+    if node.op_type == "Gather" and not unfold:
         _gather_rows(emit, node, unit_plan.weight, rounded)
         return
-    base, params = unit_plan.unit.weight or "weight", unit_plan.weight
+    table = unit_plan.unit.constants[0] if node.op_type == "Gather" else "weight"
+    base, params = unit_plan.unit.weight or table, unit_plan.weight
     integers = rounded.integers.astype(ml_dtypes.int4) if unit_plan.bits == 4 else rounded.integers
     if rounded.bias is not None and unit_plan.unit.op_type != "MatMul":
         _give_bias(node, emit.initializer(unit_plan.unit.bias or f"{base}_bias", rounded.bias))
     source = node.inputs[0].producer() if node.inputs[0] is not None else None
     in_island = source is not None and source.op_type == "DequantizeLinear"
-    if node.op_type == "MatMul" and unit_plan.unit.weight not in emit.shared and not in_island:
+    if node.op_type == "MatMul" and not (unfold or unit_plan.unit.weight in emit.shared or in_island):
         # The runtime makes this a MatMulNBits, which reads the bytes as they are; but between Q/DQ it would
         # make it an integer product, which was not asked for. A weight that several products read it would
         # dequantize in every run.
@@ -247,7 +251,7 @@ def _weight_only(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Rou
         real = emit.unfolded(
             node, base, integers, params.scale.reshape(shape if params.axis is not None else ())
         )
-    node.replace_input_with(1, real)
+    node.replace_input_with(0 if node.op_type == "Gather" else 1, real)
 
 
 def _gather_rows(emit: Emitter, node: ir.Node, params: QuantParams, rounded: Rounded) -> None:
@@ -322,6 +326,10 @@ def _drop_unread(graph: ir.Graph) -> None:
 
 def _tidy_initializers(graph: ir.Graph) -> None:
     """Remove those that nothing uses; state the types of the others once, in their tensors."""
+    for body in graph.subgraphs():
+        for name, value in list(body.initializers.items()):
+            if not value.uses() and not value.is_graph_output():
+                del body.initializers[name]
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]

@@ -5,20 +5,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-import numpy as np
 import onnx_ir as ir
 
 from edgepack.calibrate.ranges import Range
 from edgepack.config import Override
 from edgepack.errors import CalibrationError, ConfigError, did_you_mean
-from edgepack.model import constant
 from edgepack.numerics import choose_params
 from edgepack.quantize.few_bits import FewBits
 from edgepack.quantize.hard import gate_params
 from edgepack.quantize.stand_ins import has_stand_in
+from edgepack.quantize.stored import stored_params
 from edgepack.quantize.ties import tied_ranges
+from edgepack.quantize.unit_weights import narrow_dynamic, unit_weight_params
 from edgepack.quantize.units import RECURRENT_OPS, Role, Unit, activation_bounds, consumers, override_for
-from edgepack.quantize.weight_params import added_channels, fit_bias, narrow_outputs, smoothed, weight_params
+from edgepack.quantize.weight_params import added_channels
 from edgepack.scheme import QuantParams, QuantScheme
 from edgepack.target import Target
 
@@ -34,6 +34,8 @@ class Method(StrEnum):
     """Integer kernel, activation range found at run time."""
     WEIGHT_ONLY = "weight_only"
     """Weights stored as int8, arithmetic in float."""
+    STORED = "stored"
+    """The same, and the runtime makes floats of them when it loads the file: as fast as float."""
     FLOAT = "float"
 
 
@@ -70,6 +72,8 @@ class UnitPlan:
     """Of the weight: stored integers keep to the range of so many."""
     stand_in: bool = False
     """Written as operators that the runtime is faster at: see :mod:`edgepack.quantize.stand_ins`."""
+    stored: tuple[tuple[str, QuantParams], ...] = ()
+    """Constants of a unit without an integer form that are stored all the same: see :mod:`.stored`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +210,13 @@ def _form(
     if method is Method.TIED:
         method = Method.STATIC
     if unit.role is Role.FLOAT:
-        return Method.FLOAT, unit.reason
+        return _in_float(unit, method), unit.reason
     if unit.constants and not unit.inputs and unit.op_type == "Gather":
         # An embedding: the table is data, the indices come in.
         if method is Method.FLOAT:
             return Method.FLOAT, why or "asked for"
+        if method is Method.STORED and kernels.folds_constants:
+            return Method.STORED, "embedding: int8 rows, unfolded when the file is loaded"
         if "Gather" in kernels.weight_only:
             return Method.WEIGHT_ONLY, "embedding: int8 rows, dequantized after the look-up"
         return Method.FLOAT, "the target's runtime has no weight_only kernel for Gather"
@@ -221,14 +227,19 @@ def _form(
     if unit.role is Role.HEAVY:
         return _heavy_form(unit, ranges, target, method, why)
     if method is not Method.STATIC:
-        return Method.FLOAT, why or f"has no {method} form"
+        return _in_float(unit, method), why or f"has no {method} form"
     missing = [name for name in unit.inputs if name not in integer]
     if missing:
-        return Method.FLOAT, f"its input {missing[0]!r} is float"
+        return _in_float(unit, method), f"its input {missing[0]!r} is float"
     unmeasured = [name for name in unit.outputs if name not in ranges and unit.role is Role.LIGHT]
     if unmeasured:
-        return Method.FLOAT, f"no sample reached its output {unmeasured[0]!r}"
+        return _in_float(unit, method), f"no sample reached its output {unmeasured[0]!r}"
     return Method.STATIC, ""
+
+
+def _in_float(unit: Unit, asked: Method) -> Method:
+    """The form of a unit that computes in float; float itself if asked for, or where nothing is to store."""
+    return Method.STORED if unit.stored and asked is not Method.FLOAT else Method.FLOAT
 
 
 def _heavy_form(
@@ -250,6 +261,8 @@ def _heavy_form(
         no_form = f"two activations: no {method} form"
     elif asked_integer and op in kernels.dynamic and op in DYNAMIC_OPS:
         return Method.DYNAMIC, why if method is Method.DYNAMIC else f"no static kernel for {op}"
+    elif method is Method.STORED and op == "MatMul" and kernels.folds_constants:
+        return Method.STORED, why  # of others the weights are unfolded anyway
     elif op in kernels.weight_only:
         stored = f"no {method} kernel for {op}; weights stored as int8"
         return Method.WEIGHT_ONLY, stored if asked_integer else why
@@ -268,7 +281,7 @@ def _drop_dangling(
             continue
         after = {n.name for name in unit.outputs for n in readers.get(name, ())} - inner
         if not any(forms[name][0] is Method.STATIC for name in after if name in unit_of):
-            forms[unit.name] = (Method.FLOAT, "nothing integer follows")
+            forms[unit.name] = (_in_float(unit, Method.STATIC), "nothing integer follows")
     return forms
 
 
@@ -284,9 +297,9 @@ def _drop_second_copies(
         twins.setdefault(weight, set()).add(table)
     forms = dict(forms)
     for unit in units:
-        if forms[unit.name][0] is not Method.WEIGHT_ONLY:
+        if forms[unit.name][0] not in (Method.WEIGHT_ONLY, Method.STORED):
             continue
-        own = (unit.weight, *unit.constants)
+        own: tuple[str | None, ...] = unit.stored or (unit.weight, *unit.constants)
         for name in dict.fromkeys((*own, *(twin for n in own for twin in sorted(twins.get(n, ()))))):
             others = [n for n in readers.get(name or "", ()) if n.name in in_float or n.name not in known]
             if others:
@@ -331,22 +344,27 @@ def _parameters(
                 outputs = [activation(name, unit) for name in unit.outputs]
                 drop = unit.activation is not None and _implied(nodes[unit.activation], outputs[0])
             fewer = () if few else narrow.get(unit.name, ())
-            weight = _weight_params(unit, nodes, target, inputs[0], fewer, few=few)
+            weight = unit_weight_params(unit, nodes, target, inputs[0], fewer, few=few)
             multiple = target.quantization.input_channels_multiple
             added = added_channels(nodes[unit.name], multiple)
         elif method is not Method.FLOAT:
             if method is Method.DYNAMIC and unit.op_type in ("MatMul", "Gemm") and few is None:
                 factors = smoothing.get(unit.inputs[0], ())
             if method is Method.DYNAMIC and target.quantization.saturates and few is None:
-                fewer = _narrow_dynamic(unit, nodes[unit.name], target.quantization.weight, factors)
-            weight = _weight_params(unit, nodes, target, None, fewer, factors, few)
+                fewer = narrow_dynamic(unit, nodes[unit.name], target.quantization.weight, factors)
+            weight = unit_weight_params(unit, nodes, target, None, fewer, factors, few)
         if any(fewer) and not reason:
             reason = f"{sum(fewer)} of {len(fewer)} outputs have 7-bit weights: 8 would saturate"
         bits = few.bits if few is not None and weight is not None else 8
         if bits < 8 and not reason:
             reason = f"weights of {bits} bits"
         other = method is Method.STATIC and _stands_in(nodes[unit.name], target)
-        planned.append(UnitPlan(unit, method, reason, weight, drop, added, fewer, factors, bits, other))
+        kept = (
+            stored_params(nodes[unit.name], unit, target.quantization.weight)
+            if method is Method.STORED
+            else ()
+        )
+        planned.append(UnitPlan(unit, method, reason, weight, drop, added, fewer, factors, bits, other, kept))
     planned = _with_tied_tables(planned)
     return QuantPlan(tuple(planned), activations, scheme, target.quantization.weight)
 
@@ -403,36 +421,3 @@ def _implied(activation: ir.Node, params: QuantParams) -> bool:
     low, high = (params.type.qmin - zero) * scale, (params.type.qmax - zero) * scale
     floor, ceiling = activation_bounds(activation)
     return low >= floor - scale * 0.51 and high <= ceiling + scale * 0.51
-
-
-def _weight_params(
-    unit: Unit,
-    nodes: Mapping[str | None, ir.Node],
-    target: Target,
-    x: QuantParams | None,
-    narrow: tuple[bool, ...],
-    factors: tuple[float, ...] = (),
-    few: FewBits | None = None,
-) -> QuantParams | None:
-    node = nodes[unit.name]
-    source = node.inputs[0] if unit.op_type == "Gather" else node.inputs[1] if unit.weight else None
-    array = constant(source) if source is not None else None
-    if array is None or unit.op_type in RECURRENT_OPS:
-        return None
-    scheme = target.quantization.weight
-    if few is None:
-        params = weight_params(node, smoothed(node, array, factors), scheme, narrow)
-    else:
-        params = few.applied(weight_params(node, array, few.scheme(scheme)))
-    if x is None:
-        return params
-    bias = constant(node.inputs[2]) if unit.bias else None
-    return fit_bias(params, np.zeros(1, np.float32) if bias is None else bias, x)
-
-
-def _narrow_dynamic(
-    unit: Unit, node: ir.Node, scheme: QuantScheme, factors: tuple[float, ...]
-) -> tuple[bool, ...]:
-    """Outputs that could saturate: a range found at run time is used to its end in every run."""
-    array = constant(node.inputs[1]) if unit.weight and unit.op_type not in RECURRENT_OPS else None
-    return () if array is None else narrow_outputs(node, smoothed(node, array, factors), scheme)

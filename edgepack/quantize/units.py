@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from edgepack.config import Override
 from edgepack.model import constant, walk_nodes
+from edgepack.quantize.stored import holds_a_mask, storable
 from edgepack.target import Kernels
 from edgepack.tied import tied_weights
 
@@ -39,8 +40,6 @@ class Role(StrEnum):
 HEAVY_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU"})
 RECURRENT_OPS = frozenset({"LSTM", "GRU"})
 ACTIVATIONS = frozenset({"Relu", "Clip"})
-MASK_MAGNITUDE = 1e6
-"""Constants beyond this stand for infinity, as in attention masks; eight bits that wide hold no more."""
 
 # Inputs that carry data, by operator; the others (shapes, indices, axes) are never quantized.
 # fmt: off
@@ -78,6 +77,8 @@ class Unit:
     """Units of one kind cost alike: the operator, for convolutions with the shape of the kernel."""
     table: str | None = None
     """Name of the table that the weight, or its transposed, is too: both store the same integers."""
+    stored: tuple[str, ...] = ()
+    """Names of constants that are worth storing as int8 where the unit has no integer form of its own."""
 
 
 def override_for(unit: Unit, overrides: Iterable[Override]) -> Override | None:
@@ -125,6 +126,7 @@ def _unit(node: ir.Node, activation: ir.Node | None, kernels: Kernels) -> Unit:
         activation=_node_name(activation) if activation is not None else None,
         reason=reason,
         kind=_kind(node),
+        stored=storable(node) if kernels.folds_constants and role is not Role.HEAVY and inputs else (),
     )
 
 
@@ -197,7 +199,7 @@ def _odd_average(node: ir.Node) -> str:
 
 
 def _is_mask(array: npt.NDArray[Any] | None) -> bool:
-    return array is not None and bool(array.size) and not float(np.abs(array).max()) < MASK_MAGNITUDE
+    return array is not None and holds_a_mask(array)
 
 
 def _heavy_role(node: ir.Node, kernels: Kernels) -> tuple[Role, str]:
