@@ -108,7 +108,7 @@ def choose(
     def vary(trial: Trial, at_best: CostOf, cost_of: CostOf) -> Trial:
         return _vary(units, trial, bench, attempt, accurate, fixed, at_best, cost_of)
 
-    cost = Cost(optimize_for, model_bytes(bench.original))
+    cost = Cost(optimize_for, model_bytes(bench.original), bench.constant_db)
     if method != "auto":
         methods = methods_of(units, method, dict.fromkeys(_heavy_types(units), Method(method)), fixed)
         on_trial(method)
@@ -131,7 +131,18 @@ def choose(
         cheaper = cost(min(trials, key=cost)) < cost(best) * (1 - WORTH_A_REPAIR)
         if here and task is not None and (task.improves or cheaper):
             best, sensitivity, notes = search(
-                units, best, trials, bench, form, fixed, attempt, accurate, keeps, cost, floor.sqnr_db, task
+                units,
+                best,
+                trials,
+                bench,
+                form,
+                fixed,
+                attempt,
+                accurate,
+                keeps,
+                cost,
+                floor.least_db(bench.constant_db),
+                task,
             )
     lines = [_line(t, t is best, floor, verdicts.get(t.path)) for t in trials]
     return Choice(*form(best.methods), [*lines, *refused], sensitivity, notes)

@@ -66,6 +66,8 @@ def check_text(rows: Sequence[dict[str, Any]]) -> str:
             parts.append(f"{row['metric_name']} {row['metric']:.4f}")
         if i:
             parts.append("equal" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f} dB")
+            if row["sqnr_db"] is not None:
+                parts.append(f"{row['centred_sqnr_db']:.1f} dB of what varies")
             if row["agreement"] is not None:
                 parts.append(f"agreement {row['agreement']:.4f}")
         lines.append("  ".join(parts))

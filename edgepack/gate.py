@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from edgepack.report import EQUAL_DB, Fidelity, GateLine, ModelFigures
 from edgepack.target import Gate
 
+CENTRED = "fidelity of what varies in dB at least"
 HALF_DB = 3.0
 """Half of the noise."""
 
@@ -39,6 +40,7 @@ def _accuracy_lines(
     return [
         _at_most("metric drop at most", gate.max_metric_drop, [_drop(original, f) for f in built]),
         _at_least("fidelity in dB at least", gate.min_sqnr_db, [_sqnr(f) for f in built]),
+        _at_least(CENTRED, gate.min_centred_sqnr_db, [_centred(f) for f in built]),
         _at_least("agreement at least", gate.min_agreement, [f.agreement if f else None for f in built]),
     ]
 
@@ -53,6 +55,8 @@ def keeps_half(gate: Gate, original: Fidelity, found: Fidelity) -> bool:
         return original.metric - found.metric <= gate.max_metric_drop / 2 + 1e-9
     if gate.min_sqnr_db is not None and found.sqnr_db is not None:
         return found.sqnr_db >= gate.min_sqnr_db + HALF_DB
+    if gate.min_centred_sqnr_db is not None and found.centred_sqnr_db is not None:
+        return found.centred_sqnr_db >= gate.min_centred_sqnr_db + HALF_DB
     if gate.min_agreement is not None and found.agreement is not None:
         return 1 - found.agreement <= (1 - gate.min_agreement) / 2 + 1e-9
     return True
@@ -68,6 +72,12 @@ def _sqnr(found: Fidelity | None) -> float | None:
     if found is None:
         return None
     return found.sqnr_db if found.sqnr_db is not None else EQUAL_DB
+
+
+def _centred(found: Fidelity | None) -> float | None:
+    if found is None:
+        return None
+    return found.centred_sqnr_db if found.sqnr_db is not None else EQUAL_DB
 
 
 def _at_most(limit: str, bound: float | None, figures: Sequence[float | None]) -> GateLine | None:

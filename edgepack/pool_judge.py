@@ -61,14 +61,15 @@ class Terms:
     def gate(self, metric: Metric | None, wish: Wish) -> Gate:
         """The limits of accuracy."""
         gate = limits(self.recipe, self.target, metric)
-        least = gate.min_sqnr_db
+        least, centred = gate.min_sqnr_db, gate.min_centred_sqnr_db
+        others = (least, centred, gate.max_metric_drop, gate.min_agreement)
         if not self.built and metric is None:
-            least = LEAST_DB
-        elif least is None and gate.max_metric_drop is None and gate.min_agreement is None:
-            least = LEAST_UNLABELLED_DB
+            least, centred = LEAST_DB, None
+        elif all(limit is None for limit in others):
+            centred = LEAST_UNLABELLED_DB
         if wish.min_sqnr_db is not None:
-            least = wish.min_sqnr_db
-        return gate.model_copy(update={"min_sqnr_db": least})
+            least, centred = wish.min_sqnr_db, None
+        return gate.model_copy(update={"min_sqnr_db": least, "min_centred_sqnr_db": centred})
 
 
 def judge_of(models: Sequence[Path], wish: Wish, progress: Progress) -> Judge:

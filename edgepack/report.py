@@ -40,6 +40,8 @@ class Fidelity:
     """Share of equal argmax over the last axis of the first output; ``None`` where that has no meaning."""
     metric: float | None
     metric_name: str | None
+    centred_sqnr_db: float | None = None
+    """``sqnr_db`` with the means of the original's outputs over the samples left out of the signal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,12 @@ def step_of(model: ModelFigures, name: str, packed_bytes: int | None) -> Step:
 
 
 def finite(value: float | None) -> float | None:
-    """``value``, or ``None`` where it is infinite or NaN and JSON has no word for it."""
+    """``value``, or ``None`` where it is infinite or NaN and JSON has no word for it.
+
+    Noise without any signal has -999 dB: ``None`` would say that there is no noise.
+    """
+    if value == -math.inf:
+        return -EQUAL_DB
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -269,6 +276,7 @@ def _figures(models: Sequence[ModelFigures]) -> list[str]:
             rows.append((name, *(_metric(m, original) for m in models)))
         if len(models) < 3:  # else in the table of parity
             rows.append(("fidelity", *("-" if m is original else _fidelity(m) for m in models)))
+        rows.append(("of what varies", *("-" if m is original else _centred(m) for m in models)))
     return table(rows)
 
 
@@ -288,6 +296,13 @@ def _level(model: ModelFigures) -> str:
     if model.fidelity is None:
         return "not measured"
     return "equal" if model.fidelity.sqnr_db is None else f"{model.fidelity.sqnr_db:.1f} dB"
+
+
+def _centred(model: ModelFigures) -> str:
+    found = model.fidelity
+    if found is None or found.sqnr_db is None or found.centred_sqnr_db is None:
+        return _level(model)
+    return f"{found.centred_sqnr_db:.1f} dB"
 
 
 def _fidelity(model: ModelFigures) -> str:

@@ -131,6 +131,9 @@ class Gate(Strict):
     """Largest allowed loss of the user's metric against the original (0.005 is half a point of accuracy)."""
     min_sqnr_db: float | None = None
     """Least fidelity of the outputs to the original's, in dB."""
+    min_centred_sqnr_db: float | None = None
+    """The same with the means of the outputs over the samples left out of the signal: of what the outputs
+    tell apart. 15 without a metric and without another limit of fidelity."""
     min_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
     """Least share of samples whose argmax equals the original's."""
     max_bytes: Annotated[int, Field(gt=0)] | None = None

@@ -16,6 +16,7 @@ from edgepack.measure.check import Comparison, compare_outputs
 from edgepack.measure.devices.timing import DeviceTiming
 from edgepack.measure.profile import match_units, profile_ops
 from edgepack.measure.runner import Outputs, Runner, open_model
+from edgepack.measure.variation import varying_power
 from edgepack.measurements import Figures, Measurements, file_digest
 from edgepack.model import model_bytes, save_model
 from edgepack.numerics import ratio_db
@@ -77,22 +78,30 @@ class Floor:
     agreement: float | None
     metric_drop: float | None
     original_metric: float | None
+    centred_db: float | None = None
+    """Of what varies from sample to sample."""
 
     @property
     def limits_anything(self) -> bool:
         """Whether there is a limit at all that evaluation data could tell of."""
         drop = None if self.original_metric is None else self.metric_drop
-        return any(limit is not None for limit in (self.sqnr_db, self.agreement, drop))
+        return any(limit is not None for limit in (self.sqnr_db, self.centred_db, self.agreement, drop))
+
+    def least_db(self, constant_db: float) -> float | None:
+        """The limits of fidelity as one of plain dB, for outputs whose constant parts are ``constant_db``."""
+        limits = [] if self.sqnr_db is None else [self.sqnr_db]
+        limits += [] if self.centred_db is None else [self.centred_db + constant_db]
+        return max(limits, default=None)
 
     def on_probes(self, trial: Trial) -> bool:
         """Whether ``trial`` is faithful enough on the probes."""
-        return self._faithful(trial.compared.sqnr_db, trial.compared.agreement)
+        return self._faithful(trial.compared)
 
     def on_evaluation(self, found: Fidelity | None) -> bool:
         """Whether fidelity and metric on the evaluation data keep their limits; true where none was asked."""
         if found is None:
             return True
-        return self._faithful(found.sqnr_db, found.agreement) and self.on_metric(found)
+        return self._faithful(found) and self.on_metric(found)
 
     def on_metric(self, found: Fidelity) -> bool:
         """Whether the metric keeps its limit; true where there is none."""
@@ -106,11 +115,14 @@ class Floor:
             return None
         return (self.original_metric - found.metric) / self.metric_drop
 
-    def _faithful(self, sqnr_db: float | None, agreement: float | None) -> bool:
+    def _faithful(self, found: Fidelity | Comparison) -> bool:
         """Whether the limits of fidelity are kept; equal outputs have no noise, and no dB."""
-        if self.sqnr_db is not None and sqnr_db is not None and sqnr_db < self.sqnr_db:
-            return False
-        return self.agreement is None or agreement is None or agreement >= self.agreement
+        limits = (
+            (self.sqnr_db, found.sqnr_db),
+            (self.centred_db, found.centred_sqnr_db),
+            (self.agreement, found.agreement),
+        )
+        return all(least is None or value is None or value >= least for least, value in limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +134,8 @@ class Cost:
 
     optimize_for: str
     original_bytes: int
+    constant_db: float = 0.0
+    """How much of the signal is the same for all samples, see :attr:`TrialBench.constant_db`."""
 
     def __call__(self, trial: Trial) -> float:
         """The cost as one number; its unit has no meaning."""
@@ -146,14 +160,18 @@ class Cost:
         """
         if lost is None or self.optimize_for != "balance":
             return self(trial)
-        instead = self.of_noise(CLEAN_DB - NOISY_DB * min(max(lost, 0.0), 1.0))
+        instead = _noise_factor(CLEAN_DB - NOISY_DB * min(max(lost, 0.0), 1.0))
         return self(trial) / self.of_noise(trial.compared.sqnr_db) * instead
 
     def of_noise(self, sqnr_db: float) -> float:
         """What noise costs: a factor of 1 for a clean form, more for others."""
         if self.optimize_for != "balance":
             return 1.0
-        return float(10 ** (max(CLEAN_DB - sqnr_db, 0.0) / 20 * NOISE_WEIGHT))
+        return _noise_factor(sqnr_db - self.constant_db)
+
+
+def _noise_factor(centred_db: float) -> float:
+    return float(10 ** (max(CLEAN_DB - centred_db, 0.0) / 20 * NOISE_WEIGHT))
 
 
 @dataclass(slots=True)
@@ -176,11 +194,21 @@ class TrialBench:
         started = time.perf_counter()
         self._reference = [self._runner.run(feed) for feed in self.feeds]
         call_seconds = (time.perf_counter() - started) / len(self.feeds)
+        self._varying = varying_power(self._reference)
         self.rounds = round(min(max(TRIAL_SECONDS / CALLS_PER_ROUND / call_seconds, FEWEST_ROUNDS), ROUNDS))
 
     rounds: int = field(init=False)
     _runner: Runner = field(init=False)
     _reference: list[Outputs] = field(init=False)
+    _varying: float = field(init=False)
+
+    @property
+    def constant_db(self) -> float:
+        """Power of the original's outputs on the probes over that of what varies in them, in dB."""
+        itself = Comparison()
+        for outputs in self._reference:
+            itself.add(outputs, outputs, "probe")
+        return ratio_db(itself.signal, self._varying) if itself.signal else 0.0
 
     def measure(self, name: str, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
         """Write one form, time it against the original, interleaved, and compare its outputs."""
@@ -196,7 +224,7 @@ class TrialBench:
             ratio = quick_ratios([self._runner, runner], self.feeds, self.rounds)[1]
             figures = {**asdict(compared), "speedup": ratio.speedup, "error": ratio.standard_error}
             self.kept.put(figures, "trial", digest)
-        values = dict(figures)
+        values = {**figures, "varying": self._varying}
         speedup, error = values.pop("speedup"), values.pop("error")
         assert speedup is not None
         assert error is not None

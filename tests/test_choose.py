@@ -35,6 +35,7 @@ class Bench:
     original: Path
     target: Target
     timing: None = None
+    constant_db: float = 0.0
 
     def as_on_device(self, trials: Sequence[Trial]) -> list[Trial]:
         return list(trials)

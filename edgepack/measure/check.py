@@ -11,6 +11,7 @@ from edgepack.data import Sample, Samples
 from edgepack.errors import EdgepackError, ExportError, ModelError, SamplesError
 from edgepack.feeds import Array, Feeds
 from edgepack.measure.runner import Outputs, Runner, open_model
+from edgepack.measure.variation import varying_power
 from edgepack.metrics import Metric
 from edgepack.numerics import ratio_db
 from edgepack.report import Fidelity, finite
@@ -28,6 +29,8 @@ class Comparison:
     compared: int = 0
     samples: int = 0
     first: str | None = field(default=None)
+    varying: float | None = None
+    """The part of ``signal`` that differs from sample to sample; ``None``: all of it."""
 
     def add(self, reference: Outputs, other: Outputs, key: str) -> None:
         """Take in one sample.
@@ -67,21 +70,29 @@ class Comparison:
         return ratio_db(self.signal, self.noise)
 
     @property
+    def centred_sqnr_db(self) -> float:
+        """The same for what varies from sample to sample: constant parts of outputs are no signal."""
+        return ratio_db(self.signal if self.varying is None else self.varying, self.noise)
+
+    @property
     def agreement(self) -> float | None:
         """Mean share of equal argmax, or ``None`` without scores."""
         return self.equal_argmax / self.compared if self.compared else None
 
     def fidelity(self, metric: float | None = None, metric_name: str | None = None) -> Fidelity:
         """The sums as a line of the report."""
-        return Fidelity(self.samples, finite(self.sqnr_db), self.agreement, metric, metric_name)
+        levels = finite(self.sqnr_db), finite(self.centred_sqnr_db)
+        return Fidelity(self.samples, levels[0], self.agreement, metric, metric_name, levels[1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Baseline:
-    """The original's outputs on the evaluation samples, kept when a metric needs them all."""
+    """The original's outputs on the evaluation samples."""
 
     fidelity: Fidelity
     outputs: list[Outputs]
+    varying: float
+    """Power of the outputs around their means."""
     shapes: Mapping[str, frozenset[tuple[int, ...]]]
     """The shapes that each input was fed with."""
 
@@ -108,7 +119,9 @@ def baseline(
         on_sample()
     value = metric(outputs, samples.labels) if metric is not None else None
     fidelity = Fidelity(len(outputs), None, 1.0, value, metric.name if metric else None)
-    return Baseline(fidelity, outputs, {name: frozenset(found) for name, found in shapes.items()})
+    return Baseline(
+        fidelity, outputs, varying_power(outputs), {name: frozenset(found) for name, found in shapes.items()}
+    )
 
 
 def check(
@@ -143,7 +156,7 @@ def check_together(
         ExportError: a model fails where the original does not.
     """
     runners = {name: open_model(path, runtime) for name, path in models.items()}
-    to_original = {name: Comparison() for name in models}
+    to_original = {name: Comparison(varying=reference.varying) for name in models}
     pairs = {pair: Comparison() for pair in combinations(models, 2)}
     kept: dict[str, list[Outputs]] = {name: [] for name in models}
     for expected, sample in zip(reference.outputs, samples, strict=True):
