@@ -2,28 +2,44 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from edgepack.strict import Strict
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
+HALF = 0.5
 
 
 class Sparsify(Strict):
     """Zeros that training makes and learns to live with."""
 
-    sparsity: Annotated[float, Field(gt=0, lt=1)]
-    """Share of zeros among all weights."""
+    sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of zeros among all weights; of a pattern always half."""
     when: Literal["dynamic", "once"] = "dynamic"
     """dynamic: more and more, chosen anew on the way, so that weights may come back; once: at one step."""
     pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
+    """2:4, 4:8: that many of so many inputs in a row; on the way, in more and more of the groups."""
+    regrowth: Literal["straight_through", "gradient"] = "straight_through"
+    """How weights that are out come back. straight_through: they go on learning as if they were in, fade, and
+    are in again where they are large (Zhou et al., 2021); gradient: those with the largest gradients come in
+    for the least of those that are in, and begin at zero (Evci et al., 2020)."""
+    exchanged: Share = 0.3
+    """Of weights that are in, the share that makes room at a choice by gradient; it falls to none."""
     start: Share = 0.05
     """Share of the training after which removal starts, or happens."""
     end: Annotated[float, Field(gt=0, le=1)] = 0.6
     """Share of the training after which a dynamic choice is final."""
     every: Annotated[int, Field(ge=1)] = 10
     """Steps between two choices."""
+
+    @model_validator(mode="after")
+    def _patterns_are_half_zeros(self) -> "Sparsify":
+        if ":" in self.pattern and self.sparsity != HALF:
+            raise ValueError(f"pattern {self.pattern} is half zeros: leave out sparsity")
+        if self.when == "dynamic" and self.start >= self.end:
+            raise ValueError("start must lie before end")
+        return self
 
 
 class Gradients(Strict):

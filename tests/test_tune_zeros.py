@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `tune`")
@@ -15,10 +16,14 @@ from tuning import QUICK, changed, held_arrays, noisy, random_pictures, trained
 from edgepack.config import Data
 from edgepack.config_tune import Sparsify, Tune
 from edgepack.data import Samples, open_samples
+from edgepack.errors import ConfigError
 from edgepack.model import input_specs
+from edgepack.strict import parse as parse_settings
 from edgepack.tune.held import hold
-from edgepack.tune.sparsify import choose_masks, wanted_sparsity
+from edgepack.tune.masks import patterned, unstructured
+from edgepack.tune.sparsify import wanted_exchange, wanted_sparsity
 from edgepack.tune.train import tune
+from edgepack.tune.zeros import Zeros
 
 
 @pytest.fixture
@@ -26,10 +31,15 @@ def samples(tmp_path: Path) -> Samples:
     return random_pictures(tmp_path)
 
 
+@pytest.mark.parametrize("regrowth", ["straight_through", "gradient"])
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 @pytest.mark.parametrize("when", ["once", "dynamic"])
-def test_training_makes_the_zeros_that_are_asked_for(samples: Samples, pattern: str, when: str) -> None:
-    share = Sparsify(sparsity=0.5, pattern=pattern, when=when, every=4)  # type: ignore[arg-type]
+def test_training_makes_the_zeros_that_are_asked_for(
+    samples: Samples, pattern: str, when: str, regrowth: str
+) -> None:
+    share = parse_settings(
+        Sparsify, {"sparsity": 0.5, "pattern": pattern, "when": when, "regrowth": regrowth, "every": 4}, "s"
+    )
     made = trained(conv_net(), samples, sparsify=share)
     after = {k: v for k, v in held_arrays(made.model).items() if k.startswith("w")}
     if pattern == "unstructured":
@@ -66,31 +76,75 @@ def test_a_dynamic_choice_lets_weights_come_back(samples: Samples) -> None:
     assert not held.tensors[key].grad.any()
 
 
-def test_a_weight_that_was_removed_and_is_needed_comes_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def a_row_is_missing(tmp_path: Path, row: float) -> tuple[ir.Model, ir.Model, Samples]:
+    """A product whose weights have ``row`` in place of a row that matters, the right one, and samples."""
     rng = np.random.default_rng(0)
     body = "net (float[batch, 16] x) => (float[batch, 12] y) { y = MatMul (x, w) }"
     wanted = f32(rng.normal(size=(16, 12)))
     wanted[3] = 2 * np.sign(wanted[3])  # one sign for all would be lost in the softmax
     begun = wanted.copy()
-    begun[3] = 1e-3
+    begun[3] = row
     path = npz(tmp_path / "x.npz", x=f32(rng.normal(size=(64, 1, 16))))
     start = parse(body, weights={"w": begun})
     samples = open_samples(Data(path=str(path)), "training", input_specs(start), {}, base=tmp_path)
+    return start, parse(body, weights={"w": wanted}), samples
+
+
+NEEDED: dict[str, Any] = {**QUICK, "steps": 150, "learning_rate": 0.05, "temperature": 1.0}
+
+
+def test_a_weight_that_was_removed_and_is_needed_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, teacher, samples = a_row_is_missing(tmp_path, 1e-3)
     masks: list[Any] = []
 
     def told(*arguments: Any) -> Any:
-        masks.append(choose_masks(*arguments)["w"])
+        masks.append(unstructured(*arguments)["w"])
         return {"w": masks[-1]}
 
-    monkeypatch.setattr("edgepack.tune.loop.choose_masks", told)
+    monkeypatch.setattr("edgepack.tune.zeros.unstructured", told)
     share = Sparsify(sparsity=0.5, start=0, every=4, end=0.9)
-    settings = Tune(**{**QUICK, "steps": 150, "learning_rate": 0.05, "sparsify": share, "temperature": 1.0})
-    made = tune(start, parse(body, weights={"w": wanted}), samples, settings, seed=0)
+    made = tune(start, teacher, samples, Tune(**NEEDED, sparsify=share), seed=0)
     removed = (masks[0][3] == 0).numpy()
     assert removed.any()
     assert np.mean(held_arrays(made.model)["w"][3][removed] != 0) > 0.5
+
+
+def test_a_zero_that_is_needed_comes_back_by_gradient(tmp_path: Path) -> None:
+    start, teacher, samples = a_row_is_missing(tmp_path, 0.0)
+    share = Sparsify(sparsity=0.5, start=0, every=20, end=0.6, regrowth="gradient", exchanged=0.5)
+    made = tune(start, teacher, samples, Tune(**NEEDED, sparsify=share), seed=0)
+    assert np.mean(held_arrays(made.model)["w"][3] != 0) > 0.5
+    share = share.model_copy(update={"exchanged": 0.0})
+    made = tune(start, teacher, samples, Tune(**NEEDED, sparsify=share), seed=0)
+    assert not held_arrays(made.model)["w"][3].any()
+
+
+def test_by_gradient_weights_begin_at_zero_and_nothing_moves_those_that_are_out() -> None:
+    held = hold(conv_net())
+    zeros = Zeros(Sparsify(sparsity=0.8, start=0, end=0.9, every=1, regrowth="gradient", exchanged=0.5))
+    optimizer = torch.optim.Adam(list(held.tensors.values()), lr=0.1)
+    came_back = 0
+    for step in range(12):
+        before = {key: mask.clone() for key, mask in held.masks.items()}
+        seen = dict(zeros.gradients)
+        zeros.choose(held, optimizer, step, 0.3 + step / 100)
+        for key, mask in held.masks.items():
+            back = (mask == 1) & (before.get(key, mask) == 0)
+            came_back += int(back.sum())
+            nothing = (mask == 0) | back
+            assert not held.tensors[key][nothing].any()
+            if step:
+                assert seen[key][back].all(), "gradients are those of the whole weight"
+                state = optimizer.state[held.tensors[key]]
+                assert not state["exp_avg"][nothing].any() and not state["exp_avg_sq"][nothing].any()
+        optimizer.zero_grad()
+        torch.stack([(held.value(key) - 0.3).square().sum() for key in held.weights()]).sum().backward()
+        zeros.after_backward(held)
+        optimizer.step()
+        assert not any(held.tensors[key][mask == 0].any() for key, mask in held.masks.items())
+    assert came_back > 5
 
 
 def test_weights_that_are_out_fade_where_no_gradient_holds_them(
@@ -101,12 +155,12 @@ def test_weights_that_are_out_fade_where_no_gradient_holds_them(
     samples = open_samples(Data(path=str(path)), "training", input_specs(conv_net()), {}, base=tmp_path)
     seen: list[tuple[Any, Any]] = []
 
-    def told(held: Any, *arguments: Any) -> Any:
-        masks = choose_masks(held, *arguments)
-        seen.append((held.dense("w1").detach()[:, 2].clone(), masks["w1"][:, 2]))
+    def told(weights: Any, *arguments: Any) -> Any:
+        masks = unstructured(weights, *arguments)
+        seen.append((weights["w1"][:, 2].clone(), masks["w1"][:, 2]))
         return masks
 
-    monkeypatch.setattr("edgepack.tune.loop.choose_masks", told)
+    monkeypatch.setattr("edgepack.tune.zeros.unstructured", told)
     trained(noisy(conv_net()), samples, sparsify=Sparsify(sparsity=0.7, every=4))
     (first, out), (last, _) = seen[0], seen[-1]
     gone = (out == 0) & (first != 0)
@@ -115,9 +169,35 @@ def test_weights_that_are_out_fade_where_no_gradient_holds_them(
     assert torch.equal(last[seen[-2][1] == 1], first[seen[-2][1] == 1])
 
 
+def test_patterns_are_followed_by_more_and_more_groups(
+    samples: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+
+    def told(*arguments: Any) -> Any:
+        masks = patterned(*arguments)
+        counts.append(sum(int((mask == 0).sum()) for mask in masks.values()))
+        return masks
+
+    monkeypatch.setattr("edgepack.tune.zeros.patterned", told)
+    trained(conv_net(), samples, sparsify=Sparsify(pattern="2:4", every=4))
+    groups = 4 * 6 + 4 * 2 + 5
+    ways = [(step / 40 - 0.05) / 0.55 for step in (4, 8, 12, 16, 20)]
+    assert counts == [2 * round((1 - (1 - t) ** 3) * groups) for t in ways] + [2 * groups]
+
+
+def test_settings_that_do_not_go_together() -> None:
+    with pytest.raises(ConfigError, match="half zeros"):
+        parse_settings(Sparsify, {"pattern": "2:4", "sparsity": 0.7}, "sparsify")
+    with pytest.raises(ConfigError, match="start must lie before end"):
+        parse_settings(Sparsify, {"start": 0.6}, "sparsify")
+
+
 def test_a_cubic_schedule() -> None:
     share = Sparsify(sparsity=0.8, start=0.1, end=0.6)
     assert [round(wanted_sparsity(share, t), 3) for t in (0, 0.1, 0.35, 0.6, 1)] == [0, 0, 0.7, 0.8, 0.8]
+    shares = [round(wanted_exchange(share, t), 3) for t in (0.1, 0.35, 0.475, 0.6)]
+    assert shares == [0.3, 0.15, 0.044, 0]
     once = Sparsify(sparsity=0.8, start=0.5, when="once")
     assert [wanted_sparsity(once, t) for t in (0.4, 0.5)] == [0, 0.8]
 
@@ -126,7 +206,8 @@ def test_patterns_lie_along_the_inputs_of_each_output() -> None:
     body = "net (float[1, 8] x) => (float[1, 3] y) { y = MatMul (x, w) }"
     weight = f32(np.arange(1, 25).reshape(8, 3))
     held = hold(parse(body, weights={"w": weight}))
-    mask = choose_masks(held, 0.5, "2:4")["w"].numpy()
+    rows = {"w": held.rows("w", held.dense("w").detach())}
+    mask = held.from_rows("w", patterned(rows, 1.0, "2:4")["w"]).numpy()
     assert mask[:, 0].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
     assert np.array_equal(mask, np.repeat(mask[:, :1], 3, axis=1))
 

@@ -63,7 +63,7 @@ def save_checkpoint(folder: Path, state: State, identity: str) -> None:
         "tensors": {key: tensor.detach() for key, tensor in state.held.tensors.items()},
         "masks": state.held.masks,
         "returning": state.held.returning,
-        "zeros_chosen": state.zeros_chosen,
+        "zeros": (state.zeros.final, state.zeros.gradients) if state.zeros is not None else None,
         "optimizer": state.optimizer.state_dict(),
         "lost": state.exchange.lost,
         "bytes": (state.exchange.sent_bytes, state.exchange.float_bytes),
@@ -113,7 +113,8 @@ def load_checkpoint(folder: Path, state: State, identity: str) -> None:
             tensor.copy_(content["tensors"][key])
     state.held.masks = content["masks"]
     state.held.returning = content["returning"]
-    state.zeros_chosen = content["zeros_chosen"]
+    if state.zeros is not None:
+        state.zeros.final, state.zeros.gradients = content["zeros"]
     state.optimizer.load_state_dict(content["optimizer"])
     state.exchange.lost = content["lost"]
     state.exchange.sent_bytes, state.exchange.float_bytes = content["bytes"]

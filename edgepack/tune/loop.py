@@ -16,16 +16,13 @@ from edgepack.tune.checkpoint import digest_of, save_checkpoint
 from edgepack.tune.held import Held
 from edgepack.tune.lessons import Batch, Lessons, batches, labels_of
 from edgepack.tune.objective import Objective, agreement, losses
-from edgepack.tune.sparsify import choose_masks, penalty, wanted_sparsity
+from edgepack.tune.sparsify import penalty
 from edgepack.tune.state import Entry, State
 
 WARM_UP = 10
 """Steps over which the learning rate rises."""
 PARTS = (0.25, 0.5, 0.75)
 """Of the way from the first weights to the last, at which weights are judged in the end."""
-FADING = 1.0
-"""What weights that are out lose in a step, as a multiple of the learning rate. They come back where
-gradients agree, not because an optimizer that takes steps of one size has moved them far."""
 OnStep = Callable[[int, int, str], None]
 """Called with steps done, steps in all as far as one can tell, and a line of text."""
 
@@ -102,7 +99,8 @@ class Loop:
                 return "steps" if state.step == self.settings.steps else "time"
             started = time.perf_counter()
             rate = self._rate(state, progress)
-            sparsity = self._mask(state, progress)
+            zeros = state.zeros
+            sparsity = zeros.choose(state.held, state.optimizer, state.step, progress) if zeros else 0.0
             parts = self._step(state, batch, rate)
             state.step += 1
             state.elapsed_s += time.perf_counter() - started
@@ -128,20 +126,6 @@ class Loop:
         warm = min(1.0, (state.step + 1) / WARM_UP)
         return self.settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
 
-    def _mask(self, state: State, progress: float) -> float:
-        """Choose the zeros anew where it is time to; gives their share now."""
-        settings, held = self.settings.sparsify, state.held
-        if settings is None:
-            return 0.0
-        sparsity = wanted_sparsity(settings, progress)
-        final = progress >= settings.end or settings.when == "once"
-        due = not state.zeros_chosen if final else state.step % settings.every == 0
-        if sparsity and due:
-            held.masks = choose_masks(held, sparsity, settings.pattern)
-            held.returning = not final
-            state.zeros_chosen = final
-        return sparsity
-
     def _step(self, state: State, batch: Batch, rate: float) -> dict[str, float]:
         """One step; gives the parts of the loss on the samples of this worker."""
         for group in state.optimizer.param_groups:
@@ -160,9 +144,11 @@ class Loop:
         if pressure is not None:
             pressure.backward()
             sums["penalty"] = pressure.item()
+        if state.zeros is not None:
+            state.zeros.after_backward(state.held)
         state.optimizer.step()
-        if state.held.returning:
-            state.held.fade(FADING * rate)
+        if state.zeros is not None:
+            state.zeros.after_step(state.held, rate)
         return sums
 
     def _parts(self, held: Held, numbers: list[int]) -> dict[str, Tensor]:
@@ -193,7 +179,7 @@ class Loop:
         """Judge the weights as they are and keep them if they are the best so far; gives the agreement."""
         if not self.lessons.judged or not state.log:
             return None
-        if self.settings.sparsify is not None and not state.zeros_chosen:
+        if state.zeros is not None and not state.zeros.final:
             return None
         verdict = self._judge(state)
         state.log[-1] = replace(state.log[-1], held_out=verdict)

@@ -1,12 +1,12 @@
-"""Which weights are zero while training goes on, and penalties that draw weights to zero."""
+"""How many weights are zero while training goes on, and penalties that draw weights to zero."""
+
+import math
 
 import torch
 from torch import Tensor
 
 from edgepack.config_tune import Sparsify, Tune
 from edgepack.tune.held import Held
-
-PATTERNS = {"2:4": (2, 4), "4:8": (4, 8)}
 
 
 def wanted_sparsity(settings: Sparsify, progress: float) -> float:
@@ -16,46 +16,25 @@ def wanted_sparsity(settings: Sparsify, progress: float) -> float:
     """
     if progress < settings.start:
         return 0.0
-    if settings.when == "once" or progress >= settings.end:
+    if is_last(settings, progress):
         return settings.sparsity
-    t = (progress - settings.start) / (settings.end - settings.start)
-    return settings.sparsity * (1 - (1 - t) ** 3)
+    return settings.sparsity * (1 - (1 - _way(settings, progress)) ** 3)
 
 
-def choose_masks(held: Held, sparsity: float, pattern: str) -> dict[str, Tensor]:
-    """Masks with a share ``sparsity`` of zeros over all weights together, or a pattern along their inputs.
-
-    Unstructured: the lowest scores of all, ``w² / sum of the squares that are not smaller`` within a layer
-    (Lee et al., 2021, LAMP), so that no layer is emptied.
-    """
-    weights = {key: held.dense(key).detach() for key in held.weights() if key not in held.places}
-    if pattern in PATTERNS:
-        rows = {key: _in_rows(held.rows(key, w), *PATTERNS[pattern]) for key, w in weights.items()}
-        return {key: held.from_rows(key, mask) for key, mask in rows.items()}
-    scores = {key: _score(w) for key, w in weights.items()}
-    together = torch.cat([s.reshape(-1) for s in scores.values()])
-    count = round(sparsity * together.numel())
-    if not count:
-        return {key: torch.ones_like(w) for key, w in weights.items()}
-    threshold = together.kthvalue(count).values
-    return {key: (s > threshold).to(s.dtype) for key, s in scores.items()}
+def wanted_exchange(settings: Sparsify, progress: float) -> float:
+    """The share of weights that make room for others at a choice, falling by a cosine (Evci et al., 2020)."""
+    if is_last(settings, progress):
+        return 0.0
+    return settings.exchanged / 2 * (1 + math.cos(math.pi * _way(settings, progress)))
 
 
-def _score(weight: Tensor) -> Tensor:
-    squares, order = weight.reshape(-1).double().square().sort(descending=True)
-    scores = torch.empty_like(squares).scatter(0, order, squares / squares.cumsum(0).clamp(min=1e-30))
-    shaped: Tensor = scores.reshape(weight.shape).to(weight.dtype)
-    return shaped
+def is_last(settings: Sparsify, progress: float) -> bool:
+    """Whether a choice made now is final."""
+    return settings.when == "once" or progress >= settings.end
 
 
-def _in_rows(rows: Tensor, kept: int, of: int) -> Tensor:
-    """The largest ``kept`` of every ``of`` in each row ``[outputs, inputs]``; a shorter rest stays."""
-    whole = rows.shape[1] // of * of
-    groups = rows[:, :whole].abs().reshape(len(rows), -1, of)
-    ranks = groups.argsort(dim=2, descending=True, stable=True).argsort(dim=2, stable=True)
-    mask = torch.ones_like(rows)
-    mask[:, :whole] = (ranks < kept).to(mask.dtype).reshape(len(rows), whole)
-    return mask
+def _way(settings: Sparsify, progress: float) -> float:
+    return (progress - settings.start) / (settings.end - settings.start)
 
 
 def penalty(held: Held, settings: Tune) -> Tensor | None:

@@ -7,6 +7,7 @@ from typing import Any
 from edgepack.model import Array
 from edgepack.tune.exchange import Exchange
 from edgepack.tune.held import Held
+from edgepack.tune.zeros import Zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,11 @@ class State:
     held: Held
     optimizer: Any
     exchange: Exchange
+    zeros: Zeros | None = None
+    """Where training makes some."""
     epoch: int = 0
     step: int = 0
     elapsed_s: float = 0.0
-    zeros_chosen: bool = False
-    """Whether those that the settings ask for stay where they are; a model may have had others before."""
     best: tuple[float, int, dict[str, Array]] | None = None
     """Loss on held-out samples, step and weights."""
     log: list[Entry] = field(default_factory=list)

@@ -27,6 +27,7 @@ from edgepack.tune.objective import Objective, choose_objective, matching
 from edgepack.tune.state import Entry, State
 from edgepack.tune.weights import keys_of, with_weights
 from edgepack.tune.workers import ALONE, Workers
+from edgepack.tune.zeros import Zeros
 from edgepack.views import with_views
 
 MOMENTUM = 0.9
@@ -91,7 +92,9 @@ def tune(
     student = (form or FloatStudent)(together, held)
     objective = choose_objective(student.model, teacher, settings, together)
     sizes = [t.numel() for t in held.tensors.values()]
-    state = State(held, _optimizer(held, settings), Exchange(sizes, settings.gradients, workers, seed))
+    exchange = Exchange(sizes, settings.gradients, workers, seed)
+    zeros = None if settings.sparsify is None else Zeros(settings.sparsify)
+    state = State(held, _optimizer(held, settings), exchange, zeros)
     identity = run_identity(student.model, teacher, samples, settings, seed, workers.count)
     workers.require_same(identity, "it has another model, teacher, samples, settings or seed")
     with (
