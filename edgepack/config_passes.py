@@ -76,6 +76,13 @@ class Structured(Strict):
     """The same by operator type."""
 
 
+class Compact(Strict):
+    """Channels that all their readers have zeros for leave the model; its outputs stay what they are."""
+
+    multiple: Annotated[int, Field(ge=1)] | None = None
+    """Of channels to keep; by default what the target's kernels like."""
+
+
 class Share(Strict):
     """Constants that are equal, or nearly, become one."""
 
@@ -90,6 +97,7 @@ class Pass(Strict):
     cluster: Cluster | None = None
     share: Share | None = None
     structured: Structured | None = None
+    compact: Compact | None = None
     tune: Tune | None = None
 
     @model_validator(mode="before")
@@ -129,8 +137,10 @@ AFTER: dict[tuple[str, str], str] = {
     ("share", "prune"): APART,
     ("share", "cluster"): APART,
     ("share", "structured"): APART,
+    ("share", "compact"): APART,
     ("cluster", "prune"): "what is left would make up for the new zeros with values of its own",
     ("prune", "structured"): "weights that are fitted anew are not zero any more",
+    ("cluster", "compact"): "the scales of its values are those of the channels that were there",
     ("cluster", "structured"): "weights that are fitted anew take values of their own",
 }
 """Why the second may not stand after the first."""

@@ -15,11 +15,14 @@ class Sparsify(Strict):
     """Zeros that training makes and learns to live with."""
 
     sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of zeros among all weights; of a pattern always half."""
+    """Share of zeros among all weights; of a pattern always half; of channels those of all that may go."""
     when: Literal["dynamic", "once"] = "dynamic"
     """dynamic: more and more, chosen anew on the way, so that weights may come back; once: at one step."""
-    pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
-    """2:4, 4:8: that many of so many inputs in a row; on the way, in more and more of the groups."""
+    pattern: Literal["unstructured", "2:4", "4:8", "channels"] = "unstructured"
+    """2:4, 4:8: that many of so many inputs in a row; on the way, in more and more of the groups. channels:
+    whole ones, in all layers that share them; the pass `compact` then takes them out of the graph."""
+    multiple: Annotated[int, Field(ge=1)] = 1
+    """Of channels that are left of each group, since kernels like some numbers better than others."""
     regrowth: Literal["straight_through", "gradient"] = "straight_through"
     """How weights that are out come back. straight_through: they go on learning as if they were in, fade, and
     are in again where they are large (Zhou et al., 2021); gradient: those with the largest gradients come in

@@ -245,7 +245,7 @@ def _apply_to(main: ir.Graph, node: ir.Node, rules: list[Rule], log: _Log) -> in
     return done
 
 
-def _infer_shapes(model: ir.Model) -> None:
+def infer_shapes(model: ir.Model) -> None:
     """Shape inference over everything.
 
     Names that an earlier inference made up are forgotten first: it knew less, and only names of one run
@@ -270,7 +270,7 @@ def _made_up(dimension: ir.SymbolicDim) -> bool:
 def _shapes_and_fold(model: ir.Model, log: _Log) -> None:
     from onnxscript.optimizer import fold_constants_ir  # noqa: PLC0415  # takes seconds to import
 
-    _infer_shapes(model)
+    infer_shapes(model)
     before = sum(1 for _ in walk_nodes(model.graph))
     _apply(model, _Log(), BEFORE_FOLDING)
     fold_constants_ir(
@@ -390,7 +390,7 @@ def _finish(model: ir.Model) -> None:
         ignore_unknown=True,
     )
     model.ir_version = max(model.ir_version, needed, _MIN_IR_VERSION)
-    _infer_shapes(model)
+    infer_shapes(model)
     # Measured: with these names onnxruntime 1.32 sees that it can fuse SkipLayerNormalization in a small
     # BERT, and that one kernel is slower on the CPU (8 % and more of the whole) than the nodes it replaces.
     _forget_made_up_names(model)

@@ -92,6 +92,19 @@ def test_a_build_trains_what_it_clustered_and_the_few_values_stay_few(tmp_path: 
     assert sum((a == 0).sum() for a in weights) >= 0.4 * sum(a.size for a in weights)
 
 
+def test_channels_that_training_takes_out_leave_with_the_next_pass(tmp_path: Path) -> None:
+    share = {"pattern": "channels", "sparsity": 0.4, "every": 2}
+    tuning = {"steps": 20, "held_out": 0.0, "sparsify": share}
+    folder = tiny.project(tmp_path, passes=[{"tune": tuning}, {"compact": {"multiple": 1}}])
+    made = tiny.run(folder, "build", "--json")
+    assert made.returncode in (0, 1), made.stderr
+    steps = {row["name"]: row for row in json.loads(made.stdout)["waterfall"]}
+    assert list(steps) == ["original", "tune", "compact", "quantized"]
+    assert "channels have gone" in steps["compact"]["notes"][0] and steps["compact"]["notes"][0][0] != "0"
+    assert steps["compact"]["raw_bytes"] < 0.9 * steps["tune"]["raw_bytes"]
+    assert steps["compact"]["sqnr_db"] == pytest.approx(steps["tune"]["sqnr_db"], abs=0.01)
+
+
 def test_what_judges_is_not_trained_on(tmp_path: Path) -> None:
     folder = tiny.project(tmp_path, passes=["tune"], training_data="lessons.npz")
     np.savez(folder / "lessons.npz", x=tiny.samples(12, 2))

@@ -132,9 +132,10 @@ class Killed(BaseException):
         {"held_out": 0.25, "optimizer": "sgd"},
         {"sparsify": Sparsify(sparsity=0.7, every=3)},
         {"sparsify": Sparsify(sparsity=0.7, every=5, end=0.9, regrowth="gradient")},
+        {"sparsify": Sparsify(pattern="channels", every=5, end=0.9, regrowth="gradient")},
         {"gradients": Gradients(bits=4)},
     ],
-    ids=["adam", "held out, sgd", "dynamic zeros", "regrown", "gradients of 4 bits"],
+    ids=["adam", "held out, sgd", "dynamic zeros", "regrown", "channels", "gradients of 4 bits"],
 )
 def test_killed_and_resumed_it_gives_the_same_weights(
     samples: Samples, tmp_path: Path, settings: Mapping[str, Any]

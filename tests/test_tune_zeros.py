@@ -123,7 +123,7 @@ def test_a_zero_that_is_needed_comes_back_by_gradient(tmp_path: Path) -> None:
 
 def test_by_gradient_weights_begin_at_zero_and_nothing_moves_those_that_are_out() -> None:
     held = hold(conv_net())
-    zeros = Zeros(Sparsify(sparsity=0.8, start=0, end=0.9, every=1, regrowth="gradient", exchanged=0.5))
+    zeros = Zeros(Sparsify(sparsity=0.8, start=0, end=0.9, every=1, regrowth="gradient", exchanged=0.5), {})
     optimizer = torch.optim.Adam(list(held.tensors.values()), lr=0.1)
     came_back = 0
     for step in range(12):

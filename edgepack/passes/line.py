@@ -8,12 +8,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgepack.config_passes import Cluster, Pass, Prune, Share, Structured, step_names
+from edgepack.config_passes import Cluster, Compact, Pass, Prune, Share, Structured, step_names
 from edgepack.config_tune import Tune
 from edgepack.data import Samples
 from edgepack.model import save_model
 from edgepack.passes.budget import packed_int8_bytes
 from edgepack.passes.cluster import cluster
+from edgepack.passes.compact import compact, compact_notes
 from edgepack.passes.prune import Limits, prune
 from edgepack.passes.share import share
 from edgepack.passes.structured import Multiples, prune_structured, structured_notes
@@ -102,11 +103,18 @@ def _run(
                 f"{len(ties)} constants replaced by others, at most {error:.3g} of their norm apart"
             ]
         case Structured():
-            like = material.target.quantization
-            multiples = Multiples(like.pruned_channels_multiple, like.depthwise_channels_multiple)
+            multiples = _multiples(material.target)
             slim, report = prune_structured(model, some, settings, multiples, threads=threads, seed=seed)
             return slim, structured_notes(report, settings)
+        case Compact():
+            small, left = compact(model, settings, _multiples(material.target))
+            return small, compact_notes(left)
     raise AssertionError(f"no pass has settings of type {type(settings).__name__}")
+
+
+def _multiples(target: Target) -> Multiples:
+    like = target.quantization
+    return Multiples(like.pruned_channels_multiple, like.depthwise_channels_multiple)
 
 
 def _tune(

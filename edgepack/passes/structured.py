@@ -78,7 +78,12 @@ def prune_structured(
         model, channels, roots, free, samples, config, threads=threads, seed=seed, on_sample=on_sample
     )
     choices = [
-        Choice(group, group.classes[order], losses, _multiple(channels, group, roots, config, multiples))
+        Choice(
+            group,
+            group.classes[order],
+            losses,
+            multiple_of(channels, group, roots, config.multiple, multiples),
+        )
         for group, (order, losses) in zip(
             free,
             found,
@@ -123,11 +128,12 @@ def _kept_names(channels: Channels, config: Structured) -> frozenset[str]:
     return frozenset(named | typed)
 
 
-def _multiple(
-    channels: Channels, group: Group, roots: Atoms, config: Structured, multiples: Multiples
+def multiple_of(
+    channels: Channels, group: Group, roots: Atoms, given: int | None, multiples: Multiples
 ) -> int:
-    if config.multiple is not None:
-        return config.multiple
+    """What the number of a group's channels should be a multiple of; ``given`` goes over what is known."""
+    if given is not None:
+        return given
     classes = set(group.classes.tolist())
     for cut in channels.cuts:
         groups = cut.node.attributes.get_int("group", 1) if cut.index == 1 else 1

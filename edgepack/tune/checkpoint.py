@@ -63,7 +63,7 @@ def save_checkpoint(folder: Path, state: State, identity: str) -> None:
         "tensors": {key: tensor.detach() for key, tensor in state.held.tensors.items()},
         "masks": state.held.masks,
         "returning": state.held.returning,
-        "zeros": (state.zeros.final, state.zeros.gradients) if state.zeros is not None else None,
+        "zeros": state.zeros.known() if state.zeros is not None else None,
         "optimizer": state.optimizer.state_dict(),
         "lost": state.exchange.lost,
         "bytes": (state.exchange.sent_bytes, state.exchange.float_bytes),
@@ -114,7 +114,7 @@ def load_checkpoint(folder: Path, state: State, identity: str) -> None:
     state.held.masks = content["masks"]
     state.held.returning = content["returning"]
     if state.zeros is not None:
-        state.zeros.final, state.zeros.gradients = content["zeros"]
+        state.zeros.know(content["zeros"])
     state.optimizer.load_state_dict(content["optimizer"])
     state.exchange.lost = content["lost"]
     state.exchange.sent_bytes, state.exchange.float_bytes = content["bytes"]

@@ -5,14 +5,18 @@ every choice compares all weights anew. By gradient (Evci et al., 2020, RigL), w
 those whose gradients are largest: they come in for the least of those that are in.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 PATTERNS = {"2:4": (2, 4), "4:8": (4, 8)}
 """How many are in, of how many inputs in a row."""
+
+LEAST_CHANNELS = 0.1
+"""Share of each group of channels that stays."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,11 +29,13 @@ class Past:
     """How much the loss would change with each."""
     exchanged: float
     """Share of those that are in afterwards that others make room for, at most."""
+    firm: int = 0
+    """How many have no need to make room."""
 
     def back(self, zeros: int) -> Tensor:
         """Those that come back where ``zeros`` are out afterwards: the largest gradients, bool."""
-        room = round(self.exchanged * (len(self.out) - zeros))
-        count = min(room, int(self.out.sum()), len(self.out) - zeros)
+        room = len(self.out) - zeros
+        count = min(round(self.exchanged * room), int(self.out.sum()), max(room - self.firm, 0))
         return lowest(torch.where(self.out, -self.gradients.abs(), torch.inf), count)
 
 
@@ -88,6 +94,38 @@ def patterned(
         zero = (lost[key] & follow[key][:, :, None]).flatten(1)
         mask[:, : zero.shape[1]] = (~zero).to(mask.dtype)
     return masks
+
+
+def whole_channels(
+    scores: Tensor, groups: Tensor, sparsity: float, multiple: int = 1, past: Past | None = None
+) -> Tensor:
+    """Which classes of channels [classes] are in: the lowest ``scores`` are out, a share ``sparsity`` of all.
+
+    Of each of the ``groups`` a tenth stays, at least. With a ``multiple`` as many stay of each as is the
+    nearest multiple of it.
+    """
+    parts = [groups == group for group in groups.unique()]
+    least = [math.ceil(LEAST_CHANNELS * int(mine.sum())) for mine in parts]
+    past = None if past is None else replace(past, firm=sum(least))
+    ranked, zeros = ranks(scores, min(round(sparsity * len(scores)), len(scores) - sum(least)), past)
+    firm = torch.zeros_like(scores, dtype=torch.bool)
+    for mine, count in zip(parts, least, strict=True):
+        firm |= _best(ranked, mine, count)
+    alive = ~lowest(ranked.masked_fill(firm, torch.inf), zeros)
+    if multiple == 1:
+        return alive
+    kept = torch.zeros_like(alive)
+    for mine in parts:
+        wanted = max(1, round(int(alive[mine].sum()) / multiple)) * multiple
+        kept |= _best(ranked, mine, min(wanted, int(mine.sum())))
+    return kept
+
+
+def _best(scores: Tensor, mine: Tensor, count: int) -> Tensor:
+    """The ``count`` highest of ``mine``."""
+    found = torch.zeros_like(mine)
+    found[mine] = lowest(-scores[mine], count)
+    return found
 
 
 def _groups(rows: Tensor, of: int) -> Tensor:

@@ -18,6 +18,7 @@ from edgepack.model import Array, clone
 from edgepack.quantize.grid import set_grid
 from edgepack.tied import as_transposes
 from edgepack.tune.checkpoint import load_checkpoint, run_identity
+from edgepack.tune.coupled import couple
 from edgepack.tune.exchange import Exchange
 from edgepack.tune.graph import compile_model, run_program
 from edgepack.tune.held import Held, hold, scale_key
@@ -93,7 +94,7 @@ def tune(
     objective = choose_objective(student.model, teacher, settings, together)
     sizes = [t.numel() for t in held.tensors.values()]
     exchange = Exchange(sizes, settings.gradients, workers, seed)
-    zeros = None if settings.sparsify is None else Zeros(settings.sparsify)
+    zeros = _zeros(together, held, settings)
     state = State(held, _optimizer(held, settings), exchange, zeros)
     identity = run_identity(student.model, teacher, samples, settings, seed, workers.count)
     workers.require_same(identity, "it has another model, teacher, samples, settings or seed")
@@ -119,6 +120,13 @@ def tune(
         ended = loop.run(state, checkpoints, identity)
         between = loop.between(state, start)
     return _finished(model, state, tables, ended, between)
+
+
+def _zeros(model: ir.Model, held: Held, settings: Tune) -> Zeros | None:
+    if settings.sparsify is None:
+        return None
+    coupled = couple(model, held) if settings.sparsify.pattern == "channels" else None
+    return Zeros(settings.sparsify, dict(held.masks), coupled)
 
 
 def _tried(student: Student, held: Held, objective: Objective, lessons: Lessons, settings: Tune) -> Objective:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from edgepack.config_tune import Sparsify
+from edgepack.tune.coupled import Coupled
 from edgepack.tune.held import Held
-from edgepack.tune.masks import PATTERNS, Past, joined, patterned, unstructured
+from edgepack.tune.masks import PATTERNS, Past, joined, patterned, unstructured, whole_channels
 from edgepack.tune.sparsify import is_last, wanted_exchange, wanted_sparsity
 
 FADING = 1.0
@@ -22,10 +23,16 @@ class Zeros:
     """What is known of them between two steps."""
 
     settings: Sparsify
+    given: Mapping[str, Tensor]
+    """Masks of the zeros that the model came with."""
+    coupled: Coupled | None = None
+    """Whole channels, where these are what is taken out."""
     final: bool = False
     """Whether those that the settings ask for stay where they are; a model may have had others before."""
     gradients: dict[str, Tensor] = field(default_factory=dict)
     """Of weights that masks remove and others beside them, summed since the last choice."""
+    alive: Tensor | None = None
+    """Which classes of channels are in, bool."""
 
     def choose(self, held: Held, optimizer: Any, step: int, progress: float) -> float:
         """Choose anew where it is time to; gives the share of zeros now."""
@@ -34,7 +41,7 @@ class Zeros:
         due = not self.final if last else step % self.settings.every == 0
         if sparsity and due:
             before = dict(held.masks)
-            held.masks = self._masks(held, sparsity, wanted_exchange(self.settings, progress))
+            held.masks = self._masks(held, sparsity, wanted_exchange(self.settings, progress), last=last)
             held.returning, self.final = not last, last
             if self._by_gradient:
                 _begin_at_zero(held, optimizer, before)
@@ -56,21 +63,28 @@ class Zeros:
         if held.returning and not self._by_gradient:
             held.fade(FADING * rate)
 
+    def known(self) -> tuple[bool, dict[str, Tensor], Tensor | None]:
+        """What a run that is taken up again must :meth:`know`."""
+        return self.final, self.gradients, self.alive
+
+    def know(self, told: tuple[bool, dict[str, Tensor], Tensor | None]) -> None:
+        """Go on where another stopped."""
+        self.final, self.gradients, self.alive = told
+
     @property
     def _by_gradient(self) -> bool:
         return self.settings.regrowth == "gradient"
 
-    def _masks(self, held: Held, sparsity: float, exchanged: float) -> dict[str, Tensor]:
-        pattern = self.settings.pattern
+    def _masks(self, held: Held, sparsity: float, exchanged: float, *, last: bool) -> dict[str, Tensor]:
+        if self.coupled is not None:
+            return self._channels(held, self.coupled, sparsity, exchanged, last=last)
         weights = {key: held.dense(key).detach() for key in held.weights() if key not in held.places}
-        if pattern in PATTERNS:
-            rows = {key: held.rows(key, w) for key, w in weights.items()}
-            past = self._past(held, weights, exchanged, rows=True)
-            share = sparsity / self.settings.sparsity
-            return {
-                key: held.from_rows(key, mask) for key, mask in patterned(rows, share, pattern, past).items()
-            }
-        return unstructured(weights, sparsity, self._past(held, weights, exchanged, rows=False))
+        if self.settings.pattern not in PATTERNS:
+            return unstructured(weights, sparsity, self._past(held, weights, exchanged, rows=False))
+        rows = {key: held.rows(key, w) for key, w in weights.items()}
+        past = self._past(held, weights, exchanged, rows=True)
+        masks = patterned(rows, sparsity / self.settings.sparsity, self.settings.pattern, past)
+        return {key: held.from_rows(key, mask) for key, mask in masks.items()}
 
     def _past(
         self, held: Held, weights: Mapping[str, Tensor], exchanged: float, *, rows: bool
@@ -86,6 +100,19 @@ class Zeros:
 
         known = exchanged if self.gradients else 0.0
         return Past(in_order(held.masks, 1.0) == 0, in_order(self.gradients, 0.0), known)
+
+    def _channels(
+        self, held: Held, coupled: Coupled, sparsity: float, exchanged: float, *, last: bool
+    ) -> dict[str, Tensor]:
+        alive = torch.ones(len(coupled.groups), dtype=torch.bool) if self.alive is None else self.alive
+        past = None
+        if self._by_gradient:
+            past = Past(~alive, coupled.gradients(self.gradients), exchanged if self.gradients else 0.0)
+        scores = coupled.scores({key: held.dense(key).detach() for key in held.weights()})
+        multiple = self.settings.multiple if last else 1
+        self.alive = whole_channels(scores, coupled.groups, sparsity, multiple, past)
+        masks = coupled.masks(self.alive.float(), held.trained, final=last)
+        return {**self.given, **{k: m * self.given[k] if k in self.given else m for k, m in masks.items()}}
 
 
 def _begin_at_zero(held: Held, optimizer: Any, before: Mapping[str, Tensor]) -> None:
