@@ -201,7 +201,7 @@ def _widen(model: ir.Model, log: _Log) -> Widened:
     """Half precision to float32; what is exact needs types, and those come with shapes."""
     if not has_half(model):
         return Widened()
-    _infer_shapes(model)
+    infer_shapes(model)
     widened = to_float32(model)
     log.applied["to_float32"] = widened.values
     return widened
