@@ -127,7 +127,7 @@ REASONS = {
     ),
     "integers": ("net (int64[4] x) => (int64[4] y) { y = Add(x, x) }", {}, "'x' is int64, not float32"),
     "half precision": (
-        "net (float16[4] x) => (float16[4] y) { y = Add(x, x) }", {}, "'x' is float16, not float32",
+        "net (float16[4] x) => (float16[4] y) { y = Add(x, x) }", {}, "'y' is float16, not float32",
     ),
     "minus infinity": (
         "net (bool[1,4] m, float[1,4] x) => (float[1,4] y) { y = Where(m, x, k) }", {"k": f32(-np.inf)},
