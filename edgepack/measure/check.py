@@ -10,6 +10,16 @@ import numpy as np
 from edgepack.data import Sample, Samples
 from edgepack.errors import EdgepackError, ExportError, ModelError, SamplesError
 from edgepack.feeds import Array, Feeds
+from edgepack.measure.differences import (
+    Difference,
+    answers,
+    as_rows,
+    compared_outputs,
+    numbers,
+    open_axis,
+    rows_of_answers,
+    rows_of_numbers,
+)
 from edgepack.measure.runner import Outputs, Runner, open_model
 from edgepack.measure.variation import varying_power
 from edgepack.metrics import Metric
@@ -21,7 +31,10 @@ from edgepack.target import Runtime
 
 @dataclass(slots=True)
 class Comparison:
-    """Running sums of the difference between a reference's outputs and another's, float outputs only."""
+    """Running sums of the difference between a reference's outputs and another's.
+
+    Which outputs count: see :func:`.differences.compared_outputs`.
+    """
 
     signal: float = 0.0
     noise: float = 0.0
@@ -31,33 +44,56 @@ class Comparison:
     first: str | None = field(default=None)
     varying: float | None = None
     """The part of ``signal`` that differs from sample to sample; ``None``: all of it."""
+    loose: dict[str, int] = field(default_factory=dict)
+    """Outputs whose size followed from data, and in which axis: from then on rows count in any order."""
 
     def add(self, reference: Outputs, other: Outputs, key: str) -> None:
         """Take in one sample.
 
         Raises:
-            ExportError: an output is missing, has another shape, or is not finite where the reference is.
+            ExportError: an output is missing, has another shape in more than one axis, or is not finite where
+                the reference is.
         """
         for name, expected in reference.items():
             got = other.get(name)
-            if got is None or got.shape != expected.shape:
+            axis = None if got is None else open_axis(expected, got)
+            if axis is not None:
+                self.loose.setdefault(name, axis)
+            elif got is None or got.shape != expected.shape:
                 shape = "nothing" if got is None else f"shape {got.shape}"
                 raise ExportError(
                     f"output {name!r} on sample {key}: {shape}, the original gives shape {expected.shape}"
                 )
-            if not np.issubdtype(expected.dtype, np.floating):
-                continue
-            finite_reference = np.isfinite(expected)
-            if not np.isfinite(got[finite_reference]).all():
+        names, real = compared_outputs(reference)
+        for name in names:
+            expected, got = reference[name], other[name]
+            if real and not np.isfinite(got).all() and not self._may_be_infinite(name, expected, got):
                 raise ExportError(f"output {name!r} on sample {key}: NaN or infinity, the original has none")
-            wide = np.where(finite_reference, expected, 0).astype(np.float64)
-            self.signal += float((wide**2).sum())
-            self.noise += float(((wide - np.where(finite_reference, got, 0)) ** 2).sum())
-            self._add_argmax(name, expected, got)
+            found = self._difference(name, expected, got, real=real)
+            self.signal += found.signal
+            self.noise += found.noise
+            if found.equal is not None and self.first in (None, name):
+                self.first = name
+                self.equal_argmax += found.equal
+                self.compared += 1
+            elif real and name not in self.loose:
+                self._add_argmax(name, expected, got)
         self.samples += 1
 
+    def _may_be_infinite(self, name: str, expected: Array, got: Array) -> bool:
+        """Whether ``got`` is finite wherever the reference is."""
+        if name in self.loose:
+            return not np.isfinite(expected).all()
+        return bool(np.isfinite(got[np.isfinite(expected)]).all())
+
+    def _difference(self, name: str, expected: Array, got: Array, *, real: bool) -> Difference:
+        if name not in self.loose:
+            return numbers(expected, got) if real else answers(expected, got)
+        rows = as_rows(expected, self.loose[name]), as_rows(got, self.loose[name])
+        return rows_of_numbers(*rows) if real else rows_of_answers(*rows)
+
     def _add_argmax(self, name: str, expected: Array, got: Array) -> None:
-        """The first float output with a last axis of two or more counts as scores."""
+        """The first output of numbers with a last axis of two or more counts as scores."""
         if self.first is None and expected.ndim and expected.shape[-1] > 1:
             self.first = name
         if name == self.first and expected.size:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgepack.feeds import Array
+from edgepack.measure.differences import compared_outputs
 from edgepack.measure.runner import Outputs
 
 ROUNDING = 1e-13
@@ -18,18 +19,21 @@ ROUNDING = 1e-13
 
 
 def varying_power(outputs: Sequence[Outputs]) -> float:
-    """Power of all float outputs over all samples around their means; unbiased for few samples.
+    """Power of the outputs that count, over all samples, around their means; unbiased for few samples.
 
     Each place of an output has a mean of its own, ``[N, C, H, W]`` of them over samples of that shape; along
     an axis whose size differs from sample to sample the places share one, and with a single sample its rows,
     or all of its values where it has one row. An output that is the same for all samples adds nothing; where
-    none varies, their whole power counts, since there is nothing else to hold noise against.
+    none varies, their whole power counts, since there is nothing else to hold noise against. Answers that are
+    right or wrong have no mean, and count one each.
     """
+    names, real = compared_outputs(outputs[0]) if outputs else ([], True)
+    if not real:
+        return float(sum(sample[name].size for sample in outputs for name in names))
     varying = whole = 0.0
-    for name, first in outputs[0].items() if outputs else ():
-        if np.issubdtype(first.dtype, np.floating):
-            own, total = _around_means([sample[name] for sample in outputs])
-            varying, whole = varying + own, whole + total
+    for name in names:
+        own, total = _around_means([sample[name] for sample in outputs])
+        varying, whole = varying + own, whole + total
     return varying or whole
 
 
