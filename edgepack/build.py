@@ -43,25 +43,24 @@ from edgepack.passes.line import PassMaterial, run_passes
 from edgepack.prepare import prepare
 from edgepack.quantize.apply import apply_plan
 from edgepack.quantize.equalize import equalize
-from edgepack.quantize.few_bits import FewBits, bits_of_units
-from edgepack.quantize.mapped import round_to_files
-from edgepack.quantize.plan import Method, QuantPlan, make_plan, requested_methods, tensors_to_observe
-from edgepack.quantize.rounding import Rounder, round_weights
+from edgepack.quantize.few_bits import bits_of_units
+from edgepack.quantize.plan import QuantPlan, make_plan, requested_methods, tensors_to_observe
+from edgepack.quantize.rounding import Rounder
 from edgepack.quantize.saturation import Narrow, narrow_notes, outputs_that_saturate
 from edgepack.quantize.units import Unit, find_units
 from edgepack.report import BuildReport, Fidelity, text
 from edgepack.report_devices import DeviceRun
 from edgepack.scheme import Granularity
 from edgepack.scratch import publish, scratch_folder
+from edgepack.storing import ROUNDING_SAMPLES, Storing, round_all, rounding_note, trained
 from edgepack.target import Target
 from edgepack.terms import as_wished, floor_of, kept_measurements, limits, search_task
 from edgepack.trials import DEVICE_PROBES, Methods, TrialBench
+from edgepack.tune.require import require_torch
 from edgepack.waterfall import check_steps, pack_steps, waterfall
 
 PROBES = 16
 """Calibration samples that candidates are timed and compared on."""
-ROUNDING_SAMPLES = 32
-"""Samples that second moments are measured on; more change the result by less than its noise."""
 LARGE = (
     "a large model: its weights never are in memory as a whole, so they are rounded to nearest, and all is "
     "measured without laying them out anew for the CPU"
@@ -98,6 +97,8 @@ def build(job: Job) -> tuple[BuildReport, Path]:
     """
     job = replace(job, target=as_wished(job.target, job.recipe))
     require_runtimes(job.target)
+    if job.recipe.trains:
+        require_torch()
     output = output_folder(job.recipe, job.target)
     with scratch_folder(output) as scratch:
         package = scratch / "package"
@@ -176,8 +177,11 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
     narrow = _narrow(job, clock, model, units, table, data.calibration)
     with clock.stage("round") as notes:
         bits = bits_of_units(model, units, recipe.quantize, job.target)
-        rounder = _rounder(job, model, units, table, narrow, bits.few, data.calibration, scratch)
-        notes.extend((*bits.notes, _rounding_note(rounder, large=large)))
+        some = data.calibration.spread(ROUNDING_SAMPLES)
+        storing = Storing(recipe, job.target, model, units, table, narrow, bits, large)
+        rounder = round_all(storing, some, scratch, _counter(job, "round", some))
+        notes.extend((*bits.notes, rounding_note(rounder, large=large)))
+    rounder = trained(storing, rounder, data.training, clock)
     with clock.stage("choose") as notes:
         choice = _choose(job, model, units, table, narrow, rounder, data, reference, scratch)
         notes.extend((f"{len(choice.candidates)} forms measured", *choice.notes, *narrow_notes(choice.plan)))
@@ -308,41 +312,6 @@ def _narrow(
     with clock.stage("saturation"):
         some = samples.spread(ROUNDING_SAMPLES)
         return outputs_that_saturate(model, units, table.ranges, job.target, some, seed=job.recipe.seed)
-
-
-def _rounder(
-    job: Job,
-    model: ir.Model,
-    units: Sequence[Unit],
-    table: RangeTable,
-    narrow: Narrow,
-    few_bits: Mapping[str, FewBits],
-    samples: Samples,
-    folder: Path,
-) -> Rounder:
-    """Round every weight that some form may store; the forms differ in where they use them.
-
-    Those of a large model are kept in ``folder`` instead of in memory.
-    """
-    widest = {u.name: (Method.STATIC, "") for u in units}
-    plan = make_plan(model, units, table.ranges, job.target, widest, narrow=narrow, few_bits=few_bits)
-    if job.large:
-        return replace(round_to_files(model, plan, folder), few_bits=few_bits)
-    some = samples.spread(ROUNDING_SAMPLES)
-    return round_weights(
-        model,
-        plan,
-        some,
-        second_order=job.recipe.preset != "fast",
-        threads=os.cpu_count() or 1,  # the host's, not the target's: ranges do not depend on it
-        seed=job.recipe.seed,
-        on_sample=_counter(job, "round", some),
-    )
-
-
-def _rounding_note(rounder: Rounder, *, large: bool) -> str:
-    second_order = 0 if large else len(rounder.rounded)
-    return f"{second_order} weights by second order, {len(rounder.means)} biases corrected"
 
 
 def _sparing(job: Job) -> Job:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from edgepack.config_passes import Pass, check_order
+from edgepack.config_tune import AwareTune
 from edgepack.errors import ConfigError
 from edgepack.strict import Strict, parse, read_yaml
 from edgepack.target import Gate
@@ -111,6 +112,8 @@ class Quantize(Strict):
     are used in float, int8 within the range of 4 bits elsewhere; 6: int8 within the range of 6 bits, which
     makes packages smaller, not models."""
     overrides: tuple[Override, ...] = ()
+    tune: AwareTune | None = None
+    """Quantization-aware training, from what rounding gives; needs the extra `tune`."""
 
 
 class Search(Strict):
@@ -165,6 +168,11 @@ class Recipe(Strict):
     gate: Gate | None = None
     """Replaces the target's gate."""
     seed: int = 0
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained, which needs torch."""
+        return self.quantize.tune is not None or any(entry.tune is not None for entry in self.passes)
 
     @field_validator("passes")
     @classmethod

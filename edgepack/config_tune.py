@@ -99,3 +99,19 @@ class Tune(Strict):
     """Agreement with the teacher on the held-out samples at which training ends."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """By default as many as there are cores."""
+
+
+class AwareTune(Tune):
+    """The integers that are stored are trained so that the quantized model answers as its float form does."""
+
+    @model_validator(mode="after")
+    def _no_zeros(self) -> "AwareTune":
+        asked = [key for key in FOR_ZEROS if getattr(self, key)]
+        if asked:
+            raise ValueError(
+                f"{asked[0]}: for weights before they are quantized; give it to a `tune` of `passes`"
+            )
+        return self
+
+
+FOR_ZEROS = ("sparsify", "l1", "l2", "group_lasso")

@@ -67,7 +67,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "two_builds",
         "page",
     ),
-    "line": ("scratch", "clock", "parts", "build", "compare", "on_device", "inspect", "pool*"),
+    "line": ("scratch", "clock", "parts", "storing", "build", "compare", "on_device", "inspect", "pool*"),
     "command line": ("cli", "__main__"),
 }
 """Modules and packages by layer, lowest first. A module imports from its own layer and from lower ones."""

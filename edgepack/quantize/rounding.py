@@ -13,7 +13,7 @@ from edgepack.model import name_of, new_initializer
 from edgepack.numerics import dequantize, quantize, weight_limit
 from edgepack.quantize.few_bits import FewBits, scale_by_error
 from edgepack.quantize.grid import grid_of
-from edgepack.quantize.plan import QuantPlan, UnitPlan
+from edgepack.quantize.plan import Method, QuantPlan, UnitPlan
 from edgepack.quantize.second_order import round_second_order, trusted
 from edgepack.quantize.sequential import intended_weight, stream_sequential
 from edgepack.quantize.smooth import smoothing_factors
@@ -57,6 +57,8 @@ class Rounder:
     """Factors by activation for plans to use, see :mod:`edgepack.quantize.smooth`."""
     few_bits: Mapping[str, FewBits] = field(default_factory=dict)
     """Bits and scales by unit for plans to use, see :mod:`edgepack.quantize.few_bits`."""
+    trained: Mapping[tuple[str, bytes], Rounded] = field(default_factory=dict)
+    """What training has found for static units, by unit and scale; it goes before all else."""
 
     def __call__(self, plan: QuantPlan) -> dict[str, Rounded]:
         """The stored weight and the bias of every unit that has a planned weight."""
@@ -67,6 +69,10 @@ class Rounder:
 
     def one(self, node: ir.Node, unit_plan: UnitPlan, params: QuantParams) -> Rounded:
         """The stored weight and the bias of one unit, whose node is given."""
+        if unit_plan.method is Method.STATIC:
+            found = self.trained.get((unit_plan.unit.name, params.scale.tobytes()))
+            if found is not None:
+                return found
         weight = smoothed(node, weight_of(node), unit_plan.smoothing)
         stored = self.rounded.get((unit_plan.unit.name, params.scale.tobytes()))
         integers = _nearest(weight, params, unit_plan.bits) if stored is None else stored
@@ -85,6 +91,12 @@ class Rounder:
         if bias is None and node.op_type == "MatMul":
             return Rounded(integers, None)
         return Rounded(integers, (0 if bias is None else np.broadcast_to(bias, shift.shape)) - shift)
+
+
+def with_trained(rounder: Rounder, plan: QuantPlan, stored: Mapping[str, Rounded]) -> Rounder:
+    """``rounder`` with what training has ``stored`` for the units of ``plan``, in plans with these scales."""
+    scales = {u.unit.name: u.weight.scale.tobytes() for u in plan.units if u.weight is not None}
+    return replace(rounder, trained={(name, scales[name]): found for name, found in stored.items()})
 
 
 def _nearest(weight: Floats, params: QuantParams, bits: int) -> npt.NDArray[np.integer]:

@@ -1,0 +1,96 @@
+"""From ranges to stored weights: what some form may store is rounded once, and trained where asked."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edgepack.calibrate.ranges import RangeTable
+from edgepack.clock import Clock
+from edgepack.config import Recipe
+from edgepack.data import Samples
+from edgepack.errors import ConfigError
+from edgepack.quantize.few_bits import BitsOfUnits, FewBits
+from edgepack.quantize.mapped import round_to_files
+from edgepack.quantize.plan import Method, QuantPlan, make_plan
+from edgepack.quantize.rounding import Rounder, round_weights, with_trained
+from edgepack.quantize.saturation import Narrow
+from edgepack.quantize.units import Unit
+from edgepack.target import Target
+
+ROUNDING_SAMPLES = 32
+"""Samples that second moments are measured on; more change the result by less than its noise."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Storing:
+    """What decides on stored weights, besides samples."""
+
+    recipe: Recipe
+    target: Target
+    model: ir.Model
+    units: Sequence[Unit]
+    table: RangeTable
+    narrow: Narrow
+    bits: BitsOfUnits
+    large: bool
+
+    def widest(self, few_bits: Mapping[str, FewBits]) -> QuantPlan:
+        """The plan in which all is integer that can be; other forms differ in where they use its weights."""
+        methods = {u.name: (Method.STATIC, "") for u in self.units}
+        model, units, ranges = self.model, self.units, self.table.ranges
+        return make_plan(model, units, ranges, self.target, methods, narrow=self.narrow, few_bits=few_bits)
+
+
+def round_all(storing: Storing, samples: Samples, folder: Path, on_sample: Callable[[], None]) -> Rounder:
+    """Round every weight that some form may store; those of a large model are kept in ``folder``."""
+    plan = storing.widest(storing.bits.few)
+    if storing.large:
+        return replace(round_to_files(storing.model, plan, folder), few_bits=storing.bits.few)
+    return round_weights(
+        storing.model,
+        plan,
+        samples,
+        second_order=storing.recipe.preset != "fast",
+        threads=os.cpu_count() or 1,  # the host's, not the target's: weights do not depend on it
+        seed=storing.recipe.seed,
+        on_sample=on_sample,
+    )
+
+
+def rounding_note(rounder: Rounder, *, large: bool) -> str:
+    """What the report says of it."""
+    second_order = 0 if large else len(rounder.rounded)
+    return f"{second_order} weights by second order, {len(rounder.means)} biases corrected"
+
+
+def trained(storing: Storing, rounder: Rounder, samples: Samples, clock: Clock) -> Rounder:
+    """Train what was rounded, where the recipe asks for it, in the form that has the most integers.
+
+    Raises:
+        ConfigError: torch is missing, the model is too large, or settings that do not fit it.
+        ModelError: the integer graph has operators that cannot be trained.
+    """
+    settings = storing.recipe.quantize.tune
+    if settings is None:
+        return rounder
+    if storing.large:
+        raise ConfigError("quantize.tune: a large model is never in memory as a whole; remove the key")
+    from edgepack.tune.aware import train_integers  # noqa: PLC0415  # an extra that most builds do without
+
+    with clock.stage("tune int8") as notes:
+        plan = storing.widest(rounder.few_bits)
+        found = train_integers(
+            storing.model,
+            plan,
+            rounder,
+            samples,
+            settings,
+            seed=storing.recipe.seed,
+            threads=os.cpu_count() or 1,
+            on_step=lambda done, total, text: clock.progress(f"tune int8: {text}", done, total),
+        )
+        notes.extend(found.notes)
+    return with_trained(rounder, plan, found.stored)
