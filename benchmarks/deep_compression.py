@@ -30,7 +30,8 @@ import yaml
 
 COLORS = ("#1b6ca8", "#c8553d", "#588157")
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 380, 70, 50
-TUNE: dict[str, Any] = {"batch": 64, "temperature": 4, "features": 0, "labels": 0.3, "budget_s": 36000}
+TUNE: dict[str, Any] = {"batch": 64, "temperature": 4, "features": 0, "level": 0, "labels": 0.3}
+TUNE |= {"budget_s": 36000}
 LEARNING_RATES = (2e-3, 1e-3)
 """After pruning and after clustering."""
 

@@ -40,7 +40,14 @@ from edgepack.tune.weights import Kind, array_of, keys_of, trainables
 
 FULL, HALF = ("32", "64", "96", "128"), ("16", "32", "48", "64")
 VALIDATION_EVERY = 10
-COMMON: dict[str, Any] = {"batch": 64, "held_out": 0.0, "features": 0.0, "budget_s": 7200.0, "threads": 1}
+COMMON: dict[str, Any] = {
+    "batch": 64,
+    "held_out": 0.0,
+    "features": 0.0,
+    "level": 0.0,
+    "budget_s": 7200.0,
+    "threads": 1,
+}
 STUDENT = COMMON | {"steps": 800, "learning_rate": 3e-2}
 ZEROS = COMMON | {"batch": 32, "steps": 400, "learning_rate": 5e-3, "labels": 1.0, "temperature": 4.0}
 STUDENTS: dict[str, dict[str, Any]] = {

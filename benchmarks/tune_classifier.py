@@ -14,7 +14,6 @@ import argparse
 import json
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from suite import recipe_for
 from edgepack.calibrate.run import calibrate
 from edgepack.config import Calibration, load_recipe
 from edgepack.config_passes import Prune
-from edgepack.config_tune import Tune
+from edgepack.config_tune import AwareTune, Tune
 from edgepack.data import Samples, open_samples
 from edgepack.measure.session import open_session, run
 from edgepack.model import input_specs, load_model, save_model
@@ -33,13 +32,12 @@ from edgepack.passes.prune import prune
 from edgepack.prepare import prepare
 from edgepack.quantize.apply import apply_plan
 from edgepack.quantize.plan import Method, QuantPlan, make_plan, tensors_to_observe
-from edgepack.quantize.rounding import Rounder, round_weights
+from edgepack.quantize.rounding import Rounder, round_weights, with_trained
 from edgepack.quantize.units import find_units
 from edgepack.scheme import Granularity
 from edgepack.strict import parse
 from edgepack.target import Target, load_target
-from edgepack.tune.fake_quant import QuantizedStudent
-from edgepack.tune.start import start_from
+from edgepack.tune.aware import train_integers
 from edgepack.tune.train import Tuned, tune
 
 
@@ -145,7 +143,7 @@ def pruned(task: Task, settings: Tune, config: Prune, seeds: list[int], folder: 
         tell(seed=seed, form="int8", **task.scores(task.rounded(made.model, task.target, seed)))
 
 
-def quantized(task: Task, settings: Tune, seeds: list[int]) -> None:
+def quantized(task: Task, settings: AwareTune, seeds: list[int]) -> None:
     arithmetic = task.target.quantization.model_copy(update={"weight_granularity": Granularity.PER_TENSOR})
     target = task.target.model_copy(update={"quantization": arithmetic})
     plan = task.plan(task.model, target)
@@ -153,16 +151,13 @@ def quantized(task: Task, settings: Tune, seeds: list[int]) -> None:
     some = some_samples(task.calibration)
     for seed in seeds:
         rounder = round_weights(task.model, plan, some, second_order=True, threads=task.threads, seed=seed)
-        given = rounder(plan)
-        tell(seed=seed, form="int8, second order", **task.scores(apply_plan(task.model, plan, given)))
-        start = start_from(task.model, plan, given)
-        form = partial(QuantizedStudent, plan=plan, start=start)
-        made = tune(
-            start.model, task.model, task.calibration, settings, seed=seed, threads=task.threads, form=form
+        tell(seed=seed, form="int8, second order", **task.scores(apply_plan(task.model, plan, rounder(plan))))
+        found = train_integers(
+            task.model, plan, rounder, task.calibration, settings, seed=seed, threads=task.threads
         )
-        tell(seed=seed, step="tune", kept=made.kept_step, between=made.between, **ended(made))
-        trained = apply_plan(made.model, plan, start.stored(made.model))
-        tell(seed=seed, form="int8, trained", **task.scores(trained))
+        tell(seed=seed, step="tune", notes=found.notes)
+        trained = with_trained(rounder, plan, found.stored)
+        tell(seed=seed, form="int8, trained", **task.scores(apply_plan(task.model, plan, trained(plan))))
 
 
 def main() -> None:
@@ -180,7 +175,6 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     known = parser.parse_intermixed_args()
     given = dict(pair.split("=", 1) for pair in known.settings)
-    settings = parse(Tune, given, "command line")
     task = Task(known.suite, known.task, known.threads)
     if known.what == "pruned":
         config = Prune(
@@ -189,9 +183,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             folder = known.folder or Path(scratch)
             folder.mkdir(parents=True, exist_ok=True)
-            pruned(task, settings, config, known.seeds, folder)
+            pruned(task, parse(Tune, given, "command line"), config, known.seeds, folder)
     else:
-        quantized(task, settings, known.seeds)
+        quantized(task, parse(AwareTune, given, "command line"), known.seeds)
 
 
 if __name__ == "__main__":

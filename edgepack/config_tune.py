@@ -75,6 +75,8 @@ class Tune(Strict):
     """What the logits of both are divided by before they are compared."""
     logits: Weight = 1.0
     """Weight of the difference of the outputs."""
+    level: Weight = 1.0
+    """Weight of the difference of the mean of all logits, which no softmax sees, but who reads them does."""
     features: Weight = 1.0
     """Weight of the difference of inner values."""
     feature_map: dict[str, str] = {}

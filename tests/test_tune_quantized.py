@@ -156,6 +156,30 @@ def test_what_q_clamps_is_not_compared_before_it(tmp_path: Path) -> None:
         assert sqnr_db(meant[pair.teachers].numpy(), made[pair.mine].numpy()) > 20
 
 
+def test_what_q_clamps_before_the_last_product_is_compared_behind_it(tmp_path: Path) -> None:
+    body = """net (float[batch, 16] x) => (float[batch, 4] y) {
+        h = Gemm <transB = 1> (x, w1, b1)
+        r = Relu (h)
+        y = Gemm <transB = 1> (r, w2, b2)
+    }"""
+    original = parse(body, weights=randoms(w1=(24, 16), b1=(24,), w2=(4, 24), b2=(4,)))
+    model, _ = normalize(original, min_opset=13, max_opset=23)
+    device, x = target(), f32(np.random.default_rng(1).normal(size=(8, 1, 16)))
+    units = find_units(model, device.kernels)
+    ranges = ranges_of(model, device, {"x": x}, tmp_path)
+    plan = make_plan(model, units, ranges, device, {u.name: (Method.STATIC, "") for u in units})
+    held = hold(model)
+    student = QuantizedStudent(model, held, plan)
+    assert "Relu" not in {n.op_type for n in student.model.graph}
+    objective = choose_objective(student.model, model, Tune(), model)
+    (pair,) = objective.features
+    assert pair.teachers == "r"
+    with torch.no_grad():
+        made = student({"x": as_tensor(x[0])}, held, objective.mine)
+        meant = run_program(compile_model(model), {"x": as_tensor(x[0])}, keep=objective.teachers)
+    assert sqnr_db(meant["r"].numpy(), made[pair.mine].numpy()) > 30
+
+
 def test_every_stored_weight_is_trained_and_nothing_is_shared(tmp_path: Path) -> None:
     original, x = models()["residual"]
     model, _ = normalize(original, min_opset=13, max_opset=23)  # type: ignore[arg-type]

@@ -272,8 +272,12 @@ def test_features_of_other_shapes_are_left_out_unless_they_are_asked_for(tmp_pat
     path = npz(tmp_path / "x.npz", x=f32(rng.normal(size=(16, 1, 4))))
     samples = open_samples(Data(path=str(path)), "calibration", input_specs(slim), {}, base=tmp_path)
     made = tune(slim, wide, samples, Tune(**QUICK), seed=0)
-    assert set(made.log[0].parts) == {"logits"}
-    assert set(tune(wide, wide, samples, Tune(**QUICK), seed=0).log[0].parts) == {"logits", "features"}
+    assert set(made.log[0].parts) == {"logits", "level"}
+    assert set(tune(wide, wide, samples, Tune(**QUICK), seed=0).log[0].parts) == {
+        "logits",
+        "level",
+        "features",
+    }
     with pytest.raises(ConfigError, match=r"'h' is \[1, 3\] and the teacher's 'h' \[1, 8\]"):
         tune(slim, wide, samples, Tune(**QUICK, feature_map={"h": "h"}), seed=0)
 

@@ -57,8 +57,8 @@ def choose_objective(
     """Compare logits before a last softmax, other outputs as they are, and features by name.
 
     Where ``model`` is the integer form of a ``float_model``, features are those of that one. An activation
-    that the integer form leaves to the clamping of Q has given its name to what Q reads, which is compared
-    with nothing.
+    that the integer form leaves to the clamping of Q has given its name to what Q reads; what is compared is
+    what comes out of DQ.
 
     Raises:
         ConfigError: outputs do not match, or the feature map names values that are not there.
@@ -113,7 +113,25 @@ def _features(model: ir.Model, teacher: ir.Model, settings: Tune, float_model: i
                 raise ConfigError(f"tune: feature_map: the {whose} has no value {name!r}, {hint}")
     if settings.feature_map:
         return [Pair(a, b) for a, b in settings.feature_map.items()]
-    return [Pair(name, name) for name in block_ends(float_model) if name in here & there]
+    ends = [name for name in block_ends(float_model) if name in here & there]
+    if float_model is model:
+        return [Pair(name, name) for name in ends]
+    makers, clamped = ({name_of(v): n for n in m.graph for v in n.outputs} for m in (float_model, model))
+    found = []
+    for name in ends:
+        kept = makers[name].op_type == clamped[name].op_type
+        seen = name if kept else _restored(clamped[name].outputs[0])
+        found += [Pair(seen, name)] if seen is not None else []
+    return found
+
+
+def _restored(value: ir.Value) -> str | None:
+    """What ``value -> Q -> DQ`` gives, if anything reads it in this way."""
+    for store in (use.node for use in value.uses() if use.node.op_type == "QuantizeLinear"):
+        for restore in (use.node for use in store.outputs[0].uses()):
+            if restore.op_type == "DequantizeLinear":
+                return name_of(restore.outputs[0])
+    return None
 
 
 def block_ends(model: ir.Model) -> list[str]:
@@ -172,6 +190,10 @@ def losses(
     if settings.logits:
         each = [_output_loss(p, made, wanted, power, settings.temperature) for p in objective.outputs]
         parts["logits"] = settings.logits * torch.stack(each).mean()
+    classes = [p for p in objective.outputs if p.classes]
+    if settings.logits and settings.level and classes:
+        each = [_level_loss(made[p.mine], wanted[p.teachers], power[p.teachers]) for p in classes]
+        parts["level"] = settings.level * torch.stack(each).mean()
     if settings.features and objective.features:
         each = [_square(made[p.mine], wanted[p.teachers], power[p.teachers]) for p in objective.features]
         parts["features"] = settings.features * torch.stack(each).mean()
@@ -183,6 +205,11 @@ def losses(
 
 def _square(a: Tensor, b: Tensor, power: float) -> Tensor:
     return functional.mse_loss(a, b) / max(power, 1e-12)
+
+
+def _level_loss(a: Tensor, b: Tensor, power: float) -> Tensor:
+    """Optimizers that take steps of one size for each weight move it even where no gradient asks for it."""
+    return _square(a.mean(-1), b.mean(-1), power)
 
 
 def _output_loss(
