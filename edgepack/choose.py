@@ -14,14 +14,14 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgepack.errors import ModelError
 from edgepack.model import model_bytes
 from edgepack.quantize.plan import Method, QuantPlan
 from edgepack.quantize.units import Role, Unit
-from edgepack.report import Candidate, Fidelity, SensitivityRow, finite
+from edgepack.report import Candidate, Fidelity, SensitivityRow
 from edgepack.search import Task, search
 from edgepack.target import Target
-from edgepack.trials import SAME_SPEED, WITH, Cost, Floor, Methods, Trial, TrialBench
+from edgepack.trials import SAME_SPEED, Cost, Floor, Methods, Trial, TrialBench
+from edgepack.tried import Form, Tried
 
 TABLE = "table "
 FLOAT_HERE = "computes in float in the form that was chosen"
@@ -44,7 +44,6 @@ class Choice:
     notes: tuple[str, ...] = ()
 
 
-Form = Callable[[Methods], tuple[QuantPlan, ir.Model]]
 CostOf = Callable[[Trial], float]
 
 
@@ -69,83 +68,75 @@ def choose(
     ``by_group``: the clock is that of the device, so it may tell which kernels of one kind pay. With a
     ``task`` single units may take other forms, see :mod:`.search`; not where a device times whole forms,
     since this host does not speak for what single units cost there. A form that the runtime does not load, or
-    fails to run, is told as such and not taken.
+    fails to run on a probe or an evaluation sample, is told as such and not taken.
 
     Raises:
         ModelError: the runtime runs no form at all, or not the one that was asked for.
     """
-    trials: list[Trial] = []
-    refused: list[Candidate] = []
-    verdicts: dict[Path, Fidelity | None] = {}
+    cost = Cost(optimize_for, model_bytes(bench.original), bench.constant_db)
+    tried = Tried(bench, form, floor, cost, verify, on_trial)
+    if method != "auto":
+        best = tried.measure(method, _asked_for(units, method, fixed))
+        return Choice(*form(best.methods), tried.lines(best))
+    here = bench.timing is None
+    best = _best_whole(units, tried, fixed)
+    if optimize_for != "size" and by_group and here:
+        best = _best_by_group(units, tried, best, fixed)
+    cheaper = cost(min(tried.trials, key=cost)) < cost(best) * (1 - WORTH_A_REPAIR)
     sensitivity: tuple[SensitivityRow, ...] = ()
     notes: tuple[str, ...] = ()
+    if here and task is not None and (task.improves or cheaper):
+        best, sensitivity, notes = _best_by_unit(units, tried, best, fixed, task)
+    return Choice(*form(best.methods), tried.lines(best), sensitivity, notes)
 
-    def attempt(name: str, methods: Methods) -> Trial | None:
-        on_trial(name)
-        try:
-            trial = bench.measure(name, methods, *form(methods))
-        except ModelError as error:
-            refused.append(Candidate(name, None, None, None, None, False, str(error), WITH in name))
-            return None
-        trials.append(trial)
-        return trial
 
-    def accurate(trial: Trial) -> bool:
-        if not floor.on_probes(trial):
-            return False
-        if trial.path not in verdicts:
-            on_trial(f"check {trial.name}")
-            verdicts[trial.path] = verify(trial.path) if floor.limits_anything else None
-        return floor.on_evaluation(verdicts[trial.path])
+def _asked_for(units: Sequence[Unit], method: str, fixed: Methods) -> Methods:
+    return methods_of(units, method, dict.fromkeys(_heavy_types(units), Method(method)), fixed)
 
-    def keeps(model: ir.Model) -> bool:
-        with bench.written(model) as path:
-            return not floor.limits_anything or floor.on_evaluation(verify(path))
 
-    def judged(trial: Trial) -> float:
-        return cost.judged(trial, floor.lost(verdicts.get(trial.path)))
+def _best_whole(units: Sequence[Unit], tried: Tried, fixed: Methods) -> Trial:
+    """The best form of the whole model.
 
-    def vary(trial: Trial, at_best: CostOf, cost_of: CostOf) -> Trial:
-        return _vary(units, trial, bench, attempt, accurate, fixed, at_best, cost_of)
+    Raises:
+        ModelError: the runtime runs none.
+    """
+    for name, by_type in whole_model_methods(units, tried.bench.target).items():
+        tried.attempt(name, methods_of(units, name, by_type, fixed))
+    if tried.trials:
+        tried.trials[:] = tried.bench.as_on_device(tried.trials)
+    return tried.best()
 
-    cost = Cost(optimize_for, model_bytes(bench.original), bench.constant_db)
-    if method != "auto":
-        methods = methods_of(units, method, dict.fromkeys(_heavy_types(units), Method(method)), fixed)
-        on_trial(method)
-        best = bench.measure(method, methods, *form(methods))
-        trials.append(best)
-    else:
-        for name, by_type in whole_model_methods(units, bench.target).items():
-            attempt(name, methods_of(units, name, by_type, fixed))
-        if not trials:
-            raise ModelError("; ".join(f"{line.name}: {line.reason}" for line in refused))
-        trials[:] = bench.as_on_device(trials)
-        best = _best(trials, accurate, cost)
-        here = bench.timing is None
-        if optimize_for != "size" and by_group and here:
-            near = _integer_one_near(trials, best, cost)
-            best = vary(best, cost, cost)
-            if near is not None and accurate(near):
-                other = vary(near, lambda t: cost.judged(t, 0.0), judged)
-                best = min(best, other, key=judged)
-        cheaper = cost(min(trials, key=cost)) < cost(best) * (1 - WORTH_A_REPAIR)
-        if here and task is not None and (task.improves or cheaper):
-            best, sensitivity, notes = search(
-                units,
-                best,
-                trials,
-                bench,
-                form,
-                fixed,
-                attempt,
-                accurate,
-                keeps,
-                cost,
-                floor.least_db(bench.constant_db),
-                task,
-            )
-    lines = [_line(t, t is best, floor, verdicts.get(t.path)) for t in trials]
-    return Choice(*form(best.methods), [*lines, *refused], sensitivity, notes)
+
+def _best_by_group(units: Sequence[Unit], tried: Tried, best: Trial, fixed: Methods) -> Trial:
+    """``best``, or an integer form that comes near it, with groups of units in other forms."""
+    cost = tried.cost
+    near = _integer_one_near(tried.trials, best, cost)
+    best = _vary(units, best, tried, fixed, cost, cost)
+    if near is not None and tried.accurate(near):
+        other = _vary(units, near, tried, fixed, lambda t: cost.judged(t, 0.0), tried.judged)
+        best = min(best, other, key=tried.judged)
+    return best
+
+
+def _best_by_unit(
+    units: Sequence[Unit], tried: Tried, best: Trial, fixed: Methods, task: Task
+) -> tuple[Trial, tuple[SensitivityRow, ...], tuple[str, ...]]:
+    """``best``, or a cheaper one, with single units in other forms; see :func:`edgepack.search.search`."""
+    return search(
+        units,
+        best,
+        tried.trials,
+        tried.bench,
+        tried.form,
+        fixed,
+        tried.attempt,
+        tried.accurate,
+        tried.keeps,
+        tried.cost,
+        tried.floor.least_db(tried.bench.constant_db),
+        task,
+        tried.refuse,
+    )
 
 
 def whole_model_methods(units: Sequence[Unit], target: Target) -> dict[str, dict[str, Method]]:
@@ -213,12 +204,6 @@ def groups_of(units: Sequence[Unit], trial: Trial) -> dict[str, list[str]]:
     return groups
 
 
-def _best(trials: Sequence[Trial], accurate: Callable[[Trial], bool], cost: Cost) -> Trial:
-    """The cheapest accurate one; accuracy is asked in order of cost, since asking takes a run."""
-    by_cost = sorted(trials, key=cost)
-    return next((t for t in by_cost if accurate(t)), max(trials, key=lambda t: t.compared.sqnr_db))
-
-
 def _integer_one_near(trials: Sequence[Trial], best: Trial, cost: Cost) -> Trial | None:
     """The cheapest form on integers, where ``best`` is none and not much cheaper."""
     if best.plan.of(Method.STATIC):
@@ -230,9 +215,7 @@ def _integer_one_near(trials: Sequence[Trial], best: Trial, cost: Cost) -> Trial
 def _vary(
     units: Sequence[Unit],
     best: Trial,
-    bench: TrialBench,
-    attempt: Callable[[str, Methods], Trial | None],
-    accurate: Callable[[Trial], bool],
+    tried: Tried,
     fixed: Methods,
     at_best: CostOf,
     cost: CostOf,
@@ -242,7 +225,7 @@ def _vary(
     ``cost`` may be asked of forms that are known to be accurate; before, ``at_best`` is a bound of it.
     """
     deadline = time.monotonic() + BUDGET_SECONDS
-    folds = bench.target.kernels.folds_constants
+    folds = tried.bench.target.kernels.folds_constants
     for label, names, form in (*_in_float(units, best, folds), *_on_one_scale(units, best)):
         if time.monotonic() > deadline:
             break
@@ -252,13 +235,13 @@ def _vary(
         # Weights stored as int8 cost no time, so a unit that computes in float need not be large.
         reason = "" if form is Method.TIED else f"measured slower as {best.methods[free[0]][0]} than in float"
         changed = {**best.methods, **dict.fromkeys(free, (form, reason))}
-        trial = attempt(f"{best.name}, {label}", changed)
+        trial = tried.attempt(f"{best.name}, {label}", changed)
         if trial is None:
             continue
         enough = cost(best) * (1 - SAME_SPEED)
-        if at_best(trial) < enough and accurate(trial) and cost(trial) < enough:
+        if at_best(trial) < enough and tried.accurate(trial) and cost(trial) < enough:
             advantage = cost(best) * best.speedup / (cost(trial) * trial.speedup)
-            if bench.confirms(trial, best, advantage):
+            if tried.bench.confirms(trial, best, advantage):
                 best = trial
     return best
 
@@ -275,18 +258,3 @@ def _on_one_scale(units: Sequence[Unit], best: Trial) -> Iterator[tuple[str, lis
     names = [u.name for u in units if u.op_type == "Concat" and u.role is Role.LIGHT and u.name in static]
     if names:
         yield "Concat on one scale", names, Method.TIED
-
-
-def _line(trial: Trial, chosen: bool, floor: Floor, verdict: Fidelity | None) -> Candidate:
-    reason = ""
-    if not floor.on_probes(trial):
-        reason = "below the floor of fidelity"
-    elif verdict is not None and not floor.on_metric(verdict):
-        reason = "loses more of the metric than the gate allows"
-    elif not floor.on_evaluation(verdict):
-        reason = "below the floor of fidelity on the evaluation data"
-    metric = verdict.metric if verdict is not None else None
-    fidelity = finite(trial.compared.sqnr_db)
-    return Candidate(
-        trial.name, trial.size_bytes, trial.speedup, fidelity, metric, chosen, reason, WITH in trial.name
-    )

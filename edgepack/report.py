@@ -16,6 +16,8 @@ from edgepack.report_steps import Step, waterfall_lines
 MOST_REASONS = 8
 SHOWN_UNITS = 3
 SHOWN_SENSITIVE = 5
+SHOWN_FAILED = 3
+"""Forms of single units that the runtime does not run."""
 WORTH_TELLING = 0.02
 """Of the time of all units: what a unit must lose against float to be named."""
 
@@ -395,7 +397,8 @@ def _lost_us(unit: UnitRow) -> float:
 def _candidates(candidates: Sequence[Candidate]) -> list[str]:
     if len(candidates) < 2:
         return []
-    shown = [c for c in candidates if c.chosen or not c.of_units]
+    failed = [c for c in candidates if c.of_units and c.speedup is None][:SHOWN_FAILED]
+    shown = [*(c for c in candidates if c.chosen or not c.of_units), *failed]
     rows = [
         (
             "→" if c.chosen else " ",

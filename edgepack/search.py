@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
+from edgepack.errors import EdgepackError
 from edgepack.quantize.plan import Method, QuantPlan
 from edgepack.quantize.units import Role, Unit
 from edgepack.report import SensitivityRow, finite
-from edgepack.trials import RUN, SAME_SPEED, WITH, Cost, Methods, Trial, TrialBench, trial_db
+from edgepack.trials import FAILURES, RUN, SAME_SPEED, WITH, Cost, Methods, Trial, TrialBench, trial_db
 
 WORTH_TRYING = 0.005
 """Foretold gain of a single change below which a measurement could not confirm it."""
@@ -92,8 +93,12 @@ class Search:
     least_db: float | None
     """The floor of fidelity, where there is one."""
     clock: _Clock
+    refuse: Callable[[str, EdgepackError], None]
+    """Told what the runtime fails to run; the search goes on without it."""
     noise: Noise
     us: dict[Method, Mapping[str, float | None]]
+    failed: set[tuple[str, Method]]
+    """Units and forms that could not be measured alone."""
 
     @property
     def original_us(self) -> float:
@@ -114,13 +119,18 @@ class Search:
                 return
             self.clock.tell(f"unit {unit.name} alone")
             _, model = self.form({**plain, unit.name: (method, "")})
-            self.noise[unit.name, method] = self.bench.noise(model)
+            try:
+                self.noise[unit.name, method] = self.bench.noise(model)
+            except FAILURES as error:
+                self.failed.add((unit.name, method))
+                self.refuse(f"{unit.name} as {method}, alone", error)
 
     def unknown(self) -> list[tuple[Unit, Method]]:
         """Units and forms whose noise is yet to be measured."""
         methods = (Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY)
         every = ((unit, method) for method in methods for unit in self._movable(method))
-        return [(unit, method) for unit, method in every if (unit.name, method) not in self.noise]
+        known = self.noise.keys() | self.failed
+        return [(unit, method) for unit, method in every if (unit.name, method) not in known]
 
     def _movable(self, method: Method) -> Iterator[Unit]:
         trial = self.whole.get(method)
@@ -238,11 +248,15 @@ class Search:
         """Whether ``trial`` so changed is accurate: on a few probes nearly, then on the evaluation data."""
         self.clock.tell("search")
         _, model = self.form(_changed_methods(trial, batch))
-        if self.least_db is not None:
-            nearly = self.least_db - PROBES_DIFFER_DB
-            if trial_db(self.bench.noise(model)) <= nearly:
-                return False
-        return self.keeps(model)
+        try:
+            if self.least_db is not None:
+                nearly = self.least_db - PROBES_DIFFER_DB
+                if trial_db(self.bench.noise(model)) <= nearly:
+                    return False
+            return self.keeps(model)
+        except FAILURES as error:
+            self.refuse(_name(trial, batch), error)
+            return False
 
     def _price_us(self, name: str, now: Method, to: Method) -> float:
         us = self.us.get(to) or self.us.get(Method.FLOAT) or {}
@@ -250,11 +264,7 @@ class Search:
 
     def _changed(self, trial: Trial, batch: Sequence[Move]) -> Trial | None:
         self.clock.tell("search")
-        shown = ", ".join(f"{m.unit} {m.method}" for m in batch[:2])
-        more = f" and {len(batch) - 2} more" if len(batch) > 2 else ""
-        return self.attempt(
-            f"{trial.name.partition(WITH)[0]}{WITH}{shown}{more}", _changed_methods(trial, batch)
-        )
+        return self.attempt(_name(trial, batch), _changed_methods(trial, batch))
 
     def _better(self, trial: Trial, best: Trial) -> bool:
         if self.cost(trial) >= self.cost(best) * (1 - SAME_SPEED) or not self.accurate(trial):
@@ -290,15 +300,18 @@ def search(
     cost: Cost,
     least_db: float | None,
     task: Task,
+    refuse: Callable[[str, EdgepackError], None],
 ) -> tuple[Trial, tuple[SensitivityRow, ...], tuple[str, ...]]:
     """The cheapest accurate form found within the budget, what each unit does alone, and notes.
 
     ``best``: the cheapest accurate one among ``trials``; where a cheaper one is not accurate, it is repaired
-    first. The same measurements give the same result: nothing here is random.
+    first. The same measurements give the same result: nothing here is random. ``refuse`` is told what the
+    runtime does not run, and that is not taken.
     """
     whole = {Method(t.name): t for t in reversed(trials) if t.name in set(Method)}
     clock = _Clock(task, time.monotonic())
-    state = Search(units, whole, bench, form, fixed, attempt, accurate, keeps, cost, least_db, clock, {}, {})
+    asked = (attempt, accurate, keeps, cost, least_db)
+    state = Search(units, whole, bench, form, fixed, *asked, clock, refuse, {}, {}, set())
     state.time_units()
     state.measure_noise(SHARES_FOR_NOISE[0])
     cheaper = sorted((t for t in trials if cost(t) < cost(best)), key=cost)
@@ -317,6 +330,13 @@ def search(
     if bench.kept.reused:
         notes.append(f"{bench.kept.reused} measurements of an earlier run used")
     return best, state.rows(), tuple(notes)
+
+
+def _name(trial: Trial, batch: Sequence[Move]) -> str:
+    """What the form ``trial`` is called with ``batch`` changed."""
+    shown = ", ".join(f"{m.unit} {m.method}" for m in batch[:2])
+    more = f" and {len(batch) - 2} more" if len(batch) > 2 else ""
+    return f"{trial.name.partition(WITH)[0]}{WITH}{shown}{more}"
 
 
 def _changed_methods(trial: Trial, batch: Sequence[Move]) -> dict[str, tuple[Method, str]]:

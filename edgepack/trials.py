@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgepack.errors import ModelError
+from edgepack.errors import ExportError, ModelError
 from edgepack.export.compact import compact
 from edgepack.feeds import Feeds
 from edgepack.measure.bench import file_ratios, quick_ratios
@@ -51,6 +51,9 @@ PROFILED_RUNS = 10
 NEVER = 1e6
 WITH = "; with "
 """In a form's name between what it is made of and the units that differ."""
+FAILURES = (ModelError, ExportError)
+"""What says that a form cannot be used: the runtime does not load it, fails to run it, or gives no numbers.
+All else, samples that cannot be read for one, is no fault of a form."""
 RUN = "whole run"
 """The time of a run among times by unit."""
 
@@ -264,8 +267,10 @@ class TrialBench:
     def written(self, model: ir.Model) -> Iterator[Path]:
         """A form's file, for as long as it is looked at."""
         path = self._write(model)
-        yield path
-        path.unlink()
+        try:
+            yield path
+        finally:
+            path.unlink()
 
     def unit_us(self, trial: Trial, units: Sequence[Unit]) -> Figures:
         """Microseconds by unit in the form ``trial``, and those of a ``RUN``."""

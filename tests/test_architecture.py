@@ -55,6 +55,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "choice": (
         "measurements",
         "trials",
+        "tried",
         "search",
         "choose",
         "gate",

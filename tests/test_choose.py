@@ -1,6 +1,6 @@
 """The choice: the cheapest form that keeps every limit, on the probes and on the evaluation data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -10,7 +10,7 @@ import pytest
 from onnx_models import parse
 
 from edgepack.choose import Choice, choose
-from edgepack.errors import ModelError
+from edgepack.errors import EdgepackError, ExportError, ModelError, SamplesError
 from edgepack.measure.check import Comparison
 from edgepack.model import save_model
 from edgepack.quantize.plan import Method, QuantPlan, UnitPlan
@@ -53,12 +53,14 @@ def form(methods: Methods) -> tuple[QuantPlan, ir.Model]:
     return QuantPlan((UnitPlan(UNITS[0], *methods["conv"]),), {}, SCHEME, SCHEME), cast(ir.Model, methods)
 
 
-def chosen(folder: Path, floor: Floor, evaluated: Mapping[str, Fidelity]) -> Choice:
+def chosen(
+    folder: Path, floor: Floor, evaluated: Mapping[str, Fidelity] | Callable[[Path], Fidelity]
+) -> Choice:
     save_model(parse("g (float[4] x) => (float[4] y) { y = Relu (x) }"), original := folder / "model.onnx")
     bench = cast(TrialBench, Bench(original, load_target("x86-cpu")))
 
     def verify(path: Path) -> Fidelity:
-        return evaluated[str(path)]
+        return evaluated(path) if callable(evaluated) else evaluated[str(path)]
 
     return choose(UNITS, bench, form, {}, floor, verify, method="auto", optimize_for="speed")
 
@@ -93,6 +95,37 @@ def test_what_only_the_probes_find_accurate_is_not_taken(
 ) -> None:
     found = chosen(tmp_path, floor, {"static": evaluated, "weight_only": measured(39.0, metric=0.9)})
     assert taken(found) == ("weight_only", {"static": reason})
+
+
+@pytest.mark.parametrize("failure", [ExportError, ModelError])
+def test_a_form_that_fails_on_the_evaluation_data_is_told_and_not_taken(
+    tmp_path: Path, failure: type[EdgepackError]
+) -> None:
+    reason = "sample 7: int8.onnx fails on it: a kernel says no"
+
+    def verify(path: Path) -> Fidelity:
+        if str(path) == "static":
+            raise failure(reason)
+        return measured(39.0)
+
+    found = chosen(tmp_path, Floor(15.0, None, None, None), verify)
+    assert taken(found) == ("weight_only", {"static": reason})
+
+
+def test_where_all_forms_fail_the_reasons_are_told(tmp_path: Path) -> None:
+    def verify(path: Path) -> Fidelity:
+        raise ExportError(f"{path} fails")
+
+    with pytest.raises(ModelError, match="static: static fails; weight_only: weight_only fails"):
+        chosen(tmp_path, Floor(15.0, None, None, None), verify)
+
+
+def test_bad_samples_are_no_fault_of_a_form(tmp_path: Path) -> None:
+    def verify(path: Path) -> Fidelity:
+        raise SamplesError("broken.png: is not a readable image")
+
+    with pytest.raises(SamplesError, match=r"broken\.png"):
+        chosen(tmp_path, Floor(15.0, None, None, None), verify)
 
 
 def test_equal_outputs_keep_every_floor(tmp_path: Path) -> None:

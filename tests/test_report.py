@@ -172,3 +172,15 @@ def test_the_gate_speaks_of_equal_outputs() -> None:
     line = GateLine("fidelity in dB at least", 15.0, EQUAL_DB, True)
     told = text(replace(REPORT, gate=(line,)))
     assert "outputs are equal" in told and "999" not in told
+
+
+def test_forms_of_units_that_the_runtime_does_not_run_are_named() -> None:
+    failing = [
+        Candidate(f"c{i} as static, alone", None, None, None, None, False, "a kernel says no", True)
+        for i in range(5)
+    ]
+    fine = Candidate("static; with c9 float", 1_000_000, 2.0, 31.0, 0.9, False, "", True)
+    page = text(replace(REPORT, candidates=(*REPORT.candidates, *failing, fine)))
+    assert [f"c{i} as static, alone" in page for i in range(5)] == [True] * 3 + [False] * 2
+    assert page.count("a kernel says no") == 3
+    assert "and 3 forms of single units, in report.json" in page

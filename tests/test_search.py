@@ -1,6 +1,6 @@
 """The search: noisy units leave, slow ones too, and nothing that is measured is measured again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from onnx_models import parse
 
 from edgepack.calibrate.ranges import RangeTable
 from edgepack.config import load_recipe
-from edgepack.errors import ModelError
+from edgepack.errors import EdgepackError, ExportError, ModelError
 from edgepack.measure.bench import Ratio
 from edgepack.measure.check import Comparison
 from edgepack.measurements import Measurements
@@ -50,6 +50,9 @@ class World:
     timed: list[Trial] = field(default_factory=list)
     unlike_db: float = 0.0
     """How much noisier forms are on the evaluation data than on the probes."""
+    broken: str = ""
+    """The unit that the runtime fails to run where it alone is integer."""
+    refused: list[tuple[str, str]] = field(default_factory=list)
 
     def form(self, methods: Methods) -> tuple[QuantPlan, ir.Model]:
         units = tuple(UnitPlan(u, methods[u.name][0], methods[u.name][1]) for u in UNITS)
@@ -59,7 +62,12 @@ class World:
     def noise(self, model: ir.Model) -> float:
         methods = cast(Methods, model)
         self.now += self.takes
+        if self.broken and [n for n in NAMES if methods[n][0] is STATIC] == [self.broken]:
+            raise ModelError("a kernel says no")
         return sum(self.noise_of[n] for n in NAMES if methods[n][0] is STATIC)
+
+    def refuse(self, name: str, error: EdgepackError) -> None:
+        self.refused.append((name, str(error)))
 
     def run_us(self, methods: Methods) -> float:
         return sum(self.static_us[n] if methods[n][0] is STATIC else self.float_us for n in NAMES)
@@ -91,7 +99,12 @@ def look(
 
 
 def searched(
-    world: World, task: Task, *, least_db: float = 0.0, fixed: Methods | None = None
+    world: World,
+    task: Task,
+    *,
+    least_db: float = 0.0,
+    fixed: Methods | None = None,
+    keeps: Callable[[ir.Model], bool] | None = None,
 ) -> tuple[Trial, int, tuple[str, ...]]:
     """The form found, how many units were measured alone, and the notes."""
     every = {m: world.attempt(str(m), dict.fromkeys(NAMES, (m, ""))) for m in (STATIC, WEIGHT_ONLY, FLOAT)}
@@ -100,14 +113,14 @@ def searched(
     def accurate(trial: Trial) -> bool:
         return world.evaluated_db(cast(ir.Model, trial.methods)) >= least_db
 
-    def keeps(model: ir.Model) -> bool:
+    def keeps_all(model: ir.Model) -> bool:
         return world.evaluated_db(model) >= least_db
 
     cost = Cost("balance", 100)
     best = min((t for t in trials if accurate(t)), key=cost)
     found, rows, notes = search(
         UNITS, best, trials, cast(TrialBench, world), world.form, fixed or {}, world.attempt, accurate,
-        keeps, cost, least_db, task,
+        keeps or keeps_all, cost, least_db, task, world.refuse,
     )  # fmt: skip
     assert {r.name for r in rows} <= set(NAMES)
     return found, len(rows), notes
@@ -221,6 +234,35 @@ def test_equal_measurements_give_equal_results_by_the_same_way(least_db: float) 
     found = [look(world, least_db=least_db) for world in worlds]
     assert found[0].methods == found[1].methods
     assert worlds[0].built == worlds[1].built
+
+
+def test_a_unit_that_fails_alone_is_told_once_and_the_search_goes_on() -> None:
+    world = World(QUIET, FAST | {"c5": 160.0}, broken="c3")
+    found, measured, notes = searched(world, Task(60, True, {}))
+    assert world.refused == [("c3 as static, alone", "a kernel says no")]
+    assert measured == 2 * len(NAMES) - 1
+    assert notes == (f"{measured} units measured alone",)
+    assert form_of(found, STATIC) == set(NAMES) - {"c5"}
+
+
+@pytest.mark.parametrize("failure", [ModelError, ExportError])
+def test_a_repair_that_fails_on_the_evaluation_data_is_told(failure: type[EdgepackError]) -> None:
+    world = World(QUIET | {"c1": 0.5, "c4": 0.2}, FAST)
+    asked: list[set[str]] = []
+
+    def keeps(model: ir.Model) -> bool:
+        methods = cast(Methods, model)
+        asked.append({name for name in NAMES if methods[name][0] is STATIC})
+        if len(asked) == 1:
+            raise failure("sample 7: a kernel says no")
+        return world.evaluated_db(model) >= 25.0
+
+    found, _, _ = searched(world, Task(60, False, {}), least_db=25.0, keeps=keeps)
+    assert len(asked) > 1
+    ((name, reason),) = world.refused
+    assert reason == "sample 7: a kernel says no"
+    assert name.startswith("static; with c1 ")
+    assert form_of(found, WEIGHT_ONLY) >= {"c1", "c4"}
 
 
 NOTHING = QuantPlan((), {}, SCHEME, SCHEME)
