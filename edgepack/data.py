@@ -166,7 +166,8 @@ def _digests(samples: Samples, by_file: bool) -> Iterator[tuple[str, bytes]]:
             digest = hashlib.sha256()
             for name, array in row.items():
                 digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-                digest.update(array.tobytes())
+                # Text is held as objects, whose bytes are addresses.
+                digest.update((array.astype("U") if array.dtype == object else array).tobytes())
             yield sample.key, digest.digest()
 
 

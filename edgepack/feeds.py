@@ -142,6 +142,8 @@ def _check_shape(array: Array, spec: InputSpec, sizes: dict[str, tuple[int, str]
 def _cast(array: Array, dtype: np.dtype[Any], place: str) -> Array:
     if array.dtype == dtype:
         return array
+    if dtype == np.dtype(object) and array.dtype.kind == "U":
+        return array.astype(object)  # text, as files without pickled objects have it
     exact = array.dtype.kind == dtype.kind and np.can_cast(array.dtype, dtype, "safe")
     if exact or (array.dtype.type, dtype.type) == (np.float64, np.float32):
         with np.errstate(over="ignore"):  # becomes infinity, which is reported

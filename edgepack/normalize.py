@@ -54,6 +54,8 @@ _FOLD_BUDGET_BYTES = 256 << 20
 _MAX_SWEEPS = 32
 _HARD_SWISH_OPSET = 14
 _LAST_OLD_RESIZE = 10
+_SPLIT_COUNTS_OPSET = 18
+_SIZES_AS_INPUTS_OPSET = 13
 _MIN_IR_VERSION = 4
 """The first in which constants need not be inputs too."""
 _UNFOLDABLE = frozenset(
@@ -282,8 +284,28 @@ def _shapes_and_fold(model: ir.Model, log: _Log) -> None:
     )
     passes.RemoveUnusedNodesPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _as_the_opset_has_it(model)
     _apply(model, _Log(), AFTER_FOLDING)
     log.applied["fold_constant"] += before - sum(1 for _ in walk_nodes(model.graph))
+
+
+def _as_the_opset_has_it(model: ir.Model) -> None:
+    """Folding writes Split and Squeeze for operators on sequences as opset 18 has them; here for older ones.
+
+    Given (opset 13): ``Split <num_outputs = 3> (x)``, three equal parts. Result: ``Split (x)``, the same.
+    Given (opset 12): ``Split (x, sizes)``. Result: ``Split <split = sizes> (x)``; so with axes of a Squeeze.
+    """
+    opset = opset_of(model)
+    for node in walk_nodes(model.graph):
+        if node.op_type == "Split" and opset < _SPLIT_COUNTS_OPSET:
+            node.attributes.pop("num_outputs", None)
+        name = {"Split": "split", "Squeeze": "axes"}.get(node.op_type)
+        if name is None or opset >= _SIZES_AS_INPUTS_OPSET or len(node.inputs) < 2:
+            continue
+        sizes = constant(node.inputs[1])
+        if sizes is not None:
+            node.attributes.add(ir.AttrInt64s(name, sizes.tolist()))
+            node.resize_inputs(1)
 
 
 def _budget(left_bytes: int) -> Callable[[ir.Node], bool | None]:

@@ -165,6 +165,18 @@ def test_arrays_that_do_not_fit(tmp_path: Path, array: Any, message: str, index:
     assert f"calibration data, sample {index} (n/00{index}.npy): input 'x'" in str(raised.value)
 
 
+def test_text(tmp_path: Path) -> None:
+    """Written without pickled objects, fed as the objects that the runtime wants."""
+    words = InputSpec("words", np.dtype(object), ("batch", "n"))
+    path = npz(tmp_path / "a.npz", words=np.asarray([["one", "two"], ["three", "four"]]))
+    samples = opened(path, words)
+    assert [s.feeds["words"].tolist() for s in samples] == [[["one", "two"]], [["three", "four"]]]
+    assert samples.fingerprint == opened(path, words).fingerprint
+    assert [s.feeds["words"].dtype for s in samples] == [object, object]
+    other = opened(npz(tmp_path / "b.npz", words=np.asarray([["one", "two"], ["three", "five"]])), words)
+    assert other.fingerprint != samples.fingerprint
+
+
 def test_one_input_among_others_may_be_empty(tmp_path: Path) -> None:
     """What a decoder remembers is nothing at its first token."""
     past = InputSpec("past", F4, ("batch", 2, "past"))

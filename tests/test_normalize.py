@@ -313,3 +313,22 @@ def test_small_constants_in_a_file_beside_the_model(tmp_path: Path) -> None:
     normal, _ = normalize(load_model(path), min_opset=13, max_opset=21)
     feeds = randoms(x=(2, 3, 8, 8))
     assert difference(run(path, feeds), run(normal, feeds)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13, 17, 18])
+@pytest.mark.parametrize("chunk", [2, 4])
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_sequences_become_parts(opset: int, chunk: int, keepdims: int) -> None:
+    """Folding writes a Split of opset 18, which the ONNX checker refuses in older models."""
+    chunk = chunk if keepdims else 1
+    body = f"""net (float[2, 6, 3] x) => (float[a, b, c] y) {{
+        parts = SplitToSequence <axis = 1, keepdims = {keepdims}> (x, chunk)
+        first = SequenceAt (parts, at)
+        y = Mul (first, first)
+    }}"""
+    body = body if keepdims else body.replace("float[a, b, c] y", "float[a, b] y")
+    model = parse(body, opset=opset, weights={"chunk": i64(chunk), "at": i64(1)})
+    normal, _ = normalize(model, min_opset=13, max_opset=21)
+    feeds = randoms(x=(2, 6, 3))
+    assert difference(run(model, feeds), run(normal, feeds)) <= TOLERANCE
+    assert "SplitToSequence" not in ops(normal)

@@ -12,6 +12,7 @@ from tflite_models import Written, device, run_tflite, write
 from tflite_moves import MOVES, POOLS, RESIZES
 
 from edgepack.errors import ExportError
+from edgepack.measure.litert import open_tflite
 from edgepack.numerics import sqnr_db
 from edgepack.quantize.plan import Method
 from edgepack.target import load_target
@@ -144,6 +145,14 @@ def test_what_has_no_form_is_refused_by_name(tmp_path: Path, body: str, reason: 
     with pytest.raises(ExportError, match=reason) as found:
         write(tmp_path, body, weights, fixed={"y": Method.FLOAT})
     assert "CumSum" in str(found.value) or "LRN" in str(found.value)
+
+
+def test_a_scalar_is_fed_as_one(tmp_path: Path) -> None:
+    body = "net (float[1, 8] x, float t) => (float[1, 8] y) { y = Mul (x, t) }"
+    made = write(tmp_path, body, io="float", target=device("float"), fixed={"y": Method.FLOAT})
+    for sample, expected in zip(made.samples, made.original, strict=True):
+        got = open_tflite(made.path, 1).run(sample)
+        np.testing.assert_allclose(got["y"], expected["y"], rtol=1e-6)
 
 
 def test_control_flow_is_refused_by_name(tmp_path: Path) -> None:

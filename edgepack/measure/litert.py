@@ -88,7 +88,8 @@ class Port:
 
     def stored(self, array: Array) -> Array:
         """``array`` of the ONNX model as the file takes it."""
-        return np.ascontiguousarray(array.transpose(self.order))
+        turned = array.transpose(self.order)
+        return np.ascontiguousarray(turned).reshape(turned.shape)  # NumPy makes a row of a scalar
 
     def native(self, array: Array) -> Array:
         """``array`` of the file as the ONNX model has it."""
