@@ -12,7 +12,8 @@ The only module that imports onnxscript (when called: it takes seconds). The ord
 6.  ``opset``: raised as little as the target, or a recognized HardSwish (opset 14), needs. After folding,
     because the converters of old operators want their parameters constant.
 7.  ``constants``, ``shapes``, ``fold`` again: the converters write Constant nodes.
-8.  ``activations``: HardSwish and HardSigmoid before any of their constants is folded away.
+8.  ``activations``: HardSwish and HardSigmoid before any of their constants is folded away, and Einsum as the
+    product that it is, before shapes are inferred once more.
 9.  ``affine`` with ``padding``: multiplications, additions, batch normalization and zero padding go into the
     weights and attributes of their neighbours, to a fixed point. With them ``selection``: what is read at one
     position is computed for that one.
@@ -38,6 +39,7 @@ from edgepack.model import clone, constant, constant_tensor, name_of, tensor_dig
 from edgepack.rules import DONE, Rule, is_op
 from edgepack.rules_affine import FOLDING, GEMM
 from edgepack.rules_cleanup import AFTER_FOLDING, BEFORE_FOLDING, CLEANING
+from edgepack.rules_einsum import EINSUM
 from edgepack.rules_index import INDEXING
 from edgepack.rules_ops import ACTIVATIONS, PADDING, hard_swish_input
 from edgepack.rules_resize import RESIZING
@@ -130,7 +132,7 @@ def normalize(model: ir.Model, *, min_opset: int, max_opset: int) -> tuple[ir.Mo
         _apply(model, log, CLEANING)
         _shapes_and_fold(model, log)
         _apply(model, log, ACTIVATIONS if opset_of(model) >= _HARD_SWISH_OPSET else ACTIVATIONS[1:])
-        _apply(model, log, (*CLEANING, *PADDING))
+        _apply(model, log, (*CLEANING, *PADDING, *EINSUM))
         _shapes_and_fold(model, log)  # sizes that padding hid are known now
         log.refused.clear()  # what an early sweep left alone, a later one may have done
         _apply(model, log, (*CLEANING, *PADDING, *FOLDING, *INDEXING, *SELECTION, *TURNED, *RESIZING))
