@@ -204,6 +204,22 @@ def _relu6_of_x_plus_3(value: ir.Value | None) -> ir.Value | None:
     return None if add is None else next((x for x, c in _both_ways(add) if same_number(c, 3.0)), None)
 
 
+def leaky_relu(main: ir.Graph, node: ir.Node) -> Outcome:
+    """One slope for all channels, which is PyTorch's default: there is an integer kernel for that.
+
+    Given::  y = PRelu(x, slope)        all slopes equal
+    Result:: y = LeakyRelu<alpha = slope>(x)
+    """
+    slope = constant(node.inputs[1])
+    if slope is None or not slope.size or not np.issubdtype(slope.dtype, np.floating):
+        return None
+    first = slope.reshape(-1)[0]
+    if not (slope == first).all():
+        return "channels have slopes of their own"
+    substitute(node, "LeakyRelu", [node.inputs[0]], alpha=float(first))
+    return DONE
+
+
 PADDING: tuple[Rule, ...] = (
     Rule("explicit_pads", frozenset({"Conv", "MaxPool", "AveragePool"}), explicit_pads),
     Rule("fold_pad", frozenset({"Conv", "AveragePool"}), fold_pad),
@@ -211,4 +227,5 @@ PADDING: tuple[Rule, ...] = (
 ACTIVATIONS: tuple[Rule, ...] = (
     Rule("hard_swish", frozenset({"Mul", "Div"}), hard_swish),
     Rule("hard_sigmoid", frozenset({"Mul", "Div"}), hard_sigmoid),
+    Rule("leaky_relu", frozenset({"PRelu"}), leaky_relu),
 )

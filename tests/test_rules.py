@@ -114,6 +114,22 @@ def test_hard_swish_needs_opset_14() -> None:
     assert notes.opset_after == 13 and ops(normal) == {"Add": 1, "Clip": 1, "Mul": 2}
 
 
+@pytest.mark.parametrize("shape", [(1,), (3, 1, 1)])
+def test_one_slope_for_all_channels(shape: tuple[int, ...]) -> None:
+    body = "net (float[2, 3, 4, 4] x) => (float[2, 3, 4, 4] y) { y = PRelu (x, slope) }"
+    normal, _ = check(
+        parse(body, weights={"slope": np.full(shape, 0.25, np.float32)}), randoms(x=(2, 3, 4, 4))
+    )
+    assert ops(normal) == {"LeakyRelu": 1}
+
+
+def test_channels_with_slopes_of_their_own() -> None:
+    body = "net (float[2, 3, 4, 4] x) => (float[2, 3, 4, 4] y) { y = PRelu (x, slope) }"
+    slopes = np.asarray([0.1, 0.2, 0.1], np.float32).reshape(3, 1, 1)
+    normal, _ = check(parse(body, weights={"slope": slopes}), randoms(x=(2, 3, 4, 4)))
+    assert ops(normal) == {"PRelu": 1}
+
+
 def test_hard_sigmoid_alone() -> None:
     nodes = "a = Add (x, three)  c = Clip (a, zero, six)  y = Div (c, six)"
     model = parse(f"net (float[n, 4] x) => (float[n, 4] y) {{ {nodes} }}", weights=NUMBERS)
