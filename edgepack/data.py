@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgepack.config import Data, ImageInput
 from edgepack.errors import ConfigError, SamplesError, did_you_mean
-from edgepack.feeds import Feeds, InputSpec, conform
+from edgepack.feeds import Feeds, InputSpec, conform, plain
 from edgepack.images import EXTENSIONS
 from edgepack.labels import Label
 from edgepack.sources import Source, open_folder, open_function, open_stack
@@ -167,7 +167,7 @@ def _digests(samples: Samples, by_file: bool) -> Iterator[tuple[str, bytes]]:
             for name, array in row.items():
                 digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
                 # Text is held as objects, whose bytes are addresses.
-                digest.update((array.astype("U") if array.dtype == object else array).tobytes())
+                digest.update(plain(array).tobytes())
             yield sample.key, digest.digest()
 
 

@@ -117,6 +117,11 @@ def conform(given: Mapping[str, Array], inputs: Sequence[InputSpec], where: str)
     return feeds
 
 
+def plain(array: Array) -> Array:
+    """Text as an array that holds it, where objects would need to be pickled; all else as it is."""
+    return array.astype("U") if array.dtype == object else array
+
+
 def _check_shape(array: Array, spec: InputSpec, sizes: dict[str, tuple[int, str]], place: str) -> None:
     """``sizes`` collects, per symbolic dimension, its size and the input that gave it."""
     if spec.shape is None:

@@ -234,3 +234,9 @@ def test_the_environment_says_what_and_not_whose(monkeypatch: pytest.MonkeyPatch
     assert str(Path.home()) not in text and str(Path.cwd()) not in text
     assert platform.node() not in found.values()
     assert has_vnni() == bool({"avx512_vnni", "avx_vnni"} & set(found["flags"]))
+
+
+def test_a_cold_start_on_text(tmp_path: Path) -> None:
+    save_model(parse("net (string[n] w) => (string[n] y) { y = Identity (w) }"), tmp_path / "words.onnx")
+    words = np.asarray(["one", "three"], object)
+    assert cold_start(tmp_path / "words.onnx", Runtime(), {"w": words}).milliseconds > 0

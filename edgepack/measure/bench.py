@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepack.errors import ExportError
-from edgepack.feeds import Feeds
+from edgepack.feeds import Feeds, plain
 from edgepack.measure.runner import Runner, open_model
 from edgepack.target import Runtime
 
@@ -230,7 +230,7 @@ def cold_start(model: Path, runtime: Runtime, feed: Feeds) -> ColdStart:
     with tempfile.TemporaryDirectory(prefix="edgepack-cold-") as folder:
         inputs = Path(folder) / "feed.npz"
         # By position: an input may be called like an argument of savez.
-        np.savez(inputs, *feed.values())
+        np.savez(inputs, *map(plain, feed.values()))
         command = [
             sys.executable, "-P", "-m", "edgepack.measure.cold",
             str(model.absolute()), str(inputs), json.dumps(list(feed)), runtime.model_dump_json(),

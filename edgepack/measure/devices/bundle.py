@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from edgepack.errors import ExportError
-from edgepack.feeds import Array, Feeds
+from edgepack.feeds import Array, Feeds, plain
 from edgepack.measure.runner import open_model
 from edgepack.model import external_files
 from edgepack.target import Runtime
@@ -56,7 +56,7 @@ def write_bundle(
                     prepared = runner.prepare(feed)
                     names = list(prepared)
                     content = io.BytesIO()
-                    np.savez(content, *prepared.values())
+                    np.savez(content, *map(plain, prepared.values()))
                     bundle.writestr(f"{place}-{number}.npz", content.getvalue())
                     for output, array in enumerate(runner.call(prepared)):
                         answers[f"{place}-{number}-{output}"] = np.array(array)
