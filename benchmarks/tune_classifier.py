@@ -14,12 +14,14 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from suite import recipe_for
 
+from edgepack.calibrate.ranges import Range
 from edgepack.calibrate.run import calibrate
 from edgepack.config import Calibration, load_recipe
 from edgepack.config_passes import Prune
@@ -81,16 +83,19 @@ class Task:
             )
         return {name: round(score, 4) for name, score in scores.items()}
 
-    def plan(self, model: ir.Model, target: Target, like: ir.Model | None = None) -> QuantPlan:
-        """Every unit in its integer form; ranges are those of ``like``, by default of the model."""
+    def ranges(self, model: ir.Model, target: Target) -> Mapping[str, Range]:
+        """Of all that an integer form observes."""
+        names = tensors_to_observe(find_units(model, target.kernels))
+        return calibrate(model, self.calibration, names, Calibration(), threads=self.threads).ranges
+
+    def plan(self, model: ir.Model, target: Target, ranges: Mapping[str, Range]) -> QuantPlan:
+        """Every unit in its integer form."""
         units = find_units(model, target.kernels)
-        names = tensors_to_observe(units)
-        table = calibrate(like or model, self.calibration, names, Calibration(), threads=self.threads)
-        return make_plan(model, units, table.ranges, target, {u.name: (Method.STATIC, "") for u in units})
+        return make_plan(model, units, ranges, target, {u.name: (Method.STATIC, "") for u in units})
 
     def rounded(self, model: ir.Model, target: Target, seed: int) -> ir.Model:
         """The int8 form by second-order rounding, as a build makes it."""
-        plan = self.plan(model, target)
+        plan = self.plan(model, target, self.ranges(model, target))
         some: Samples = some_samples(self.calibration)
         rounder = round_weights(model, plan, some, second_order=True, threads=self.threads, seed=seed)
         return apply_plan(model, plan, rounder(plan))
@@ -146,18 +151,20 @@ def pruned(task: Task, settings: Tune, config: Prune, seeds: list[int], folder: 
 def quantized(task: Task, settings: AwareTune, seeds: list[int]) -> None:
     arithmetic = task.target.quantization.model_copy(update={"weight_granularity": Granularity.PER_TENSOR})
     target = task.target.model_copy(update={"quantization": arithmetic})
-    plan = task.plan(task.model, target)
+    ranges = task.ranges(task.model, target)
+    plan = task.plan(task.model, target, ranges)
     tell(form="int8, nearest", **task.scores(apply_plan(task.model, plan, Rounder(task.model)(plan))))
     some = some_samples(task.calibration)
     for seed in seeds:
         rounder = round_weights(task.model, plan, some, second_order=True, threads=task.threads, seed=seed)
         tell(seed=seed, form="int8, second order", **task.scores(apply_plan(task.model, plan, rounder(plan))))
         found = train_integers(
-            task.model, plan, rounder, task.calibration, settings, seed=seed, threads=task.threads
+            task.model, plan, ranges, rounder, task.calibration, settings, seed=seed, threads=task.threads
         )
         tell(seed=seed, step="tune", notes=found.notes)
-        trained = with_trained(rounder, plan, found.stored)
-        tell(seed=seed, form="int8, trained", **task.scores(apply_plan(task.model, plan, trained(plan))))
+        after = task.plan(task.model, target, found.ranges)
+        trained = with_trained(rounder, after, found.stored)
+        tell(seed=seed, form="int8, trained", **task.scores(apply_plan(task.model, after, trained(after))))
 
 
 def main() -> None:

@@ -172,7 +172,6 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
     units = find_units(model, job.target.kernels)
     with clock.stage("calibrate") as notes:
         table = _ranges(job, model, units, data.calibration)
-        table.save(package / "ranges.json")
         notes.append(f"{len(table.ranges)} tensors, {table.samples} samples, {table.observer}")
     narrow = _narrow(job, clock, model, units, table, data.calibration)
     with clock.stage("round") as notes:
@@ -181,7 +180,8 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
         storing = Storing(recipe, job.target, model, units, table, narrow, bits, large)
         rounder = round_all(storing, some, scratch, _counter(job, "round", some))
         notes.extend((*bits.notes, rounding_note(rounder, large=large)))
-    rounder = trained(storing, rounder, data.training, clock)
+    rounder, table = trained(storing, rounder, data.training, clock)
+    table.save(package / "ranges.json")
     with clock.stage("choose") as notes:
         choice = _choose(job, model, units, table, narrow, rounder, data, reference, scratch)
         notes.extend((f"{len(choice.candidates)} forms measured", *choice.notes, *narrow_notes(choice.plan)))

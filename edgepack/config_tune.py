@@ -106,6 +106,9 @@ class Tune(Strict):
 class AwareTune(Tune):
     """The integers that are stored are trained so that the quantized model answers as its float form does."""
 
+    learn_ranges: bool = False
+    """Scales of activations are trained too (Esser et al., 2020)."""
+
     @model_validator(mode="after")
     def _no_zeros(self) -> "AwareTune":
         asked = [key for key in FOR_ZEROS if getattr(self, key)]

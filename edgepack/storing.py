@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from edgepack.calibrate.ranges import RangeTable
@@ -15,7 +16,7 @@ from edgepack.errors import ConfigError
 from edgepack.quantize.few_bits import BitsOfUnits, FewBits
 from edgepack.quantize.mapped import round_to_files
 from edgepack.quantize.plan import Method, QuantPlan, make_plan
-from edgepack.quantize.rounding import Rounder, round_weights, with_trained
+from edgepack.quantize.rounding import Rounded, Rounder, round_weights, with_trained
 from edgepack.quantize.saturation import Narrow
 from edgepack.quantize.units import Unit
 from edgepack.target import Target
@@ -66,8 +67,10 @@ def rounding_note(rounder: Rounder, *, large: bool) -> str:
     return f"{second_order} weights by second order, {len(rounder.means)} biases corrected"
 
 
-def trained(storing: Storing, rounder: Rounder, samples: Samples, clock: Clock) -> Rounder:
+def trained(storing: Storing, rounder: Rounder, samples: Samples, clock: Clock) -> tuple[Rounder, RangeTable]:
     """Train what was rounded, where the recipe asks for it, in the form that has the most integers.
+
+    Gives the rounder and the ranges of all plans from here on.
 
     Raises:
         ConfigError: torch is missing, the model is too large, or settings that do not fit it.
@@ -75,7 +78,7 @@ def trained(storing: Storing, rounder: Rounder, samples: Samples, clock: Clock) 
     """
     settings = storing.recipe.quantize.tune
     if settings is None:
-        return rounder
+        return rounder, storing.table
     if storing.large:
         raise ConfigError("quantize.tune: a large model is never in memory as a whole; remove the key")
     from edgepack.tune.aware import train_integers  # noqa: PLC0415  # an extra that most builds do without
@@ -85,6 +88,7 @@ def trained(storing: Storing, rounder: Rounder, samples: Samples, clock: Clock) 
         found = train_integers(
             storing.model,
             plan,
+            storing.table.ranges,
             rounder,
             samples,
             settings,
@@ -93,4 +97,20 @@ def trained(storing: Storing, rounder: Rounder, samples: Samples, clock: Clock) 
             on_step=lambda done, total, text: clock.progress(f"tune int8: {text}", done, total),
         )
         notes.extend(found.notes)
-    return with_trained(rounder, plan, found.stored)
+        table = replace(storing.table, ranges=found.ranges)
+        after = replace(storing, table=table).widest(rounder.few_bits)
+        stored = _of_these_scales(found.stored, plan, after)
+        if len(stored) < len(found.stored):
+            notes.append(f"{len(found.stored) - len(stored)} weights get other scales, and are rounded again")
+    return with_trained(rounder, after, stored), table
+
+
+def _of_these_scales(stored: Mapping[str, Rounded], plan: QuantPlan, after: QuantPlan) -> dict[str, Rounded]:
+    """What was trained for scales that a plan with other ranges chooses again: biases widen some."""
+    before, now = ({u.unit.name: u.weight for u in p.units} for p in (plan, after))
+
+    def same(name: str) -> bool:
+        a, b = before[name], now[name]
+        return a is not None and b is not None and np.array_equal(a.scale, b.scale)
+
+    return {name: found for name, found in stored.items() if same(name)}

@@ -1,6 +1,8 @@
 """`quantize.tune` in a recipe: the integers that a build stores are trained."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from onnx_models import Array, f32, parse, randoms, run
 from quantizing import ranges_of, target
 from sampling import npz
 
+from edgepack.calibrate.ranges import Range
 from edgepack.config import Data
 from edgepack.config_tune import AwareTune
 from edgepack.data import open_samples
@@ -54,13 +57,15 @@ def pictures(seed: int) -> Array:
     return f32(np.random.default_rng(seed).normal(size=(24, 1, 4, 8, 8)))
 
 
-def all_static(model: ir.Model, folder: Path, granularity: Granularity) -> QuantPlan:
+def all_static(
+    model: ir.Model, folder: Path, granularity: Granularity, given: Mapping[str, Range] | None = None
+) -> tuple[QuantPlan, Mapping[str, Range]]:
     device = target(granularity=granularity)
     units = find_units(model, device.kernels)
-    ranges = ranges_of(model, device, {"x": pictures(2)}, folder)
+    ranges = given or ranges_of(model, device, {"x": pictures(2)}, folder)
     methods = {u.name: (Method.STATIC, "") for u in units}
     few = {u.name: FewBits(4) for u in units if u.weight is not None}
-    return make_plan(model, units, ranges, device, methods, few_bits=few)
+    return make_plan(model, units, ranges, device, methods, few_bits=few), ranges
 
 
 def fidelity(model: ir.Model, built: ir.Model, x: Array) -> float:
@@ -72,12 +77,12 @@ def fidelity(model: ir.Model, built: ir.Model, x: Array) -> float:
 @pytest.mark.parametrize("granularity", list(Granularity))
 def test_trained_integers_are_better_and_floats_stay(granularity: Granularity, tmp_path: Path) -> None:
     model = net()
-    plan = all_static(model, tmp_path, granularity)
+    plan, ranges = all_static(model, tmp_path, granularity)
     path = npz(tmp_path / "x.npz", x=pictures(2))
     samples = open_samples(Data(path=str(path)), "training", input_specs(model), {}, base=tmp_path)
     rounder = Rounder(model)
     settings = AwareTune(steps=200, learning_rate=2e-3, held_out=0.0, batch=8)
-    found = train_integers(model, plan, rounder, samples, settings, seed=0, threads=1)
+    found = train_integers(model, plan, ranges, rounder, samples, settings, seed=0, threads=1)
     trained = with_trained(rounder, plan, found.stored)
     assert set(found.stored) == {u.unit.name for u in plan.units if u.weight is not None}
     built = apply_plan(model, plan, trained(plan))
@@ -89,9 +94,34 @@ def test_trained_integers_are_better_and_floats_stay(granularity: Granularity, t
     assert any("stored weights are others" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("granularity", list(Granularity))
+def test_trained_ranges_give_the_scales_that_were_trained(granularity: Granularity, tmp_path: Path) -> None:
+    model = net()
+    calibrated = ranges_of(model, target(), {"x": pictures(2)}, tmp_path)
+    # Twice as wide as they should be: there is something to learn.
+    wide = {n: replace(r, low=2 * r.low, high=2 * r.high) for n, r in calibrated.items()}
+    plan, _ = all_static(model, tmp_path, granularity, wide)
+    path = npz(tmp_path / "x.npz", x=pictures(2))
+    samples = open_samples(Data(path=str(path)), "training", input_specs(model), {}, base=tmp_path)
+    rounder = Rounder(model)
+    settings = AwareTune(steps=200, learning_rate=5e-3, held_out=0.0, batch=8, learn_ranges=True)
+    found = train_integers(model, plan, wide, rounder, samples, settings, seed=0, threads=1)
+    after, _ = all_static(model, tmp_path, granularity, found.ranges)
+    narrower = [n for n in wide if found.ranges[n].high < 0.99 * wide[n].high]
+    assert len(narrower) >= 3 and any("ranges trained" in note for note in found.notes)
+    for name in narrower:
+        params, before = after.activations[name], plan.activations[name]
+        assert params.zero_point == before.zero_point and params.scale < before.scale
+        top = (params.type.qmax - int(params.zero_point)) * float(params.scale)
+        assert np.isclose(found.ranges[name].high, top, rtol=1e-5)
+    fixed = apply_plan(model, plan, rounder(plan))
+    built = apply_plan(model, after, with_trained(rounder, after, found.stored)(after))
+    assert fidelity(model, built, pictures(2)) > fidelity(model, fixed, pictures(2)) + 2
+
+
 def test_other_forms_are_rounded_as_before(tmp_path: Path) -> None:
     model = net()
-    plan = all_static(model, tmp_path, Granularity.PER_CHANNEL)
+    plan, _ = all_static(model, tmp_path, Granularity.PER_CHANNEL)
     rounder = Rounder(model)
     given = rounder(plan)
     other = {name: type(r)(-r.integers, r.bias) for name, r in given.items()}
@@ -115,7 +145,7 @@ def test_nothing_to_train_is_refused(tmp_path: Path) -> None:
     device = target()
     plan = make_plan(model, [], {}, device, {})
     with pytest.raises(ConfigError, match="no weight of this model has an integer form"):
-        train_integers(model, plan, Rounder(model), samples, AwareTune(steps=1), seed=0, threads=1)
+        train_integers(model, plan, {}, Rounder(model), samples, AwareTune(steps=1), seed=0, threads=1)
 
 
 def test_a_build_stores_what_was_trained(tmp_path: Path) -> None:

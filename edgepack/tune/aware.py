@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import onnx_ir as ir
 
+from edgepack.calibrate.ranges import Range
 from edgepack.config_tune import AwareTune
 from edgepack.data import Samples
 from edgepack.errors import ConfigError
@@ -13,6 +13,8 @@ from edgepack.model import name_of
 from edgepack.quantize.plan import Method, QuantPlan
 from edgepack.quantize.rounding import Rounded
 from edgepack.tune.fake_quant import QuantizedStudent
+from edgepack.tune.held import Held
+from edgepack.tune.learned_scales import learned_ranges
 from edgepack.tune.loop import OnStep
 from edgepack.tune.report import told
 from edgepack.tune.start import start_from
@@ -22,15 +24,17 @@ from edgepack.tune.weights import trainables
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedIntegers:
-    """What is stored after training, by unit, and what there is to say of the run."""
+    """What is stored after training, by unit, the ranges that go with it, and what there is to say."""
 
     stored: Mapping[str, Rounded]
+    ranges: Mapping[str, Range]
     notes: tuple[str, ...]
 
 
 def train_integers(
     model: ir.Model,
     plan: QuantPlan,
+    ranges: Mapping[str, Range],
     rounding: Callable[[QuantPlan], dict[str, Rounded]],
     samples: Samples,
     settings: AwareTune,
@@ -39,7 +43,8 @@ def train_integers(
     threads: int,
     on_step: OnStep = lambda done, total, text: None,
 ) -> TrainedIntegers:
-    """Train the integer graph of ``plan``, from what ``rounding`` stores, to answer as ``model`` does.
+    """Train the integer graph of ``plan``, made of ``ranges``, from what ``rounding`` stores, to answer as
+    ``model`` does.
 
     Weights and biases of units with an integer form are trained; what else computes in float stays, since
     other forms of the model share it. A table that a product shares stays as well: both store one copy.
@@ -52,14 +57,27 @@ def train_integers(
     given = rounding(plan)
     start = start_from(model, plan, given)
     keep = _others(start.model, plan)
-    form = partial(QuantizedStudent, plan=plan, start=start)
+    students: list[QuantizedStudent] = []
+
+    def form(begun: ir.Model, held: Held) -> QuantizedStudent:
+        students.append(QuantizedStudent(begun, held, plan, start, learn_ranges=settings.learn_ranges))
+        return students[-1]
+
     training = settings.model_copy(update={"keep": (*settings.keep, *keep)})
     made = tune(start.model, model, samples, training, seed=seed, threads=threads, form=form, on_step=on_step)
     stored = start.stored(made.model)
     changed = sum(int((stored[n].integers != given[n].integers).sum()) for n in stored)
     values = sum(stored[n].integers.size for n in stored)
     share = f"{changed / max(values, 1):.1%} of {values} stored weights are others than rounding gave"
-    return TrainedIntegers(stored, (*told(made), share))
+    learned = learned_ranges(plan, ranges, students[-1].scales, made.apart)
+    return TrainedIntegers(stored, learned, (*told(made), share, *_ranges_note(ranges, learned)))
+
+
+def _ranges_note(before: Mapping[str, Range], after: Mapping[str, Range]) -> list[str]:
+    ratios = [after[n].high / before[n].high for n in before if after[n] != before[n] and before[n].high]
+    if not ratios:
+        return []
+    return [f"{len(ratios)} ranges trained, now {min(ratios):.2f} to {max(ratios):.2f} of what they were"]
 
 
 def _others(model: ir.Model, plan: QuantPlan) -> list[str]:

@@ -26,6 +26,7 @@ from edgepack.quantize.plan import Method, QuantPlan, UnitPlan
 from edgepack.quantize.rounding import Rounder
 from edgepack.tune.graph import as_tensor, compile_model, run_program
 from edgepack.tune.held import Held
+from edgepack.tune.learned_scales import learned_scales
 from edgepack.tune.ops_quantize import round_through
 from edgepack.tune.start import Displaced, Start
 from edgepack.tune.step import spread
@@ -56,10 +57,18 @@ class QuantizedStudent:
     """The integer graph of a plan, its stored weights computed from those that are trained.
 
     Those are at the start the nearest to the float ones, or what ``start`` says, whose model must be the one
-    that is trained.
+    that is trained. With ``learn_ranges`` scales of activations are trained too.
     """
 
-    def __init__(self, model: ir.Model, held: Held, plan: QuantPlan, start: Start | None = None) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        held: Held,
+        plan: QuantPlan,
+        start: Start | None = None,
+        *,
+        learn_ranges: bool = False,
+    ) -> None:
         self.model = apply_plan(model, plan, Rounder(model)(plan) if start is None else start.stored(model))
         keys = keys_of(model)
         floats, nodes = {n.name: n for n in model.graph}, {n.name: n for n in self.model.graph}
@@ -77,13 +86,18 @@ class QuantizedStudent:
         changing = {f"{u.tag}_{part}" for u in self.units for part in ("w", "s", "b", "t")}
         # What the integer graph still reads in float goes by its own name.
         self.free = [key for key in held.tensors if key in set(keys_of(self.model).values())]
+        self.scales = learned_scales(model, self.model, plan, held) if learn_ranges else {}
+        changing |= {scale.name for scale in self.scales.values()}
         self.program = compile_model(self.model, changing | set(self.free))
 
     def __call__(self, feeds: Mapping[str, Tensor], held: Held, keep: list[str]) -> dict[str, Tensor]:
         """The values named in ``keep``."""
         values = {key: held.value(key) for key in self.free}
+        learned = {raw: scale.value(held) for raw, scale in self.scales.items()}
+        values |= {scale.name: learned[raw] for raw, scale in self.scales.items()}
         for unit in self.units:
-            values.update(_stored_values(unit, held))
+            input_scale = learned.get(unit.input_scale.numpy().tobytes(), unit.input_scale)
+            values.update(_stored_values(unit, held, input_scale))
         return run_program(self.program, feeds, values, keep)
 
 
@@ -138,11 +152,11 @@ def _own(model: ir.Model, node: ir.Node, slot: int, names: tuple[str, str]) -> N
     node.replace_input_with(slot, own.outputs[0])
 
 
-def _stored_values(unit: _Unit, held: Held) -> dict[str, Tensor]:
+def _stored_values(unit: _Unit, held: Held, input_scale: Tensor) -> dict[str, Tensor]:
     weight = held.value(unit.weight)
     bias = None if unit.bias is None else held.value(unit.bias)
     grid = held.scale(unit.weight) if unit.axis is not None and unit.fixed_scale is None else None
-    scale = _scale(unit, weight, bias) if grid is None else grid
+    scale = _scale(unit, weight, bias, input_scale) if grid is None else grid
     along = scale if unit.axis is None else spread(scale, unit.axis, weight.dim())
     if unit.start is None:
         stored = round_through(weight / along).clamp(-128, 127)
@@ -153,14 +167,14 @@ def _stored_values(unit: _Unit, held: Held) -> dict[str, Tensor]:
         stored = torch.cat([stored, torch.zeros_like(stored[:, : unit.added_channels])], 1)
     values = {f"{unit.tag}_w": stored, f"{unit.tag}_s": scale}
     if bias is not None:
-        both = (unit.input_scale * scale).float()
+        both = (input_scale * scale).float()
         count = weight.shape[unit.axis] if unit.axis is not None else bias.numel()
         values[f"{unit.tag}_b"] = round_through(bias.reshape(-1).expand(count) / both)
         values[f"{unit.tag}_t"] = both
     return values
 
 
-def _scale(unit: _Unit, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _scale(unit: _Unit, weight: Tensor, bias: Tensor | None, input_scale: Tensor) -> Tensor:
     """The scale that a plan chooses for these weights; no gradient passes it."""
     if unit.fixed_scale is not None:
         return unit.fixed_scale
@@ -173,5 +187,5 @@ def _scale(unit: _Unit, weight: Tensor, bias: Tensor | None) -> Tensor:
         largest = torch.zeros(1) if bias is None else bias.abs().reshape(-1)
         if unit.axis is None:
             largest = largest.amax()
-        least = (largest / MOST_BIAS).clamp(min=float(MIN_SCALE)) / unit.input_scale
+        least = (largest / MOST_BIAS).clamp(min=float(MIN_SCALE)) / input_scale
         return torch.maximum(scale, least.expand_as(scale))

@@ -50,6 +50,8 @@ class Held:
     scales: dict[str, Tensor] = field(default_factory=dict)
     """Of weights on a grid (:mod:`edgepack.quantize.grid`): the scale of each output at the start. What is
     trained is its logarithm, under :func:`scale_key`."""
+    apart: list[str] = field(default_factory=list)
+    """Keys of tensors that are no constants of the model: what a form of it trains besides."""
     returning: bool = False
     """Whether weights that a mask removes go on learning, so that they may come back."""
 
@@ -75,6 +77,11 @@ class Held:
             return self._placed(key, whole)
         return self._placed(key, _codes(whole)) * self._along(key, scale)
 
+    def add_apart(self, key: str, tensor: Tensor) -> None:
+        """Train ``tensor`` as well, as it is."""
+        self.apart.append(key)
+        self.tensors[key] = tensor.requires_grad_()
+
     def fade(self, share: float) -> None:
         """Draw weights that masks remove towards zero, by a share of what they are (Zhou et al., 2021)."""
         with torch.no_grad():
@@ -87,8 +94,9 @@ class Held:
         return None if start is None else start * self.tensors[scale_key(key)].exp()
 
     def arrays(self) -> dict[str, Array]:
-        """Copies of the weights, for writing back, and the scales of grids under :func:`scale_key`."""
-        found = {}
+        """Copies of the weights, for writing back, of the scales of grids under :func:`scale_key`, and of
+        what is trained besides."""
+        found = {key: self.tensors[key].detach().numpy().copy() for key in self.apart}
         with torch.no_grad():
             for key in self.trained:
                 final = self.dense(key) * self.masks[key] if key in self.masks else self.dense(key)

@@ -4,7 +4,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class Tuned:
     """How far from the start to that step they are, where that is better than either."""
     traffic: Traffic | None = None
     """What was sent between workers, where there were several."""
+    apart: Mapping[str, Array] = field(default_factory=dict)
+    """What a form of the model has trained besides its weights."""
 
 
 def tune(
@@ -157,7 +159,8 @@ def _finished(model: ir.Model, state: State, tables: Mapping[str, str], ended: s
     arrays |= {table: arrays[weight].T for table, weight in tables.items() if weight in arrays}
     count = exchange.workers.count
     sent = Traffic(count, exchange.sent_bytes, exchange.float_bytes) if count > 1 else None
-    return Tuned(_written(model, arrays), tuple(state.log), ended, kept, between, sent)
+    apart = {key: arrays[key] for key in state.held.apart}
+    return Tuned(_written(model, arrays), tuple(state.log), ended, kept, between, sent, apart)
 
 
 def _written(model: ir.Model, arrays: Mapping[str, Array]) -> ir.Model:
