@@ -1,11 +1,13 @@
-"""Distillation, and three ways of making zeros, on nets of CIFAR-10: each run is one call of `tune`.
+"""Distillation, ways of making zeros, and of doing with fewer channels, on nets of CIFAR-10.
 
     python benchmarks/tune_cifar10.py cifar10.zip FOLDER students [--seeds 0 1 2]
     python benchmarks/tune_cifar10.py cifar10.zip FOLDER zeros [--seeds 0 1 2] [--sparsity 0.8 0.9 0.95]
+    python benchmarks/tune_cifar10.py cifar10.zip FOLDER channels [--seeds 0 1 2] [--sparsity 0.3 0.5]
 
 students: nets of half the channels, from the same start weights and in as many steps, trained on labels
 alone or to answer as the full net. zeros: the full net with L1, with L2, or with zeros that are chosen anew
-on the way.
+on the way. channels: the full net without channels that were taken out on the way, against group lasso,
+removal of as much work by second order, and training again, in as many steps.
 
 The full net is trained by train_cifar10.py on nine of ten train pictures. The tenth is for the choice of
 settings: ``--part validation --only WAY KEY=VALUE...`` judges other settings by it. Seeds are those of the
@@ -20,19 +22,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from cifar10 import read, standardized
 
+from edgepack.channels.rules import find_channels
 from edgepack.config import Data, Labels
+from edgepack.config_passes import Compact, Structured
 from edgepack.config_tune import Tune
-from edgepack.data import open_samples
+from edgepack.data import Samples, open_samples
 from edgepack.measure.session import open_session, run
 from edgepack.model import input_specs, load_model, save_model
+from edgepack.normalize import normalize
+from edgepack.passes.channel_choice import Costs
+from edgepack.passes.compact import compact
+from edgepack.passes.line import some_samples
+from edgepack.passes.structured import Multiples, prune_structured
 from edgepack.strict import parse
 from edgepack.target import Runtime
 from edgepack.tune.train import tune
@@ -57,7 +67,16 @@ STUDENTS: dict[str, dict[str, Any]] = {
 WAYS: dict[str, dict[str, Any]] = {
     "L1": {**ZEROS, "l1": 1e-5, "sparsify": {"when": "once", "start": 0.1}},
     "L2": {**ZEROS, "l2": 1e-3, "sparsify": {"when": "once", "start": 0.1}},
-    "dynamic": {**ZEROS, "sparsify": {"when": "dynamic", "start": 0.0, "end": 0.15, "every": 5}},
+    "dynamic": {**ZEROS, "sparsify": {"start": 0.0, "end": 0.15, "every": 5, "regrowth": "straight_through"}},
+    "dynamic, by gradient": {
+        **ZEROS,
+        "sparsify": {"start": 0.0, "end": 0.4, "every": 20, "regrowth": "gradient"},
+    },
+}
+SLIM = ZEROS | {"steps": 200}
+CHANNELS: dict[str, dict[str, Any]] = {
+    "dynamic": {**SLIM, "sparsify": {"pattern": "channels", "start": 0.0, "end": 0.4, "every": 5}},
+    "group lasso, then removal": {**SLIM, "steps": 100, "group_lasso": 1e-3},
 }
 
 
@@ -94,25 +113,22 @@ class Bench:
         found = [run(session, {"image": p[None]})["scores"].argmax() for p in standardized(pictures)]
         return float(np.mean(np.equal(found, kinds)))
 
-    def learned(
-        self, name: str, start: Path, teacher: Path, settings: dict[str, Any], seed: int
+    def known(
+        self, name: str, seed: int, settings: Any, make: Callable[[], ir.Model], **more: Any
     ) -> dict[str, Any]:
         """One run, or what is known of it; both parts judge it, and the one that was asked for is told."""
-        chosen = parse(Tune, _merged(settings, self.given), name)
-        key = hashlib.sha256(f"{seed} {chosen.model_dump_json(exclude_unset=True)}".encode()).hexdigest()[:8]
+        key = hashlib.sha256(f"{seed} {json.dumps(settings)}".encode()).hexdigest()[:8]
         result = self.folder / f"{name}-{seed}-{key}.json"
         if not result.exists():
-            model, described = load_model(start), Data(path=str(self.samples), labels=Labels(array="label"))
-            samples = open_samples(described, "calibration", input_specs(model), {}, base=Path())
             began = time.perf_counter()
-            made = tune(model, load_model(teacher), samples, chosen, seed=seed)
+            model = make()
+            took = round(time.perf_counter() - began, 1)
             with tempfile.TemporaryDirectory() as scratch:
                 path = Path(scratch) / "tuned.onnx"
-                save_model(made.model, path)
-                require_same_nodes(start, path)
+                save_model(model, path)
+                onnx.checker.check_model(str(path), full_check=True)
                 facts = {part: self.accuracy(path, part) for part in self.judged}
-                facts |= {"zeros": zeros_of(path), "loss": made.log[-1].loss, "steps": made.log[-1].step}
-            facts["train_s"] = round(time.perf_counter() - began, 1)
+                facts |= {"zeros": zeros_of(path), "macs": self.macs(path), "train_s": took}
             result.write_text(json.dumps(facts), encoding="utf-8")
         told: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         told["accuracy"] = told[self.part]
@@ -120,17 +136,66 @@ class Bench:
         print(json.dumps({"run": name, "seed": seed, **told}), file=sys.stderr, flush=True)
         return told
 
+    def macs(self, path: Path) -> int:
+        """Multiplications of a file for one picture."""
+        model = normalized(load_model(path))
+        found = find_channels(model)
+        return Costs(model, found, self.opened(model), 1).macs(np.ones(len(found.parents), np.bool_))
+
+    def opened(self, model: ir.Model) -> Samples:
+        """The pictures to learn from."""
+        described = Data(path=str(self.samples), labels=Labels(array="label"))
+        return open_samples(described, "training", input_specs(model), {}, base=Path())
+
+    def tuned(self, start: ir.Model, teacher: Path, settings: dict[str, Any], seed: int) -> ir.Model:
+        """``start`` after training; its nodes are the same to the byte."""
+        chosen = parse(Tune, _merged(settings, self.given), "settings")
+        made = tune(start, load_model(teacher), self.opened(start), chosen, seed=seed).model
+        require_same_nodes(start, made)
+        return made
+
     def student(self, way: str, seed: int) -> dict[str, Any]:
         """A net of half the channels; alone it has no teacher but itself, unheard."""
         start = self.net(f"start-{seed}.onnx", HALF, seed, "--untrained")
-        teacher = self.full() if STUDENTS[way]["logits"] else start
-        return self.learned(way, start, teacher, STUDENTS[way], seed)
+        teacher, settings = self.full() if STUDENTS[way]["logits"] else start, STUDENTS[way]
+        told = _merged(settings, self.given)
+        return self.known(way, seed, told, lambda: self.tuned(load_model(start), teacher, settings, seed))
 
     def sparse(self, way: str, sparsity: float, seed: int) -> dict[str, Any]:
         """The full net with zeros; its teacher is itself without."""
-        start = self.full()
-        settings = _merged(WAYS[way], {"sparsify": {"sparsity": sparsity}})
-        return self.learned(f"{way}-{sparsity}", start, start, settings, seed)
+        start, settings = self.full(), _merged(WAYS[way], {"sparsify": {"sparsity": sparsity}})
+        told = _merged(settings, self.given)
+        return self.known(
+            f"{way}-{sparsity}", seed, told, lambda: self.tuned(load_model(start), start, settings, seed)
+        )
+
+    def slim(self, way: str, sparsity: float, seed: int) -> dict[str, Any]:
+        """The full net without some channels."""
+        start, settings = self.full(), CHANNELS[way]
+        if "sparsify" in settings:
+            asked = _merged(settings, {"sparsify": {"sparsity": sparsity}})
+
+            def dynamic() -> ir.Model:
+                masked = self.tuned(normalized(load_model(start)), start, asked, seed)
+                return compact(masked, Compact(multiple=1), Multiples())[0]
+
+            return self.known(f"{way}-{sparsity}", seed, _merged(asked, self.given), dynamic)
+        # As many multiplications as the other way left, in as many steps, half of them afterwards.
+        macs = self.slim(next(iter(CHANNELS)), sparsity, seed)["macs"] / self.macs(start)
+        after = {k: v for k, v in settings.items() if k != "group_lasso"}
+
+        def removed() -> ir.Model:
+            drawn = self.tuned(normalized(load_model(start)), start, settings, seed)
+            config, some = Structured(macs=macs, multiple=1), some_samples(self.opened(drawn))
+            less, _ = prune_structured(drawn, some, config, Multiples(), threads=1, seed=seed)
+            return self.tuned(less, start, after, seed)
+
+        return self.known(f"{way}-{sparsity}", seed, [macs, _merged(settings, self.given)], removed)
+
+
+def normalized(model: ir.Model) -> ir.Model:
+    """The model as passes get it."""
+    return normalize(model, min_opset=13, max_opset=21)[0]
 
 
 def _merged(settings: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
@@ -148,16 +213,14 @@ def zeros_of(path: Path) -> float:
     return 1 - sum(np.count_nonzero(a) for a in arrays) / sum(a.size for a in arrays)
 
 
-def require_same_nodes(before: Path, after: Path) -> None:
-    """End the program unless the checker passes and all nodes are those of the input, byte for byte."""
-    onnx.checker.check_model(str(after), full_check=True)
-    nodes = []
-    for path in (before, after):
-        model = onnx.ModelProto()
-        model.ParseFromString(path.read_bytes())
-        nodes.append([node.SerializeToString(deterministic=True) for node in model.graph.node])
+def require_same_nodes(before: ir.Model, after: ir.Model) -> None:
+    """End the program unless all nodes are those of the model before, byte for byte."""
+    nodes = [
+        [node.SerializeToString(deterministic=True) for node in ir.to_proto(model).graph.node]
+        for model in (before, after)
+    ]
     if nodes[0] != nodes[1]:
-        raise SystemExit(f"{after}: nodes are not those of {before}")
+        raise SystemExit("training has changed nodes")
 
 
 def row(name: str, cells: Sequence[str], runs: Sequence[dict[str, Any]]) -> str:
@@ -191,13 +254,26 @@ def zeros(bench: Bench, only: str, seeds: list[int], rates: list[float]) -> None
                 print(row(way, [f"{rate:.0%}", f"{share:.2%}"], runs), flush=True)
 
 
+def channels(bench: Bench, only: str, seeds: list[int], rates: list[float]) -> None:
+    head = ["way", "channels out", "multiplications left", "accuracy", "standard deviation", "by seed"]
+    print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|")
+    whole = bench.macs(bench.full())
+    print(row("(all channels)", ["0%", "100.0%"], [{"accuracy": bench.accuracy(bench.full(), bench.part)}]))
+    for rate in rates:
+        for way in CHANNELS:
+            if only in way:
+                runs = [bench.slim(way, rate, seed) for seed in seeds]
+                left = np.mean([r["macs"] for r in runs]) / whole
+                print(row(way, [f"{rate:.0%}", f"{left:.1%}"], runs), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("archive", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("what", choices=["students", "zeros"])
+    parser.add_argument("what", choices=["students", "zeros", "channels"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.8, 0.9, 0.95])
+    parser.add_argument("--sparsity", type=float, nargs="+")
     parser.add_argument("--part", choices=["validation", "test"], default="test")
     parser.add_argument("--only", default="", help="ways whose name has this text in it")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
@@ -209,8 +285,10 @@ def main() -> None:
     bench = Bench(known.archive, known.folder, known.part, given)
     if known.what == "students":
         students(bench, known.only, known.seeds)
+    elif known.what == "zeros":
+        zeros(bench, known.only, known.seeds, known.sparsity or [0.8, 0.9, 0.95])
     else:
-        zeros(bench, known.only, known.seeds, known.sparsity)
+        channels(bench, known.only, known.seeds, known.sparsity or [0.3, 0.5])
     print(
         f"\nAll {known.what}: every node byte for byte that of the input, onnx.checker and onnxruntime pass."
     )

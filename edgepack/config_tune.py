@@ -21,8 +21,8 @@ class Sparsify(Strict):
     pattern: Literal["unstructured", "2:4", "4:8", "channels"] = "unstructured"
     """2:4, 4:8: that many of so many inputs in a row; on the way, in more and more of the groups. channels:
     whole ones, in all layers that share them; the pass `compact` then takes them out of the graph."""
-    multiple: Annotated[int, Field(ge=1)] = 1
-    """Of channels that are left of each group, since kernels like some numbers better than others."""
+    multiple: Annotated[int, Field(ge=1)] | None = None
+    """Of channels that are left of each group; in a build by default what the target's kernels like."""
     regrowth: Literal["straight_through", "gradient"] = "straight_through"
     """How weights that are out come back. straight_through: they go on learning as if they were in, fade, and
     are in again where they are large (Zhou et al., 2021); gradient: those with the largest gradients come in

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="needs the extra `tune`")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_models import conv_net, difference, f32, run
+from quantizing import weight
 from sampling import npz
 from test_channels import IMAGE, PRUNED, model_of
 from tuning import QUICK, held_arrays, random_pictures, trained
@@ -134,6 +135,12 @@ def test_channels_of_weights_that_are_kept_or_shared_stay() -> None:
     )
     with pytest.raises(ConfigError, match="'w2' has several readers"):
         couple(twice, hold(twice))
+    # The same weight reads a tracked value in one place and the input in the other.
+    text = "a = Conv (x, s3) h = Conv (a, s3) c = Concat <axis = 1> (h, a) y = Conv (c, v12)"
+    weights = {"s3": weight(6, 6, 1, 1), "v12": weight(5, 12, 1, 1)}
+    apart = model_of(f"{IMAGE} {{ {text} }}", weights)
+    with pytest.raises(ConfigError, match="'s3' has several readers"):
+        couple(apart, hold(apart))
 
 
 def test_scores_compare_within_groups() -> None:

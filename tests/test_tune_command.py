@@ -93,14 +93,15 @@ def test_a_build_trains_what_it_clustered_and_the_few_values_stay_few(tmp_path: 
 
 
 def test_channels_that_training_takes_out_leave_with_the_next_pass(tmp_path: Path) -> None:
+    """As many stay as the target's kernels like: 16 of 24, where 40 % would leave 14."""
     share = {"pattern": "channels", "sparsity": 0.4, "every": 2}
     tuning = {"steps": 20, "held_out": 0.0, "sparsify": share}
-    folder = tiny.project(tmp_path, passes=[{"tune": tuning}, {"compact": {"multiple": 1}}])
+    folder = tiny.project(tmp_path, passes=[{"tune": tuning}, "compact"])
     made = tiny.run(folder, "build", "--json")
     assert made.returncode in (0, 1), made.stderr
     steps = {row["name"]: row for row in json.loads(made.stdout)["waterfall"]}
     assert list(steps) == ["original", "tune", "compact", "quantized"]
-    assert "channels have gone" in steps["compact"]["notes"][0] and steps["compact"]["notes"][0][0] != "0"
+    assert steps["compact"]["notes"] == ["8 of 24 channels have gone, nothing read them"]
     assert steps["compact"]["raw_bytes"] < 0.9 * steps["tune"]["raw_bytes"]
     assert steps["compact"]["sqnr_db"] == pytest.approx(steps["tune"]["sqnr_db"], abs=0.01)
 

@@ -126,8 +126,18 @@ def _tune(
     from edgepack.tune.report import told  # noqa: PLC0415
     from edgepack.tune.train import tune  # noqa: PLC0415
 
-    made = tune(model, original, material.training, settings, seed=material.seed, threads=material.threads)
+    asked = _liked_by(material.target, settings)
+    made = tune(model, original, material.training, asked, seed=material.seed, threads=material.threads)
     return made.model, told(made)
+
+
+def _liked_by(target: Target, settings: Tune) -> Tune:
+    """Training that takes channels out leaves as many as the target's kernels like, unless told otherwise."""
+    share, like = settings.sparsify, _multiples(target)
+    if share is None or share.pattern != "channels" or share.multiple is not None:
+        return settings
+    told = share.model_copy(update={"multiple": max(like.dense, like.depthwise)})
+    return settings.model_copy(update={"sparsify": told})
 
 
 def some_samples(samples: Samples) -> Samples:

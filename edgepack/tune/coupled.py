@@ -134,11 +134,11 @@ def _trained_cuts(model: ir.Model, channels: Channels, held: Held) -> list[tuple
             sharing[source].append(cut)
             found.append((cut, trained))
     for source, cuts in sharing.items():
-        readers = {cut.node for cut in cuts}
-        alike = all(
-            np.array_equal(roots[c.atoms], roots[o.atoms]) for c in cuts for o in cuts if c.axis == o.axis
-        )
-        if not alike or {use.node for use in source.uses()} != readers:
+        ways: dict[ir.Node, dict[int, list[int]]] = defaultdict(dict)
+        for cut in cuts:
+            ways[cut.node][cut.axis] = roots[cut.atoms].tolist()
+        alike = all(way == ways[cuts[0].node] for way in ways.values())
+        if not alike or {use.node for use in source.uses()} != ways.keys():
             for cut in cuts:
                 channels.pin_atoms(cut.atoms, f"{source.name!r} has several readers")
     return found

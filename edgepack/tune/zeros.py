@@ -109,7 +109,7 @@ class Zeros:
         if self._by_gradient:
             past = Past(~alive, coupled.gradients(self.gradients), exchanged if self.gradients else 0.0)
         scores = coupled.scores({key: held.dense(key).detach() for key in held.weights()})
-        multiple = self.settings.multiple if last else 1
+        multiple = (self.settings.multiple or 1) if last else 1
         self.alive = whole_channels(scores, coupled.groups, sparsity, multiple, past)
         masks = coupled.masks(self.alive.float(), held.trained, final=last)
         return {**self.given, **{k: m * self.given[k] if k in self.given else m for k, m in masks.items()}}
