@@ -17,6 +17,7 @@ AVERAGES = {
     "2 x 2": "AveragePool<kernel_shape=[2,2],strides=[2,2]>(c)",
     "3 x 3, its border counted": "AveragePool<kernel_shape=[3,3],pads=[1,1,1,1],count_include_pad=1>(c)",
     "one-sided border": "AveragePool<kernel_shape=[3,2],pads=[2,0,0,1],count_include_pad=1>(c)",
+    "ceil_mode where windows fit": "AveragePool<kernel_shape=[3,2],strides=[2,2],ceil_mode=1>(c)",
     "wide": 'AveragePool<kernel_shape=[1,5],auto_pad="VALID">(c)',
 }
 OTHER_AVERAGES = {
@@ -57,9 +58,35 @@ def test_averages_are_convolutions(name: str, activation: QuantType, tmp_path: P
 
 @pytest.mark.parametrize("name", OTHER_AVERAGES)
 def test_averages_that_a_convolution_is_not(name: str, tmp_path: Path) -> None:
-    _, other = both(tmp_path, OTHER_AVERAGES[name])
+    """They compute in float, as a clock would have it, before a convolution; one window is as quick."""
+    own, other = both(tmp_path, OTHER_AVERAGES[name])
     assert not any(u.stand_in for u in other.plan.units)
-    assert other.sqnr_db > 30
+    assert abs(own.sqnr_db - other.sqnr_db) < 0.5
+    assert own.forms()["o"] == "static"
+    assert other.forms()["o"] == ("static" if name == "one window" else "float")
+    # The Max keeps the runtime from fusing the conversions back into its integer kernel.
+    pools = {"AveragePool": 1, "Max": 1} if name != "one window" else {}
+    assert other.fused.float_operators == pools
+
+
+def test_a_slow_average_among_integers_that_are_no_convolutions_stays(tmp_path: Path) -> None:
+    """In float it would take the addition with it."""
+    body = BODY.replace("o = {o} y", "p = {p} o = Add(p, c) y")
+    device = target(stand_ins=("AveragePool",))
+    built = build(tmp_path, body.format(n="n", p=OTHER_AVERAGES["border left out"]), WEIGHTS, device=device)
+    assert built.forms()["p"] == built.forms()["o"] == "static"
+
+
+def test_many_ones_are_a_shape_in_the_file(tmp_path: Path) -> None:
+    """The runtime fills it when it loads the file, and makes the same kernel of it."""
+    body = "net (float[n, 64, 9, 8] x) => (float[a, b, c, d] y) { c = Conv(x, w) o = {o} y = Conv(o, v) }"
+    wide = {"w": weight(64, 64, 1, 1), "v": weight(3, 64, 1, 1, seed=2)}
+    body = body.replace("{o}", AVERAGES["3 x 3, its border counted"])
+    built = build(tmp_path, body, wide, device=target(stand_ins=("AveragePool",)))
+    assert built.fused.integer_kernels == {"QLinearConv": 3}
+    assert built.fused.float_operators == {}
+    assert not any(v.name and "ones_q" in v.name for v in built.quantized.graph.initializers.values())
+    assert built.sqnr_db > 30
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -13,7 +13,7 @@ from edgepack.errors import CalibrationError, ConfigError, did_you_mean
 from edgepack.numerics import choose_params
 from edgepack.quantize.few_bits import FewBits
 from edgepack.quantize.hard import gate_params
-from edgepack.quantize.stand_ins import has_stand_in
+from edgepack.quantize.stand_ins import has_stand_in, is_slow_average
 from edgepack.quantize.stored import stored_params
 from edgepack.quantize.ties import tied_ranges
 from edgepack.quantize.unit_weights import narrow_dynamic, unit_weight_params
@@ -43,6 +43,7 @@ INTEGER_METHODS = frozenset({Method.STATIC, Method.DYNAMIC})
 DYNAMIC_OPS = frozenset({"MatMul", "Gemm", "LSTM"})
 """Operators that have a dynamic form at all."""
 
+SLOW_AVERAGE = "its integer kernel takes entries one by one, and no convolution computes the same"
 # Outputs of these have a known range; 1/256 is what every integer kernel of them uses.
 FIXED_RANGES: Mapping[str, tuple[float, float]] = {
     "Sigmoid": (0.0, 255 / 256),
@@ -156,7 +157,7 @@ def make_plan(
         CalibrationError: a range that the plan needs was not measured.
     """
     readers = consumers(model)
-    forms = _first_sweep(units, ranges, target, methods)
+    forms = _first_sweep(units, ranges, target, _without_slow_averages(model, units, target, methods))
     if not target.kernels.to_the_end:
         forms = _drop_dangling(units, forms, readers)
     forms = _drop_second_copies(units, forms, readers)
@@ -164,6 +165,19 @@ def make_plan(
     return _parameters(
         model, units, ranges, target, forms, readers, smoothing or {}, narrow or {}, few_bits or {}
     )
+
+
+def _without_slow_averages(
+    model: ir.Model, units: Sequence[Unit], target: Target, methods: Mapping[str, tuple[Method, str]]
+) -> Mapping[str, tuple[Method, str]]:
+    """``methods`` with averages in float that integers are slow at, where what follows takes conversions."""
+    if "AveragePool" not in target.kernels.stand_ins:
+        return methods
+    slow = {n.name for n in model.graph if n.op_type == "AveragePool" and is_slow_average(n)}
+    light = {name for unit in units if unit.role is not Role.HEAVY for name in unit.inputs}
+    alone = [u.name for u in units if u.name in slow and not light & set(u.outputs)]
+    static = [name for name in alone if methods[name][0] is Method.STATIC]
+    return {**methods, **dict.fromkeys(static, (Method.FLOAT, SLOW_AVERAGE))}
 
 
 def _tied(

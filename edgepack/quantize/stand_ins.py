@@ -20,6 +20,8 @@ _LAST = (0, 2, 3, 1)
 _FIRST = (0, 3, 1, 2)
 _PLAIN_MODES = ("asymmetric", "half_pixel", "pytorch_half_pixel")
 _BLUR = 1e-4
+_FEW_BYTES = 256
+"""A node that makes more ones is smaller than they are."""
 
 
 def has_stand_in(node: ir.Node) -> bool:
@@ -41,6 +43,19 @@ def sizes_of(value: ir.Value | None) -> tuple[int | None, ...]:
     return tuple(d if isinstance(d, int) else None for d in shape)
 
 
+def is_slow_average(node: ir.Node) -> bool:
+    """Whether an AveragePool has neither a stand-in nor one window: borders left out, or a last window cut.
+
+    Entries near a border are parts of fewer than the whole window, so no one scale of a weight gives them.
+    Nine convolutions, one for each border and corner, and the joining of them would be exact too, and dearer
+    than floats with both conversions. Those take little more than half of the instructions on a Cortex-A53,
+    and a third of the time here.
+    """
+    sizes = sizes_of(node.inputs[0])
+    whole = len(sizes) == 4 and sizes[2:] == tuple(node.attributes.get_ints("kernel_shape"))
+    return node.op_type == "AveragePool" and len(sizes) == 4 and not whole and not _is_plain_average(node)
+
+
 def _is_plain_average(node: ir.Node) -> bool:
     sizes = sizes_of(node.inputs[0])
     if len(sizes) != 4 or sizes[1] is None:
@@ -49,11 +64,22 @@ def _is_plain_average(node: ir.Node) -> bool:
     pads = node.attributes.get_ints("pads", ())
     border_counts = not any(pads) or bool(node.attributes.get_int("count_include_pad", 0))
     plain = (
-        not node.attributes.get_int("ceil_mode", 0)
+        (not node.attributes.get_int("ceil_mode", 0) or _windows_fit(node, sizes))
         and node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
         and set(node.attributes.get_ints("dilations", (1,))) == {1}
     )
     return plain and border_counts and sizes[2:] != tuple(window)  # one window: nothing to gain
+
+
+def _windows_fit(node: ir.Node, sizes: tuple[int | None, ...]) -> bool:
+    """Whether the last window ends with the input, so that rounding up and down are the same."""
+    window = node.attributes.get_ints("kernel_shape")
+    pads = node.attributes.get_ints("pads", (0,) * 4)
+    strides = node.attributes.get_ints("strides", (1, 1))
+    return all(
+        size is not None and (size + pads[axis] + pads[axis + 2] - window[axis]) % strides[axis] == 0
+        for axis, size in enumerate(sizes[2:])
+    )
 
 
 def _average_by_convolution(emit: Emitter, node: ir.Node, channels: int | None) -> None:
@@ -66,13 +92,25 @@ def _average_by_convolution(emit: Emitter, node: ir.Node, channels: int | None) 
     params = QuantParams(
         QuantType.INT8, np.asarray(1 / np.prod(window), np.float32), np.zeros((), np.int8), axis=None
     )
-    ones = np.ones((channels, 1, *window), np.int8)
-    weight = emit.dequantized(node, f"{name_of(node.outputs[0])}_ones", ones, params)
+    weight = _ones(emit, node, (channels, 1, *window), params)
     kept = [a for name, a in node.attributes.items() if name in ("kernel_shape", "strides", "pads")]
     kept.append(ir.AttrInt64("group", channels))
     convolution = emit.node("Conv", [node.inputs[0], weight], name_of(node.outputs[0]), attributes=kept)
     convolution.name = node.name
     emit.replace(node, [convolution], convolution.outputs[0])
+
+
+def _ones(emit: Emitter, node: ir.Node, shape: tuple[int, ...], params: QuantParams) -> ir.Value:
+    """Ones as a weight; where there are many, as a shape that the runtime fills when it loads the file."""
+    base = f"{name_of(node.outputs[0])}_ones"
+    if math.prod(shape) <= _FEW_BYTES:
+        return emit.dequantized(node, base, np.ones(shape, np.int8), params)
+    filling = ir.AttrTensor("value", ir.tensor(np.ones(1, np.int8)))
+    sizes = emit.initializer(f"{base}_shape", np.asarray(shape, np.int64))
+    filled = emit.node("ConstantOfShape", [sizes], f"{base}_q", attributes=[filling])
+    restore = emit.restore(filled.outputs[0], params, base)
+    emit.graph.insert_before(node, [filled, restore])
+    return restore.outputs[0]
 
 
 def _is_plain_nearest(node: ir.Node) -> bool:
