@@ -8,7 +8,13 @@ from onnx_models import Array, f32, i64
 
 from edgepack.errors import ExportError
 from edgepack.measure.check import Comparison
-from edgepack.measure.differences import compared_outputs, open_axis, rows_of_answers, rows_of_numbers
+from edgepack.measure.differences import (
+    compared_outputs,
+    open_axis,
+    rows_of_answers,
+    rows_of_numbers,
+    sized_by_data,
+)
 from edgepack.measure.variation import varying_power
 
 BOXES = f32([[0, 0, 10, 10], [20, 20, 30, 40], [5, 50, 25, 70]])
@@ -84,6 +90,15 @@ def test_what_varies_in_outputs_without_floats() -> None:
     assert varying_power(classes) == 6
     pictures = [{"y": np.full((1, 4), level, np.uint8)} for level in (10, 20)]
     assert varying_power(pictures) == pytest.approx(2 * 4 * 50)
+
+
+def test_sizes_that_follow_from_data() -> None:
+    """Told by the original's own runs: two on equal shapes that give another number of rows."""
+    x, wide = {"x": np.zeros((1, 4))}, {"x": np.zeros((1, 8))}
+    mask = {"m": np.zeros((2, 9))}
+    runs = [(x, {"y": BOXES, **mask}), (wide, {"y": BOXES[:1], **mask}), (x, {"y": BOXES[:2], **mask})]
+    assert sized_by_data(runs) == {"y": 0}
+    assert sized_by_data(runs[:2]) == {}, "of another input"
 
 
 def test_another_form_of_output_is_refused() -> None:

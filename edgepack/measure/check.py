@@ -1,6 +1,6 @@
 """Check: how close a built model is to the original, on samples it was not calibrated with."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -19,6 +19,7 @@ from edgepack.measure.differences import (
     open_axis,
     rows_of_answers,
     rows_of_numbers,
+    sized_by_data,
 )
 from edgepack.measure.runner import Outputs, Runner, open_model
 from edgepack.measure.variation import varying_power
@@ -131,6 +132,8 @@ class Baseline:
     """Power of the outputs around their means."""
     shapes: Mapping[str, frozenset[tuple[int, ...]]]
     """The shapes that each input was fed with."""
+    loose: Mapping[str, int]
+    """Outputs whose size follows from data, and in which axis."""
 
 
 def baseline(
@@ -146,18 +149,22 @@ def baseline(
         SamplesError: the original fails on a sample, or the metric has no labels.
     """
     runner = open_model(original, runtime)
-    outputs = []
+    outputs: list[Outputs] = []
     shapes: dict[str, set[tuple[int, ...]]] = {}
-    for sample in samples:
-        for name, array in sample.feeds.items():
-            shapes.setdefault(name, set()).add(array.shape)
-        outputs.append(_outputs(runner, original, sample, SamplesError))
-        on_sample()
+
+    def runs() -> Iterator[tuple[Feeds, Outputs]]:
+        for sample in samples:
+            for name, array in sample.feeds.items():
+                shapes.setdefault(name, set()).add(array.shape)
+            outputs.append(_outputs(runner, original, sample, SamplesError))
+            on_sample()
+            yield sample.feeds, outputs[-1]
+
+    loose = sized_by_data(runs())
     value = metric(outputs, samples.labels) if metric is not None else None
     fidelity = Fidelity(len(outputs), None, 1.0, value, metric.name if metric else None)
-    return Baseline(
-        fidelity, outputs, varying_power(outputs), {name: frozenset(found) for name, found in shapes.items()}
-    )
+    fed = {name: frozenset(found) for name, found in shapes.items()}
+    return Baseline(fidelity, outputs, varying_power(outputs), fed, loose)
 
 
 def check(
@@ -192,8 +199,9 @@ def check_together(
         ExportError: a model fails where the original does not.
     """
     runners = {name: open_model(path, runtime) for name, path in models.items()}
-    to_original = {name: Comparison(varying=reference.varying) for name in models}
-    pairs = {pair: Comparison() for pair in combinations(models, 2)}
+    loose = reference.loose
+    to_original = {n: Comparison(varying=reference.varying, loose=dict(loose)) for n in models}
+    pairs = {pair: Comparison(loose=dict(loose)) for pair in combinations(models, 2)}
     kept: dict[str, list[Outputs]] = {name: [] for name in models}
     for expected, sample in zip(reference.outputs, samples, strict=True):
         found = {n: _outputs(runner, models[n], sample, ExportError) for n, runner in runners.items()}
@@ -217,7 +225,7 @@ def compare_outputs(reference: Sequence[Outputs], runner: Runner, feeds: Sequenc
     Raises:
         ModelError: the runtime fails to run the model.
     """
-    comparison = Comparison()
+    comparison = Comparison(loose=sized_by_data(zip(feeds, reference, strict=True)))
     for index, (expected, feed) in enumerate(zip(reference, feeds, strict=True)):
         try:
             found = runner.run(feed)

@@ -1,7 +1,7 @@
 """How far outputs are from a reference: as numbers, as answers, as rows whose number follows from data."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +53,19 @@ def open_axis(expected: Array, got: Array) -> int | None:
         return None
     axes = [axis for axis in range(expected.ndim) if expected.shape[axis] != got.shape[axis]]
     return axes[0] if len(axes) == 1 else None
+
+
+def sized_by_data(runs: Iterable[tuple[Mapping[str, Array], Mapping[str, Array]]]) -> dict[str, int]:
+    """Outputs whose size differs between runs (feeds and outputs) on equal shapes, and in which axis."""
+    first: dict[tuple[object, ...], Array] = {}
+    found: dict[str, int] = {}
+    for feeds, outputs in runs:
+        fed = tuple(array.shape for array in feeds.values())
+        for name, array in outputs.items():
+            axis = open_axis(first.setdefault((name, fed), array), array)
+            if axis is not None:
+                found.setdefault(name, axis)
+    return found
 
 
 def as_rows(array: Array, axis: int) -> Array:
