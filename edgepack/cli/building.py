@@ -4,11 +4,12 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from edgepack.cli import options
 from edgepack.cli.common import (
     Json,
     MetricName,
@@ -24,63 +25,28 @@ from edgepack.cli.common import (
 )
 from edgepack.errors import ConfigError, GateFailed
 
+if TYPE_CHECKING:
+    from edgepack.build import Job
+    from edgepack.report import BuildReport
+
 
 @app.command()
 def build(
     model: ModelPath = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--target",
-            "-t",
-            metavar="NAME",
-            help="A target (`edgepack targets`), or a .yaml file; repeatable.",
-        ),
-    ] = None,
+    target: options.Targets = None,
     recipe: RecipePath = None,
-    calibration_data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DATA", help="Folder of images, .npz or .npy; one .npz or .npy; module:function."
-        ),
-    ] = None,
-    evaluation_data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="The same, for the check; other samples.")
-    ] = None,
+    calibration_data: options.CalibrationData = None,
+    evaluation_data: options.EvaluationData = None,
     metric: MetricName = None,
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="FOLDER", help="Default: dist/{target}.")
-    ] = None,
-    method: Annotated[
-        str | None, typer.Option(metavar="WORD", help="auto, static, dynamic, weight_only or float.")
-    ] = None,
-    preset: Annotated[str | None, typer.Option(metavar="WORD", help="fast, balanced or best.")] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="For preset best: how long to search, as 90s or 5m; 120s."),
-    ] = None,
-    observer: Annotated[
-        str | None,
-        typer.Option(metavar="WORD", help="minmax, moving_average, percentile, entropy or mse."),
-    ] = None,
-    samples: Annotated[
-        int | None, typer.Option(metavar="COUNT", help="Calibrate on at most this many samples.")
-    ] = None,
-    ranges: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The ranges.json of an earlier build, instead of calibration."),
-    ] = None,
-    on_device: Annotated[
-        str | None,
-        typer.Option(
-            "--device",
-            metavar="WHERE",
-            help="Time there instead of here: ssh://user@host, adb, docker:IMAGE or local.",
-        ),
-    ] = None,
-    device_python: Annotated[
-        str, typer.Option(metavar="PROGRAM", help="The Python there that has onnxruntime or LiteRT.")
-    ] = "python3",
+    output: options.Output = None,
+    method: options.MethodName = None,
+    preset: options.Preset = None,
+    budget: options.Budget = None,
+    observer: options.ObserverName = None,
+    samples: options.SampleCount = None,
+    ranges: options.Ranges = None,
+    on_device: options.OnDevice = None,
+    device_python: options.DevicePython = "python3",
     as_json: Json = False,
 ) -> None:
     """Build, check, measure and judge the package.
@@ -108,27 +74,43 @@ def build(
     chosen = [load_target(name) for name in loaded.target]
 
     from edgepack.build import Job
-    from edgepack.build import build as build_package
     from edgepack.measure.devices.timing import DeviceTiming
-    from edgepack.report import text
 
     command = shlex.join(["edgepack", *sys.argv[1:]])
-    reports = []
     timing = DeviceTiming(on_device, device_python) if on_device else None
-    for device in chosen:
+    _build_all([Job(loaded, device, base, command, ranges, timing=timing) for device in chosen], as_json)
+
+
+def _build_all(jobs: Sequence["Job"], as_json: bool) -> None:
+    """Build one package after another and show their reports.
+
+    Raises:
+        GateFailed: a package does not keep its limits; all are there.
+    """
+    from edgepack.build import build as build_package
+
+    reports = []
+    for job in jobs:
         with progress_bar(as_json) as progress:
-            report, folder = build_package(Job(loaded, device, base, command, ranges, progress, timing))
+            report, folder = build_package(replace(job, progress=progress))
         reports.append(report)
-        for refusal in report.refused:
-            print(f"edgepack: warning: {refusal.file} is not built: {refusal.reason}", file=sys.stderr)
-        if not as_json:
-            print(text(report), end="")
-            print(f"\nfiles in {folder}: {', '.join(sorted(f.name for f in folder.iterdir()))}")
+        _show(report, folder, as_json)
     if as_json:
         written = [report.to_json().rstrip() for report in reports]
         print(written[0] if len(written) == 1 else f"[{', '.join(written)}]")
     if not all(report.passed for report in reports):
         raise GateFailed("the gate is not met; the package is kept, see the lines marked FAIL")
+
+
+def _show(report: "BuildReport", folder: Path, as_json: bool) -> None:
+    """What a build left out, and without ``as_json`` its report and its files."""
+    from edgepack.report import text
+
+    for refusal in report.refused:
+        print(f"edgepack: warning: {refusal.file} is not built: {refusal.reason}", file=sys.stderr)
+    if not as_json:
+        print(text(report), end="")
+        print(f"\nfiles in {folder}: {', '.join(sorted(f.name for f in folder.iterdir()))}")
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgepack.cli import options
 from edgepack.cli.common import (
     Json,
     MetricName,
@@ -60,50 +61,19 @@ def check(
 
 @app.command()
 def bench(
-    models: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Models, the first is the yardstick; the folder of a package stands for its models."
-        ),
-    ],
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="DATA", help="Sample inputs; by default the recipe's, or random, batch 1."),
-    ] = None,
+    models: options.Models,
+    data: options.BenchData = None,
     target: TargetName = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option("--recipe", "-r", metavar="FILE", help="For samples and images; by default none."),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(metavar="COUNT", help="Default: the target's.", min=1)
-    ] = None,
-    runs: Annotated[
-        int, typer.Option(metavar="COUNT", help="Rounds in which every model runs once.", min=1)
-    ] = 50,
-    ops: Annotated[bool, typer.Option("--ops", help="Also the time per operator type.")] = False,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WHERE",
-            help="Measure there: ssh://user@host[:port][/folder], adb[:serial], docker:IMAGE or local.",
-        ),
-    ] = None,
-    device_python: Annotated[
-        str, typer.Option(metavar="PROGRAM", help="The Python there that has onnxruntime or LiteRT.")
-    ] = "python3",
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Leave the bench and its results on the device.")
-    ] = False,
-    web: Annotated[
-        bool, typer.Option("--web", help="Measure in a browser that opens the page served here.")
-    ] = False,
-    host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="With --web: where to serve; this host's, for a phone.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(metavar="NUMBER", help="With --web; default: any.", min=0, max=65535)
-    ] = 0,
+    recipe: options.BenchRecipe = None,
+    threads: options.Threads = None,
+    runs: options.Runs = 50,
+    ops: options.Ops = False,
+    device: options.MeasureThere = None,
+    device_python: options.DevicePython = "python3",
+    keep: options.Keep = False,
+    web: options.InBrowser = False,
+    host: options.Host = "127.0.0.1",
+    port: options.Port = 0,
     as_json: Json = False,
 ) -> None:
     """Time models side by side, taking turns.
@@ -112,15 +82,11 @@ def bench(
     recipe's or x86-cpu, says how the runtime is set up. Figures of a --device or of --web also go into the
     report of the package that was measured.
     """
-    from edgepack.compare import bench_models, bench_text
-    from edgepack.on_device import files_of
     from edgepack.target import load_target
 
     if web and (device or ops):
         raise ConfigError("--web measures in a browser, without --device and without --ops")
-    given, models = models, list(files_of(models))
-    if web and any(path.is_dir() for path in given):
-        models = [path for path in models if path.suffix == ".onnx"]
+    models = _models_of(models, web=web)
     changes = {"model": str(models[0]), "calibration_data": data_of(data, None)}
     loaded, base = recipe_of(recipe, changes, models[0])
     chosen = load_target(target or first_target(loaded))
@@ -138,9 +104,21 @@ def bench(
         job = Job(runs=runs, ops=ops)
         wish = Wish(device, tuple(models), chosen, threads, job, device_python, keep)
         return _show_run(bench_device(wish, loaded, base), as_json)
+    from edgepack.compare import bench_models, bench_text
+
     samples = loaded.calibration_data
     rows = bench_models(models, samples, loaded.images, base, chosen, threads=threads, runs=runs, ops=ops)
     print(json.dumps(rows, indent=1) if as_json else bench_text(rows), end="\n" if as_json else "")
+
+
+def _models_of(given: list[Path], *, web: bool) -> list[Path]:
+    """The models that are named, those of a package for its folder; a browser runs its ``.onnx`` alone."""
+    from edgepack.on_device import files_of
+
+    models = list(files_of(given))
+    if web and any(path.is_dir() for path in given):
+        return [path for path in models if path.suffix == ".onnx"]
+    return models
 
 
 def _show_address(address: str) -> None:
