@@ -108,7 +108,7 @@ def test_trained_ranges_give_the_scales_that_were_trained(granularity: Granulari
     found = train_integers(model, plan, wide, rounder, samples, settings, seed=0, threads=1)
     after, _ = all_static(model, tmp_path, granularity, found.ranges)
     narrower = [n for n in wide if found.ranges[n].high < 0.99 * wide[n].high]
-    assert len(narrower) >= 3 and any("ranges trained" in note for note in found.notes)
+    assert len(narrower) >= 3 and any("scales trained" in note for note in found.notes)
     for name in narrower:
         params, before = after.activations[name], plan.activations[name]
         assert params.zero_point == before.zero_point and params.scale < before.scale

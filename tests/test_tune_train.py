@@ -259,6 +259,32 @@ def test_outputs_and_features_are_matched() -> None:
         choose_objective(model, model, Tune(feature_map={"h": "rr"}))
 
 
+def test_sums_of_integers_and_masks_on_scores_are_no_features(tmp_path: Path) -> None:
+    """A transformer adds positions, and the lowest float where it must not look."""
+    body = """net (float[4, 4] x, int64[4] ids, int64[4] shift, float[4, 4] mask) => (float[4, 4] y) {
+        i = Add (ids, shift)
+        e = Gather (table, i)
+        r = Add (e, x)
+        s = MatMul (r, w)
+        m = Add (s, mask)
+        p = Softmax (m)
+        y = MatMul (p, w)
+    }"""
+    rng = np.random.default_rng(0)
+    model = parse(body, weights={"table": f32(rng.normal(size=(8, 4))), "w": f32(rng.normal(size=(4, 4)))})
+    assert "m" not in {p.mine for p in choose_objective(model, model, Tune()).features}
+    feeds = {
+        "x": f32(rng.normal(size=(4, 4, 4))),
+        "ids": np.tile(np.arange(4), (4, 1)),
+        "shift": np.ones((4, 4), np.int64),
+        "mask": np.broadcast_to(np.triu(f32(np.full((4, 4), np.finfo(np.float32).min)), 1), (4, 4, 4)),
+    }
+    path = npz(tmp_path / "x.npz", **feeds)
+    samples = open_samples(Data(path=str(path)), "calibration", input_specs(model), {}, base=tmp_path)
+    made = tune(model, model, samples, Tune(**QUICK), seed=0)
+    assert all(np.isfinite(e.loss) and e.parts["features"] < 1e-6 for e in made.log[:1])
+
+
 def test_features_of_other_shapes_are_left_out_unless_they_are_asked_for(tmp_path: Path) -> None:
     body = """net (float[batch, 4] x) => (float[batch, 6] y) {
         h = MatMul (x, w1)

@@ -9,12 +9,12 @@ from edgepack.calibrate.ranges import Range
 from edgepack.config_tune import AwareTune
 from edgepack.data import Samples
 from edgepack.errors import ConfigError
-from edgepack.model import name_of
+from edgepack.model import Array, name_of
 from edgepack.quantize.plan import Method, QuantPlan
 from edgepack.quantize.rounding import Rounded
 from edgepack.tune.fake_quant import QuantizedStudent
 from edgepack.tune.held import Held
-from edgepack.tune.learned_scales import learned_ranges
+from edgepack.tune.learned_scales import Scales, learned_ranges
 from edgepack.tune.loop import OnStep
 from edgepack.tune.report import told
 from edgepack.tune.start import start_from
@@ -69,15 +69,16 @@ def train_integers(
     changed = sum(int((stored[n].integers != given[n].integers).sum()) for n in stored)
     values = sum(stored[n].integers.size for n in stored)
     share = f"{changed / max(values, 1):.1%} of {values} stored weights are others than rounding gave"
-    learned = learned_ranges(plan, ranges, students[-1].scales, made.apart)
-    return TrainedIntegers(stored, learned, (*told(made), share, *_ranges_note(ranges, learned)))
+    scales = students[-1].scales
+    notes = (*told(made), share, *_scales_note(scales, made.apart))
+    return TrainedIntegers(stored, learned_ranges(plan, ranges, scales, made.apart), notes)
 
 
-def _ranges_note(before: Mapping[str, Range], after: Mapping[str, Range]) -> list[str]:
-    ratios = [after[n].high / before[n].high for n in before if after[n] != before[n] and before[n].high]
-    if not ratios:
+def _scales_note(scales: Scales, content: Mapping[str, Array]) -> list[str]:
+    if not scales:
         return []
-    return [f"{len(ratios)} ranges trained, now {min(ratios):.2f} to {max(ratios):.2f} of what they were"]
+    ratios = [scale.ratio(content[scale.key]) for scale in scales.values()]
+    return [f"{len(ratios)} scales trained, now {min(ratios):.2f} to {max(ratios):.2f} of what they were"]
 
 
 def _others(model: ir.Model, plan: QuantPlan) -> list[str]:

@@ -45,6 +45,10 @@ class LearnedScale:
         """As it is now."""
         return self.start * held.tensors[self.key].clamp(-MOST, self.most).exp()
 
+    def ratio(self, logarithm: Array) -> float:
+        """Of the trained scale to the calibrated one."""
+        return float(np.exp(np.clip(logarithm, -MOST, self.most)))
+
 
 Scales = dict[bytes, LearnedScale]
 """By the bytes of the scale in the plan."""
@@ -118,7 +122,7 @@ def learned_ranges(
         learned = scales.get(params.scale.tobytes())
         if learned is None or name not in found:
             continue
-        ratio = float(np.exp(np.clip(content[learned.key], -MOST, learned.most)))
+        ratio = learned.ratio(content[learned.key])
         low, high = (end * ratio for end in _covered(params))
         if plan.activation_scheme.symmetric:
             low = -high

@@ -19,6 +19,8 @@ CONTINUED = frozenset(
     | {"PRelu", "Relu", "Sigmoid"}
 )
 """What reads a convolution that ends no block."""
+CLAMPS = frozenset({"Clip", "Relu"})
+"""What Q does as well."""
 FEWEST_CLASSES = 3
 """Columns from which the output of a product counts as logits of classes; two may be a place."""
 
@@ -119,8 +121,8 @@ def _features(model: ir.Model, teacher: ir.Model, settings: Tune, float_model: i
     makers, clamped = ({name_of(v): n for n in m.graph for v in n.outputs} for m in (float_model, model))
     found = []
     for name in ends:
-        kept = makers[name].op_type == clamped[name].op_type
-        seen = name if kept else _restored(clamped[name].outputs[0])
+        dropped = makers[name].op_type in CLAMPS and clamped[name].op_type not in CLAMPS
+        seen = _restored(clamped[name].outputs[0]) if dropped else name
         found += [Pair(seen, name)] if seen is not None else []
     return found
 
@@ -144,7 +146,11 @@ def block_ends(model: ir.Model) -> list[str]:
     for node in model.graph:
         value = node.outputs[0]
         readers = [use.node for use in value.uses()]
-        residual = node.op_type == "Add" and all(constant(v) is None for v in node.inputs)
+        residual = (
+            node.op_type == "Add" and _is_float(value) and all(constant(v) is None for v in node.inputs)
+        )
+        # What a softmax reads is a mask on scores, with values as large as they come.
+        residual = residual and SOFTMAXES.isdisjoint(n.op_type for n in readers)
         bottleneck = node.op_type == "Conv" and CONTINUED.isdisjoint(n.op_type for n in readers)
         before_last = any(n.op_type in ("Gemm", "MatMul") and n.outputs[0].is_graph_output() for n in readers)
         if (residual or bottleneck or before_last) and not value.is_graph_output():
@@ -155,7 +161,8 @@ def block_ends(model: ir.Model) -> list[str]:
 def matching(
     objective: Objective, made: Mapping[str, Tensor], wanted: Mapping[str, Array], settings: Tune
 ) -> Objective:
-    """The objective without features whose shapes differ, as where channels were removed.
+    """The objective without features whose shapes differ, as where channels were removed, and without sums
+    of integers, such as positions.
 
     Raises:
         ConfigError: outputs differ in shape, or features that the settings map to each other.
@@ -163,6 +170,8 @@ def matching(
     kept = []
     for pair in (*objective.outputs, *objective.features):
         mine, theirs = tuple(made[pair.mine].shape), wanted[pair.teachers].shape
+        if pair not in objective.outputs and not made[pair.mine].is_floating_point():
+            continue
         if mine == theirs:
             kept.append(pair)
         elif pair in objective.outputs or settings.feature_map:
