@@ -9,8 +9,8 @@ The only module that imports onnxscript (when called: it takes seconds). The ord
 3.  ``clean``: what does nothing goes first, so that patterns below are not interrupted.
 4.  ``shapes``: folding shape arithmetic and most rules need shapes.
 5.  ``fold``: constant subgraphs become constants (padding computed from static shapes, transposed weights).
-6.  ``opset``: raised as little as the target, or a recognized HardSwish (opset 14), needs. After folding,
-    because the converters of old operators want their parameters constant.
+6.  ``opset``: raised as little as the target, or a recognized HardSwish (14) or GELU (20), needs. After
+    folding, because the converters of old operators want their parameters constant.
 7.  ``constants``, ``shapes``, ``fold`` again: the converters write Constant nodes.
 8.  ``activations``: HardSwish and HardSigmoid before any of their constants is folded away, and Einsum as the
     product that it is, before shapes are inferred once more.
@@ -35,15 +35,27 @@ import onnx_ir.passes.common as passes
 
 from edgepack.errors import ModelError
 from edgepack.half import Widened, has_half, to_float32
-from edgepack.model import clone, constant, constant_tensor, name_of, tensor_digest, walk_nodes
+from edgepack.model import (
+    LARGE_BYTES,
+    clone,
+    constant,
+    constant_tensor,
+    name_of,
+    tensor_digest,
+    walk_nodes,
+    weight_bytes,
+)
 from edgepack.rules import DONE, Rule, is_op
 from edgepack.rules_affine import FOLDING, GEMM
 from edgepack.rules_cleanup import AFTER_FOLDING, BEFORE_FOLDING, CLEANING
 from edgepack.rules_einsum import EINSUM
+from edgepack.rules_gelu import GELU, gelu_input
+from edgepack.rules_gelu import OPSET as GELU_OPSET
 from edgepack.rules_index import INDEXING
 from edgepack.rules_ops import ACTIVATIONS, PADDING, hard_swish_input
 from edgepack.rules_resize import RESIZING
 from edgepack.rules_select import SELECTION
+from edgepack.rules_sequence import as_the_opset_has_it
 from edgepack.rules_softmax import ROWS, TURNED
 
 _FOLD_INPUT_ELEMENTS = 1 << 24
@@ -56,8 +68,6 @@ _FOLD_BUDGET_BYTES = 256 << 20
 _MAX_SWEEPS = 32
 _HARD_SWISH_OPSET = 14
 _LAST_OLD_RESIZE = 10
-_SPLIT_COUNTS_OPSET = 18
-_SIZES_AS_INPUTS_OPSET = 13
 _MIN_IR_VERSION = 4
 """The first in which constants need not be inputs too."""
 _UNFOLDABLE = frozenset(
@@ -128,11 +138,12 @@ def normalize(model: ir.Model, *, min_opset: int, max_opset: int) -> tuple[ir.Mo
         _apply(model, log, CLEANING)
         _shapes_and_fold(model, log)
         _raise_opset(model, log, _wanted_opset(model, before, min_opset, max_opset))
+        model = _raised_for_gelu(model, log, max_opset)
         _constants(model, log)
         _apply(model, log, CLEANING)
         _shapes_and_fold(model, log)
         _apply(model, log, ACTIVATIONS if opset_of(model) >= _HARD_SWISH_OPSET else ACTIVATIONS[1:])
-        _apply(model, log, (*CLEANING, *PADDING, *EINSUM))
+        _apply(model, log, (*CLEANING, *PADDING, *EINSUM, *(GELU if opset_of(model) >= GELU_OPSET else ())))
         _shapes_and_fold(model, log)  # sizes that padding hid are known now
         log.refused.clear()  # what an early sweep left alone, a later one may have done
         _apply(model, log, (*CLEANING, *PADDING, *FOLDING, *INDEXING, *SELECTION, *TURNED, *RESIZING))
@@ -286,28 +297,9 @@ def _shapes_and_fold(model: ir.Model, log: _Log) -> None:
     )
     passes.RemoveUnusedNodesPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    _as_the_opset_has_it(model)
+    as_the_opset_has_it(model, opset_of(model))
     _apply(model, _Log(), AFTER_FOLDING)
     log.applied["fold_constant"] += before - sum(1 for _ in walk_nodes(model.graph))
-
-
-def _as_the_opset_has_it(model: ir.Model) -> None:
-    """Folding writes Split and Squeeze for operators on sequences as opset 18 has them; here for older ones.
-
-    Given (opset 13): ``Split <num_outputs = 3> (x)``, three equal parts. Result: ``Split (x)``, the same.
-    Given (opset 12): ``Split (x, sizes)``. Result: ``Split <split = sizes> (x)``; so with axes of a Squeeze.
-    """
-    opset = opset_of(model)
-    for node in walk_nodes(model.graph):
-        if node.op_type == "Split" and opset < _SPLIT_COUNTS_OPSET:
-            node.attributes.pop("num_outputs", None)
-        name = {"Split": "split", "Squeeze": "axes"}.get(node.op_type)
-        if name is None or opset >= _SIZES_AS_INPUTS_OPSET or len(node.inputs) < 2:
-            continue
-        sizes = constant(node.inputs[1])
-        if sizes is not None:
-            node.attributes.add(ir.AttrInt64s(name, sizes.tolist()))
-            node.resize_inputs(1)
 
 
 def _budget(left_bytes: int) -> Callable[[ir.Node], bool | None]:
@@ -359,6 +351,21 @@ def _raise_opset(model: ir.Model, log: _Log, wanted: int) -> None:
     if now <= _LAST_OLD_RESIZE:
         _old_resizes(model)
     log.applied["raise_opset"] += wanted - now
+
+
+def _raised_for_gelu(model: ir.Model, log: _Log, max_opset: int) -> ir.Model:
+    """The model in the opset that has Gelu, where it spells that out and a converter takes it there."""
+    if not opset_of(model) < GELU_OPSET <= max_opset or weight_bytes(model) > LARGE_BYTES:
+        return model
+    if not any(gelu_input(node) is not None for node in walk_nodes(model.graph)):
+        return model
+    raised = clone(model)
+    try:
+        _raise_opset(raised, log, GELU_OPSET)
+    except ModelError as refusal:
+        log.refused["gelu_tanh", ""] = Refusal("gelu_tanh", "", str(refusal))
+        return model
+    return raised
 
 
 def _old_resizes(model: ir.Model) -> None:
