@@ -21,6 +21,7 @@ from edgepack.measurements import Figures, Measurements, file_digest
 from edgepack.model import model_bytes, save_model
 from edgepack.numerics import ratio_db
 from edgepack.quantize.plan import Method, QuantPlan
+from edgepack.quantize.stored import unfolded_bytes
 from edgepack.quantize.units import Unit
 from edgepack.report import Fidelity
 from edgepack.target import Target
@@ -71,6 +72,8 @@ class Trial:
     error: float
     """Standard error of ``speedup``."""
     compared: Comparison
+    unfolded_bytes: int = 0
+    """How much more an .ort of it takes, where one is shipped: it holds what a runtime folds at load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,7 @@ class Cost:
     def __call__(self, trial: Trial) -> float:
         """The cost as one number; its unit has no meaning."""
         if self.optimize_for == "size":
-            return trial.size_bytes
+            return trial.size_bytes + trial.unfolded_bytes
         slower = trial.speedup < 1 - SAME_SPEED - 2 * trial.error
         return self.apart_from_time(trial) / trial.speedup * (NEVER if slower else 1.0)
 
@@ -151,7 +154,8 @@ class Cost:
         """What a form of equal speed costs."""
         if self.optimize_for != "balance":
             return 1.0
-        return float((trial.size_bytes / self.original_bytes) ** SIZE_WEIGHT) * self.of_noise(
+        size_bytes = trial.size_bytes + trial.unfolded_bytes
+        return float((size_bytes / self.original_bytes) ** SIZE_WEIGHT) * self.of_noise(
             trial.compared.sqnr_db
         )
 
@@ -232,7 +236,8 @@ class TrialBench:
         assert speedup is not None
         assert error is not None
         compared = Comparison(**values)  # type: ignore[arg-type]  # as asdict gave them
-        return Trial(name, methods, plan, path, model_bytes(path), speedup, error, compared)
+        unfolded = unfolded_bytes(model) if "ort" in self.target.formats else 0
+        return Trial(name, methods, plan, path, model_bytes(path), speedup, error, compared, unfolded)
 
     def as_on_device(self, trials: Sequence[Trial]) -> list[Trial]:
         """``trials`` with their speeds on the device, from one run there; as they are without a device.

@@ -14,14 +14,14 @@ from edgepack.normalize import normalize
 from edgepack.quantize.apply import apply_plan
 from edgepack.quantize.plan import Method, make_plan
 from edgepack.quantize.rounding import Rounder
-from edgepack.quantize.stored import storable
+from edgepack.quantize.stored import storable, unfolded_bytes
 from edgepack.quantize.units import find_units
 from edgepack.scheme import Granularity
 
 FLOOR_DB = 35.0
 STORED = "net (float[2, 6, 64] x) => (float[a, b, c] y) {"
 CASES = {
-    "einsum": (f'{STORED} y = Einsum <equation = "bij,jk->bik"> (x, w) }}', {"w": weight(64, 48)}),
+    "einsum": (f'{STORED} y = Einsum <equation = "bij,bjk->bik"> (x, w) }}', {"w": weight(2, 64, 48)}),
     "three dimensions": (f"{STORED} y = MatMul (x, w) }}", {"w": weight(2, 64, 48)}),
     "constant on the left": (f"{STORED} y = MatMul (w, x) }}", {"w": weight(256, 6)}),
     "addition": ("net (float[2, 96, 64] x) => (float[a, b, c] y) { y = Sub (x, w) }", {"w": weight(96, 64)}),
@@ -78,8 +78,8 @@ def test_what_is_left_as_it_is(constant: Array) -> None:
 
 
 def test_a_constant_that_is_needed_in_float_is_not_stored_besides(tmp_path: Path) -> None:
-    body = f'{STORED} a = Einsum <equation = "bij,jk->bik"> (x, w) b = MatMul (x, w) y = Sub (a, b) }}'
-    made = build(tmp_path, body, {"w": weight(64, 48)}, method={"b": Method.FLOAT})
+    body = f'{STORED} a = Einsum <equation = "bij,bjk->bik"> (x, w) b = MatMul (x, w) y = Sub (a, b) }}'
+    made = build(tmp_path, body, {"w": weight(2, 64, 48)}, method={"b": Method.FLOAT})
     assert "INT8" not in stored_bytes(made.quantized)
     assert "needs 'w' in float" in next(u.reason for u in made.plan.units if u.unit.op_type == "Einsum")
 
@@ -131,6 +131,16 @@ def test_a_table_may_be_unfolded_too(tmp_path: Path) -> None:
     looked_up = build(tmp_path, body, weights, method=Method.WEIGHT_ONLY, feeds=feeds)
     assert looked_up.forms() == {"e": "weight_only", "y": "weight_only"}
     assert stored.sqnr_db > FLOOR_DB
+
+
+def test_what_an_ort_holds_more(tmp_path: Path) -> None:
+    body = "net (int64[2, 5] ids) => (float[2, 5, 32] y) { e = Gather (t, ids) y = MatMul (e, w) }"
+    weights = {"t": weight(100, 32), "w": weight(32, 32)}
+    feeds = {"ids": i64(np.arange(10).reshape(2, 5))}
+    stored = build(tmp_path, body, weights, method=Method.STORED, feeds=feeds)
+    assert unfolded_bytes(stored.quantized) == 3 * (100 * 32 + 32 * 32)
+    looked_up = build(tmp_path, body, weights, method=Method.WEIGHT_ONLY, feeds=feeds)
+    assert unfolded_bytes(looked_up.quantized) == 0
 
 
 def test_it_is_a_form_of_the_whole_model_where_it_differs() -> None:

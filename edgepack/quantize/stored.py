@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from edgepack.model import Array, constant, name_of, walk_nodes
+from edgepack.model import Array, constant, constant_tensor, name_of, walk_nodes
 from edgepack.numerics import choose_weight_params, dequantize, quantize
 from edgepack.quantize.emit import Emitter
 from edgepack.scheme import Granularity, QuantParams, QuantScheme
@@ -98,3 +98,10 @@ def store_constants(emit: Emitter, node: ir.Node, stored: tuple[tuple[str, Quant
             shape[p.axis] = -1
         scale = p.scale.reshape(shape if p.axis is not None else ())
         reader.replace_input_with(index, emit.unfolded(node, name_of(value), quantize(array, p), scale))
+
+
+def unfolded_bytes(model: ir.Model) -> int:
+    """How much more the constants take that a runtime makes floats of when it loads ``model``."""
+    casts = (node for node in model.graph if node.op_type == "Cast")
+    stored = {v: t for node in casts if (t := constant_tensor(v := node.inputs[0])) is not None}
+    return sum(t.size * np.dtype(np.float32).itemsize - t.nbytes for t in stored.values())
