@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from edgepack.report import StageReport
+from edgepack.report_training import Notes
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and the steps in all (0 when unknown)."""
@@ -23,10 +24,12 @@ class Clock:
         return {stage.name: stage.notes for stage in self.stages}
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[list[str]]:
+    def stage(self, name: str) -> Iterator[Notes]:
         """Time what is inside; gives a list for what the stage has to say."""
         self.progress(name, 0, 0)
-        notes: list[str] = []
+        notes = Notes()
         started = time.perf_counter()
         yield notes
-        self.stages.append(StageReport(name, round(time.perf_counter() - started, 3), tuple(notes)))
+        self.stages.append(
+            StageReport(name, round(time.perf_counter() - started, 3), tuple(notes), notes.curve)
+        )

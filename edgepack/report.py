@@ -12,6 +12,7 @@ from edgepack.lines import size_text, table, time_text
 from edgepack.report_devices import DeviceRun, device_lines
 from edgepack.report_formats import Parity, Refusal, busy, first_of, host_only, tflite_lines
 from edgepack.report_steps import Step, waterfall_lines
+from edgepack.report_training import Curve
 
 MOST_REASONS = 8
 SHOWN_UNITS = 3
@@ -29,6 +30,8 @@ class StageReport:
     name: str
     seconds: float
     notes: tuple[str, ...] = ()
+    curve: Curve | None = None
+    """Of the loss, where the stage trained."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,7 @@ def trained(storing: Storing, rounder: Rounder, samples: Samples, clock: Clock) 
             on_step=lambda done, total, text: clock.progress(f"tune int8: {text}", done, total),
         )
         notes.extend(found.notes)
+        notes.curve = found.notes.curve
         table = replace(storing.table, ranges=found.ranges)
         after = replace(storing, table=table).widest(rounder.few_bits)
         stored = _of_these_scales(found.stored, plan, after)

@@ -20,9 +20,10 @@ from edgepack.page.layers import MOST_HISTOGRAM_BYTES
 from edgepack.page.markup import VOID, Html, join, tag
 from edgepack.page.reading import read_report
 from edgepack.page.render import report_page, write_page
-from edgepack.report import BuildReport, Fidelity, UnitRow
+from edgepack.report import BuildReport, Fidelity, StageReport, UnitRow
 from edgepack.report_formats import Parity, Refusal
 from edgepack.report_steps import Step
+from edgepack.report_training import Curve
 
 HOSTILE = "</script><script>alert(1)</script>&amp;\"'"
 TABLE = RangeTable(
@@ -40,6 +41,9 @@ STEPS = (
     ),
     Step("quantized", 1_000_000, 700_000, 5_000_000, 2.0, 2.0, 25.0, 0.98, 0.9),
 )
+
+
+CURVE = Curve((5, 10, 15), (0.5, 0.25, 0.2), (10, 15), (0.3, 0.31), 10)
 
 
 class Checker(HTMLParser):
@@ -180,6 +184,29 @@ def test_escaping_and_attributes() -> None:
         "p", "a < b", Html("<br>"), None, ["x", "&"], class_="c", data_tip='"', hidden=True, lang=None
     ) == ('<p class="c" data-tip="&quot;" hidden>a &lt; b<br>x&amp;</p>')
     assert join(tag("line", x1=0.5)) == '<line x1="0.5"/>'
+
+
+def test_trainings_are_drawn_each_with_what_judged_it() -> None:
+    stages = (
+        *REPORT.stages,
+        StageReport("tune", 3.0, ("15 steps",), CURVE),
+        StageReport("tune int8", 3.0, (), replace(CURVE, judged_steps=(), judged_losses=())),
+    )
+    page = report_page(replace(REPORT, stages=stages), None)
+    checked = Checker(page)
+    assert {"Loss of tune", "Loss of tune int8"} <= set(checked.charts)
+    assert page.count('class="curve solid"') == 2 and page.count('class="curve dashed"') == 1
+    assert "that of step 10 was kept" in page
+    for points in re.findall(r'points="([^"]*)"', page):
+        assert all(0 <= float(part) <= 100 for point in points.split() for part in point.split(","))
+    assert "Training" not in report_page(REPORT, None)
+
+
+@pytest.mark.parametrize("losses", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.0, 1.0, 2.0)])
+def test_any_losses_are_drawn_or_left_out(losses: tuple[float, float, float]) -> None:
+    curve = replace(CURVE, losses=losses, judged_steps=(), judged_losses=())
+    page = report_page(replace(REPORT, stages=(StageReport("tune", 1.0, (), curve),)), None)
+    assert page.count("<polyline") == int(any(losses))
 
 
 def test_bars_show_what_a_step_took_away() -> None:

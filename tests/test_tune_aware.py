@@ -164,6 +164,8 @@ def test_a_build_stores_what_was_trained(tmp_path: Path) -> None:
     report, built = made["trained"]
     stage = next(s for s in report["stages"] if s["name"] == "tune int8")
     assert any("800 steps" in note for note in stage["notes"])
+    assert stage["curve"]["steps"][-1] == 800 and len(stage["curve"]["losses"]) == 80
+    assert "Loss of tune int8" in (folder / "dist" / "x86-cpu" / "report.html").read_text(encoding="utf-8")
     assert [n.op_type for n in built.graph] == [n.op_type for n in made["plain"][1].graph]
     decibels = [
         next(m for m in r["models"] if m["name"] == "onnx")["fidelity"]["sqnr_db"] for r, _ in made.values()

@@ -148,6 +148,64 @@ def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str) -> 
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Points that are joined, left to right."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    kind: str
+    """A class of the style: ``solid``, ``dashed``."""
+
+
+def lines(title: str, drawn: Sequence[Line], x_label: str, y_label: str) -> Html:
+    """Lines over a plain x axis and a logarithmic y axis; ``y`` must be above zero."""
+    x_low, x_high = _span([x for line in drawn for x in line.x])
+    y_low, y_high = _span([math.log10(y) for line in drawn for y in line.y])
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return 100 * (x - x_low) / (x_high - x_low), 100 * (y_high - math.log10(y)) / (y_high - y_low)
+
+    paths = [
+        tag(
+            "polyline",
+            points=" ".join(f"{a:.2f},{b:.2f}" for a, b in map(place, line.x, line.y)),
+            class_=f"curve {line.kind}",
+            vector_effect="non-scaling-stroke",
+        )
+        for line in drawn
+    ]
+    down, right = ticks(x_low, x_high), log_ticks(y_low, y_high)
+    grid = [
+        part
+        for y in right
+        for at in (f"{place(x_low, y)[1]:.2f}%",)
+        for part in (
+            tag("line", x1="0", x2="100%", y1=at, y2=at, class_="grid"),
+            tag("text", f"{y:g}", x="0", dx="-8", y=at, dy="4", text_anchor="end"),
+        )
+    ] + [
+        tag("text", f"{x:g}", x=f"{place(x, 10**y_low)[0]:.2f}%", y="100%", dy="16", text_anchor="middle")
+        for x in down
+    ]
+    joined = tag("svg", paths, viewBox="0 0 100 100", preserveAspectRatio="none", width="100%", height="100%")
+    drawing = tag(
+        "svg", grid, joined, width="100%", height="100%", overflow="visible", role="img", aria_label=title
+    )
+    names = [tag("li", tag("span", class_=f"stroke {line.kind}"), line.label) for line in drawn]
+    return tag(
+        "figure",
+        tag("figcaption", title),
+        tag("div", y_label, class_="axis-title"),
+        tag("div", drawing, class_="frame low"),
+        tag("div", x_label, class_="axis-title x"),
+        tag("ul", names, class_="legend"),
+        class_="chart",
+        data_chart=title,
+    )
+
+
 def legend(kinds: Sequence[str]) -> Html:
     """The marks that a scatter plot uses, with their names."""
     return tag(

@@ -12,6 +12,7 @@ from edgepack.page.layers import error_and_time, forms, ranges
 from edgepack.page.markup import Html, tag
 from edgepack.page.reading import read_ranges, read_report
 from edgepack.page.sections import candidates, formats, origin, parity, steps, verdict
+from edgepack.page.training import training
 from edgepack.page.words import Section
 from edgepack.report import BuildReport
 
@@ -22,6 +23,7 @@ def report_page(report: BuildReport, table: RangeTable | None) -> str:
     """``report`` as HTML; ``table`` has the histograms, where they were kept."""
     parts = [
         steps(report),
+        training(report),
         error_and_time(report),
         forms(report),
         ranges(table),

@@ -19,6 +19,7 @@ from edgepack.passes.prune import Limits, prune
 from edgepack.passes.share import share
 from edgepack.passes.structured import Multiples, prune_structured, structured_notes
 from edgepack.quantize.units import find_units
+from edgepack.report_training import Notes
 from edgepack.strict import Strict
 from edgepack.target import Target
 from edgepack.tied import one_copy
@@ -29,7 +30,7 @@ SAMPLE_VALUES = 128 * 3 * 224 * 224
 """Input values that passes look at. A product sees one row in a sample, a convolution many positions: the
 small inputs of nets with large products need more samples to tell as much."""
 
-Stage = Callable[[str], AbstractContextManager[list[str]]]
+Stage = Callable[[str], AbstractContextManager[Notes]]
 """Opens a stage of the build; gives a list for what it has to say."""
 
 
@@ -69,6 +70,7 @@ def run_passes(
         with stage(name) as notes:
             model, told = _run(model, entry.settings, material, original, clusters)
             notes.extend(told)
+            notes.curve = told.curve
             files[name] = folder / f"after_{name.replace(' ', '_')}.onnx"
             save_model(one_copy(model), files[name])
     return Compressed(model, files)
@@ -80,10 +82,17 @@ def _run(
     material: PassMaterial,
     original: ir.Model,
     clusters: Cluster | None,
-) -> tuple[ir.Model, list[str]]:
+) -> tuple[ir.Model, Notes]:
     """One pass, and how weights are clustered after it: a new model, and what there is to say of it."""
     if isinstance(settings, Tune):
         return _tune(model, settings, material, original)
+    made, told = _compressed(model, settings, material, clusters)
+    return made, Notes(told)
+
+
+def _compressed(
+    model: ir.Model, settings: Strict, material: PassMaterial, clusters: Cluster | None
+) -> tuple[ir.Model, list[str]]:
     units, some = find_units(model, material.target.kernels), some_samples(material.samples)
     threads, seed = material.threads, material.seed
     match settings:
@@ -119,16 +128,16 @@ def _multiples(target: Target) -> Multiples:
 
 def _tune(
     model: ir.Model, settings: Tune, material: PassMaterial, original: ir.Model
-) -> tuple[ir.Model, list[str]]:
+) -> tuple[ir.Model, Notes]:
     from edgepack.tune.require import require_torch  # noqa: PLC0415  # an extra that most builds do without
 
     require_torch()
-    from edgepack.tune.report import told  # noqa: PLC0415
+    from edgepack.tune.report import curve_of, told  # noqa: PLC0415
     from edgepack.tune.train import tune  # noqa: PLC0415
 
     asked = _liked_by(material.target, settings)
     made = tune(model, original, material.training, asked, seed=material.seed, threads=material.threads)
-    return made.model, told(made)
+    return made.model, Notes(told(made), curve_of(made))
 
 
 def _liked_by(target: Target, settings: Tune) -> Tune:

@@ -12,11 +12,12 @@ from edgepack.errors import ConfigError
 from edgepack.model import Array, name_of
 from edgepack.quantize.plan import Method, QuantPlan
 from edgepack.quantize.rounding import Rounded
+from edgepack.report_training import Notes
 from edgepack.tune.fake_quant import QuantizedStudent
 from edgepack.tune.held import Held
 from edgepack.tune.learned_scales import Scales, learned_ranges
 from edgepack.tune.loop import OnStep
-from edgepack.tune.report import told
+from edgepack.tune.report import curve_of, told
 from edgepack.tune.start import start_from
 from edgepack.tune.train import tune
 from edgepack.tune.weights import trainables
@@ -28,7 +29,7 @@ class TrainedIntegers:
 
     stored: Mapping[str, Rounded]
     ranges: Mapping[str, Range]
-    notes: tuple[str, ...]
+    notes: Notes
 
 
 def train_integers(
@@ -70,7 +71,7 @@ def train_integers(
     values = sum(stored[n].integers.size for n in stored)
     share = f"{changed / max(values, 1):.1%} of {values} stored weights are others than rounding gave"
     scales = students[-1].scales
-    notes = (*told(made), share, *_scales_note(scales, made.apart))
+    notes = Notes([*told(made), share, *_scales_note(scales, made.apart)], curve_of(made))
     return TrainedIntegers(stored, learned_ranges(plan, ranges, scales, made.apart), notes)
 
 

@@ -4,9 +4,11 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+from edgepack.report_training import Curve
 from edgepack.tune.train import Traffic, Tuned
 
 CURVE_POINTS = 12
+CHART_POINTS = 80
 
 
 def told(made: Tuned) -> list[str]:
@@ -46,6 +48,21 @@ def curve(made: Tuned) -> str:
     count = min(CURVE_POINTS, len(losses))
     parts = [losses[i * len(losses) // count : (i + 1) * len(losses) // count] for i in range(count)]
     return " ".join(f"{sum(p) / len(p):.3g}" for p in parts)
+
+
+def curve_of(made: Tuned) -> Curve:
+    """The losses for a chart."""
+    log, count = made.log, min(CHART_POINTS, len(made.log))
+    ends = [(i + 1) * len(log) // count for i in range(count)]
+    parts = [log[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    judged = [(e.step, e.held_out["loss"]) for e in log if e.held_out is not None]
+    return Curve(
+        steps=tuple(part[-1].step for part in parts),
+        losses=tuple(sum(e.loss for e in part) / len(part) for part in parts),
+        judged_steps=tuple(step for step, _ in judged),
+        judged_losses=tuple(loss for _, loss in judged),
+        kept_step=made.kept_step,
+    )
 
 
 def facts(made: Tuned, output: str) -> dict[str, Any]:
