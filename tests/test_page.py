@@ -196,7 +196,7 @@ def test_trainings_are_drawn_each_with_what_judged_it() -> None:
     checked = Checker(page)
     assert {"Loss of tune", "Loss of tune int8"} <= set(checked.charts)
     assert page.count('class="curve solid"') == 2 and page.count('class="curve dashed"') == 1
-    assert "that of step 10 was kept" in page
+    assert "the weights of step 10 were kept" in page
     for points in re.findall(r'points="([^"]*)"', page):
         assert all(0 <= float(part) <= 100 for point in points.split() for part in point.split(","))
     assert "Training" not in report_page(REPORT, None)

@@ -11,7 +11,8 @@ from edgepack.report_training import Curve
 
 def training(report: BuildReport) -> Section | None:
     """The loss of each training; ``None`` where nothing was trained."""
-    charts = [_chart(stage.name, stage.curve) for stage in report.stages if stage.curve is not None]
+    drawn = (_chart(stage.name, stage.curve) for stage in report.stages if stage.curve is not None)
+    charts = [chart for chart in drawn if chart is not None]
     if not charts:
         return None
     return section(
@@ -30,7 +31,7 @@ def _chart(name: str, curve: Curve) -> Html | None:
     shown = [line for line in drawn if line.x]
     if not shown:
         return None
-    return lines(f"Loss of {name}", shown, f"step; that of step {curve.kept_step} was kept", "loss")
+    return lines(f"Loss of {name}", shown, f"step; the weights of step {curve.kept_step} were kept", "loss")
 
 
 def _positive(steps: Sequence[int], losses: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -22,7 +22,7 @@ try {
     text: document.body.innerText,
     charts: [...document.querySelectorAll("[data-chart]")].map((chart) => {
       const room = chart.getBoundingClientRect();
-      const marks = [...chart.querySelectorAll(".bar, .dot, .mark, .count, .heat")].filter((mark) => {
+      const marks = [...chart.querySelectorAll(".bar, .dot, .mark, .curve, .count, .heat")].filter((mark) => {
         const size = mark.getBoundingClientRect();
         return size.width > 0 && size.height > 0;
       });
