@@ -240,3 +240,10 @@ def test_a_cold_start_on_text(tmp_path: Path) -> None:
     save_model(parse("net (string[n] w) => (string[n] y) { y = Identity (w) }"), tmp_path / "words.onnx")
     words = np.asarray(["one", "three"], object)
     assert cold_start(tmp_path / "words.onnx", Runtime(), {"w": words}).milliseconds > 0
+
+
+@pytest.mark.parametrize(("seconds", "runs", "expected"), [(0.0, 50, 10), (0.0, 4, 4), (1e6, 12, 12)])
+def test_slow_models_take_fewer_rounds(tmp_path: Path, seconds: float, runs: int, expected: int) -> None:
+    save_model(parse(ADD), tmp_path / "add.onnx")
+    found = bench({"add": tmp_path / "add.onnx"}, Runtime(), [FEED], warmup=0, runs=runs, seconds=seconds)
+    assert found["add"].runs == expected

@@ -46,6 +46,8 @@ TURN_SECONDS = 1e-3
 FEWEST_CALLS = 2
 """The first call of a turn finds the caches filled by another model, and is up to four times as slow."""
 MOST_CALLS = 50
+FEWEST_ROUNDS = 10
+"""However slow the models are."""
 SESSIONS = 5
 """Sets of sessions that the rounds on files are shared among."""
 COLD_STARTS = 3
@@ -90,14 +92,25 @@ class Rounds:
 
 
 def bench(
-    models: Mapping[str, Path], runtime: Runtime, feeds: Sequence[Feeds], *, warmup: int, runs: int
+    models: Mapping[str, Path],
+    runtime: Runtime,
+    feeds: Sequence[Feeds],
+    *,
+    warmup: int,
+    runs: int,
+    seconds: float | None = None,
 ) -> dict[str, Latency]:
     """Time ``models`` over ``runs`` rounds, on ``feeds`` in turn, after ``warmup`` calls of each session.
+
+    With ``seconds``, slow models take fewer rounds and one call of warming up, so that it takes about that;
+    not fewer than ``FEWEST_ROUNDS``.
 
     Raises:
         ModelError: the runtime refuses a model.
         ExportError: a model cannot be run in a process of its own.
     """
+    if seconds is not None:
+        warmup, runs = _within(seconds, list(models.values()), runtime, feeds[0], warmup, runs)
     rounds = _measure_files(list(models.values()), runtime, feeds, runs, warmup)
     starts = [cold_start(path, runtime, feeds[0]) for path in models.values()]
     ratios = [_ratio(rounds.best[:, 0] / column) for column in rounds.best.T]
@@ -115,6 +128,24 @@ def bench(
         )
         for name, calls, ratio, start in zip(models, rounds.calls, ratios, starts, strict=True)
     }
+
+
+def _within(
+    seconds: float, models: Sequence[Path], runtime: Runtime, feed: Feeds, warmup: int, runs: int
+) -> tuple[int, int]:
+    """Calls of warming up and rounds that take about so long."""
+    call_seconds = 0.0
+    for path in models:
+        runner = open_model(path, runtime)
+        prepared = runner.prepare(feed)
+        runner.call(prepared)
+        started = time.perf_counter()
+        runner.call(prepared)
+        call_seconds += time.perf_counter() - started
+    if call_seconds * (FEWEST_CALLS * runs + SESSIONS * warmup) <= seconds:
+        return warmup, runs
+    rounds = round(seconds / call_seconds - SESSIONS) // FEWEST_CALLS
+    return min(warmup, 1), min(max(rounds, FEWEST_ROUNDS), runs)
 
 
 def quick_ratios(runners: Sequence[Runner], feeds: Sequence[Feeds], rounds: int) -> list[Ratio]:
