@@ -23,17 +23,17 @@ class Sparsify(Strict):
     whole ones, in all layers that share them; the pass `compact` then takes them out of the graph."""
     multiple: Annotated[int, Field(ge=1)] | None = None
     """Of channels that are left of each group; in a build by default what the target's kernels like."""
-    regrowth: Literal["straight_through", "gradient"] = "straight_through"
-    """How weights that are out come back. straight_through: they go on learning as if they were in, fade, and
-    are in again where they are large (Zhou et al., 2021); gradient: those with the largest gradients come in
-    for the least of those that are in, and begin at zero (Evci et al., 2020)."""
+    regrowth: Literal["gradient", "straight_through"] = "gradient"
+    """How weights that are out come back. gradient: those with the largest gradients come in for the least of
+    those that are in, and begin at zero (Evci et al., 2020); straight_through: they go on learning as if they
+    were in, fade, and are in again where they are large (Zhou et al., 2021)."""
     exchanged: Share = 0.3
     """Of weights that are in, the share that makes room at a choice by gradient; it falls to none."""
     start: Share = 0.05
     """Share of the training after which removal starts, or happens."""
     end: Annotated[float, Field(gt=0, le=1)] = 0.6
     """Share of the training after which a dynamic choice is final."""
-    every: Annotated[int, Field(ge=1)] = 10
+    every: Annotated[int, Field(ge=1)] = 20
     """Steps between two choices."""
 
     @model_validator(mode="after")

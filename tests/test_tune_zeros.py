@@ -95,7 +95,10 @@ NEEDED: dict[str, Any] = {**QUICK, "steps": 150, "learning_rate": 0.05, "tempera
 
 @pytest.mark.parametrize(
     "way",
-    [{"every": 4, "end": 0.9}, {"regrowth": "gradient", "every": 20, "end": 0.6, "exchanged": 0.5}],
+    [
+        {"regrowth": "straight_through", "every": 4, "end": 0.9},
+        {"regrowth": "gradient", "every": 20, "end": 0.6, "exchanged": 0.5},
+    ],
     ids=["straight through", "gradient"],
 )
 def test_zeros_that_are_needed_come_back(tmp_path: Path, way: dict[str, Any]) -> None:
