@@ -41,7 +41,10 @@ class Exchange:
     answer: bytes | None = None
     failure: str | None = None
     opened: bool = False
+    first: threading.Lock = field(default_factory=threading.Lock)
+    """Taken by the first answer, and never let go."""
     done: threading.Event = field(default_factory=threading.Event)
+    """Set when the page has been told that its answer is there."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -81,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _take(self, name: str, body: bytes) -> None:
         """The first answer counts; the page is told before the server ends."""
-        if self.exchange.done.is_set():
+        if not self.exchange.first.acquire(blocking=False):
             self._reply(409, b"there is an answer already\n")
             return
         if name == "answer":
