@@ -85,7 +85,8 @@ class QuantizedStudent:
                 )
         changing = {f"{u.tag}_{part}" for u in self.units for part in ("w", "s", "b", "t")}
         # What the integer graph still reads in float goes by its own name.
-        self.free = [key for key in held.tensors if key in set(keys_of(self.model).values())]
+        left = set(keys_of(self.model).values())
+        self.free = [key for key in held.tensors if key in left]
         self.scales = learned_scales(model, self.model, plan, held) if learn_ranges else {}
         changing |= {scale.name for scale in self.scales.values()}
         self.program = compile_model(self.model, changing | set(self.free))
