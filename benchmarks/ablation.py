@@ -16,21 +16,21 @@ import numpy as np
 import onnx_ir as ir
 from suite import HERE, recipe_for
 
-from edgepack.calibrate.run import calibrate
-from edgepack.config import Calibration, Observer, Recipe, load_recipe
-from edgepack.data import Samples, open_samples
-from edgepack.export.compact import names_of
+from edgepack.calibration.run import calibrate
+from edgepack.config.recipe import Calibration, Observer, Recipe, load_recipe
+from edgepack.config.target import Target, load_target
+from edgepack.data.samples import Samples, open_samples
+from edgepack.evaluation.check import Baseline, baseline, check
+from edgepack.evaluation.metrics import Metric, resolve_metric
 from edgepack.export.onnx import export_onnx
-from edgepack.measure.check import Baseline, baseline, check
-from edgepack.metrics import Metric, resolve_metric
-from edgepack.model import input_specs, load_model
-from edgepack.prepare import prepare
-from edgepack.quantize.apply import apply_plan
-from edgepack.quantize.plan import Method, QuantPlan, make_plan, tensors_to_observe
-from edgepack.quantize.rounding import Rounder, round_weights
-from edgepack.quantize.units import Unit, find_units
-from edgepack.report import Fidelity
-from edgepack.target import Target, load_target
+from edgepack.graph.compact import names_of
+from edgepack.graph.prepare import prepare
+from edgepack.ir.model import input_specs, load_model
+from edgepack.quantization.groups import Unit, find_units
+from edgepack.quantization.plan.plan import Method, QuantPlan, make_plan, tensors_to_observe
+from edgepack.quantization.rewrite.apply import apply_plan
+from edgepack.quantization.weights.rounding import Rounder, round_weights
+from edgepack.report.text import Fidelity
 
 ROUNDING_SAMPLES = 32
 COLUMNS = ("nearest", "bias corrected", "second order, bias corrected")

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from suite import HERE, recipe_for
 
+from edgepack.benchmark.environment import environment
 from edgepack.errors import GateFailed
-from edgepack.measure.environment import environment
 
 GATE_FAILED = GateFailed.exit_code
 """The package is complete and was measured all the same."""
@@ -29,16 +29,16 @@ STOCK_OBSERVERS = {"percentile": "Percentile", "entropy": "Entropy", "minmax": "
 
 def edgepack_side(recipe_file: Path, observer: str, out: Path) -> None:
     """Normalize, calibrate, plan, round to nearest, apply, save."""
-    from edgepack.calibrate.run import calibrate  # noqa: PLC0415
-    from edgepack.config import load_recipe  # noqa: PLC0415
-    from edgepack.data import open_samples  # noqa: PLC0415
-    from edgepack.model import input_specs, load_model, save_model  # noqa: PLC0415
-    from edgepack.prepare import prepare  # noqa: PLC0415
-    from edgepack.quantize.apply import apply_plan  # noqa: PLC0415
-    from edgepack.quantize.plan import Method, make_plan, tensors_to_observe  # noqa: PLC0415
-    from edgepack.quantize.rounding import Rounder  # noqa: PLC0415
-    from edgepack.quantize.units import find_units  # noqa: PLC0415
-    from edgepack.target import load_target  # noqa: PLC0415
+    from edgepack.calibration.run import calibrate  # noqa: PLC0415
+    from edgepack.config.recipe import load_recipe  # noqa: PLC0415
+    from edgepack.config.target import load_target  # noqa: PLC0415
+    from edgepack.data.samples import open_samples  # noqa: PLC0415
+    from edgepack.graph.prepare import prepare  # noqa: PLC0415
+    from edgepack.ir.model import input_specs, load_model, save_model  # noqa: PLC0415
+    from edgepack.quantization.groups import find_units  # noqa: PLC0415
+    from edgepack.quantization.plan.plan import Method, make_plan, tensors_to_observe  # noqa: PLC0415
+    from edgepack.quantization.rewrite.apply import apply_plan  # noqa: PLC0415
+    from edgepack.quantization.weights.rounding import Rounder  # noqa: PLC0415
 
     recipe, target = load_recipe(recipe_file, {"calibration": {"observer": observer}}), load_target("x86-cpu")
     original = load_model(recipe.model)
@@ -59,9 +59,9 @@ def stock_side(recipe_file: Path, observer: str, out: Path) -> None:
     """onnxruntime.quantization.quantize_static on its own preprocessed model."""
     from onnxruntime import quantization  # noqa: PLC0415
 
-    from edgepack.config import load_recipe  # noqa: PLC0415
-    from edgepack.data import open_samples  # noqa: PLC0415
-    from edgepack.model import input_specs, load_model  # noqa: PLC0415
+    from edgepack.config.recipe import load_recipe  # noqa: PLC0415
+    from edgepack.data.samples import open_samples  # noqa: PLC0415
+    from edgepack.ir.model import input_specs, load_model  # noqa: PLC0415
 
     recipe = load_recipe(recipe_file, {})
     assert recipe.calibration_data is not None
@@ -88,7 +88,7 @@ def stock_side(recipe_file: Path, observer: str, out: Path) -> None:
 def prepare(recipe_file: Path, out: Path) -> None:
     from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: PLC0415
 
-    from edgepack.config import load_recipe  # noqa: PLC0415
+    from edgepack.config.recipe import load_recipe  # noqa: PLC0415
 
     model = load_recipe(recipe_file, {}).model
     quant_pre_process(str(model), str(out.with_suffix(".pre.onnx")), skip_symbolic_shape=True)

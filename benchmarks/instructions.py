@@ -23,9 +23,9 @@ from rig.arm import missing, root_folder
 from rig.instructions import count
 from suite import recipe_for
 
-from edgepack.config import load_recipe
-from edgepack.data import open_samples
-from edgepack.model import input_specs, load_model
+from edgepack.config.recipe import load_recipe
+from edgepack.data.samples import open_samples
+from edgepack.ir.model import input_specs, load_model
 
 TASKS = ("efficientnet_lite0", "fastestdet", "ppocrv4_rec", "minilm_sst2", "dscnn_fsdd", "dlrm_ml100k")
 CORES = ("cortex-a53", "cortex-a72", "cortex-a76")

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgepack.compare import random_feed
-from edgepack.measure.session import open_session, run
-from edgepack.model import input_specs, load_model
+from edgepack.config.target import Runtime
+from edgepack.ir.model import input_specs, load_model
 from edgepack.pack.pool import make_pool
-from edgepack.target import Runtime
+from edgepack.pipeline.measuring import random_feed
+from edgepack.runtime.session import open_session, run
 
 
 def pss_bytes() -> int:

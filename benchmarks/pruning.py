@@ -14,17 +14,17 @@ from pathlib import Path
 import yaml
 from suite import recipe_for
 
-from edgepack.config import Recipe
-from edgepack.config_passes import Prune
-from edgepack.data import open_samples
-from edgepack.measure.check import baseline, check
-from edgepack.metrics import resolve_metric
-from edgepack.model import input_specs, load_model, save_model
-from edgepack.passes.line import some_samples
-from edgepack.passes.prune import prune
-from edgepack.prepare import prepare
-from edgepack.quantize.units import find_units
-from edgepack.target import load_target
+from edgepack.compression.prune import prune
+from edgepack.config.passes import Prune
+from edgepack.config.recipe import Recipe
+from edgepack.config.target import load_target
+from edgepack.data.samples import open_samples
+from edgepack.evaluation.check import baseline, check
+from edgepack.evaluation.metrics import resolve_metric
+from edgepack.graph.prepare import prepare
+from edgepack.ir.model import input_specs, load_model, save_model
+from edgepack.pipeline.passes import some_samples
+from edgepack.quantization.groups import find_units
 
 METHODS = ("l1", "wanda", "second_order")
 

@@ -21,16 +21,16 @@ from pathlib import Path
 import numpy as np
 from suite import HERE, recipe_for
 
-from edgepack.config import Recipe, load_recipe
-from edgepack.data import Samples, open_samples
+from edgepack.benchmark.bench import Latency, bench
+from edgepack.benchmark.environment import environment
+from edgepack.config.recipe import Recipe, load_recipe
+from edgepack.config.target import load_target
+from edgepack.data.samples import Samples, open_samples
 from edgepack.errors import EdgepackError
-from edgepack.measure.bench import Latency, bench
-from edgepack.measure.check import baseline, check
-from edgepack.measure.environment import environment
-from edgepack.metrics import resolve_metric
-from edgepack.model import input_specs, load_model, model_bytes
-from edgepack.report import Fidelity
-from edgepack.target import load_target
+from edgepack.evaluation.check import baseline, check
+from edgepack.evaluation.metrics import resolve_metric
+from edgepack.ir.model import input_specs, load_model, model_bytes
+from edgepack.report.text import Fidelity
 
 PRESETS = {"edgepack": "balanced", "edgepack, best": "best"}
 TASKS = ("efficientnet_lite0", "fastestdet", "ppocrv4_rec", "minilm_sst2", "dscnn_fsdd", "dlrm_ml100k")

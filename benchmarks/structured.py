@@ -20,13 +20,13 @@ import yaml
 from cifar10 import read, standardized
 from suite import recipe_for
 
-from edgepack.build import Job, build
-from edgepack.config import load_recipe
-from edgepack.data import Feeds, open_samples
-from edgepack.measure.bench import bench
-from edgepack.model import input_specs, load_model
-from edgepack.report import BuildReport
-from edgepack.target import load_target
+from edgepack.benchmark.bench import bench
+from edgepack.config.recipe import load_recipe
+from edgepack.config.target import load_target
+from edgepack.data.samples import Feeds, open_samples
+from edgepack.ir.model import input_specs, load_model
+from edgepack.pipeline.build import Job, build
+from edgepack.report.text import BuildReport
 
 HERE = Path(__file__).parent
 ROUNDS = 300

@@ -15,17 +15,17 @@ import onnx_ir as ir
 from ablation import ROUNDING_SAMPLES, cell, measured, read, spread
 from suite import HERE
 
-from edgepack.calibrate.run import calibrate
-from edgepack.config import Calibration
-from edgepack.data import Samples
-from edgepack.measure.check import baseline
-from edgepack.metrics import resolve_metric
-from edgepack.quantize.equalize import equalize
-from edgepack.quantize.plan import DYNAMIC_OPS, Method, QuantPlan, make_plan, tensors_to_observe
-from edgepack.quantize.rounding import Rounder, round_weights
-from edgepack.quantize.units import find_units
-from edgepack.scheme import Granularity
-from edgepack.target import Target, load_target
+from edgepack.calibration.run import calibrate
+from edgepack.config.recipe import Calibration
+from edgepack.config.target import Target, load_target
+from edgepack.data.samples import Samples
+from edgepack.evaluation.check import baseline
+from edgepack.evaluation.metrics import resolve_metric
+from edgepack.ir.scheme import Granularity
+from edgepack.quantization.groups import find_units
+from edgepack.quantization.plan.plan import DYNAMIC_OPS, Method, QuantPlan, make_plan, tensors_to_observe
+from edgepack.quantization.weights.cross_layer_equalization import equalize
+from edgepack.quantization.weights.rounding import Rounder, round_weights
 
 
 def forms(

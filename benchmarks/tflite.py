@@ -25,16 +25,16 @@ from typing import Any
 import numpy as np
 from suite import HERE, recipe_for
 
-from edgepack.config import load_recipe
-from edgepack.data import open_samples
+from edgepack.benchmark.bench import SESSIONS, measure
+from edgepack.benchmark.environment import environment
+from edgepack.config.recipe import load_recipe
+from edgepack.config.target import load_target
+from edgepack.data.feeds import Feeds
+from edgepack.data.samples import open_samples
 from edgepack.errors import GateFailed
-from edgepack.feeds import Feeds
-from edgepack.measure.bench import SESSIONS, measure
-from edgepack.measure.environment import environment
-from edgepack.measure.litert import LitertRunner, open_tflite
-from edgepack.measure.runner import Runner, open_model
-from edgepack.model import input_specs, load_model
-from edgepack.target import load_target
+from edgepack.ir.model import input_specs, load_model
+from edgepack.runtime.litert import LitertRunner, open_tflite
+from edgepack.runtime.runner import Runner, open_model
 
 TASKS = ("efficientnet_lite0", "fastestdet", "dscnn_fsdd", "ppocrv4_rec_320")
 ROUNDS = 12
@@ -44,10 +44,10 @@ NHWC = (0, 2, 3, 1)
 
 def convert(recipe_file: Path, ranges: Path, out: Path) -> None:
     """Only the step from a normalized model and its ranges to the file, in this process; prints JSON."""
-    from edgepack.calibrate.ranges import load_ranges  # noqa: PLC0415
+    from edgepack.calibration.ranges import load_ranges  # noqa: PLC0415
     from edgepack.export.tflite import export_tflite, plan_tflite  # noqa: PLC0415
-    from edgepack.prepare import prepare  # noqa: PLC0415
-    from edgepack.quantize.rounding import Rounder  # noqa: PLC0415
+    from edgepack.graph.prepare import prepare  # noqa: PLC0415
+    from edgepack.quantization.weights.rounding import Rounder  # noqa: PLC0415
 
     recipe, target = load_recipe(recipe_file, {}), load_target("mobile")
     model, _ = prepare(load_model(recipe.model), target)

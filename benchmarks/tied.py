@@ -15,22 +15,22 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxruntime as ort
 
-from edgepack.calibrate.run import calibrate
-from edgepack.choose import methods_of, whole_model_methods
-from edgepack.config import Calibration, Data
-from edgepack.data import Samples, open_samples
-from edgepack.export.compact import compact, names_of
-from edgepack.feeds import Feeds
-from edgepack.measure.check import baseline, check
-from edgepack.measure.fused import what_the_runtime_did
-from edgepack.model import constant, input_specs, load_model, name_of, save_model, set_constant
-from edgepack.normalize import normalize
+from edgepack.calibration.run import calibrate
+from edgepack.config.recipe import Calibration, Data
+from edgepack.config.target import load_target
+from edgepack.data.feeds import Feeds
+from edgepack.data.samples import Samples, open_samples
+from edgepack.evaluation.check import baseline, check
+from edgepack.graph.compact import compact, names_of
+from edgepack.graph.normalize import normalize
+from edgepack.ir.model import constant, input_specs, load_model, name_of, save_model, set_constant
 from edgepack.pack.epk import pack
-from edgepack.quantize.apply import apply_plan
-from edgepack.quantize.plan import Method, make_plan, tensors_to_observe
-from edgepack.quantize.rounding import round_weights
-from edgepack.quantize.units import find_units
-from edgepack.target import load_target
+from edgepack.quantization.groups import find_units
+from edgepack.quantization.plan.plan import Method, make_plan, tensors_to_observe
+from edgepack.quantization.rewrite.apply import apply_plan
+from edgepack.quantization.weights.rounding import round_weights
+from edgepack.runtime.fused import what_the_runtime_did
+from edgepack.selection.choose import methods_of, whole_model_methods
 
 TARGET = load_target("x86-cpu")
 LOADS, RUNS = 7, 100

@@ -31,22 +31,22 @@ import onnx
 import onnx_ir as ir
 from cifar10 import read, standardized
 
-from edgepack.channels.rules import find_channels
-from edgepack.config import Data, Labels
-from edgepack.config_passes import Compact, Structured
-from edgepack.config_tune import Tune
-from edgepack.data import Samples, open_samples
-from edgepack.measure.session import open_session, run
-from edgepack.model import input_specs, load_model, save_model
-from edgepack.normalize import normalize
-from edgepack.passes.channel_choice import Costs
-from edgepack.passes.compact import compact
-from edgepack.passes.line import some_samples
-from edgepack.passes.structured import Multiples, prune_structured
-from edgepack.strict import parse
-from edgepack.target import Runtime
-from edgepack.tune.train import tune
-from edgepack.tune.weights import Kind, array_of, keys_of, trainables
+from edgepack.compression.channel_choice import Costs
+from edgepack.compression.channels.rules import find_channels
+from edgepack.compression.compact import compact
+from edgepack.compression.structured import Multiples, prune_structured
+from edgepack.config.passes import Compact, Structured
+from edgepack.config.recipe import Data, Labels
+from edgepack.config.strict_yaml import parse
+from edgepack.config.target import Runtime
+from edgepack.config.training import Tune
+from edgepack.data.samples import Samples, open_samples
+from edgepack.graph.normalize import normalize
+from edgepack.ir.model import input_specs, load_model, save_model
+from edgepack.pipeline.passes import some_samples
+from edgepack.runtime.session import open_session, run
+from edgepack.training.train import tune
+from edgepack.training.weights import Kind, array_of, keys_of, trainables
 
 FULL, HALF = ("32", "64", "96", "128"), ("16", "32", "48", "64")
 VALIDATION_EVERY = 10

@@ -21,26 +21,26 @@ import numpy as np
 import onnx_ir as ir
 from suite import recipe_for
 
-from edgepack.calibrate.ranges import Range
-from edgepack.calibrate.run import calibrate
-from edgepack.config import Calibration, load_recipe
-from edgepack.config_passes import Prune
-from edgepack.config_tune import AwareTune, Tune
-from edgepack.data import Samples, open_samples
-from edgepack.measure.session import open_session, run
-from edgepack.model import input_specs, load_model, save_model
-from edgepack.passes.line import some_samples
-from edgepack.passes.prune import prune
-from edgepack.prepare import prepare
-from edgepack.quantize.apply import apply_plan
-from edgepack.quantize.plan import Method, QuantPlan, make_plan, tensors_to_observe
-from edgepack.quantize.rounding import Rounder, round_weights, with_trained
-from edgepack.quantize.units import find_units
-from edgepack.scheme import Granularity
-from edgepack.strict import parse
-from edgepack.target import Target, load_target
-from edgepack.tune.aware import train_integers
-from edgepack.tune.train import Tuned, tune
+from edgepack.calibration.ranges import Range
+from edgepack.calibration.run import calibrate
+from edgepack.compression.prune import prune
+from edgepack.config.passes import Prune
+from edgepack.config.recipe import Calibration, load_recipe
+from edgepack.config.strict_yaml import parse
+from edgepack.config.target import Target, load_target
+from edgepack.config.training import AwareTune, Tune
+from edgepack.data.samples import Samples, open_samples
+from edgepack.graph.prepare import prepare
+from edgepack.ir.model import input_specs, load_model, save_model
+from edgepack.ir.scheme import Granularity
+from edgepack.pipeline.passes import some_samples
+from edgepack.quantization.groups import find_units
+from edgepack.quantization.plan.plan import Method, QuantPlan, make_plan, tensors_to_observe
+from edgepack.quantization.rewrite.apply import apply_plan
+from edgepack.quantization.weights.rounding import Rounder, round_weights, with_trained
+from edgepack.runtime.session import open_session, run
+from edgepack.training.aware import train_integers
+from edgepack.training.train import Tuned, tune
 
 
 class Task:

@@ -26,14 +26,14 @@ import onnx
 import onnx_ir as ir
 from train_nets import spoken_digits
 
-from edgepack.config import Data, Labels
-from edgepack.config_tune import Gradients, Tune
-from edgepack.data import open_samples
-from edgepack.measure.session import open_session, run
-from edgepack.model import Array, input_specs, save_model
-from edgepack.target import Runtime
-from edgepack.tune.train import tune
-from edgepack.tune.workers import joined
+from edgepack.config.recipe import Data, Labels
+from edgepack.config.target import Runtime
+from edgepack.config.training import Gradients, Tune
+from edgepack.data.samples import open_samples
+from edgepack.ir.model import Array, input_specs, save_model
+from edgepack.runtime.session import open_session, run
+from edgepack.training.train import tune
+from edgepack.training.workers import joined
 
 NET = """<ir_version: 8, opset_import: ["" : 17]> net (float[batch, 1, 28, 28] x) => (float[batch, 10] y) {
     a = Conv (x, w1, b1)

@@ -14,15 +14,15 @@ from pathlib import Path
 import onnx_ir as ir
 from ablation import ROUNDING_SAMPLES, cell, measured, read, spread
 
-from edgepack.config import Quantize
-from edgepack.data import Samples
-from edgepack.measure.check import Baseline, baseline
-from edgepack.metrics import Metric, resolve_metric
-from edgepack.quantize.few_bits import FewBits, bits_of_units
-from edgepack.quantize.plan import Method, QuantPlan, make_plan
-from edgepack.quantize.rounding import Rounder, round_weights
-from edgepack.quantize.units import Unit, find_units
-from edgepack.target import Target, load_target
+from edgepack.config.recipe import Quantize
+from edgepack.config.target import Target, load_target
+from edgepack.data.samples import Samples
+from edgepack.evaluation.check import Baseline, baseline
+from edgepack.evaluation.metrics import Metric, resolve_metric
+from edgepack.quantization.groups import Unit, find_units
+from edgepack.quantization.plan.plan import Method, QuantPlan, make_plan
+from edgepack.quantization.weights.low_bit import FewBits, bits_of_units
+from edgepack.quantization.weights.rounding import Rounder, round_weights
 
 HERE = Path(__file__).parent
 

@@ -4,8 +4,8 @@ import onnx
 import onnx_ir as ir
 from onnx_models import Array, difference, run
 
-from edgepack.model import fingerprint
-from edgepack.normalize import NormalizeNotes, normalize
+from edgepack.graph.normalize import NormalizeNotes, normalize
+from edgepack.ir.model import fingerprint
 
 TOLERANCE = 2e-6
 

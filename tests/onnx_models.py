@@ -12,7 +12,7 @@ import onnx.parser
 import onnx_ir as ir
 import onnxruntime as ort
 
-from edgepack.model import walk_nodes
+from edgepack.ir.model import walk_nodes
 
 Array = npt.NDArray[Any]
 

@@ -9,22 +9,22 @@ import numpy as np
 import onnx_ir as ir
 from onnx_models import Array, parse
 
-from edgepack.calibrate.ranges import Range
-from edgepack.calibrate.run import calibrate
-from edgepack.config import Calibration, Data
-from edgepack.data import open_samples
-from edgepack.measure.fused import FusionReport, what_the_runtime_did
-from edgepack.measure.session import open_session
-from edgepack.measure.session import run as run_session
-from edgepack.model import fingerprint, input_specs, save_model
-from edgepack.normalize import normalize
-from edgepack.numerics import sqnr_db
-from edgepack.quantize.apply import apply_plan
-from edgepack.quantize.plan import Method, QuantPlan, make_plan, tensors_to_observe
-from edgepack.quantize.rounding import Rounder
-from edgepack.quantize.units import find_units
-from edgepack.scheme import Granularity, QuantType
-from edgepack.target import Kernels, Quantization, Runtime, Target, load_target
+from edgepack.calibration.ranges import Range
+from edgepack.calibration.run import calibrate
+from edgepack.config.recipe import Calibration, Data
+from edgepack.config.target import Kernels, Quantization, Runtime, Target, load_target
+from edgepack.data.samples import open_samples
+from edgepack.graph.normalize import normalize
+from edgepack.ir.model import fingerprint, input_specs, save_model
+from edgepack.ir.numerics import sqnr_db
+from edgepack.ir.scheme import Granularity, QuantType
+from edgepack.quantization.groups import find_units
+from edgepack.quantization.plan.plan import Method, QuantPlan, make_plan, tensors_to_observe
+from edgepack.quantization.rewrite.apply import apply_plan
+from edgepack.quantization.weights.rounding import Rounder
+from edgepack.runtime.fused import FusionReport, what_the_runtime_did
+from edgepack.runtime.session import open_session
+from edgepack.runtime.session import run as run_session
 
 SAMPLES = 6
 U8, S8 = QuantType.UINT8, QuantType.INT8

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from edgepack.config import Data
-from edgepack.data import InputSpec, Samples, open_samples
+from edgepack.config.recipe import Data
+from edgepack.data.samples import InputSpec, Samples, open_samples
 
 F4, I8 = np.dtype(np.float32), np.dtype(np.int64)
 X = InputSpec("x", F4, ("batch", 3, 4))

@@ -10,12 +10,12 @@ from onnx_models import Array, f32, parse
 from quantizing import target, weight
 from sampling import opened
 
-from edgepack.model import input_specs
-from edgepack.passes.allocation import MIDDLE, SHARES, Curve, allocate, noise_curves
-from edgepack.passes.sparse import Pattern, damped, prune_second_order
-from edgepack.passes.weights import matrix_of
-from edgepack.quantize.statistics import InputMoments, stream_moments
-from edgepack.quantize.units import find_units
+from edgepack.compression.allocation import MIDDLE, SHARES, Curve, allocate, noise_curves
+from edgepack.compression.sparse import Pattern, damped, prune_second_order
+from edgepack.compression.weights import matrix_of
+from edgepack.ir.model import input_specs
+from edgepack.quantization.groups import find_units
+from edgepack.quantization.weights.moments import InputMoments, stream_moments
 
 
 def curve(values: int, gain: float, power: float) -> Curve:

@@ -10,15 +10,15 @@ import pytest
 from onnx_models import Array, f32, i64, parse, run
 from quantizing import S8, U8, build, target, weight
 
-from edgepack.measure.fused import what_the_runtime_did
-from edgepack.model import fingerprint, load_model
-from edgepack.numerics import sqnr_db
-from edgepack.quantize.apply import apply_plan
-from edgepack.quantize.emit import Emitter
-from edgepack.quantize.plan import Method
-from edgepack.quantize.rounding import Rounded, Rounder
-from edgepack.scheme import Granularity, QuantParams, QuantType
-from edgepack.target import Runtime
+from edgepack.config.target import Runtime
+from edgepack.ir.model import fingerprint, load_model
+from edgepack.ir.numerics import sqnr_db
+from edgepack.ir.scheme import Granularity, QuantParams, QuantType
+from edgepack.quantization.plan.plan import Method
+from edgepack.quantization.rewrite.apply import apply_plan
+from edgepack.quantization.rewrite.emit import Emitter
+from edgepack.quantization.weights.rounding import Rounded, Rounder
+from edgepack.runtime.fused import what_the_runtime_did
 
 STATIC, DYNAMIC, WEIGHT_ONLY, FLOAT = Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY, Method.FLOAT
 CONV = {"w": weight(4, 4, 1, 1), "v": weight(4, 4, 1, 1, seed=2)}

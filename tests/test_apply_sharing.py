@@ -7,9 +7,9 @@ import pytest
 from onnx_models import i64, run
 from quantizing import build, target, weight
 
-from edgepack.quantize.apply import apply_plan
-from edgepack.quantize.plan import Method
-from edgepack.quantize.rounding import Rounded, Rounder
+from edgepack.quantization.plan.plan import Method
+from edgepack.quantization.rewrite.apply import apply_plan
+from edgepack.quantization.weights.rounding import Rounded, Rounder
 
 STATIC, DYNAMIC, WEIGHT_ONLY = Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY
 

@@ -97,7 +97,7 @@ SOURCES = sorted(
 
 
 def module_name(path: Path) -> str:
-    """``edgepack/quantize/plan.py`` as ``quantize.plan``; a package by its name, edgepack as ``__init__``."""
+    """``edgepack/ir/model.py`` as ``ir.model``; a package by its name, edgepack as ``__init__``."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 

@@ -19,7 +19,7 @@ import pytest
 from rig.arm import missing, root_folder, run_arm
 from rig.run_model import digest, run
 
-from edgepack.numerics import sqnr_db
+from edgepack.ir.numerics import sqnr_db
 
 pytestmark = [
     pytest.mark.rig,

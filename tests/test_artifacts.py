@@ -11,18 +11,18 @@ import tiny
 import yaml
 from onnx_models import parse
 
-from edgepack.artifacts import outdated
-from edgepack.build import Job, build
-from edgepack.config import load_recipe
+from edgepack.benchmark.bench import ColdStart
+from edgepack.config.recipe import load_recipe
+from edgepack.config.target import Target, load_target
+from edgepack.data.feeds import InputSpec, open_dims, with_sizes
 from edgepack.errors import ConfigError, EdgepackError, ExportError, SamplesError
-from edgepack.feeds import InputSpec, open_dims, with_sizes
-from edgepack.measure import litert
-from edgepack.measure.bench import ColdStart
-from edgepack.measure.litert import open_tflite
-from edgepack.model import save_model
-from edgepack.report import BuildReport, text
-from edgepack.target import Target, load_target
-from edgepack.tflite_file import fixed_sizes
+from edgepack.export.artifacts import outdated
+from edgepack.export.tflite_artifact import fixed_sizes
+from edgepack.ir.model import save_model
+from edgepack.pipeline.build import Job, build
+from edgepack.report.text import BuildReport, text
+from edgepack.runtime import litert
+from edgepack.runtime.litert import open_tflite
 
 FLOAT = np.dtype(np.float32)
 UNWRITABLE = """net (float[batch, 16] x) => (float[batch, 16] y) {
@@ -39,7 +39,7 @@ ANY_LENGTH = """net (float[batch, 16, length] x) => (float[batch, 4, M] y) {
 @pytest.fixture(autouse=True)
 def warm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cold starts take processes of their own; tests/test_bench.py has them."""
-    monkeypatch.setattr("edgepack.measure.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
+    monkeypatch.setattr("edgepack.benchmark.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def test_a_target_is_held_to_what_it_says() -> None:
 
 def test_a_tflite_of_another_model_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it computes is looked at before it is called an artifact."""
-    from edgepack.measure.litert import LitertRunner
+    from edgepack.runtime.litert import LitertRunner
 
     def upside_down(self: LitertRunner, feeds: Any) -> Any:
         return {name: -array for name, array in real(self, feeds).items()}

@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_models import Array, conv_net, parse, randoms
 
-from edgepack.errors import ConfigError, ExportError, ModelError
-from edgepack.measure.bench import (
+from edgepack.benchmark.bench import (
     SESSIONS,
     _ratio,
     bench,
@@ -24,10 +23,11 @@ from edgepack.measure.bench import (
     measure,
     quick_ratios,
 )
-from edgepack.measure.environment import environment, has_vnni
-from edgepack.measure.session import CPU, OrtRunner, open_optimized, open_session, run
-from edgepack.model import save_model
-from edgepack.target import Runtime
+from edgepack.benchmark.environment import environment, has_vnni
+from edgepack.config.target import Runtime
+from edgepack.errors import ConfigError, ExportError, ModelError
+from edgepack.ir.model import save_model
+from edgepack.runtime.session import CPU, OrtRunner, open_optimized, open_session, run
 
 ADD = "net (float[1, 4] x) => (float[1, 4] y) { y = Add (x, x) }"
 FEED = {"x": np.ones((1, 4), np.float32)}

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tiny
 
-from edgepack.build import Job, build, output_folder
-from edgepack.config import Recipe, load_recipe
+from edgepack.benchmark.bench import ColdStart
+from edgepack.config.recipe import Recipe, load_recipe
+from edgepack.config.target import load_target
 from edgepack.errors import ConfigError
-from edgepack.measure.bench import ColdStart
-from edgepack.model import LARGE_BYTES, load_model
-from edgepack.report import BuildReport
-from edgepack.target import load_target
+from edgepack.ir.model import LARGE_BYTES, load_model
+from edgepack.pipeline.build import Job, build, output_folder
+from edgepack.report.text import BuildReport
 
 
 def run(folder: Path, target: str = "x86-cpu", **options: Any) -> tuple[BuildReport, Path]:
@@ -27,7 +27,7 @@ def run(folder: Path, target: str = "x86-cpu", **options: Any) -> tuple[BuildRep
 @pytest.fixture(autouse=True)
 def warm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cold starts take processes of their own, most of a small build's time; tests/test_bench.py has them."""
-    monkeypatch.setattr("edgepack.measure.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
+    monkeypatch.setattr("edgepack.benchmark.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_units_have_times_and_errors(folder: Path) -> None:
 def test_the_model_tells_what_made_it(folder: Path) -> None:
     report, output = run(folder)
     facts = load_model(output / "model.onnx").metadata_props
-    assert facts["edgepack.target"] == "x86-cpu"
+    assert facts["edgepack.config.target"] == "x86-cpu"
     assert facts["edgepack.recipe_digest"] == report.fingerprints["recipe"]
     assert facts["edgepack.target_digest"] == report.fingerprints["target"]
     assert facts["edgepack.samples_digest"] == report.fingerprints["calibration"]
@@ -185,7 +185,7 @@ def test_several_targets_need_a_place_each() -> None:
 
 def test_a_large_model_takes_the_sparing_way(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert LARGE_BYTES > 10_000
-    monkeypatch.setattr("edgepack.build.LARGE_BYTES", 1)
+    monkeypatch.setattr("edgepack.pipeline.build.LARGE_BYTES", 1)
     report, output = run(folder)
     assert any("a large model" in note for note in report.stages[0].notes)
     assert report.stages[4].notes == ("0 weights by second order, 0 biases corrected",)

@@ -11,13 +11,13 @@ import onnx_ir as ir
 import pytest
 from onnx_models import Array, f32, parse, run
 
-from edgepack.calibrate.observers import OBSERVERS
-from edgepack.calibrate.ranges import Range, RangeTable, load_ranges
-from edgepack.calibrate.run import calibrate, stream_activations
-from edgepack.config import Calibration, Data
-from edgepack.data import Samples, open_samples
+from edgepack.calibration.observers import OBSERVERS
+from edgepack.calibration.ranges import Range, RangeTable, load_ranges
+from edgepack.calibration.run import calibrate, stream_activations
+from edgepack.config.recipe import Calibration, Data
+from edgepack.data.samples import Samples, open_samples
 from edgepack.errors import CalibrationError
-from edgepack.model import fingerprint, input_specs
+from edgepack.ir.model import fingerprint, input_specs
 
 NET = """net (float[N, C] x) => (float[N, C] y) {
     a = Mul (x, two)

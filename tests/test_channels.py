@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from onnx_models import Array, batch_norm, difference, f32, i64, parse, run
 from quantizing import weight
 
-from edgepack.channels.atoms import find_groups
-from edgepack.channels.moves import segments
-from edgepack.channels.rules import find_channels
-from edgepack.data import InputSpec
-from edgepack.model import clone, input_specs, load_model
-from edgepack.normalize import normalize
-from edgepack.passes.operands import replace_operand
-from edgepack.passes.slim import slim
-from edgepack.quantize.weights import weight_of
+from edgepack.compression.channels.atoms import find_groups
+from edgepack.compression.channels.moves import segments
+from edgepack.compression.channels.rules import find_channels
+from edgepack.compression.operands import replace_operand
+from edgepack.compression.slim import slim
+from edgepack.data.samples import InputSpec
+from edgepack.graph.normalize import normalize
+from edgepack.ir.model import clone, input_specs, load_model
+from edgepack.quantization.weights.matrix import weight_of
 
 IMAGE = "net (float[1, 6, 8, 8] x) => (float[a, b, c, d] y)"
 W = {

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from onnx_models import parse
 
-from edgepack.config import Data
-from edgepack.data import Samples, open_samples
+from edgepack.config.recipe import Data
+from edgepack.config.target import Runtime
+from edgepack.data.samples import Samples, open_samples
 from edgepack.errors import ExportError, ModelError, SamplesError
-from edgepack.measure.check import baseline, check, compare_outputs
-from edgepack.measure.runner import open_model
-from edgepack.model import input_specs, load_model, save_model
-from edgepack.target import Runtime
+from edgepack.evaluation.check import baseline, check, compare_outputs
+from edgepack.ir.model import input_specs, load_model, save_model
+from edgepack.runtime.runner import open_model
 
 ANY_WIDTH = "net (float[1, W] x) => (float[1, W] y) { y = Relu (x) }"
 FOUR_WIDE = """net (float[1, W] x) => (float[N, M] y) {

@@ -9,16 +9,16 @@ import onnx_ir as ir
 import pytest
 from onnx_models import parse
 
-from edgepack.choose import Choice, choose
+from edgepack.config.target import Target, load_target
 from edgepack.errors import EdgepackError, ExportError, ModelError, SamplesError
-from edgepack.measure.check import Comparison
-from edgepack.model import save_model
-from edgepack.quantize.plan import Method, QuantPlan, UnitPlan
-from edgepack.quantize.units import Role, Unit
-from edgepack.report import Fidelity
-from edgepack.scheme import QuantScheme, QuantType
-from edgepack.target import Target, load_target
-from edgepack.trials import Floor, Methods, Trial, TrialBench
+from edgepack.evaluation.check import Comparison
+from edgepack.ir.model import save_model
+from edgepack.ir.scheme import QuantScheme, QuantType
+from edgepack.quantization.groups import Role, Unit
+from edgepack.quantization.plan.plan import Method, QuantPlan, UnitPlan
+from edgepack.report.text import Fidelity
+from edgepack.selection.choose import Choice, choose
+from edgepack.selection.trials import Floor, Methods, Trial, TrialBench
 
 SCHEME = QuantScheme(QuantType.UINT8, symmetric=False)
 UNITS = [Unit("conv", "Conv", Role.HEAVY, ("x",), ("y",), weight="w")]

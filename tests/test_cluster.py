@@ -13,19 +13,19 @@ from onnx_models import Array, f32, run
 from quantizing import weight
 from test_prune import moments, pruned
 
-from edgepack.build import Job, build
-from edgepack.config import load_recipe
-from edgepack.config_passes import Cluster
-from edgepack.measure.bench import ColdStart
-from edgepack.model import load_model
-from edgepack.numerics import sqnr_db
-from edgepack.passes.cluster import cluster
-from edgepack.passes.codebook import best_codes, codebooks, fitted_scale, nearest_code
-from edgepack.passes.codebook import cluster as cluster_matrix
-from edgepack.quantize.grid import grid_of
-from edgepack.quantize.second_order import output_error
-from edgepack.quantize.units import find_units
-from edgepack.target import load_target
+from edgepack.benchmark.bench import ColdStart
+from edgepack.compression.cluster import cluster
+from edgepack.compression.codebook import best_codes, codebooks, fitted_scale, nearest_code
+from edgepack.compression.codebook import cluster as cluster_matrix
+from edgepack.config.passes import Cluster
+from edgepack.config.recipe import load_recipe
+from edgepack.config.target import load_target
+from edgepack.ir.model import load_model
+from edgepack.ir.numerics import sqnr_db
+from edgepack.pipeline.build import Job, build
+from edgepack.quantization.groups import find_units
+from edgepack.quantization.weights.codebook_scales import grid_of
+from edgepack.quantization.weights.gptq import output_error
 
 
 def cost(x: Array, importance: Array, codes: Array) -> float:
@@ -127,7 +127,7 @@ def integers_of(model: ir.Model) -> list[Array]:
 def test_int8_keeps_the_values(
     method: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgepack.measure.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
+    monkeypatch.setattr("edgepack.benchmark.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
     passes = [{"prune": {"sparsity": 0.3}}, {"cluster": {"bits": 3}}]
     folder = tiny.project(tmp_path / "p", passes=passes, preset=preset, quantize={"method": method})
     recipe = load_recipe(folder / "edgepack.yaml", {})
@@ -145,7 +145,7 @@ def test_int8_keeps_the_values(
 
 def test_every_format_keeps_the_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     litert = pytest.importorskip("ai_edge_litert.interpreter")
-    monkeypatch.setattr("edgepack.measure.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
+    monkeypatch.setattr("edgepack.benchmark.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
     folder = tiny.project(tmp_path / "p", passes=[{"cluster": {"bits": 2}}])
     recipe = load_recipe(folder / "edgepack.yaml", {})
     _, output = build(Job(recipe, load_target("mobile"), folder, "edgepack build"))

@@ -9,11 +9,11 @@ import pytest
 from onnx_models import Array, parse, run
 from quantizing import Built, build, weight
 
-from edgepack.export.compact import LEAST_CHANNELS, compact, names_of
-from edgepack.measure.fused import what_the_runtime_did
-from edgepack.model import fingerprint, save_model
-from edgepack.quantize.plan import Method
-from edgepack.target import Runtime
+from edgepack.config.target import Runtime
+from edgepack.graph.compact import LEAST_CHANNELS, compact, names_of
+from edgepack.ir.model import fingerprint, save_model
+from edgepack.quantization.plan.plan import Method
+from edgepack.runtime.fused import what_the_runtime_did
 
 IMAGE = "float[1,4,8,8] x"
 ANY = "float[a,b,c,d] y"

@@ -11,13 +11,13 @@ from onnx_models import parse
 from sampling import image_folder
 from tflites import write_conv_net
 
-from edgepack.compare import bench_models, bench_text, check_models, check_text, random_feed
-from edgepack.config import Data, ImageInput, load_recipe
+from edgepack.config.recipe import Data, ImageInput, load_recipe
+from edgepack.config.target import load_target
+from edgepack.data.feeds import InputSpec
 from edgepack.errors import ConfigError, ExportError
 from edgepack.export.ort import export_ort
-from edgepack.feeds import InputSpec
-from edgepack.model import save_model
-from edgepack.target import load_target
+from edgepack.ir.model import save_model
+from edgepack.pipeline.measuring import bench_models, bench_text, check_models, check_text, random_feed
 
 TARGET = load_target("x86-cpu")
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from edgepack.config import Data, Override, Recipe, load_recipe
+from edgepack.config.recipe import Data, Override, Recipe, load_recipe
+from edgepack.config.strict_yaml import parse, read_yaml
 from edgepack.errors import ConfigError
-from edgepack.strict import parse, read_yaml
 
 
 def write(folder: Path, **content: Any) -> Path:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from sampling import F4, I8, IDS, MASK, PICTURE, ROW, X, image_folder, module, npy_folder, npz, opened, values
 
-from edgepack.config import ImageInput, Labels
-from edgepack.data import InputSpec
+from edgepack.config.recipe import ImageInput, Labels
+from edgepack.data.samples import InputSpec
 from edgepack.errors import SamplesError
 
 # ---- sources

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sampling import F4, IDS, MASK, PICTURE, ROW, X, image_folder, module, npy_folder, npz, opened, values
 
-from edgepack.config import ImageInput, Labels
-from edgepack.data import InputSpec, check_disjoint
+from edgepack.config.recipe import ImageInput, Labels
+from edgepack.data.samples import InputSpec, check_disjoint
 from edgepack.errors import ConfigError, EdgepackError, SamplesError
 
 # ---- images
@@ -92,7 +92,7 @@ def test_functions_that_change_between_calls(tmp_path: Path) -> None:
 
 
 def test_a_function_without_end_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgepack.sources.MAX_FUNCTION_SAMPLES", 10)
+    monkeypatch.setattr("edgepack.data.sources.MAX_FUNCTION_SAMPLES", 10)
     with pytest.raises(SamplesError, match="yields more than 10 samples; does it ever end"):
         opened(module(tmp_path, "data_endless", "while True: yield {}"), X, base=tmp_path)
 

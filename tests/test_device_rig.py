@@ -24,13 +24,13 @@ from rig.ssh_device import SshDevice, emulated_python, ssh_device
 from rig.ssh_device import missing as no_ssh
 from test_arm import build, network, samples
 
+from edgepack.benchmark.devices.bench import bench_on
+from edgepack.benchmark.devices.bundle import Job
 from edgepack.cli.common import app
 from edgepack.cli.program import run
+from edgepack.config.target import load_target
 from edgepack.errors import DeviceError
-from edgepack.measure.devices.bench import bench_on
-from edgepack.measure.devices.bundle import Job
-from edgepack.page.reading import read_report
-from edgepack.target import load_target
+from edgepack.report.html.reading import read_report
 
 __all__ = ["network"]  # a fixture
 

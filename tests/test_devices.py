@@ -18,21 +18,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgepack.benchmark.bench import Ratio
+from edgepack.benchmark.devices import device_runner
+from edgepack.benchmark.devices.bench import bench_on, open_device, parity
+from edgepack.benchmark.devices.bundle import Job, write_bundle
+from edgepack.benchmark.devices.protocol import Shell, ShellDevice
+from edgepack.benchmark.devices.ssh import ssh_words
+from edgepack.benchmark.devices.timing import DeviceTiming
 from edgepack.cli.program import run
+from edgepack.config.target import Runtime, load_target
+from edgepack.data.feeds import Feeds
 from edgepack.errors import ConfigError, DeviceError
-from edgepack.feeds import Feeds
-from edgepack.measure.bench import Ratio
-from edgepack.measure.check import Comparison
-from edgepack.measure.devices import device_runner
-from edgepack.measure.devices.bench import bench_on, open_device, parity
-from edgepack.measure.devices.bundle import Job, write_bundle
-from edgepack.measure.devices.protocol import Shell, ShellDevice
-from edgepack.measure.devices.ssh import ssh_words
-from edgepack.measure.devices.timing import DeviceTiming
-from edgepack.quantize.plan import QuantPlan
-from edgepack.scheme import QuantScheme, QuantType
-from edgepack.target import Runtime, load_target
-from edgepack.trials import Trial, TrialBench
+from edgepack.evaluation.check import Comparison
+from edgepack.ir.scheme import QuantScheme, QuantType
+from edgepack.quantization.plan.plan import QuantPlan
+from edgepack.selection.trials import Trial, TrialBench
 
 NETWORK = """\
 <ir_version: 8, opset_import: ["" : 13]>
@@ -267,7 +267,7 @@ def test_figures_of_a_device_go_into_the_package_they_are_of(
     model: Path, ssh: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from edgepack.cli.common import app
-    from edgepack.page.reading import read_report
+    from edgepack.report.html.reading import read_report
 
     package, data = tmp_path / "dist", tmp_path / "x.npy"
     np.save(data, np.ones((8, 4), np.float32))
@@ -290,7 +290,7 @@ def test_a_build_is_timed_on_its_device(
     model: Path, ssh: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from edgepack.cli.common import app
-    from edgepack.page.reading import read_report
+    from edgepack.report.html.reading import read_report
 
     package, data = tmp_path / "dist", tmp_path / "x.npy"
     np.save(data, np.ones((8, 4), np.float32))

@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 from onnx_models import Array, f32, i64
 
 from edgepack.errors import ExportError
-from edgepack.measure.check import Comparison
-from edgepack.measure.differences import (
+from edgepack.evaluation.check import Comparison
+from edgepack.evaluation.differences import (
     compared_outputs,
     open_axis,
     rows_of_answers,
     rows_of_numbers,
     sized_by_data,
 )
-from edgepack.measure.variation import varying_power
+from edgepack.evaluation.variation import varying_power
 
 BOXES = f32([[0, 0, 10, 10], [20, 20, 30, 40], [5, 50, 25, 70]])
 

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from onnx_models import Array, f32, parse, run
 from quantizing import U8, draw, target
 
-from edgepack.config import Data
-from edgepack.data import Samples, open_samples
-from edgepack.model import constant, fingerprint, input_specs
-from edgepack.normalize import normalize
-from edgepack.numerics import dequantize, quantize, sqnr_db
-from edgepack.quantize.equalize import equalize, find_pairs
-from edgepack.quantize.weight_params import weight_params
-from edgepack.scheme import Granularity
+from edgepack.config.recipe import Data
+from edgepack.data.samples import Samples, open_samples
+from edgepack.graph.normalize import normalize
+from edgepack.ir.model import constant, fingerprint, input_specs
+from edgepack.ir.numerics import dequantize, quantize, sqnr_db
+from edgepack.ir.scheme import Granularity
+from edgepack.quantization.weights.cross_layer_equalization import equalize, find_pairs
+from edgepack.quantization.weights.params import weight_params
 
 NET = """net (float[1, 6, 8, 8] x) => (float[1, 5] y) {{
     a = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, w0, b0)

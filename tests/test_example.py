@@ -8,11 +8,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from edgepack.config import Recipe, load_recipe
-from edgepack.data import check_disjoint, open_samples
-from edgepack.metrics import resolve_metric
-from edgepack.model import input_specs, load_model
-from edgepack.target import load_target
+from edgepack.config.recipe import Recipe, load_recipe
+from edgepack.config.target import load_target
+from edgepack.data.samples import check_disjoint, open_samples
+from edgepack.evaluation.metrics import resolve_metric
+from edgepack.ir.model import input_specs, load_model
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "calibration_data"

@@ -8,13 +8,13 @@ import onnx_ir as ir
 import pytest
 from onnx_models import conv_net, parse
 
-from edgepack.config import Data
-from edgepack.data import Samples, open_samples
-from edgepack.explain import unit_errors
-from edgepack.feeds import InputSpec
-from edgepack.model import clone, input_specs, set_constant
-from edgepack.quantize.units import find_units
-from edgepack.target import load_target
+from edgepack.benchmark.unit_figures import unit_errors
+from edgepack.config.recipe import Data
+from edgepack.config.target import load_target
+from edgepack.data.feeds import InputSpec
+from edgepack.data.samples import Samples, open_samples
+from edgepack.ir.model import clone, input_specs, set_constant
+from edgepack.quantization.groups import find_units
 
 KERNELS = load_target("x86-cpu").kernels
 

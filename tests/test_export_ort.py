@@ -10,11 +10,11 @@ import onnx_ir as ir
 import pytest
 from onnx_models import Array, conv_net, f32, parse, randoms
 
+from edgepack.config.target import Runtime
 from edgepack.errors import ExportError
 from edgepack.export.ort import export_ort
-from edgepack.measure.session import open_optimized, open_session, run
-from edgepack.model import save_model, walk_nodes
-from edgepack.target import Runtime
+from edgepack.ir.model import save_model, walk_nodes
+from edgepack.runtime.session import open_optimized, open_session, run
 
 # The runtime's tool leaves the files open that it reads.
 TOOL = "ignore::pytest.PytestUnraisableExceptionWarning"

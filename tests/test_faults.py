@@ -15,10 +15,10 @@ import tiny
 from onnx_models import parse
 
 from edgepack import cli
+from edgepack.config.target import list_targets
 from edgepack.errors import ExportError
-from edgepack.model import save_model
-from edgepack.scratch import PREFIX, scratch_folder
-from edgepack.target import list_targets
+from edgepack.files.atomic import PREFIX, scratch_folder
+from edgepack.ir.model import save_model
 
 CONFIG, MATERIAL, EXPORT = 2, 3, 4
 

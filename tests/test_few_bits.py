@@ -13,26 +13,26 @@ from hypothesis import strategies as st
 from onnx_models import f32, parse
 from quantizing import target
 
-from edgepack.calibrate.front import Front, can_be_parted, stages
-from edgepack.calibrate.run import stream_activations
-from edgepack.config import Data, Override, Quantize
-from edgepack.data import Samples, open_samples
+from edgepack.calibration.frontier import Front, can_be_parted, stages
+from edgepack.calibration.run import stream_activations
+from edgepack.config.recipe import Data, Override, Quantize
+from edgepack.config.target import Runtime
+from edgepack.data.samples import Samples, open_samples
 from edgepack.errors import ConfigError
-from edgepack.measure.fused import what_the_runtime_did
-from edgepack.measure.session import open_session
-from edgepack.measure.session import run as run_session
-from edgepack.model import constant, input_specs, load_model, save_model
-from edgepack.normalize import normalize
-from edgepack.numerics import sqnr_db
-from edgepack.quantize.apply import apply_plan
-from edgepack.quantize.few_bits import FewBits, bits_of_units, scale_by_error
-from edgepack.quantize.plan import Method, QuantPlan, make_plan
-from edgepack.quantize.rounding import Rounder, round_weights
-from edgepack.quantize.sequential import intended_weight
-from edgepack.quantize.statistics import InputMoments
-from edgepack.quantize.units import Unit, find_units
-from edgepack.scheme import QuantParams, QuantType
-from edgepack.target import Runtime
+from edgepack.graph.normalize import normalize
+from edgepack.ir.model import constant, input_specs, load_model, save_model
+from edgepack.ir.numerics import sqnr_db
+from edgepack.ir.scheme import QuantParams, QuantType
+from edgepack.quantization.groups import Unit, find_units
+from edgepack.quantization.plan.plan import Method, QuantPlan, make_plan
+from edgepack.quantization.rewrite.apply import apply_plan
+from edgepack.quantization.weights.low_bit import FewBits, bits_of_units, scale_by_error
+from edgepack.quantization.weights.moments import InputMoments
+from edgepack.quantization.weights.rounding import Rounder, round_weights
+from edgepack.quantization.weights.sequential import intended_weight
+from edgepack.runtime.fused import what_the_runtime_did
+from edgepack.runtime.session import open_session
+from edgepack.runtime.session import run as run_session
 
 Floats = npt.NDArray[np.float32]
 NET = """net (float[1, 8, 9, 9] x) => (float[1, 5, 10] y) {
@@ -204,7 +204,7 @@ def test_a_front_computes_what_the_whole_model_does(tmp_path: Path) -> None:
 def test_a_front_keeps_in_files_what_memory_does_not_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgepack.calibrate.front.MEMORY_BYTES", 0)
+    monkeypatch.setattr("edgepack.calibration.frontier.MEMORY_BYTES", 0)
     body = "net (float[1, 256, 128] x) => (float[1, 256, 128] y) { a = Relu (x)  y = Neg (a) }"
     model = normalize(parse(body), min_opset=13, max_opset=23)[0]
     x = f32(np.random.default_rng(0).normal(size=(2, 1, 256, 128)))

@@ -8,12 +8,12 @@ import onnx_ir as ir
 import pytest
 from onnx_models import Array, conv_net, f32, i64, parse, randoms
 
+from edgepack.benchmark.profile import NodeTime, OpProfile, match_units, profile_ops, without_profiling
+from edgepack.config.target import Runtime, load_target
 from edgepack.errors import ModelError
-from edgepack.measure.fused import FusionReport, what_the_runtime_did
-from edgepack.measure.profile import NodeTime, OpProfile, match_units, profile_ops, without_profiling
-from edgepack.model import save_model
-from edgepack.quantize.units import find_units
-from edgepack.target import Runtime, load_target
+from edgepack.ir.model import save_model
+from edgepack.quantization.groups import find_units
+from edgepack.runtime.fused import FusionReport, what_the_runtime_did
 
 PARAMS: dict[str, Array] = {
     "s": f32(0.05), "z": np.asarray(128, np.uint8),

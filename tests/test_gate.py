@@ -2,9 +2,9 @@
 
 import pytest
 
-from edgepack.gate import judge
-from edgepack.report import Fidelity, ModelFigures
-from edgepack.target import Gate
+from edgepack.config.target import Gate
+from edgepack.evaluation.gate import judge
+from edgepack.report.text import Fidelity, ModelFigures
 
 
 def figures(

@@ -13,9 +13,9 @@ from normalizing import check, refusals
 from onnx_models import Array, difference, f32, ops, parse, randoms, run
 
 from edgepack.errors import ModelError
-from edgepack.half import float32_bytes
-from edgepack.model import fingerprint, load_model, save_model
-from edgepack.normalize import NormalizeNotes, normalize
+from edgepack.graph.half_precision import float32_bytes
+from edgepack.graph.normalize import NormalizeNotes, normalize
+from edgepack.ir.model import fingerprint, load_model, save_model
 
 F16, F32, BF16 = ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.BFLOAT16
 HALF_TOLERANCE = 4e-3

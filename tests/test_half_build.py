@@ -10,14 +10,14 @@ import pytest
 import tiny
 from onnx_models import Array, parse
 
-from edgepack.build import Job, build
-from edgepack.config import load_recipe
+from edgepack.benchmark.bench import ColdStart
+from edgepack.config.recipe import load_recipe
+from edgepack.config.target import load_target
 from edgepack.errors import ModelError
-from edgepack.inspect import inspect_model, inspection_text
-from edgepack.measure.bench import ColdStart
-from edgepack.model import load_model, model_bytes, save_model
-from edgepack.report import BuildReport, text
-from edgepack.target import load_target
+from edgepack.ir.model import load_model, model_bytes, save_model
+from edgepack.pipeline.build import Job, build
+from edgepack.pipeline.inspection import inspect_model, inspection_text
+from edgepack.report.text import BuildReport, text
 
 HALF_NET = tiny.NET.replace("float[", "float16[")
 MIXED_NET = """net (float[batch, 16] x) => (float[batch, 4] y) {
@@ -31,7 +31,7 @@ MIXED_NET = """net (float[batch, 16] x) => (float[batch, 4] y) {
 
 @pytest.fixture(autouse=True)
 def warm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgepack.measure.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
+    monkeypatch.setattr("edgepack.benchmark.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
 
 
 def project(folder: Path, net: str, dtype: type, **recipe: Any) -> Path:

@@ -7,9 +7,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from edgepack.config import ImageInput
+from edgepack.config.recipe import ImageInput
+from edgepack.data.images import read_image
 from edgepack.errors import ConfigError, SamplesError
-from edgepack.images import read_image
 
 FLOAT = np.dtype(np.float32)
 Pixels = npt.NDArray[np.uint8]

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from onnx_models import conv_net
 
+from edgepack.config.target import load_target
 from edgepack.errors import ModelError
-from edgepack.inspect import inspect_model, inspection_text, plan_rows, plan_text
-from edgepack.model import save_model
-from edgepack.target import load_target
+from edgepack.ir.model import save_model
+from edgepack.pipeline.inspection import inspect_model, inspection_text, plan_rows, plan_text
 
 
 @pytest.fixture

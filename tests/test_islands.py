@@ -6,7 +6,7 @@ import pytest
 from onnx_models import i64
 from quantizing import build, target, weight
 
-from edgepack.quantize.plan import Method
+from edgepack.quantization.plan.plan import Method
 
 
 def test_a_float_pool_stays_in_float(tmp_path: Path) -> None:

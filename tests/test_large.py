@@ -12,7 +12,7 @@ import pytest
 import tiny
 import yaml
 
-from edgepack.model import LARGE_BYTES, load_model, weight_bytes
+from edgepack.ir.model import LARGE_BYTES, load_model, weight_bytes
 
 LAYERS, WIDTH = 20, 5600
 MOST_ANONYMOUS_BYTES = 1_000_000_000

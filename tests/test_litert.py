@@ -10,16 +10,16 @@ import pytest
 from onnx_models import parse
 from tflites import write_conv_net, write_tflite
 
+from edgepack.benchmark.bench import bench
+from edgepack.config.target import Runtime
+from edgepack.data.feeds import InputSpec
 from edgepack.errors import ConfigError, ModelError
 from edgepack.export.tflite import LAYOUT as WRITTEN_LAYOUT
-from edgepack.feeds import InputSpec
-from edgepack.measure import litert
-from edgepack.measure.bench import bench
-from edgepack.measure.litert import Delegation, delegation, litert_version, open_tflite
-from edgepack.measure.runner import open_model
-from edgepack.measure.tflite_file import read_metadata
-from edgepack.numerics import sqnr_db
-from edgepack.target import Runtime
+from edgepack.ir.numerics import sqnr_db
+from edgepack.runtime import litert
+from edgepack.runtime.litert import Delegation, delegation, litert_version, open_tflite
+from edgepack.runtime.runner import open_model
+from edgepack.runtime.tflite_metadata import read_metadata
 
 X = np.random.default_rng(5).normal(size=(1, 3, 8, 8)).astype(np.float32)
 LEAST_DB = 25.0

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgepack.data.labels import Label
 from edgepack.errors import ConfigError, EdgepackError, SamplesError
-from edgepack.labels import Label
-from edgepack.metrics import Outputs, auc, resolve_metric, top1
+from edgepack.evaluation.metrics import Outputs, auc, resolve_metric, top1
 
 
 def outputs(*rows: Any) -> Outputs:

@@ -9,7 +9,8 @@ import pytest
 from onnx_models import Array, conv_net, difference, f32, parse, randoms, run
 
 from edgepack.errors import ExportError, ModelError
-from edgepack.model import (
+from edgepack.graph.normalize import normalize
+from edgepack.ir.model import (
     captured_values,
     clone,
     computed,
@@ -26,7 +27,6 @@ from edgepack.model import (
     set_constant,
     walk_nodes,
 )
-from edgepack.normalize import normalize
 
 BRANCHES = """net (bool c, float[2, 3] x) => (float[2, 3] y) {
     k = Constant <value = float[1] {2.0}> ()

@@ -11,8 +11,8 @@ from normalizing import TOLERANCE, check
 from onnx_models import batch_norm, conv_net, difference, f32, i64, ops, parse, randoms, run
 
 from edgepack.errors import ModelError
-from edgepack.model import fingerprint, load_model, save_model, set_constant
-from edgepack.normalize import normalize
+from edgepack.graph.normalize import normalize
+from edgepack.ir.model import fingerprint, load_model, save_model, set_constant
 
 HERE = Path(__file__).parent
 

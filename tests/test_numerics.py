@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx_models import parse
 
-from edgepack.numerics import (
+from edgepack.ir.numerics import (
     CHUNK,
     FLOAT32_MAX,
     MIN_SCALE,
@@ -23,7 +23,7 @@ from edgepack.numerics import (
     short_scale,
     sqnr_db,
 )
-from edgepack.scheme import QuantParams, QuantScheme, QuantType
+from edgepack.ir.scheme import QuantParams, QuantScheme, QuantType
 
 TYPES = [QuantType.INT8, QuantType.UINT8, QuantType.INT16, QuantType.UINT16]
 Array = npt.NDArray[np.float32]

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from edgepack.calibrate.histogram import StreamingHistogram, TensorStats
-from edgepack.calibrate.observers import OBSERVERS, divergences, smoothed, squared_error
-from edgepack.config import Calibration
+from edgepack.calibration.histogram import StreamingHistogram, TensorStats
+from edgepack.calibration.observers import OBSERVERS, divergences, smoothed, squared_error
+from edgepack.config.recipe import Calibration
 
 Array = npt.NDArray[np.float32]
 LEVELS = 255

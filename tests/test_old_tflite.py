@@ -11,11 +11,11 @@ import pytest
 from rig.old_tflite import missing, run_old
 from tflites import write_conv_net, write_tflite
 
-from edgepack.measure.litert import open_tflite
-from edgepack.measure.runner import open_model
-from edgepack.model import load_model
-from edgepack.numerics import sqnr_db
-from edgepack.target import Runtime
+from edgepack.config.target import Runtime
+from edgepack.ir.model import load_model
+from edgepack.ir.numerics import sqnr_db
+from edgepack.runtime.litert import open_tflite
+from edgepack.runtime.runner import open_model
 
 pytestmark = [
     pytest.mark.rig,

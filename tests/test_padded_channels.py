@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from quantizing import build, target, weight
 
-from edgepack.target import Target
+from edgepack.config.target import Target
 
 BODY = """net (float[2, {c}, 9, 8] x) => (float[2, 6, 1, 1] y) {{
     a = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w, b)

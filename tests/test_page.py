@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_report import BUILT, REPORT
 
-from edgepack.calibrate.histogram import Histogram, StreamingHistogram
-from edgepack.calibrate.ranges import Range, RangeTable, load_ranges
+from edgepack.calibration.histogram import Histogram, StreamingHistogram
+from edgepack.calibration.ranges import Range, RangeTable, load_ranges
 from edgepack.errors import ConfigError
-from edgepack.page.charts import Bar, Point, bars, dots, log_ticks, scatter, ticks
-from edgepack.page.layers import MOST_HISTOGRAM_BYTES
-from edgepack.page.markup import VOID, Html, join, tag
-from edgepack.page.reading import read_report
-from edgepack.page.render import report_page, write_page
-from edgepack.report import BuildReport, Fidelity, StageReport, UnitRow
-from edgepack.report_formats import Parity, Refusal
-from edgepack.report_steps import Step
-from edgepack.report_training import Curve
+from edgepack.report.formats import Parity, Refusal
+from edgepack.report.html.charts import Bar, Point, bars, dots, log_ticks, scatter, ticks
+from edgepack.report.html.layers import MOST_HISTOGRAM_BYTES
+from edgepack.report.html.markup import VOID, Html, join, tag
+from edgepack.report.html.reading import read_report
+from edgepack.report.html.render import report_page, write_page
+from edgepack.report.stage_breakdown import Step
+from edgepack.report.text import BuildReport, Fidelity, StageReport, UnitRow
+from edgepack.report.training import Curve
 
 HOSTILE = "</script><script>alert(1)</script>&amp;\"'"
 TABLE = RangeTable(

@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 import tiny
 
-from edgepack.build import Job, build
-from edgepack.config import Recipe, load_recipe
-from edgepack.config_passes import Pass, step_names
+from edgepack.benchmark.bench import ColdStart
+from edgepack.config.passes import Pass, step_names
+from edgepack.config.recipe import Recipe, load_recipe
+from edgepack.config.strict_yaml import parse
+from edgepack.config.target import load_target
 from edgepack.errors import ConfigError
-from edgepack.measure.bench import ColdStart
-from edgepack.report import BuildReport, text
-from edgepack.report_steps import Step, waterfall_lines
-from edgepack.strict import parse
-from edgepack.target import load_target
+from edgepack.pipeline.build import Job, build
+from edgepack.report.stage_breakdown import Step, waterfall_lines
+from edgepack.report.text import BuildReport, text
 
 
 @pytest.fixture(autouse=True)
 def warm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgepack.measure.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
+    monkeypatch.setattr("edgepack.benchmark.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
 
 
 def run(folder: Path, target: str = "x86-cpu") -> tuple[BuildReport, Path]:

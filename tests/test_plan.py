@@ -9,22 +9,22 @@ import pytest
 from onnx_models import Array, f32, i64, parse
 from quantizing import S8, U8, target, weight
 
-from edgepack.calibrate.ranges import Range
-from edgepack.config import Override
+from edgepack.calibration.ranges import Range
+from edgepack.config.recipe import Override
+from edgepack.config.target import Target
 from edgepack.errors import ConfigError
-from edgepack.model import fingerprint
-from edgepack.normalize import normalize
-from edgepack.quantize.plan import (
+from edgepack.graph.normalize import normalize
+from edgepack.ir.model import fingerprint
+from edgepack.ir.scheme import Granularity, QuantParams
+from edgepack.quantization.groups import Unit, find_units
+from edgepack.quantization.plan.plan import (
     Method,
     QuantPlan,
     make_plan,
     requested_methods,
     tensors_to_observe,
 )
-from edgepack.quantize.units import Unit, find_units
-from edgepack.quantize.weight_params import weight_axis
-from edgepack.scheme import Granularity, QuantParams
-from edgepack.target import Target
+from edgepack.quantization.weights.params import weight_axis
 
 GOLDEN = Path(__file__).parent / "golden"
 # Stated here, so that golden plans do not follow the shipped targets.

@@ -9,10 +9,10 @@ import pytest
 from onnx_models import difference, i64, parse, run
 
 from edgepack.errors import ConfigError, ExportError
-from edgepack.model import load_model, save_model
+from edgepack.ir.model import load_model, save_model
 from edgepack.pack.pool import PAGE_BYTES, WEIGHTS, make_pool, pool_names
-from edgepack.pool_judge import Wish
-from edgepack.pooling import facts, pack_models, passes, text
+from edgepack.pipeline.packing import facts, pack_models, passes, text
+from edgepack.pipeline.pool_gate import Wish
 
 RNG = np.random.default_rng(3)
 BASE = {

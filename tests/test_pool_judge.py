@@ -12,10 +12,10 @@ import yaml
 from onnx_models import difference, parse, run
 
 from edgepack.errors import ConfigError, ModelError
-from edgepack.model import fingerprint, load_model, save_model
+from edgepack.ir.model import fingerprint, load_model, save_model
 from edgepack.pack.pool import Pool
-from edgepack.pool_judge import Wish
-from edgepack.pooling import facts, pack_models, text
+from edgepack.pipeline.packing import facts, pack_models, text
+from edgepack.pipeline.pool_gate import Wish
 
 RNG = np.random.default_rng(5)
 FIRST = RNG.normal(size=(16, 256)).astype(np.float32)

@@ -10,15 +10,8 @@ from hypothesis import strategies as st
 from onnx_models import Array, f32, parse, run
 from quantizing import target, weight
 
-from edgepack.config import Data
-from edgepack.config_passes import Prune
-from edgepack.data import Samples, open_samples
-from edgepack.errors import ConfigError
-from edgepack.model import input_specs
-from edgepack.normalize import normalize
-from edgepack.numerics import sqnr_db
-from edgepack.passes.prune import PrunedWeight, prune
-from edgepack.passes.sparse import (
+from edgepack.compression.prune import PrunedWeight, prune
+from edgepack.compression.sparse import (
     FIT_DAMPING,
     Pattern,
     damped,
@@ -27,8 +20,15 @@ from edgepack.passes.sparse import (
     rates,
     salience,
 )
-from edgepack.quantize.second_order import output_error, round_second_order
-from edgepack.quantize.units import find_units
+from edgepack.config.passes import Prune
+from edgepack.config.recipe import Data
+from edgepack.data.samples import Samples, open_samples
+from edgepack.errors import ConfigError
+from edgepack.graph.normalize import normalize
+from edgepack.ir.model import input_specs
+from edgepack.ir.numerics import sqnr_db
+from edgepack.quantization.groups import find_units
+from edgepack.quantization.weights.gptq import output_error, round_second_order
 
 NET = """net (float[1, 6, 10, 10] x) => (float[1, 5] y) {
     a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
@@ -60,7 +60,7 @@ def test_zeros_are_as_many_as_asked_for_and_the_rest_makes_up_for_them(
     matrix, second = weight(1, outputs, columns, seed=seed), moments(columns, seed)
     with pytest.MonkeyPatch.context() as patch:
         # A damped fit is for samples that are not here, and may lose a little on those that are.
-        patch.setattr("edgepack.passes.sparse.FIT_DAMPING", 0.0)
+        patch.setattr("edgepack.compression.sparse.FIT_DAMPING", 0.0)
         sparse = prune_second_order(matrix, second, sparsity, Pattern())
     assert abs((sparse == 0).sum() - sparsity * matrix.size) <= -(-columns // 64)
     magnitude = np.where(np.abs(matrix) < np.quantile(np.abs(matrix), sparsity), 0, matrix)

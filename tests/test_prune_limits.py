@@ -10,16 +10,16 @@ from onnx_models import f32, parse
 from quantizing import weight
 from test_prune import data, pruned
 
-from edgepack.build import Job, build
-from edgepack.config import load_recipe
-from edgepack.config_passes import Prune
+from edgepack.benchmark.bench import ColdStart
+from edgepack.compression.sensitivity import noise, noise_alone, outputs_of
+from edgepack.config.passes import Prune
+from edgepack.config.recipe import load_recipe
+from edgepack.config.target import Gate, load_target
 from edgepack.errors import ConfigError
-from edgepack.gate import keeps_half
-from edgepack.measure.bench import ColdStart
-from edgepack.model import save_model
-from edgepack.passes.sensitivity import noise, noise_alone, outputs_of
-from edgepack.report import BuildReport, Fidelity
-from edgepack.target import Gate, load_target
+from edgepack.evaluation.gate import keeps_half
+from edgepack.ir.model import save_model
+from edgepack.pipeline.build import Job, build
+from edgepack.report.text import BuildReport, Fidelity
 
 WIDE = """net (float[batch, 64] x) => (float[batch, 8] y) {
     h = Gemm <transB = 1> (x, w1, b1)
@@ -33,7 +33,7 @@ WEIGHTS = {
 
 @pytest.fixture(autouse=True)
 def warm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgepack.measure.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
+    monkeypatch.setattr("edgepack.benchmark.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
 
 
 def built(folder: Path, passes: list[Any], gate: dict[str, float] | None = None) -> BuildReport:

@@ -11,8 +11,8 @@ import pytest
 from onnx_models import Array, f32, i64
 from quantizing import S8, U8, Built, build, target, weight
 
-from edgepack.quantize.plan import Method
-from edgepack.scheme import Granularity, QuantType
+from edgepack.ir.scheme import Granularity, QuantType
+from edgepack.quantization.plan.plan import Method
 
 CHANNEL, TENSOR = Granularity.PER_CHANNEL, Granularity.PER_TENSOR
 STATIC, DYNAMIC, WEIGHT_ONLY, FLOAT = Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY, Method.FLOAT

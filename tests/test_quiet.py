@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from edgepack.measure.quiet import without_notes
+from edgepack.runtime.quiet import without_notes
 
 
 def test_notes_are_left_out_and_all_else_is_kept(capfd: pytest.CaptureFixture[str]) -> None:

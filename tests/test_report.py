@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from edgepack.lines import size_text, table, time_text
-from edgepack.report import (
+from edgepack.report.tables import size_text, table, time_text
+from edgepack.report.text import (
     EQUAL_DB,
     BuildReport,
     Candidate,

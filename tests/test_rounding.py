@@ -10,21 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_models import Array, f32, parse, run
 
-from edgepack.calibrate.run import calibrate, stream_activations
-from edgepack.config import Calibration, Data
-from edgepack.data import Samples, open_samples
-from edgepack.model import input_specs
-from edgepack.normalize import normalize
-from edgepack.numerics import choose_weight_params, dequantize
-from edgepack.quantize import statistics
-from edgepack.quantize.plan import Method, QuantPlan, make_plan, tensors_to_observe
-from edgepack.quantize.rounding import Rounder, round_weights
-from edgepack.quantize.second_order import output_error, round_second_order
-from edgepack.quantize.statistics import POSITIONS, InputMoments, stream_moments, weight_inputs
-from edgepack.quantize.units import find_units
-from edgepack.quantize.weights import from_groups, to_groups, weight_of
-from edgepack.scheme import QuantScheme, QuantType
-from edgepack.target import load_target
+from edgepack.calibration.run import calibrate, stream_activations
+from edgepack.config.recipe import Calibration, Data
+from edgepack.config.target import load_target
+from edgepack.data.samples import Samples, open_samples
+from edgepack.graph.normalize import normalize
+from edgepack.ir.model import input_specs
+from edgepack.ir.numerics import choose_weight_params, dequantize
+from edgepack.ir.scheme import QuantScheme, QuantType
+from edgepack.quantization.groups import find_units
+from edgepack.quantization.plan.plan import Method, QuantPlan, make_plan, tensors_to_observe
+from edgepack.quantization.weights import moments as moments_module
+from edgepack.quantization.weights.gptq import output_error, round_second_order
+from edgepack.quantization.weights.matrix import from_groups, to_groups, weight_of
+from edgepack.quantization.weights.moments import POSITIONS, InputMoments, stream_moments, weight_inputs
+from edgepack.quantization.weights.rounding import Rounder, round_weights
 
 Floats = npt.NDArray[np.float32]
 WEIGHTS = QuantScheme(QuantType.INT8, symmetric=True)
@@ -357,7 +357,7 @@ def test_passes_over_the_samples_as_memory_allows_give_the_same(
         tmp_path, model, f32(np.random.default_rng(1).normal(size=(3, 1, 4, 6, 6)))
     )
     at_once = moments_of(model, plan, samples)
-    monkeypatch.setattr(statistics, "MAX_BYTES", 1)
+    monkeypatch.setattr(moments_module, "MAX_BYTES", 1)
     passes: list[list[str]] = []
     plain = stream_activations
 
@@ -365,7 +365,7 @@ def test_passes_over_the_samples_as_memory_allows_give_the_same(
         passes.append(list(args[2]))  # type: ignore[call-overload]
         return plain(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(statistics, "stream_activations", counted)
+    monkeypatch.setattr(moments_module, "stream_activations", counted)
     one_by_one = moments_of(model, plan, samples)
     assert passes == [["x"], ["b"], ["c"]]
     assert list(one_by_one) == list(at_once)
@@ -379,7 +379,7 @@ def test_wide_weights_get_means_only(tmp_path: Path, monkeypatch: pytest.MonkeyP
     model, plan, samples = prepared(
         tmp_path, model, f32(np.random.default_rng(1).normal(size=(3, 1, 4, 6, 6)))
     )
-    monkeypatch.setattr(statistics, "MAX_COLUMNS", 8)
+    monkeypatch.setattr(moments_module, "MAX_COLUMNS", 8)
     has_second = [m.second is not None for m in moments_of(model, plan, samples).values()]
     assert has_second == [True, False, True]
     rounder = rounder_of(model, plan, samples, second_order=True)

@@ -3,7 +3,7 @@ import pytest
 from normalizing import check
 from onnx_models import f32, i64, ops, parse, randoms
 
-from edgepack.normalize import normalize
+from edgepack.graph.normalize import normalize
 
 # --- padding -------------------------------------------------------------------------------------------
 

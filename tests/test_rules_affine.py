@@ -3,7 +3,7 @@ import pytest
 from normalizing import check, refusals
 from onnx_models import batch_norm, conv_net, f32, ops, parse, randoms
 
-from edgepack.normalize import normalize
+from edgepack.graph.normalize import normalize
 
 # --- folding into linear operators ---------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from normalizing import check
 from onnx_models import f32, ops, parse, randoms
 
-from edgepack.rules_einsum import einsum
+from edgepack.graph.rules.einsum import einsum
 
 SIZES = {"a": 2, "b": 3, "c": 4, "d": 5, "e": 6, "f": 2}
 

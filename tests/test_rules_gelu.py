@@ -5,7 +5,7 @@ import pytest
 from normalizing import check
 from onnx_models import f32, ops, parse, randoms
 
-from edgepack.normalize import normalize
+from edgepack.graph.normalize import normalize
 
 NUMBERS = {
     "half": f32(0.5), "one": f32(1), "k": f32((2 / np.pi) ** 0.5), "c": f32(0.044715), "three": f32(3),

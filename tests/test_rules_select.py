@@ -4,7 +4,7 @@ import pytest
 from normalizing import check
 from onnx_models import Array, i64, ops, parse, randoms
 
-from edgepack.model import walk_nodes
+from edgepack.ir.model import walk_nodes
 
 TOLERANCE = 1e-5
 TOKENS, CHANNELS, HEADS = 6, 8, 2

@@ -14,23 +14,29 @@ from quantizing import ranges_of, target
 from rig.run_model import digest
 from rig.x86 import missing, run_x86
 
-from edgepack.calibrate.ranges import Range
-from edgepack.config import Data
-from edgepack.data import Samples, open_samples
-from edgepack.model import input_specs, save_model
-from edgepack.normalize import normalize
-from edgepack.numerics import quantize, sqnr_db
-from edgepack.quantize.apply import apply_plan
-from edgepack.quantize.pairs import LARGEST_PAIR, could_saturate, pair_sums, weight_pairs, with_fewer_bits
-from edgepack.quantize.plan import Method, QuantPlan, make_plan
-from edgepack.quantize.rounding import Rounder, round_weights
-from edgepack.quantize.saturation import narrow_notes, outputs_that_saturate
-from edgepack.quantize.statistics import weight_inputs
-from edgepack.quantize.units import find_units
-from edgepack.quantize.weight_params import weight_params
-from edgepack.quantize.weights import to_groups
-from edgepack.scheme import Granularity, QuantScheme, QuantType
-from edgepack.target import Target
+from edgepack.calibration.ranges import Range
+from edgepack.config.recipe import Data
+from edgepack.config.target import Target
+from edgepack.data.samples import Samples, open_samples
+from edgepack.graph.normalize import normalize
+from edgepack.ir.model import input_specs, save_model
+from edgepack.ir.numerics import quantize, sqnr_db
+from edgepack.ir.scheme import Granularity, QuantScheme, QuantType
+from edgepack.quantization.groups import find_units
+from edgepack.quantization.plan.plan import Method, QuantPlan, make_plan
+from edgepack.quantization.rewrite.apply import apply_plan
+from edgepack.quantization.weights.matrix import to_groups
+from edgepack.quantization.weights.moments import weight_inputs
+from edgepack.quantization.weights.pair_saturation import (
+    LARGEST_PAIR,
+    could_saturate,
+    pair_sums,
+    weight_pairs,
+    with_fewer_bits,
+)
+from edgepack.quantization.weights.params import weight_params
+from edgepack.quantization.weights.rounding import Rounder, round_weights
+from edgepack.quantization.weights.saturation import narrow_notes, outputs_that_saturate
 
 NET = """net (float[1,8,6,6] x) => (float[n,k] y) {
     c = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(c)

@@ -12,20 +12,20 @@ import pytest
 import tiny
 from onnx_models import parse
 
-from edgepack.calibrate.ranges import RangeTable
-from edgepack.config import load_recipe
+from edgepack.benchmark.bench import Ratio
+from edgepack.calibration.ranges import RangeTable
+from edgepack.config.recipe import load_recipe
+from edgepack.config.target import load_target
 from edgepack.errors import EdgepackError, ExportError, ModelError
-from edgepack.measure.bench import Ratio
-from edgepack.measure.check import Comparison
-from edgepack.measurements import Measurements
-from edgepack.model import save_model
-from edgepack.quantize.plan import Method, QuantPlan, UnitPlan
-from edgepack.quantize.units import Role, Unit
-from edgepack.scheme import QuantScheme, QuantType
-from edgepack.search import Task, search
-from edgepack.target import load_target
-from edgepack.terms import kept_measurements
-from edgepack.trials import RUN, Cost, Methods, Trial, TrialBench, trial_db
+from edgepack.evaluation.check import Comparison
+from edgepack.ir.model import save_model
+from edgepack.ir.scheme import QuantScheme, QuantType
+from edgepack.pipeline.limits import kept_measurements
+from edgepack.quantization.groups import Role, Unit
+from edgepack.quantization.plan.plan import Method, QuantPlan, UnitPlan
+from edgepack.selection.history import Measurements
+from edgepack.selection.search import Task, search
+from edgepack.selection.trials import RUN, Cost, Methods, Trial, TrialBench, trial_db
 
 STATIC, WEIGHT_ONLY, FLOAT = Method.STATIC, Method.WEIGHT_ONLY, Method.FLOAT
 SCHEME = QuantScheme(QuantType.UINT8, symmetric=False)
@@ -176,7 +176,7 @@ def clocked(monkeypatch: pytest.MonkeyPatch) -> World:
     """A machine of much that could be better, where each measurement takes four seconds."""
     slow = {name: 40.0 if i % 2 else 130.0 + i for i, name in enumerate(NAMES)}
     world = World(QUIET, slow, takes=4.0)
-    monkeypatch.setattr("edgepack.search.time", SimpleNamespace(monotonic=lambda: world.now))
+    monkeypatch.setattr("edgepack.selection.search.time", SimpleNamespace(monotonic=lambda: world.now))
     return world
 
 
@@ -281,7 +281,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         speeds.append(1.5 + len(speeds))
         return [Ratio(1.0, 0.0), Ratio(speeds[-1], 0.1)]
 
-    monkeypatch.setattr("edgepack.trials.quick_ratios", ratios)
+    monkeypatch.setattr("edgepack.selection.trials.quick_ratios", ratios)
     return speeds
 
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from onnx_models import Array, f32, parse, run
 from test_observers import bounds, measured
 
-from edgepack.calibrate.observers import OBSERVERS
-from edgepack.calibrate.run import calibrate
-from edgepack.calibrate.seen import UNARY, Function, functions_seen
-from edgepack.config import Calibration, Data
-from edgepack.data import open_samples
-from edgepack.model import input_specs
+from edgepack.calibration.effective_range import UNARY, Function, functions_seen
+from edgepack.calibration.observers import OBSERVERS
+from edgepack.calibration.run import calibrate
+from edgepack.config.recipe import Calibration, Data
+from edgepack.data.samples import open_samples
+from edgepack.ir.model import input_specs
 
 ATTRIBUTES = {
     "HardSigmoid": "<alpha = 0.3, beta = 0.4>",

@@ -10,13 +10,13 @@ import yaml
 from onnx_models import f32, parse
 from quantizing import weight
 
-from edgepack.build import Job, build
-from edgepack.config import load_recipe
-from edgepack.config_passes import Share
-from edgepack.measure.bench import ColdStart
-from edgepack.model import load_model, save_model
-from edgepack.passes.share import share
-from edgepack.target import load_target
+from edgepack.benchmark.bench import ColdStart
+from edgepack.compression.share import share
+from edgepack.config.passes import Share
+from edgepack.config.recipe import load_recipe
+from edgepack.config.target import load_target
+from edgepack.ir.model import load_model, save_model
+from edgepack.pipeline.build import Job, build
 
 TIED = """net (int64[batch, 4] a, int64[batch, 4] b) => (float[batch, 4, 12] y) {
     e = Gather (t1, a)
@@ -51,7 +51,7 @@ def test_equal_constants_become_one_and_near_ones_within_the_error() -> None:
 def test_tied_tables_and_weights_stay_one_copy(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgepack.measure.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
+    monkeypatch.setattr("edgepack.benchmark.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
     save_model(parse(TIED, weights=weights(0.005)), tmp_path / "model.onnx")
     rng = np.random.default_rng(0)
     ids = {name: rng.integers(0, 50, (24, 1, 4)) for name in "ab"}

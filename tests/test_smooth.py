@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from quantizing import weight
 
-from edgepack.numerics import sqnr_db
-from edgepack.quantize.smooth import MOST, smoothing_factors
+from edgepack.ir.numerics import sqnr_db
+from edgepack.quantization.weights.smoothquant import MOST, smoothing_factors
 
 Floats = npt.NDArray[np.float32]
 

@@ -7,8 +7,8 @@ import pytest
 from onnx_models import Array, f32, i64, parse
 from quantizing import U8, Built, build, target, weight
 
-from edgepack.quantize.stand_ins import has_stand_in, sources
-from edgepack.scheme import QuantType
+from edgepack.ir.scheme import QuantType
+from edgepack.quantization.rewrite.substitutions import has_stand_in, sources
 
 BODY = "net (float[{n}, 4, 9, 8] x) => (float[a, b, c, d] y) {{ c = Conv(x, w) o = {o} y = Conv(o, v) }}"
 WEIGHTS = {"w": weight(6, 4, 1, 1), "v": weight(3, 6, 1, 1, seed=2)}

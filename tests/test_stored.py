@@ -9,14 +9,14 @@ import pytest
 from onnx_models import Array, f32, i64, parse, run
 from quantizing import build, target, weight
 
-from edgepack.choose import methods_of, whole_model_methods
-from edgepack.normalize import normalize
-from edgepack.quantize.apply import apply_plan
-from edgepack.quantize.plan import Method, make_plan
-from edgepack.quantize.rounding import Rounder
-from edgepack.quantize.stored import storable, unfolded_bytes
-from edgepack.quantize.units import find_units
-from edgepack.scheme import Granularity
+from edgepack.graph.normalize import normalize
+from edgepack.ir.scheme import Granularity
+from edgepack.quantization.groups import find_units
+from edgepack.quantization.plan.plan import Method, make_plan
+from edgepack.quantization.rewrite.apply import apply_plan
+from edgepack.quantization.weights.rounding import Rounder
+from edgepack.quantization.weights.stored_constants import storable, unfolded_bytes
+from edgepack.selection.choose import methods_of, whole_model_methods
 
 FLOOR_DB = 35.0
 STORED = "net (float[2, 6, 64] x) => (float[a, b, c] y) {"

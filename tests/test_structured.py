@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 from onnx_models import Array, f32, parse, run
 from quantizing import weight
 
-from edgepack.build import Job, build
-from edgepack.config import Data, Recipe, load_recipe
-from edgepack.config_passes import Structured
-from edgepack.data import Samples, open_samples
+from edgepack.benchmark.bench import ColdStart
+from edgepack.compression.eliminate import Reader, eliminate, order_of, salience_of
+from edgepack.compression.structured import Multiples, SlimReport, prune_structured, structured_notes
+from edgepack.config.passes import Structured
+from edgepack.config.recipe import Data, Recipe, load_recipe
+from edgepack.config.strict_yaml import parse as parse_settings
+from edgepack.config.target import load_target
+from edgepack.data.samples import Samples, open_samples
 from edgepack.errors import ConfigError
-from edgepack.measure.bench import ColdStart
-from edgepack.model import fingerprint, input_specs
-from edgepack.normalize import normalize
-from edgepack.numerics import sqnr_db
-from edgepack.passes.eliminate import Reader, eliminate, order_of, salience_of
-from edgepack.passes.structured import Multiples, SlimReport, prune_structured, structured_notes
-from edgepack.strict import parse as parse_settings
-from edgepack.target import load_target
+from edgepack.graph.normalize import normalize
+from edgepack.ir.model import fingerprint, input_specs
+from edgepack.ir.numerics import sqnr_db
+from edgepack.pipeline.build import Job, build
 
 NET = """net (float[1, 6, 10, 10] x) => (float[1, 5] y) {
     a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
@@ -174,7 +174,7 @@ def test_kept_layers_and_names_that_are_none(samples: Samples) -> None:
 
 
 def test_a_build_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgepack.measure.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
+    monkeypatch.setattr("edgepack.benchmark.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
     folder = tiny.project(tmp_path / "p", passes=[{"structured": {"macs": 0.6, "multiple": 1}}])
     report, output = build(
         Job(load_recipe(folder / "edgepack.yaml", {}), load_target("x86-cpu"), folder, "edgepack build")

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from edgepack.config.target import Target, list_targets, load_target
 from edgepack.errors import ConfigError
-from edgepack.numerics import choose_params
-from edgepack.scheme import QuantScheme, QuantType
-from edgepack.target import Target, list_targets, load_target
+from edgepack.ir.numerics import choose_params
+from edgepack.ir.scheme import QuantScheme, QuantType
 
 SHIPPED = sorted((Path(__file__).parent.parent / "targets").glob("*.yaml"))
 NAMES = [path.stem for path in SHIPPED]

@@ -11,11 +11,11 @@ from tflite_cases import CONV, ELEMENTWISE, FLOATS, LINEAR, PRODUCTS, Case, ints
 from tflite_models import Written, device, run_tflite, write
 from tflite_moves import MOVES, POOLS, RESIZES
 
+from edgepack.config.target import load_target
 from edgepack.errors import ExportError
-from edgepack.measure.litert import open_tflite
-from edgepack.numerics import sqnr_db
-from edgepack.quantize.plan import Method
-from edgepack.target import load_target
+from edgepack.ir.numerics import sqnr_db
+from edgepack.quantization.plan.plan import Method
+from edgepack.runtime.litert import open_tflite
 
 HEAVY = {
     f"{group}: {name}": case

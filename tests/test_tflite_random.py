@@ -11,7 +11,7 @@ from onnx_models import Array
 from tflite_models import run_tflite, write
 
 from edgepack.errors import ExportError
-from edgepack.numerics import sqnr_db
+from edgepack.ir.numerics import sqnr_db
 
 CHANNELS, SIDE = 4, 6
 LEAST_DB = 24.0

@@ -8,13 +8,13 @@ import pytest
 import tiny
 from onnx_models import parse
 
-from edgepack.build import Job, build
-from edgepack.config import load_recipe
-from edgepack.model import save_model
-from edgepack.quantize.plan import Method
-from edgepack.target import load_target
-from edgepack.tflite_repair import REASON, repair
-from edgepack.trials import Methods
+from edgepack.config.recipe import load_recipe
+from edgepack.config.target import load_target
+from edgepack.export.tflite_repair import REASON, repair
+from edgepack.ir.model import save_model
+from edgepack.pipeline.build import Job, build
+from edgepack.quantization.plan.plan import Method
+from edgepack.selection.trials import Methods
 
 NOISE = {f"c{index}": index % 7 + (index + 1) / 100 for index in range(20)}
 

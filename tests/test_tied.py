@@ -12,22 +12,22 @@ from hypothesis import strategies as st
 from onnx_models import Array, difference, f32, parse, run
 from quantizing import build, target, weight
 
-from edgepack.build import Job
-from edgepack.build import build as build_package
-from edgepack.config import Recipe
-from edgepack.config_passes import Share
-from edgepack.export.compact import compact, names_of
-from edgepack.measure.bench import ColdStart
-from edgepack.measure.fused import what_the_runtime_did
-from edgepack.model import clone, load_model, save_model
-from edgepack.normalize import normalize
-from edgepack.passes.budget import packed_int8_bytes
-from edgepack.passes.share import share
-from edgepack.passes.weights import weighty_units
-from edgepack.quantize.plan import Method
-from edgepack.quantize.units import find_units
-from edgepack.target import load_target
-from edgepack.tied import as_transposes, one_copy, tied_weights
+from edgepack.benchmark.bench import ColdStart
+from edgepack.compression.budget import packed_int8_bytes
+from edgepack.compression.share import share
+from edgepack.compression.weights import weighty_units
+from edgepack.config.passes import Share
+from edgepack.config.recipe import Recipe
+from edgepack.config.target import load_target
+from edgepack.graph.compact import compact, names_of
+from edgepack.graph.normalize import normalize
+from edgepack.graph.tied_embeddings import as_transposes, one_copy, tied_weights
+from edgepack.ir.model import clone, load_model, save_model
+from edgepack.pipeline.build import Job
+from edgepack.pipeline.build import build as build_package
+from edgepack.quantization.groups import find_units
+from edgepack.quantization.plan.plan import Method
+from edgepack.runtime.fused import what_the_runtime_did
 
 STATIC, DYNAMIC, WEIGHT_ONLY = Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY
 ROWS, WIDTH = 96, 32
@@ -154,7 +154,7 @@ def test_passes_on_weights_leave_a_tied_one_alone() -> None:
 
 def test_a_build_of_a_tied_model_in_all_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ai_edge_litert")
-    monkeypatch.setattr("edgepack.measure.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
+    monkeypatch.setattr("edgepack.benchmark.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
     rows = 600
     body = BY_TRANSPOSE.replace("96", str(rows))
     held = {"t": weight(rows, WIDTH), "w": weight(WIDTH, WIDTH, seed=2)}

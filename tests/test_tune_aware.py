@@ -16,21 +16,21 @@ from onnx_models import Array, f32, parse, randoms, run
 from quantizing import ranges_of, target
 from sampling import npz
 
-from edgepack.calibrate.ranges import Range
-from edgepack.config import Data
-from edgepack.config_tune import AwareTune
-from edgepack.data import open_samples
+from edgepack.calibration.ranges import Range
+from edgepack.config.recipe import Data
+from edgepack.config.training import AwareTune
+from edgepack.data.samples import open_samples
 from edgepack.errors import ConfigError
-from edgepack.model import constant, input_specs, load_model
-from edgepack.normalize import normalize
-from edgepack.numerics import sqnr_db
-from edgepack.quantize.apply import apply_plan
-from edgepack.quantize.few_bits import FewBits
-from edgepack.quantize.plan import Method, QuantPlan, make_plan
-from edgepack.quantize.rounding import Rounder, with_trained
-from edgepack.quantize.units import find_units
-from edgepack.scheme import Granularity
-from edgepack.tune.aware import train_integers
+from edgepack.graph.normalize import normalize
+from edgepack.ir.model import constant, input_specs, load_model
+from edgepack.ir.numerics import sqnr_db
+from edgepack.ir.scheme import Granularity
+from edgepack.quantization.groups import find_units
+from edgepack.quantization.plan.plan import Method, QuantPlan, make_plan
+from edgepack.quantization.rewrite.apply import apply_plan
+from edgepack.quantization.weights.low_bit import FewBits
+from edgepack.quantization.weights.rounding import Rounder, with_trained
+from edgepack.training.aware import train_integers
 
 NET = """net (float[batch, 4, 8, 8] x) => (float[batch, 5] y) {
     a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)

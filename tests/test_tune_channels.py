@@ -17,24 +17,24 @@ from sampling import npz
 from test_channels import IMAGE, PRUNED, model_of
 from tuning import QUICK, held_arrays, random_pictures, trained
 
-from edgepack.channels.atoms import find_groups
-from edgepack.channels.rules import find_channels
-from edgepack.config import Data
-from edgepack.config_passes import Compact
-from edgepack.config_tune import Sparsify, Tune
-from edgepack.data import Samples, open_samples
+from edgepack.compression.channels.atoms import find_groups
+from edgepack.compression.channels.rules import find_channels
+from edgepack.compression.compact import CompactReport, compact, compact_notes
+from edgepack.compression.structured import Multiples
+from edgepack.config.passes import Compact
+from edgepack.config.recipe import Data
+from edgepack.config.strict_yaml import parse as parse_settings
+from edgepack.config.training import Sparsify, Tune
+from edgepack.data.samples import Samples, open_samples
 from edgepack.errors import ConfigError
-from edgepack.model import input_specs
-from edgepack.normalize import normalize
-from edgepack.passes.compact import CompactReport, compact, compact_notes
-from edgepack.passes.structured import Multiples
-from edgepack.strict import parse as parse_settings
-from edgepack.tune.coupled import couple
-from edgepack.tune.held import hold
-from edgepack.tune.masks import LEAST_CHANNELS, Past, whole_channels
-from edgepack.tune.train import tune
-from edgepack.tune.weights import array_of, keys_of
-from edgepack.tune.zeros import Zeros
+from edgepack.graph.normalize import normalize
+from edgepack.ir.model import input_specs
+from edgepack.training.coupled import couple
+from edgepack.training.held import hold
+from edgepack.training.masks import LEAST_CHANNELS, Past, whole_channels
+from edgepack.training.train import tune
+from edgepack.training.weights import array_of, keys_of
+from edgepack.training.zeros import Zeros
 
 
 def share(**given: Any) -> Sparsify:

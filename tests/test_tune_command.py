@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch", reason="needs the extra `tune`")
 
 from onnx_models import f32, parse
 
-from edgepack.model import load_model, save_model
-from edgepack.tune.weights import array_of, keys_of
+from edgepack.ir.model import load_model, save_model
+from edgepack.training.weights import array_of, keys_of
 
 
 def noisy(folder: Path) -> Path:

@@ -19,10 +19,10 @@ torch = pytest.importorskip("torch", reason="needs the extra `tune`")
 from onnx_models import parse
 from torch import Tensor
 
-from edgepack.config_tune import Gradients
-from edgepack.model import save_model
-from edgepack.tune.exchange import Exchange
-from edgepack.tune.gradients import Coder, lay_out, noise_of
+from edgepack.config.training import Gradients
+from edgepack.ir.model import save_model
+from edgepack.training.exchange import Exchange
+from edgepack.training.gradients import Coder, lay_out, noise_of
 
 BITS = st.sampled_from([4, 8])
 BLOCKS = st.sampled_from([None, 8, 32])
@@ -132,9 +132,9 @@ def test_floats_of_one_worker_are_left_alone() -> None:
 MEMBER = """
 import sys
 import numpy as np, torch
-from edgepack.config_tune import Gradients
-from edgepack.tune.exchange import Exchange
-from edgepack.tune.workers import joined
+from edgepack.config.training import Gradients
+from edgepack.training.exchange import Exchange
+from edgepack.training.workers import joined
 
 bits, folder = sys.argv[1:]
 sizes = [1000, 24, 3001]

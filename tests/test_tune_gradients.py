@@ -9,8 +9,8 @@ from onnx_models import f32, i64, parse
 from torch import Tensor
 from tune_cases import Case, cases, operators
 
-from edgepack.tune.graph import compile_model, run_program
-from edgepack.tune.ops import OPERATORS
+from edgepack.training.graph import compile_model, run_program
+from edgepack.training.operators.table import OPERATORS
 
 NO_GRADIENT = {
     "BitShift": "integers", "BitwiseAnd": "integers", "BitwiseNot": "integers", "BitwiseOr": "integers",

@@ -13,16 +13,16 @@ from onnx_models import conv_net, f32, i64, parse, randoms, run
 from tune_cases import cases, operators
 from tune_cases import run as run_case
 
-from edgepack.config import Data
-from edgepack.data import open_samples
+from edgepack.config.recipe import Data
+from edgepack.config.target import Runtime
+from edgepack.data.samples import open_samples
 from edgepack.errors import ModelError
-from edgepack.measure.session import open_session
-from edgepack.measure.session import run as run_session
-from edgepack.model import input_specs, load_model
-from edgepack.normalize import normalize
-from edgepack.target import Runtime
-from edgepack.tune.graph import as_tensor, compile_model, run_program, unsupported
-from edgepack.tune.ops import CONTROL, OPERATORS
+from edgepack.graph.normalize import normalize
+from edgepack.ir.model import input_specs, load_model
+from edgepack.runtime.session import open_session
+from edgepack.runtime.session import run as run_session
+from edgepack.training.graph import as_tensor, compile_model, run_program, unsupported
+from edgepack.training.operators.table import CONTROL, OPERATORS
 
 CASES = cases()
 

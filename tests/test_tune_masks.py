@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgepack.tune.masks import PATTERNS, Past, joined, lamp, lowest, patterned, unstructured
+from edgepack.training.masks import PATTERNS, Past, joined, lamp, lowest, patterned, unstructured
 
 SHAPES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 11)), min_size=1, max_size=3)
 SHARES = st.floats(0.01, 0.99)

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from edgepack.errors import ConfigError
-from edgepack.tune import require
+from edgepack.training import require
 
 
 def test_it_says_how_to_install_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,24 +14,24 @@ from onnx_models import Array, conv_net, f32, parse, randoms, run
 from quantizing import ranges_of, target
 from sampling import npz
 
-from edgepack.config import Data
-from edgepack.config_tune import Tune
-from edgepack.data import open_samples
-from edgepack.model import input_specs, save_model
-from edgepack.normalize import normalize
-from edgepack.numerics import sqnr_db
-from edgepack.quantize.apply import apply_plan
-from edgepack.quantize.plan import Method, make_plan
-from edgepack.quantize.rounding import Rounder, round_weights
-from edgepack.quantize.units import find_units
-from edgepack.scheme import Granularity
-from edgepack.tune.fake_quant import QuantizedStudent
-from edgepack.tune.graph import as_tensor, compile_model, run_program
-from edgepack.tune.held import hold
-from edgepack.tune.objective import choose_objective
-from edgepack.tune.start import start_from
-from edgepack.tune.train import tune
-from edgepack.tune.weights import array_of, keys_of, trainables, with_weights
+from edgepack.config.recipe import Data
+from edgepack.config.training import Tune
+from edgepack.data.samples import open_samples
+from edgepack.graph.normalize import normalize
+from edgepack.ir.model import input_specs, save_model
+from edgepack.ir.numerics import sqnr_db
+from edgepack.ir.scheme import Granularity
+from edgepack.quantization.groups import find_units
+from edgepack.quantization.plan.plan import Method, make_plan
+from edgepack.quantization.rewrite.apply import apply_plan
+from edgepack.quantization.weights.rounding import Rounder, round_weights
+from edgepack.training.fake_quant import QuantizedStudent
+from edgepack.training.graph import as_tensor, compile_model, run_program
+from edgepack.training.held import hold
+from edgepack.training.objective import choose_objective
+from edgepack.training.start import start_from
+from edgepack.training.train import tune
+from edgepack.training.weights import array_of, keys_of, trainables, with_weights
 
 RESIDUAL = """net (float[batch, 4, 8, 8] x) => (float[batch, 5] y) {
     a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)

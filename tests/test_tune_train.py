@@ -15,20 +15,20 @@ from onnx_models import Array, conv_net, f32, parse, run
 from sampling import npz
 from tuning import QUICK, changed, distance, held_arrays, noisy, random_pictures, trained
 
-from edgepack.config import Data
-from edgepack.config_tune import Gradients, Sparsify, Tune
-from edgepack.data import Samples, open_samples
+from edgepack.config.recipe import Data
+from edgepack.config.training import Gradients, Sparsify, Tune
+from edgepack.data.augmentation import with_views
+from edgepack.data.samples import Samples, open_samples
 from edgepack.errors import ConfigError, ModelError
-from edgepack.model import fingerprint, input_specs
-from edgepack.numerics import short_scale
-from edgepack.quantize.grid import KEY, set_grid
-from edgepack.tune.graph import compile_model, run_program
-from edgepack.tune.held import hold
-from edgepack.tune.lessons import can_be_stacked, prepare_lessons
-from edgepack.tune.objective import Pair, choose_objective
-from edgepack.tune.train import Tuned, tune
-from edgepack.tune.weights import array_of, keys_of, with_weights
-from edgepack.views import with_views
+from edgepack.ir.model import fingerprint, input_specs
+from edgepack.ir.numerics import short_scale
+from edgepack.quantization.weights.codebook_scales import KEY, set_grid
+from edgepack.training.distillation_data import can_be_stacked, prepare_lessons
+from edgepack.training.graph import compile_model, run_program
+from edgepack.training.held import hold
+from edgepack.training.objective import Pair, choose_objective
+from edgepack.training.train import Tuned, tune
+from edgepack.training.weights import array_of, keys_of, with_weights
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch", reason="needs the extra `tune`")
 
 from onnx_models import batch_norm, conv_net, f32, i64, parse, randoms, run
 
-from edgepack.model import load_model, save_model
-from edgepack.tune.graph import as_tensor, compile_model, run_program
-from edgepack.tune.weights import Kind, array_of, keys_of, trainables, with_weights
+from edgepack.ir.model import load_model, save_model
+from edgepack.training.graph import as_tensor, compile_model, run_program
+from edgepack.training.weights import Kind, array_of, keys_of, trainables, with_weights
 
 
 def node_bytes(graph: onnx.GraphProto) -> list[bytes]:

@@ -13,17 +13,17 @@ from onnx_models import conv_net, f32, parse
 from sampling import npz
 from tuning import QUICK, changed, held_arrays, noisy, random_pictures, trained
 
-from edgepack.config import Data
-from edgepack.config_tune import Sparsify, Tune
-from edgepack.data import Samples, open_samples
+from edgepack.config.recipe import Data
+from edgepack.config.strict_yaml import parse as parse_settings
+from edgepack.config.training import Sparsify, Tune
+from edgepack.data.samples import Samples, open_samples
 from edgepack.errors import ConfigError
-from edgepack.model import input_specs
-from edgepack.strict import parse as parse_settings
-from edgepack.tune.held import hold
-from edgepack.tune.masks import patterned, unstructured
-from edgepack.tune.sparsify import wanted_exchange, wanted_sparsity
-from edgepack.tune.train import tune
-from edgepack.tune.zeros import Zeros
+from edgepack.ir.model import input_specs
+from edgepack.training.held import hold
+from edgepack.training.masks import patterned, unstructured
+from edgepack.training.sparsify import wanted_exchange, wanted_sparsity
+from edgepack.training.train import tune
+from edgepack.training.zeros import Zeros
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_weights_that_are_out_fade_where_no_gradient_holds_them(
         seen.append((weights["w1"][:, 2].clone(), masks["w1"][:, 2]))
         return masks
 
-    monkeypatch.setattr("edgepack.tune.zeros.unstructured", told)
+    monkeypatch.setattr("edgepack.training.zeros.unstructured", told)
     trained(noisy(conv_net()), samples, sparsify=Sparsify(sparsity=0.7, every=4))
     (first, out), (last, _) = seen[0], seen[-1]
     gone = (out == 0) & (first != 0)
@@ -171,7 +171,7 @@ def test_patterns_are_followed_by_more_and_more_groups(
         counts.append(sum(int((mask == 0).sum()) for mask in masks.values()))
         return masks
 
-    monkeypatch.setattr("edgepack.tune.zeros.patterned", told)
+    monkeypatch.setattr("edgepack.training.zeros.patterned", told)
     trained(conv_net(), samples, sparsify=Sparsify(pattern="2:4", every=4))
     groups = 4 * 6 + 4 * 2 + 5
     ways = [(step / 40 - 0.05) / 0.55 for step in (4, 8, 12, 16, 20)]

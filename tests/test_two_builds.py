@@ -8,9 +8,9 @@ import tiny
 from test_page import HOSTILE, checked
 from test_report import BUILT, ORIGINAL, REPORT, UNITS
 
-from edgepack.page.pair import pair_page
-from edgepack.report import Fidelity
-from edgepack.two_builds import change_text, compare_builds, named, pair_text, value_texts
+from edgepack.report.comparison import change_text, compare_builds, named, pair_text, value_texts
+from edgepack.report.html.pair import pair_page
+from edgepack.report.text import Fidelity
 
 SMALLER = replace(
     REPORT,

@@ -6,10 +6,10 @@ import pytest
 from onnx_models import Array, f32, i64, parse
 from quantizing import target, weight
 
-from edgepack.model import fingerprint
-from edgepack.normalize import normalize
-from edgepack.quantize.plan import tensors_to_observe
-from edgepack.quantize.units import Role, Unit, activation_bounds, find_units
+from edgepack.graph.normalize import normalize
+from edgepack.ir.model import fingerprint
+from edgepack.quantization.groups import Role, Unit, activation_bounds, find_units
+from edgepack.quantization.plan.plan import tensors_to_observe
 
 KERNELS = target().kernels
 

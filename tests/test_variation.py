@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx_models import Array, f32, parse
 
-from edgepack.build import Job, build
-from edgepack.config import load_recipe
-from edgepack.gate import judge, keeps_half
-from edgepack.measure.bench import ColdStart
-from edgepack.measure.check import Comparison
-from edgepack.measure.variation import varying_power
-from edgepack.model import save_model
-from edgepack.report import BuildReport, Fidelity, finite, text
-from edgepack.target import Gate, load_target
-from edgepack.trials import Cost, Floor
+from edgepack.benchmark.bench import ColdStart
+from edgepack.config.recipe import load_recipe
+from edgepack.config.target import Gate, load_target
+from edgepack.evaluation.check import Comparison
+from edgepack.evaluation.gate import judge, keeps_half
+from edgepack.evaluation.variation import varying_power
+from edgepack.ir.model import save_model
+from edgepack.pipeline.build import Job, build
+from edgepack.report.text import BuildReport, Fidelity, finite, text
+from edgepack.selection.trials import Cost, Floor
 
 
 def outputs(*arrays: Array) -> list[dict[str, Array]]:
@@ -121,7 +121,7 @@ def test_noise_costs_by_what_varies() -> None:
 
 @pytest.fixture(autouse=True)
 def warm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgepack.measure.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
+    monkeypatch.setattr("edgepack.benchmark.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
 
 
 def built(folder: Path, *, more: dict[str, Array], **recipe: Any) -> BuildReport:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from sampling import IDS, PICTURE, image_folder, npz, opened
 
-from edgepack.config import Data, ImageInput, Labels
-from edgepack.data import InputSpec, Samples, open_samples
+from edgepack.config.recipe import Data, ImageInput, Labels
+from edgepack.data.augmentation import with_views
+from edgepack.data.samples import InputSpec, Samples, open_samples
 from edgepack.errors import ConfigError
-from edgepack.views import with_views
 
 COUNT = 4
 

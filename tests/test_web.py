@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import tiny
 
+from edgepack.benchmark.web import assets
+from edgepack.benchmark.web.bench import Web, bench_in_browser, read_answer
+from edgepack.benchmark.web.server import Exchange, Server
+from edgepack.config.target import load_target
 from edgepack.errors import ConfigError, DeviceError
-from edgepack.measure.web import assets
-from edgepack.measure.web.bench import Web, bench_in_browser, read_answer
-from edgepack.measure.web.server import Exchange, Server
-from edgepack.target import load_target
 
 RUNTIME = load_target("x86-cpu").runtime
 Y = np.array([[1.0, -2.0, 3.0]], np.float32)
@@ -129,7 +129,7 @@ def test_noise_instead_of_an_answer(models: tuple[Path, ...]) -> None:
 
 def test_nobody_opens_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny.project(tmp_path / "project")
-    monkeypatch.setattr("edgepack.measure.web.bench.runtime_files", dict)
+    monkeypatch.setattr("edgepack.benchmark.web.bench.runtime_files", dict)
     shown: list[str] = []
     web = Web(wait_s=0.01)
     feeds = [{"x": tiny.samples(1, 0)[0]}]

@@ -9,7 +9,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from onnx_models import Array, f32, parse, run
 from quantizing import weight
 
-from edgepack.widen import widen_depthwise
+from edgepack.graph.pad_channels import widen_depthwise
 
 HEAD = "net (float[2, 6, 9, 8] x) => (float[a, b, c, d] y) {"
 BLOCK = {

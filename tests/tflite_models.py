@@ -10,19 +10,19 @@ import onnx_ir as ir
 from onnx_models import Array, parse
 from quantizing import draw
 
-from edgepack.calibrate.ranges import Range
-from edgepack.calibrate.run import calibrate
-from edgepack.config import Calibration, Data
-from edgepack.data import open_samples
+from edgepack.calibration.ranges import Range
+from edgepack.calibration.run import calibrate
+from edgepack.config.recipe import Calibration, Data
+from edgepack.config.target import Runtime, Target, load_target
+from edgepack.data.samples import open_samples
 from edgepack.export.tflite import Io, TfliteSummary, export_tflite, plan_tflite, tensors_for
-from edgepack.measure.session import open_session
-from edgepack.measure.session import run as run_session
-from edgepack.model import fingerprint, input_specs, save_model
-from edgepack.normalize import normalize
-from edgepack.quantize.apply import apply_plan
-from edgepack.quantize.plan import Method, QuantPlan
-from edgepack.quantize.rounding import Rounder
-from edgepack.target import Runtime, Target, load_target
+from edgepack.graph.normalize import normalize
+from edgepack.ir.model import fingerprint, input_specs, save_model
+from edgepack.quantization.plan.plan import Method, QuantPlan
+from edgepack.quantization.rewrite.apply import apply_plan
+from edgepack.quantization.weights.rounding import Rounder
+from edgepack.runtime.session import open_session
+from edgepack.runtime.session import run as run_session
 
 INT8_ALLOWED = Runtime(session_config={"session.qdqisint8allowed": "1"})
 

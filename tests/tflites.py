@@ -8,14 +8,14 @@ import numpy as np
 import onnx_ir as ir
 from onnx_models import Array, conv_net
 
-from edgepack.calibrate.run import calibrate
-from edgepack.config import Calibration, Data
-from edgepack.data import open_samples
+from edgepack.calibration.run import calibrate
+from edgepack.config.recipe import Calibration, Data
+from edgepack.config.target import Target, load_target
+from edgepack.data.samples import open_samples
 from edgepack.export.tflite import TfliteSummary, export_tflite, plan_tflite, tensors_for
-from edgepack.model import input_specs, save_model
-from edgepack.normalize import normalize
-from edgepack.quantize.rounding import Rounder
-from edgepack.target import Target, load_target
+from edgepack.graph.normalize import normalize
+from edgepack.ir.model import input_specs, save_model
+from edgepack.quantization.weights.rounding import Rounder
 
 
 def mobile(io: Literal["float", "int8"] = "float") -> Target:

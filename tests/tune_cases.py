@@ -11,8 +11,8 @@ import onnx_ir as ir
 import torch
 from onnx.backend.test.loader import load_model_tests
 
-from edgepack.model import name_of, walk_nodes
-from edgepack.tune.graph import as_tensor, compile_model, run_program, unsupported
+from edgepack.ir.model import name_of, walk_nodes
+from edgepack.training.graph import as_tensor, compile_model, run_program, unsupported
 
 Array = npt.NDArray[Any]
 

@@ -8,12 +8,12 @@ import onnx_ir as ir
 from onnx_models import Array, conv_net, f32, run
 from sampling import npz
 
-from edgepack.config import Data, Labels
-from edgepack.config_tune import Tune
-from edgepack.data import Samples, open_samples
-from edgepack.model import input_specs
-from edgepack.tune.train import Tuned, tune
-from edgepack.tune.weights import array_of, keys_of, trainables, with_weights
+from edgepack.config.recipe import Data, Labels
+from edgepack.config.training import Tune
+from edgepack.data.samples import Samples, open_samples
+from edgepack.ir.model import input_specs
+from edgepack.training.train import Tuned, tune
+from edgepack.training.weights import array_of, keys_of, trainables, with_weights
 
 QUICK: dict[str, Any] = {"steps": 40, "learning_rate": 3e-3, "held_out": 0.0, "batch": 8}
 

@@ -26,8 +26,8 @@ from edgepack.cli.common import (
 from edgepack.errors import ConfigError, GateFailed
 
 if TYPE_CHECKING:
-    from edgepack.build import Job
-    from edgepack.report import BuildReport
+    from edgepack.pipeline.build import Job
+    from edgepack.report.text import BuildReport
 
 
 @app.command()
@@ -54,7 +54,7 @@ def build(
     Reads ./edgepack.yaml, unless a model is named. With --json one report is an object, the reports of
     several targets are a list.
     """
-    from edgepack.target import load_target
+    from edgepack.config.target import load_target
 
     changes = {
         "model": str(model) if model else None,
@@ -73,8 +73,8 @@ def build(
         raise ConfigError(f"no target: choose one with --target ({', '.join(_target_names())})")
     chosen = [load_target(name) for name in loaded.target]
 
-    from edgepack.build import Job
-    from edgepack.measure.devices.timing import DeviceTiming
+    from edgepack.benchmark.devices.timing import DeviceTiming
+    from edgepack.pipeline.build import Job
 
     command = shlex.join(["edgepack", *sys.argv[1:]])
     timing = DeviceTiming(on_device, device_python) if on_device else None
@@ -87,7 +87,7 @@ def _build_all(jobs: Sequence["Job"], as_json: bool) -> None:
     Raises:
         GateFailed: a package does not keep its limits; all are there.
     """
-    from edgepack.build import build as build_package
+    from edgepack.pipeline.build import build as build_package
 
     reports = []
     for job in jobs:
@@ -104,7 +104,7 @@ def _build_all(jobs: Sequence["Job"], as_json: bool) -> None:
 
 def _show(report: "BuildReport", folder: Path, as_json: bool) -> None:
     """What a build left out, and without ``as_json`` its report and its files."""
-    from edgepack.report import text
+    from edgepack.report.text import text
 
     for refusal in report.refused:
         print(f"edgepack: warning: {refusal.file} is not built: {refusal.reason}", file=sys.stderr)
@@ -119,8 +119,8 @@ def inspect(model: ModelPath = None, target: TargetName = None, as_json: Json = 
 
     Operators, parameters and bytes, before and after normalization.
     """
-    from edgepack.inspect import inspect_model, inspection_text
-    from edgepack.target import load_target
+    from edgepack.config.target import load_target
+    from edgepack.pipeline.inspection import inspect_model, inspection_text
 
     path = model_path(model)
     found = inspect_model(path, load_target(target) if target else None)
@@ -136,8 +136,8 @@ def plan(model: ModelPath = None, target: TargetName = None, as_json: Json = Fal
 
     Needs no data. The target is by default the recipe's, or x86-cpu for a model given by name.
     """
-    from edgepack.inspect import plan_rows, plan_text
-    from edgepack.target import load_target
+    from edgepack.config.target import load_target
+    from edgepack.pipeline.inspection import plan_rows, plan_text
 
     loaded, _ = recipe_of(None, {"model": str(model) if model else None}, model)
     rows = plan_rows(loaded.model, load_target(target or first_target(loaded)))
@@ -155,6 +155,6 @@ def _seconds(text: str | None) -> float | None:
 
 
 def _target_names() -> list[str]:
-    from edgepack.target import list_targets
+    from edgepack.config.target import list_targets
 
     return sorted(list_targets())

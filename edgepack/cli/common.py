@@ -12,8 +12,8 @@ from edgepack import __version__
 from edgepack.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgepack.clock import Progress
-    from edgepack.config import Recipe
+    from edgepack.config.recipe import Recipe
+    from edgepack.pipeline.progress import Progress
 
 app = typer.Typer(
     name="edgepack",
@@ -50,7 +50,7 @@ def recipe_of(path: Path | None, changes: dict[str, Any], model: Path | None) ->
     Raises:
         ConfigError: the recipe is wrong, or stands where a model belongs.
     """
-    from edgepack.config import load_recipe
+    from edgepack.config.recipe import load_recipe
 
     if model is not None and model.suffix in (".yaml", ".yml"):
         raise ConfigError(f"{model} is a recipe, not a model: give it with --recipe {model}")

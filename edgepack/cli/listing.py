@@ -18,9 +18,9 @@ def targets(
     as_json: Json = False,
 ) -> None:
     """List targets, or show one; schemas for editors."""
-    from edgepack.config import Recipe
-    from edgepack.strict import Strict
-    from edgepack.target import Target, list_targets, load_target
+    from edgepack.config.recipe import Recipe
+    from edgepack.config.strict_yaml import Strict
+    from edgepack.config.target import Target, list_targets, load_target
 
     if schema is not None:
         kinds: dict[str, type[Strict]] = {"target": Target, "recipe": Recipe}

@@ -23,7 +23,7 @@ from edgepack.cli.common import (
 from edgepack.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgepack.report_devices import DeviceRun
+    from edgepack.report.devices import DeviceRun
 
 
 @app.command()
@@ -48,8 +48,8 @@ def check(
     Fidelity (signal to noise), agreement, and the metric. The target, by default the recipe's or x86-cpu,
     says how the runtime is set up.
     """
-    from edgepack.compare import check_models, check_text
-    from edgepack.target import load_target
+    from edgepack.config.target import load_target
+    from edgepack.pipeline.measuring import check_models, check_text
 
     changes = {"model": str(original), "metric": metric, "evaluation_data": data_of(data, None)}
     loaded, base = recipe_of(recipe, changes, None if is_recipes_own(original) else original)
@@ -82,7 +82,7 @@ def bench(
     recipe's or x86-cpu, says how the runtime is set up. Figures of a --device or of --web also go into the
     report of the package that was measured.
     """
-    from edgepack.target import load_target
+    from edgepack.config.target import load_target
 
     if web and (device or ops):
         raise ConfigError("--web measures in a browser, without --device and without --ops")
@@ -91,20 +91,20 @@ def bench(
     loaded, base = recipe_of(recipe, changes, models[0])
     chosen = load_target(target or first_target(loaded))
     if web:
-        from edgepack.measure.web.bench import Web
-        from edgepack.on_device import bench_web
+        from edgepack.benchmark.web.bench import Web
+        from edgepack.pipeline.on_device import bench_web
 
         runtime = chosen.runtime.model_copy(update={} if threads is None else {"threads": threads})
         run = bench_web(Web(host, port), models, runtime, runs, loaded, base, _show_address)
         return _show_run(run, as_json)
     if device:
-        from edgepack.measure.devices.bundle import Job
-        from edgepack.on_device import Wish, bench_device
+        from edgepack.benchmark.devices.bundle import Job
+        from edgepack.pipeline.on_device import Wish, bench_device
 
         job = Job(runs=runs, ops=ops)
         wish = Wish(device, tuple(models), chosen, threads, job, device_python, keep)
         return _show_run(bench_device(wish, loaded, base), as_json)
-    from edgepack.compare import bench_models, bench_text
+    from edgepack.pipeline.measuring import bench_models, bench_text
 
     samples = loaded.calibration_data
     rows = bench_models(models, samples, loaded.images, base, chosen, threads=threads, runs=runs, ops=ops)
@@ -113,7 +113,7 @@ def bench(
 
 def _models_of(given: list[Path], *, web: bool) -> list[Path]:
     """The models that are named, those of a package for its folder; a browser runs its ``.onnx`` alone."""
-    from edgepack.on_device import files_of
+    from edgepack.pipeline.on_device import files_of
 
     models = list(files_of(given))
     if web and any(path.is_dir() for path in given):
@@ -135,8 +135,8 @@ def _show_address(address: str) -> None:
 
 def _show_run(run: "DeviceRun", as_json: bool) -> None:
     """Add a run to the package's report, and show it."""
-    from edgepack.on_device import merge
-    from edgepack.report_devices import device_lines
+    from edgepack.pipeline.on_device import merge
+    from edgepack.report.devices import device_lines
 
     changed = merge(run)
     if as_json:

@@ -50,8 +50,8 @@ def pack(
     Each model of a pool is held to the gate of its build, on the same samples; without a recipe, to its own
     outputs. One that misses it keeps its own weights; if it does with those, no pool is written.
     """
-    from edgepack.pool_judge import Wish
-    from edgepack.pooling import facts, pack_models, passes, text
+    from edgepack.pipeline.packing import facts, pack_models, passes, text
+    from edgepack.pipeline.pool_gate import Wish
 
     usual = DEFAULT_RECIPE if DEFAULT_RECIPE.is_file() else None
     wish = Wish(tuple(recipe or ()), usual, data, metric, target, min_sqnr_db)

@@ -16,9 +16,9 @@ def report(folder: Package, as_json: Json = False) -> None:
 
     From report.json and ranges.json alone: nothing is built or measured.
     """
-    from edgepack.page.reading import read_report
-    from edgepack.page.render import write_page
-    from edgepack.report import text
+    from edgepack.report.html.reading import read_report
+    from edgepack.report.html.render import write_page
+    from edgepack.report.text import text
 
     found = read_report(folder)
     page = write_page(folder)
@@ -41,10 +41,10 @@ def compare(
     import json
     from dataclasses import asdict
 
-    from edgepack.page.pair import pair_page
-    from edgepack.page.reading import read_report
-    from edgepack.page.render import replace_file
-    from edgepack.two_builds import compare_builds, named, pair_text
+    from edgepack.report.comparison import compare_builds, named, pair_text
+    from edgepack.report.html.pair import pair_page
+    from edgepack.report.html.reading import read_report
+    from edgepack.report.html.render import replace_file
 
     names = named([str(first), str(second)])
     pair = compare_builds(names, read_report(first), read_report(second))

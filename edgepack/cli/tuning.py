@@ -43,7 +43,7 @@ def tune(
     have no option are those of `tune:` in the recipe's passes. Started by torchrun, or with the environment
     variables that it sets, several processes or hosts divide the samples of each step.
     """
-    from edgepack.tune.require import require_torch
+    from edgepack.training.require import require_torch
 
     require_torch()
     given = {
@@ -62,8 +62,8 @@ def tune(
     if chosen is None:
         raise ConfigError("no teacher: name the model to learn from with --teacher FILE")
 
-    from edgepack.tune.command import tune_file
-    from edgepack.tune.report import facts, text
+    from edgepack.training.command import tune_file
+    from edgepack.training.report import facts, text
 
     with progress_bar(as_json) as progress:
         made = tune_file(loaded, base, chosen, output, _given(given), checkpoints, progress)

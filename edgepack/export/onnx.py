@@ -7,8 +7,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgepack import __version__
-from edgepack.export.compact import compact
-from edgepack.model import save_model
+from edgepack.graph.compact import compact
+from edgepack.ir.model import save_model
 
 PREFIX = "edgepack."
 
@@ -17,7 +17,7 @@ def export_onnx(model: ir.Model, path: Path, facts: Mapping[str, object], spoken
     """Write ``model`` to ``path``, checked; ``facts`` become metadata entries ``edgepack.<key>``.
 
     The model's own metadata stay (a reader of text lines keeps its alphabet there), and so do the names of
-    the values in ``spoken``, see :func:`edgepack.export.compact.compact`.
+    the values in ``spoken``, see :func:`edgepack.graph.compact.compact`.
 
     Raises:
         ExportError: the checker refuses the model, or the disk does.

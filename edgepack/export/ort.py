@@ -7,12 +7,12 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from edgepack.config.target import Runtime
+from edgepack.data.feeds import Feeds
 from edgepack.errors import ExportError, ModelError
-from edgepack.feeds import Feeds
-from edgepack.measure.check import compare_outputs
-from edgepack.measure.session import OrtRunner, open_optimized, open_session
-from edgepack.model import walk_nodes
-from edgepack.target import Runtime
+from edgepack.evaluation.check import compare_outputs
+from edgepack.ir.model import walk_nodes
+from edgepack.runtime.session import OrtRunner, open_optimized, open_session
 
 # NCHWc layouts are laid out for the build host's vectors: a file with them fails to load on aarch64.
 HOST_ONLY_OPTIMIZERS = ("NchwcTransformer",)

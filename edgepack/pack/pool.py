@@ -17,9 +17,9 @@ import onnx
 import onnx_ir as ir
 
 from edgepack.errors import ConfigError, ExportError
-from edgepack.model import clone, dims, load_model, model_bytes
+from edgepack.ir.model import clone, dims, load_model, model_bytes
 from edgepack.pack.spans import PIECE
-from edgepack.report import Fidelity, GateLine
+from edgepack.report.text import Fidelity, GateLine
 
 Array = npt.NDArray[Any]
 

@@ -22,8 +22,8 @@ from edgepack.export.tflite.flatbuffer import serialize
 from edgepack.export.tflite.layout import Order
 from edgepack.export.tflite.planning import plan_tflite, tensors_for
 from edgepack.export.tflite.shapes import fix_shapes
-from edgepack.quantize.plan import Method, QuantPlan
-from edgepack.quantize.rounding import Rounded
+from edgepack.quantization.plan.plan import Method, QuantPlan
+from edgepack.quantization.weights.rounding import Rounded
 
 PREFIX = "edgepack."
 LAYOUT = f"{PREFIX}layout"

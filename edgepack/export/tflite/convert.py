@@ -19,10 +19,10 @@ from edgepack.export.tflite.lowering import (
     quant_of,
 )
 from edgepack.export.tflite.schema import TENSOR_TYPES
-from edgepack.model import name_of
-from edgepack.quantize.plan import Method, QuantPlan
-from edgepack.quantize.rounding import Rounded
-from edgepack.quantize.units import activation_bounds
+from edgepack.ir.model import name_of
+from edgepack.quantization.groups import activation_bounds
+from edgepack.quantization.plan.plan import Method, QuantPlan
+from edgepack.quantization.weights.rounding import Rounded
 
 Io = Literal["float", "int8"]
 Write = Callable[[Lowering, Task], None]

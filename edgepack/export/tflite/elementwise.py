@@ -8,8 +8,8 @@ from edgepack.export.tflite.flatbuffer import Quant
 from edgepack.export.tflite.layout import Order, Shape, arranged, native
 from edgepack.export.tflite.linear import depthwise_affine
 from edgepack.export.tflite.lowering import FLOAT, QMIN, Lowering, Task, dtype_of, quant, stored_as
-from edgepack.model import constant, name_of
-from edgepack.quantize.units import activation_bounds
+from edgepack.ir.model import constant, name_of
+from edgepack.quantization.groups import activation_bounds
 
 ARITHMETIC: Mapping[str, str] = {"Add": "ADD", "Sub": "SUB", "Mul": "MUL", "Div": "DIV"}
 EXTREMES: Mapping[str, str] = {"Max": "MAXIMUM", "Min": "MINIMUM"}

@@ -11,9 +11,9 @@ from edgepack.export.tflite.layout import Order, Shape, axis_last, channels_last
 from edgepack.export.tflite.lowering import Lowering, Task, dtype_of, quant_of
 from edgepack.export.tflite.schema import Padding
 from edgepack.export.tflite.window import Window, options, padded, window
-from edgepack.model import constant, name_of, only_consumer
-from edgepack.numerics import quantize
-from edgepack.scheme import QuantParams, QuantType
+from edgepack.ir.model import constant, name_of, only_consumer
+from edgepack.ir.numerics import quantize
+from edgepack.ir.scheme import QuantParams, QuantType
 
 Array = npt.NDArray[Any]
 Weights = tuple[Array, Array | None, Quant | None]

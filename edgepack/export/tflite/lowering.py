@@ -26,11 +26,11 @@ from edgepack.export.tflite.layout import (
     same_data,
 )
 from edgepack.export.tflite.schema import OPS, Activation
-from edgepack.model import constant, name_of
-from edgepack.numerics import choose_params, quantize
-from edgepack.quantize.plan import UnitPlan
-from edgepack.quantize.rounding import Rounded
-from edgepack.scheme import QuantParams, QuantScheme, QuantType
+from edgepack.ir.model import constant, name_of
+from edgepack.ir.numerics import choose_params, quantize
+from edgepack.ir.scheme import QuantParams, QuantScheme, QuantType
+from edgepack.quantization.plan.plan import UnitPlan
+from edgepack.quantization.weights.rounding import Rounded
 
 Array = npt.NDArray[Any]
 Bounds = tuple[float, float]

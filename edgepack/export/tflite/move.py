@@ -18,7 +18,7 @@ from edgepack.export.tflite.layout import (
 from edgepack.export.tflite.lowering import Lowering, Task, View, dtype_of
 from edgepack.export.tflite.schema import TENSOR_TYPES, MirrorMode
 from edgepack.export.tflite.window import repeat_border
-from edgepack.model import constant, name_of
+from edgepack.ir.model import constant, name_of
 
 MOST_AXES = 5
 """Runtimes slice tensors of up to five axes."""

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from edgepack.calibrate.ranges import Range
+from edgepack.calibration.ranges import Range
+from edgepack.config.target import Target, Tflite
 from edgepack.errors import ConfigError
-from edgepack.model import name_of
-from edgepack.quantize.plan import Method, QuantPlan, make_plan, tensors_to_observe
-from edgepack.quantize.units import Unit, find_units
-from edgepack.scheme import QuantType
-from edgepack.target import Target, Tflite
+from edgepack.ir.model import name_of
+from edgepack.ir.scheme import QuantType
+from edgepack.quantization.groups import Unit, find_units
+from edgepack.quantization.plan.plan import Method, QuantPlan, make_plan, tensors_to_observe
 
 Methods = Mapping[str, tuple[Method, str]]
 """Method and reason by unit name."""

@@ -9,8 +9,8 @@ from edgepack.export.tflite.linear import average_by_convolution
 from edgepack.export.tflite.lowering import FLOAT, QMIN, Lowering, Task, dtype_of
 from edgepack.export.tflite.schema import Padding
 from edgepack.export.tflite.window import Pair, Window, options, pad_image, repeat_border, window
-from edgepack.model import constant, name_of
-from edgepack.resampling import coordinates, nearest
+from edgepack.graph.resampling import coordinates, nearest
+from edgepack.ir.model import constant, name_of
 
 MOST_COPIES = 4
 """A joined CONCATENATION of this many tensors stays with the delegate."""

@@ -7,7 +7,7 @@ from edgepack.export.tflite.layout import Order, arranged, axis_last
 from edgepack.export.tflite.lowering import Lowering, Task, dtype_of
 from edgepack.export.tflite.move import identity
 from edgepack.export.tflite.schema import TENSOR_TYPES
-from edgepack.model import constant, name_of
+from edgepack.ir.model import constant, name_of
 
 REDUCTIONS = {"ReduceMean": "MEAN", "ReduceSum": "SUM", "ReduceMax": "REDUCE_MAX", "ReduceMin": "REDUCE_MIN"}
 

@@ -10,8 +10,8 @@ import onnx.shape_inference
 import onnx_ir as ir
 
 from edgepack.errors import ExportError
-from edgepack.model import clone, constant, name_of, new_initializer
-from edgepack.normalize import opset_of
+from edgepack.graph.normalize import opset_of
+from edgepack.ir.model import clone, constant, name_of, new_initializer
 
 SMALL_ELEMENTS = 4096
 """Constants up to this size may be shapes, sizes or indices, so inference is told what they hold."""

@@ -1,0 +1,133 @@
+"""Where a built model spends its time and loses its fidelity, unit by unit, against the float model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from edgepack.benchmark.profile import match_units, profile_ops
+from edgepack.calibration.run import stream_activations
+from edgepack.config.target import Runtime
+from edgepack.data.feeds import Array
+from edgepack.data.samples import Samples
+from edgepack.ir.model import constant_tensor, save_model
+from edgepack.ir.numerics import ratio_db
+from edgepack.quantization.groups import Unit
+from edgepack.quantization.plan.plan import QuantPlan
+from edgepack.report.text import UnitRow, finite
+
+PROFILED_RUNS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFigures:
+    """Figures by unit name; a unit that the runtime fused into another has no time of its own."""
+
+    float_us: Mapping[str, float]
+    built_us: Mapping[str, float]
+    sqnr_db: Mapping[str, float]
+    """``inf`` where equal."""
+    conversions_us: float
+    """Time of the built model in quantizing, dequantizing and changes of layout."""
+
+
+NOTHING_MEASURED = UnitFigures({}, {}, {}, 0.0)
+
+
+def measure_units(
+    model: ir.Model, built: Path, plan: QuantPlan, samples: Samples, runtime: Runtime, folder: Path
+) -> UnitFigures:
+    """Time and compare each unit of ``plan`` in the float ``model`` and in the file ``built`` made of it.
+
+    Raises:
+        EdgepackError: see :func:`edgepack.benchmark.profile.profile_ops` and
+            :func:`edgepack.calibration.run.stream_activations`.
+    """
+    units = [u.unit for u in plan.units]
+    feeds = [sample.feeds for sample in samples]
+    plain = folder / "float.onnx"
+    save_model(model, plain)
+    before = match_units(units, profile_ops(plain, runtime, feeds, runs=PROFILED_RUNS))
+    after = match_units(units, profile_ops(built, runtime, feeds, runs=PROFILED_RUNS))
+    errors = unit_errors(model, ir.load(built), units, samples, threads=runtime.threads)
+    return UnitFigures(before.us, after.us, errors, after.overhead_us)
+
+
+def unit_errors(
+    model: ir.Model, built: ir.Model, units: Sequence[Unit], samples: Samples, *, threads: int
+) -> dict[str, float]:
+    """Fidelity in dB of the first output of each unit, as the units after it read it; ``inf`` where equal.
+
+    Errors of the units before are in it: it falls along the network, and a unit that hurts is where it falls
+    at once. Units whose output has no counterpart in ``built``, or is not float, are left out.
+    """
+    found = _counterparts(built)
+    own = {v.name for node in model.graph for v in node.outputs}
+    pairs = {
+        u.name: (u.outputs[0], found[u.outputs[0]]) for u in units if u.outputs and u.outputs[0] in found
+    }
+    pairs = {name: pair for name, pair in pairs.items() if pair[0] in own}
+    signal, noise = dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0.0)
+    left = stream_activations(model, samples, list({a for a, _ in pairs.values()}), threads=threads)
+    right = stream_activations(built, samples, list({b for _, b in pairs.values()}), threads=threads)
+    for (_, float_values), (_, built_values) in zip(left, right, strict=True):
+        for name, (a, b) in pairs.items():
+            _add(signal, noise, name, float_values[a], built_values[b])
+    return {name: ratio_db(signal[name], noise[name]) for name in pairs if signal[name] or noise[name]}
+
+
+def _add(signal: dict[str, float], noise: dict[str, float], name: str, a: Array, b: Array) -> None:
+    if a.shape != b.shape or not (a.dtype.kind == b.dtype.kind == "f"):
+        return
+    clean = np.isfinite(a) & np.isfinite(b)  # a mask of minus infinity is no signal
+    wide = np.where(clean, a, 0).astype(np.float64)
+    signal[name] += float((wide**2).sum())
+    noise[name] += float(((wide - np.where(clean, b, 0)) ** 2).sum())
+
+
+def _counterparts(built: ir.Model) -> dict[str, str]:
+    """By a value's name the name of what its readers get: the value, or its dequantized form."""
+    names = {}
+    for node in built.graph:
+        for value in node.outputs:
+            if value.name:
+                names[value.name] = _restored(value).name or value.name
+    return names
+
+
+def _restored(value: ir.Value) -> ir.Value:
+    for store in value.consumers():
+        if store.op_type != "QuantizeLinear" or store.inputs[0] is not value:
+            continue
+        for restore in store.outputs[0].consumers():
+            # A second DequantizeLinear, with a scale for each channel, guards a float unit.
+            scale = constant_tensor(restore.inputs[1]) if restore.op_type == "DequantizeLinear" else None
+            if scale is not None and scale.size == 1:
+                return restore.outputs[0]
+    return value
+
+
+def unit_rows(plan: QuantPlan, model: ir.Model, figures: UnitFigures) -> tuple[UnitRow, ...]:
+    """The rows of the report, in topological order."""
+    sizes = {
+        v.name: v.const_value.size for v in model.graph.initializers.values() if v.const_value is not None
+    }
+    return tuple(
+        UnitRow(
+            name=u.unit.name,
+            op_type=u.unit.op_type,
+            method=str(u.method),
+            reason=u.reason,
+            parameters=sum(sizes.get(n or "", 0) for n in (u.unit.weight, u.unit.bias, *u.unit.constants)),
+            sqnr_db=_rounded(finite(figures.sqnr_db.get(u.unit.name)), 2),
+            float_us=_rounded(figures.float_us.get(u.unit.name), 2),
+            built_us=_rounded(figures.built_us.get(u.unit.name), 2),
+        )
+        for u in plan.units
+    )
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

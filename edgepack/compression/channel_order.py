@@ -1,0 +1,124 @@
+"""In which order the channels of each group go, and what that costs: by magnitude or by what readers lose."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from edgepack.compression.channels.atoms import Atoms, Channels, Group, output_axis
+from edgepack.compression.eliminate import Floats, Reader, eliminate, order_of, salience_of
+from edgepack.compression.refit import bias_of
+from edgepack.config.passes import Structured
+from edgepack.data.samples import Samples
+from edgepack.ir.model import name_of
+from edgepack.quantization.groups import Role, Unit
+from edgepack.quantization.weights.matrix import to_groups, weight_of
+from edgepack.quantization.weights.moments import stream_moments
+
+
+def orders(
+    model: ir.Model,
+    channels: Channels,
+    roots: Atoms,
+    groups: Sequence[Group],
+    samples: Samples,
+    config: Structured,
+    *,
+    threads: int,
+    seed: int,
+    on_sample: Callable[[], None],
+) -> list[tuple[Atoms, Floats]]:
+    """Of each group the order of its classes (as positions in ``classes``) and the losses."""
+    if config.method in ("l1", "l2"):
+        return [order_of(_magnitudes(channels, roots, group, config.method)) for group in groups]
+    readers = _readers(
+        model, channels, roots, groups, samples, threads=threads, seed=seed, on_sample=on_sample
+    )
+    found = []
+    for group in groups:
+        mine = [_owned(reader, read, group) for reader, read in readers if np.isin(group.classes, read).any()]
+        if config.method == "activation":
+            found.append(order_of(salience_of(mine, len(group.classes))))
+        else:
+            found.append(eliminate(mine, len(group.classes)))
+    return found
+
+
+def _magnitudes(channels: Channels, roots: Atoms, group: Group, method: str) -> Floats:
+    """Of each class the share of the weights that make it, by magnitude or square."""
+    place = {int(c): i for i, c in enumerate(group.classes)}
+    costs = np.zeros(len(group.classes), np.float32)
+    for cut in channels.cuts:
+        if cut.node not in group.makers or cut.index != 1 or cut.axis != output_axis(cut.node):
+            continue
+        weight = np.abs(np.moveaxis(weight_of(cut.node), cut.axis, 0)).reshape(len(cut.atoms), -1)
+        rows = (weight if method == "l1" else weight**2).sum(1)
+        for root, share in zip(roots[cut.atoms].tolist(), rows / max(float(rows.sum()), 1e-12), strict=True):
+            if root in place:
+                costs[place[root]] += share
+    return costs
+
+
+def _readers(
+    model: ir.Model,
+    channels: Channels,
+    roots: Atoms,
+    groups: Sequence[Group],
+    samples: Samples,
+    *,
+    threads: int,
+    seed: int,
+    on_sample: Callable[[], None],
+) -> list[tuple[Reader, Atoms]]:
+    """Readers of channels that may go, each with the root of every input."""
+    free = np.concatenate([group.classes for group in groups])
+    wanted = [(node, roots[atoms]) for node, atoms in channels.readers if np.isin(roots[atoms], free).any()]
+    units = [
+        Unit(
+            name=node.name or "",
+            op_type=node.op_type,
+            role=Role.HEAVY,
+            inputs=(name_of(node.inputs[0]),),
+            outputs=(),
+        )
+        for node, _ in wanted
+        if node.op_type != "ConvTranspose" and node.inputs[0] is not None
+    ]
+    second = {}
+    for unit, moments in stream_moments(
+        model, units, samples, second_order=True, threads=threads, seed=seed, on_sample=on_sample
+    ):
+        second[unit.name] = moments
+    found = []
+    for node, read in wanted:
+        weight = _columns(node)
+        taps = weight.shape[1] // len(read)
+        moments_of = second.get(node.name or "")
+        if moments_of is None or moments_of.second is None:
+            # Moments of transposed convolutions and of very wide inputs are not measured: all inputs alike.
+            table = np.eye(weight.shape[1], dtype=np.float32)
+        else:
+            table = moments_of.second[0]
+            if bias_of(node) is not None:
+                table = table - np.outer(moments_of.mean[0], moments_of.mean[0])
+            # What few rows say of how many inputs go together is trusted less than what they say of each.
+            trust = moments_of.count / (moments_of.count + len(table))
+            table = trust * table + (1 - trust) * np.diag(np.diagonal(table))
+        found.append((Reader(weight, table, np.repeat(read, taps)), read))
+    return found
+
+
+def _columns(node: ir.Node) -> Floats:
+    """A weight as [M, K], the inputs of one channel beside each other."""
+    weight = weight_of(node)
+    if node.op_type == "ConvTranspose":
+        return np.asarray(weight.reshape(len(weight), -1).T)
+    return np.asarray(to_groups(node, weight)[0])
+
+
+def _owned(reader: Reader, read: Atoms, group: Group) -> Reader:
+    """The reader with positions in the group's classes in place of roots."""
+    place = np.searchsorted(group.classes, reader.owner)
+    place = np.clip(place, 0, len(group.classes) - 1)
+    return replace(reader, owner=np.where(group.classes[place] == reader.owner, place, -1))

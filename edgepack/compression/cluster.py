@@ -1,0 +1,61 @@
+"""Clustering: the weights of a layer take few values, which int8 then stores as they are."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgepack.compression.codebook import cluster as cluster_matrix
+from edgepack.compression.weights import matrix_of, weighty_units, write_weight
+from edgepack.config.passes import Cluster
+from edgepack.data.samples import Samples
+from edgepack.ir.model import clone
+from edgepack.quantization.groups import Unit
+from edgepack.quantization.weights.codebook_scales import set_grid
+from edgepack.quantization.weights.moments import stream_moments
+
+
+@dataclass(frozen=True, slots=True)
+class ClusteredWeight:
+    """One weight: its unit, its size, and how many different integers it takes."""
+
+    unit: str
+    values: int
+    codes: int
+
+
+def cluster(
+    model: ir.Model,
+    units: Sequence[Unit],
+    samples: Samples,
+    config: Cluster,
+    *,
+    threads: int,
+    seed: int,
+    on_sample: Callable[[], None] = lambda: None,
+) -> tuple[ir.Model, tuple[ClusteredWeight, ...]]:
+    """A model whose weights are at most ``2 ** config.bits`` integers times a scale for each output.
+
+    Biases take up the mean of the loss. The scales are noted as the weight's grid, which int8 keeps.
+
+    Raises:
+        ConfigError: a name to keep that no node has; nothing is left to cluster.
+        CalibrationError: the model fails on a sample.
+    """
+    nodes = {n.name: n for n in model.graph}
+    wanted = weighty_units("cluster", units, nodes, config.keep, config.keep_types)
+    clustered, rows = clone(model), []
+    targets = {n.name: n for n in clustered.graph}
+    measured = stream_moments(
+        model, wanted, samples, second_order=True, threads=threads, seed=seed, on_sample=on_sample
+    )
+    for unit, moments in measured:
+        weight = matrix_of(nodes[unit.name])
+        seen = moments.second if moments.count else None
+        coded = cluster_matrix(weight, seen, 2**config.bits, config.outputs)
+        after = coded.codes * coded.scale
+        value = write_weight(clustered.graph, targets[unit.name], weight, after, moments, "clustered")
+        set_grid(value, coded.scale.reshape(-1).astype(np.float32))
+        rows.append(ClusteredWeight(unit.name, weight.size, len(np.unique(coded.codes))))
+    return clustered, tuple(rows)

@@ -1,0 +1,69 @@
+"""How much each unit's zeros change what the model gives: measured, one unit at a time."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from edgepack.calibration.run import stream_activations
+from edgepack.data.feeds import Array
+from edgepack.data.samples import Samples
+from edgepack.ir.model import clone, constant, name_of, new_initializer
+
+PROBES = 32
+"""Samples that a unit's effect is measured on."""
+
+Outputs = list[list[Array]]
+"""The float outputs of a model, by sample."""
+
+
+def outputs_of(model: ir.Model, samples: Samples, threads: int) -> Outputs:
+    """What ``model`` gives for the first of ``samples``.
+
+    Raises:
+        CalibrationError: the model fails on a sample.
+    """
+    names = [name_of(v) for v in model.graph.outputs]
+    found = stream_activations(model, samples.spread(PROBES), names, threads=threads)
+    return [[a for a in arrays.values() if a.dtype.kind == "f"] for _, arrays in found]
+
+
+def noise(reference: Outputs, outputs: Outputs) -> float:
+    """Power of the difference over that of the signal; outputs of other shapes are left out."""
+    signal = power = 0.0
+    for before, after in zip(reference, outputs, strict=True):
+        for a, b in zip(before, after, strict=True):
+            if a.shape == b.shape:
+                clean = np.isfinite(a) & np.isfinite(b)
+                wide = np.where(clean, a, 0).astype(np.float64)
+                signal += float((wide**2).sum())
+                power += float(((wide - np.where(clean, b, 0)) ** 2).sum())
+    return power / max(signal, 1e-30)
+
+
+def noise_alone(
+    model: ir.Model,
+    changed: ir.Model,
+    units: Sequence[str],
+    reference: Outputs,
+    samples: Samples,
+    threads: int,
+) -> dict[str, float]:
+    """Noise at the outputs of ``model`` where one unit alone has the weight and bias it has in ``changed``.
+
+    Raises:
+        CalibrationError: the model fails on a sample.
+    """
+    nodes: Mapping[str | None, ir.Node] = {n.name: n for n in changed.graph}
+    found = {}
+    for name in units:
+        alone = clone(model)
+        node = next(n for n in alone.graph if n.name == name)
+        new = nodes[name].inputs
+        node.resize_inputs(len(new))
+        for index in range(1, len(new)):
+            array = constant(new[index])
+            if array is not None:
+                node.replace_input_with(index, new_initializer(alone.graph, f"{name}_{index}", array))
+        found[name] = noise(reference, outputs_of(alone, samples, threads))
+    return found

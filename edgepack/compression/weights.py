@@ -1,0 +1,93 @@
+"""What passes on weights share: which weights, what flows into them, and writing new ones."""
+
+import fnmatch
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from edgepack.errors import ConfigError, did_you_mean
+from edgepack.ir.model import constant, name_of, new_initializer
+from edgepack.quantization.groups import Role, Unit
+from edgepack.quantization.weights.gptq import Matrix
+from edgepack.quantization.weights.matrix import from_groups, has_rows, to_groups, weight_of
+from edgepack.quantization.weights.moments import InputMoments
+
+
+def matrix_of(node: ir.Node) -> Matrix:
+    """The weight of ``node`` as [groups, outputs, K]."""
+    return to_groups(node, weight_of(node))
+
+
+def weighty_units(
+    name: str,
+    units: Sequence[Unit],
+    nodes: Mapping[str | None, ir.Node],
+    keep: Sequence[str],
+    keep_types: Sequence[str],
+) -> list[Unit]:
+    """Units whose weights the pass ``name`` may change: those of products, but for what is kept.
+
+    A weight that is a table's too is left alone: changed for its own inputs alone it would be one no more,
+    and the file would hold two.
+
+    Raises:
+        ConfigError: a name or a type to keep that no node has; nothing is left.
+    """
+    names = [u.name for u in units]
+    for pattern in keep:
+        if not fnmatch.filter(names, pattern):
+            raise ConfigError(f"{name}: keep: no node is named {pattern!r}, {did_you_mean(pattern, names)}")
+    require_types(name, keep_types, {u.op_type for u in units})
+    found = [
+        u
+        for u in units
+        if u.role is Role.HEAVY
+        and u.weight is not None
+        and u.table is None
+        and u.inputs
+        and has_rows(nodes[u.name])
+        and u.op_type not in keep_types
+        and not any(fnmatch.fnmatch(u.name, pattern) for pattern in keep)
+    ]
+    if not found:
+        raise ConfigError(f"{name}: the model has no weights for it, or all are kept")
+    return found
+
+
+def require_types(name: str, keep_types: Iterable[str], known: Collection[str]) -> None:
+    """Refuse a type to keep that the pass ``name`` would look for in vain.
+
+    Raises:
+        ConfigError: naming it, and the nearest that there is.
+    """
+    for op_type in keep_types:
+        if op_type not in known:
+            raise ConfigError(
+                f"{name}: keep_types: the model has no {op_type!r}, {did_you_mean(op_type, known)}"
+            )
+
+
+def write_weight(
+    graph: ir.Graph, node: ir.Node, before: Matrix, after: Matrix, moments: InputMoments, suffix: str
+) -> ir.Value:
+    """Put the new weight into ``node``, and what its mean output has changed by into its bias."""
+    old = node.inputs[1]
+    assert old is not None
+    content = from_groups(node, after).astype(np.float32)
+    new = new_initializer(graph, f"{name_of(old)}_{suffix}", content)
+    node.replace_input_with(1, new)
+    shift = np.einsum("gok,gk->go", after - before, moments.mean).reshape(-1)
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    held = constant(bias)
+    if bias is not None and held is not None and held.size == shift.size:
+        corrected = (held.reshape(-1) - shift).reshape(held.shape).astype(np.float32)
+        node.replace_input_with(2, new_initializer(graph, f"{name_of(bias)}_{suffix}", corrected))
+    elif bias is None and node.op_type == "Conv":
+        node.resize_inputs(3)
+        made = new_initializer(graph, f"{name_of(old)}_bias", -shift.astype(np.float32))
+        node.replace_input_with(2, made)
+    for value in (old, bias):
+        if value is not None and not value.uses() and name_of(value) in graph.initializers:
+            del graph.initializers[name_of(value)]
+    return new

@@ -1,0 +1,256 @@
+"""The recipe: what the user wants built, from ``edgepack.yaml`` and the command line."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from edgepack.config.passes import Pass, check_order
+from edgepack.config.strict_yaml import Strict, parse, read_yaml
+from edgepack.config.target import Gate
+from edgepack.config.training import AwareTune
+from edgepack.errors import ConfigError
+
+Observer = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
+Method = Literal["auto", "static", "dynamic", "weight_only", "float"]
+Bits = Literal[4, 6, 8]
+Preset = Literal["fast", "balanced", "best"]
+DATA_KEYS = ("calibration_data", "evaluation_data", "training_data")
+
+
+class ImageInput(Strict):
+    """How an image file becomes one input tensor ``[1, C, H, W]`` or ``[1, H, W, C]``.
+
+    ``value = (pixel - mean) / std`` with pixels from 0 to 255; ``mean`` and ``std`` are one number or one per
+    channel in the order of ``color``.
+    """
+
+    height: Annotated[int, Field(gt=0)] | None = None
+    """Pixels; with only one of height and width the other keeps the aspect ratio, rounded up."""
+    width: Annotated[int, Field(gt=0)] | None = None
+    min_width: Annotated[int, Field(gt=0)] = 1
+    """Least width where the width follows the aspect ratio."""
+    fit: Literal["stretch", "crop", "pad"] = "stretch"
+    """stretch: resize to height and width. crop: resize the shorter side to resize_short, cut the centre.
+    pad: resize to height, or less where the width would not do, then zeros to the right and below."""
+    resize_short: Annotated[int, Field(gt=0)] | None = None
+    filter: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    color: Literal["rgb", "bgr", "gray"] = "rgb"
+    mean: float | tuple[float, ...] = 0.0
+    std: float | tuple[float, ...] = 1.0
+    layout: Literal["nchw", "nhwc"] = "nchw"
+
+
+class Labels(Strict):
+    """Where the labels of evaluation samples come from; exactly one of the three."""
+
+    array: str | None = None
+    """Name of an array in the .npz."""
+    filename: str | None = None
+    """A regular expression with one group, applied to the file's name: `(\\d+)` in `0042.jpg` gives 42."""
+    file: Path | None = None
+    """A .tsv: file name or stem, then one or more columns; several rows of one file are kept together."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "Labels":
+        if sum(x is not None for x in (self.array, self.filename, self.file)) != 1:
+            raise ValueError("give exactly one of array, filename, file")
+        return self
+
+
+class Data(Strict):
+    """One part of the sample data."""
+
+    path: str
+    """A folder of images, .npz or .npy files; one .npz or .npy; or `module:function`, which yields feeds."""
+    samples: Annotated[int, Field(gt=0)] | None = None
+    """Use at most this many (evenly spread); all by default."""
+    labels: Labels | None = None
+
+
+class Calibration(Strict):
+    """How activation ranges are measured."""
+
+    observer: Observer = "mse"
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    """For the percentile observer."""
+    momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """For the moving average: weight of the past."""
+    bins: Annotated[int, Field(ge=128, le=16384)] = 2048
+    """Bins of the streaming histograms."""
+
+
+class Override(Strict):
+    """An exception to the method, for nodes by name or by operator type; a name wins over a type."""
+
+    nodes: tuple[str, ...] = ()
+    """Node names; `*` and `?` work as in a shell."""
+    op_types: tuple[str, ...] = ()
+    method: Method = "auto"
+    bits: Bits | None = None
+    """Of the weights, over `weight_bits`."""
+    reason: str = "the recipe says so"
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Override":
+        if "method" not in self.model_fields_set and self.bits is None:
+            raise ValueError("give a method, bits, or both")
+        return self
+
+
+class Quantize(Strict):
+    """How the model becomes integer."""
+
+    method: Method = "auto"
+    """auto measures the candidates that the target has and takes the fastest that keeps the accuracy."""
+    optimize_for: Literal["balance", "speed", "size"] = "balance"
+    """balance and speed: what is measured slower in int8 computes in float, and nothing slower than the
+    original ships; balance weighs bytes too. size: the smallest file that is accurate."""
+    weight_bits: Bits = 8
+    """Of the weights of Conv, Gemm and MatMul, where the target has it. 4: its own 4-bit form where weights
+    are used in float, int8 within the range of 4 bits elsewhere; 6: int8 within the range of 6 bits, which
+    makes packages smaller, not models."""
+    overrides: tuple[Override, ...] = ()
+    tune: AwareTune | None = None
+    """Quantization-aware training, from what rounding gives; needs the extra `tune`."""
+
+
+class Search(Strict):
+    """How preset best looks for forms of single units."""
+
+    budget_s: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds that the search may take, after the forms of the whole model."""
+
+
+class Tflite(Strict):
+    """How a ``.tflite`` is written, where that is among the target's formats; over what the target says."""
+
+    io: Literal["float", "int8"] | None = None
+    """Whether inputs and outputs are float, or the int8 that is inside. By default the target's."""
+    dims: dict[str, Annotated[int, Field(gt=0)]] = {}
+    """Sizes of the dimensions that the model leaves open, by name or by place (`x[3]`); samples must have
+    them. By default those of the samples, if all are the same."""
+
+
+class Bench(Strict):
+    """How latency is measured: original and built models take turns."""
+
+    warmup: Annotated[int, Field(ge=0)] = 5
+    runs: Annotated[int, Field(ge=3)] = 50
+
+
+class Recipe(Strict):
+    """Everything a build needs to know, all paths resolved."""
+
+    model: Path
+    target: tuple[str, ...] = ()
+    output: str = "dist/{target}"
+    """Folder of the artifacts; `{target}` is replaced by the target's name."""
+    calibration_data: Data | None = None
+    evaluation_data: Data | None = None
+    training_data: Data | None = None
+    """What `tune` trains on; by default the calibration data."""
+    images: dict[str, ImageInput] = {}
+    """Preprocessing by model input name, for image folders."""
+    metric: str | None = None
+    """top1, accuracy, auc, or `module:function(outputs, labels) -> float`; higher is better."""
+    calibration: Calibration = Calibration()
+    preset: Preset = "balanced"
+    """fast: rounding to nearest with bias correction. balanced: second-order rounding, then the same. best:
+    balanced, then a search for the form of each unit."""
+    quantize: Quantize = Quantize()
+    search: Search = Search()
+    passes: tuple[Pass, ...] = ()
+    """What happens to the weights before they are quantized, in this order; nothing by default."""
+    tflite: Tflite = Tflite()
+    bench: Bench = Bench()
+    gate: Gate | None = None
+    """Replaces the target's gate."""
+    seed: int = 0
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained, which needs torch."""
+        return self.quantize.tune is not None or any(entry.tune is not None for entry in self.passes)
+
+    @field_validator("passes")
+    @classmethod
+    def _in_an_order_that_makes_sense(cls, passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
+        check_order(passes)
+        return passes
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_target_may_be_a_word(cls, content: Any) -> Any:
+        if isinstance(content, dict) and isinstance(content.get("target"), str):
+            return {**content, "target": [content["target"]]}
+        return content
+
+    def settings_json(self) -> str:
+        """What was asked for, without the places of files: the same wherever the project lies."""
+        content = self.model_dump(mode="json", exclude={"model", "output"})
+        for data in filter(None, map(content.get, DATA_KEYS)):
+            del data["path"]
+            if data["labels"]:
+                del data["labels"]["file"]
+        return json.dumps(content)
+
+
+def load_recipe(path: Path | None, changes: dict[str, Any]) -> Recipe:
+    """The recipe in ``path`` with ``changes`` (from the command line) put over it.
+
+    Paths in the file are relative to the file. Without a file, ``changes`` must be complete.
+
+    Raises:
+        ConfigError: unknown keys, wrong values, or no model.
+    """
+    content: dict[str, Any] = {}
+    if path is not None:
+        content = _relative_to(path.parent, _with_data_mappings(read_yaml(path)))
+    content = _merge(content, changes)
+    if "model" not in content:
+        raise ConfigError(
+            "no model: name one (`edgepack build model.onnx`), or run in a folder whose edgepack.yaml has "
+            "`model:`"
+        )
+    return parse(Recipe, content, str(path) if path else "command line")
+
+
+def _with_data_mappings(content: dict[str, Any]) -> dict[str, Any]:
+    """Sample data may be given by a path alone: ``calibration_data: folder/``."""
+    paths = {k: v for k, v in content.items() if k in DATA_KEYS and isinstance(v, str)}
+    return {**content, **{key: {"path": path} for key, path in paths.items()}}
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, new in over.items():
+        old = merged.get(key)
+        value = _merge(old if isinstance(old, dict) else {}, new) if isinstance(new, dict) else new
+        if value not in (None, {}):
+            merged[key] = value
+    return merged
+
+
+def _relative_to(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Paths of a recipe file made relative to the file's folder instead of the working directory."""
+
+    def located(text: Any) -> Any:
+        return str(folder / text) if isinstance(text, str) and ":" not in text else text
+
+    moved = dict(content)
+    for key in ("model", "output"):
+        if key in moved:
+            moved[key] = located(moved[key])
+    for key in DATA_KEYS:
+        part = moved.get(key)
+        if isinstance(part, dict):
+            part = dict(part)
+            if "path" in part:
+                part["path"] = located(part["path"])
+            labels = part.get("labels")
+            if isinstance(labels, dict) and "file" in labels:
+                part["labels"] = {**labels, "file": located(labels["file"])}
+            moved[key] = part
+    return moved

@@ -1,0 +1,106 @@
+"""The parts of a build: samples that ranges come from, that weights are trained on, and that judge."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edgepack.config.recipe import Recipe
+from edgepack.config.target import Target
+from edgepack.data.feeds import InputSpec, open_dims, with_sizes
+from edgepack.data.samples import Samples, check_disjoint, open_samples
+from edgepack.errors import ConfigError, did_you_mean
+from edgepack.evaluation.metrics import Metric, resolve_metric
+from edgepack.ir.model import input_specs
+
+HELD_OUT = 5
+"""Without evaluation data one calibration sample in this many is kept for the check."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Samples of which no build may mix the last with the others, and the metric that judges on those."""
+
+    calibration: Samples
+    training: Samples
+    evaluation: Samples
+    metric: Metric | None
+    notes: tuple[str, ...]
+
+
+def open_parts(recipe: Recipe, target: Target, base: Path, model: ir.Model) -> Parts:
+    """The samples of ``recipe`` for ``model``; ``base`` is what ``module:function`` is relative to.
+
+    Raises:
+        ConfigError: no calibration data, labels are missing, or a size is given for what is not open.
+        SamplesError: the data are missing, broken, or do not fit the model.
+    """
+    inputs = _inputs(recipe, target, model)
+    if recipe.calibration_data is None:
+        raise ConfigError(
+            "no calibration data: give sample inputs with --calibration-data FOLDER_OR_FILE, or "
+            "`calibration_data:` in the recipe"
+        )
+    calibration = open_samples(recipe.calibration_data, "calibration", inputs, recipe.images, base=base)
+    metric = resolve_metric(recipe.metric, base) if recipe.metric else None
+    if recipe.evaluation_data is not None:
+        evaluation, _ = open_evaluation(recipe, target, base, model)
+        check_disjoint(calibration, evaluation)
+        return Parts(
+            calibration, _training(recipe, inputs, base, calibration, evaluation), evaluation, metric, ()
+        )
+    if metric is not None:
+        raise ConfigError("the recipe names a metric but no evaluation_data with labels")
+    if len(calibration) < 2:
+        raise ConfigError(
+            f"{calibration.source}: holds one sample; without evaluation data at least two are needed, one "
+            "to calibrate and one to check"
+        )
+    kept = calibration.indices[HELD_OUT - 1 :: HELD_OUT] or calibration.indices[-1:]
+    rest = tuple(i for i in calibration.indices if i not in set(kept))
+    note = f"no evaluation data: {len(kept)} of {len(calibration)} calibration samples kept for the check"
+    calibration, evaluation = replace(calibration, indices=rest), replace(calibration, indices=kept)
+    training = _training(recipe, inputs, base, calibration, evaluation)
+    return Parts(calibration, training, evaluation, None, (note,))
+
+
+def _training(
+    recipe: Recipe, inputs: tuple[InputSpec, ...], base: Path, calibration: Samples, evaluation: Samples
+) -> Samples:
+    """What training learns from: samples of its own, or those that ranges come from."""
+    if recipe.training_data is None:
+        return calibration
+    training = open_samples(recipe.training_data, "training", inputs, recipe.images, base=base)
+    check_disjoint(training, evaluation)
+    return training
+
+
+def open_evaluation(
+    recipe: Recipe, target: Target, base: Path, model: ir.Model
+) -> tuple[Samples, Metric | None]:
+    """The samples that a build with ``recipe`` judges by, and the metric.
+
+    Raises:
+        ConfigError, SamplesError: see :func:`open_parts`; calibration data need be there only where the
+            evaluation data are a part of them.
+    """
+    if recipe.evaluation_data is None:
+        parts = open_parts(recipe, target, base, model)
+        return parts.evaluation, parts.metric
+    inputs = _inputs(recipe, target, model)
+    samples = open_samples(recipe.evaluation_data, "evaluation", inputs, recipe.images, base=base)
+    return samples, resolve_metric(recipe.metric, base) if recipe.metric else None
+
+
+def _inputs(recipe: Recipe, target: Target, model: ir.Model) -> tuple[InputSpec, ...]:
+    """What samples must be: of a ``.tflite`` that is built besides, the sizes are fixed."""
+    inputs = input_specs(model)
+    if target.tflite is None or "tflite" not in target.formats:
+        return inputs
+    known = open_dims(inputs)
+    for name in recipe.tflite.dims:
+        if name not in known:
+            raise ConfigError(
+                f"tflite.dims: the model has no open dimension {name!r}, {did_you_mean(name, known)}"
+            )
+    return with_sizes(inputs, target.tflite.dims)

@@ -1,0 +1,245 @@
+"""Check: how close a built model is to the original, on samples it was not calibrated with."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from edgepack.config.target import Runtime
+from edgepack.data.feeds import Array, Feeds
+from edgepack.data.samples import Sample, Samples
+from edgepack.errors import EdgepackError, ExportError, ModelError, SamplesError
+from edgepack.evaluation.differences import (
+    Difference,
+    answers,
+    as_rows,
+    compared_outputs,
+    numbers,
+    open_axis,
+    rows_of_answers,
+    rows_of_numbers,
+    sized_by_data,
+)
+from edgepack.evaluation.metrics import Metric
+from edgepack.evaluation.variation import varying_power
+from edgepack.ir.numerics import ratio_db
+from edgepack.report.formats import Parity
+from edgepack.report.text import Fidelity, finite
+from edgepack.runtime.runner import Outputs, Runner, open_model
+
+
+@dataclass(slots=True)
+class Comparison:
+    """Running sums of the difference between a reference's outputs and another's.
+
+    Which outputs count: see :func:`.differences.compared_outputs`.
+    """
+
+    signal: float = 0.0
+    noise: float = 0.0
+    equal_argmax: float = 0.0
+    compared: int = 0
+    samples: int = 0
+    first: str | None = field(default=None)
+    varying: float | None = None
+    """The part of ``signal`` that differs from sample to sample; ``None``: all of it."""
+    loose: dict[str, int] = field(default_factory=dict)
+    """Outputs whose size followed from data, and in which axis: from then on rows count in any order."""
+
+    def add(self, reference: Outputs, other: Outputs, key: str) -> None:
+        """Take in one sample.
+
+        Raises:
+            ExportError: an output is missing, has another shape in more than one axis, or is not finite where
+                the reference is.
+        """
+        for name, expected in reference.items():
+            got = other.get(name)
+            axis = None if got is None else open_axis(expected, got)
+            if axis is not None:
+                self.loose.setdefault(name, axis)
+            elif got is None or got.shape != expected.shape:
+                shape = "nothing" if got is None else f"shape {got.shape}"
+                raise ExportError(
+                    f"output {name!r} on sample {key}: {shape}, the original gives shape {expected.shape}"
+                )
+        names, real = compared_outputs(reference)
+        for name in names:
+            expected, got = reference[name], other[name]
+            if real and not np.isfinite(got).all() and not self._may_be_infinite(name, expected, got):
+                raise ExportError(f"output {name!r} on sample {key}: NaN or infinity, the original has none")
+            found = self._difference(name, expected, got, real=real)
+            self.signal += found.signal
+            self.noise += found.noise
+            if found.equal is not None and self.first in (None, name):
+                self.first = name
+                self.equal_argmax += found.equal
+                self.compared += 1
+            elif real and name not in self.loose:
+                self._add_argmax(name, expected, got)
+        self.samples += 1
+
+    def _may_be_infinite(self, name: str, expected: Array, got: Array) -> bool:
+        """Whether ``got`` is finite wherever the reference is."""
+        if name in self.loose:
+            return not np.isfinite(expected).all()
+        return bool(np.isfinite(got[np.isfinite(expected)]).all())
+
+    def _difference(self, name: str, expected: Array, got: Array, *, real: bool) -> Difference:
+        if name not in self.loose:
+            return numbers(expected, got) if real else answers(expected, got)
+        rows = as_rows(expected, self.loose[name]), as_rows(got, self.loose[name])
+        return rows_of_numbers(*rows) if real else rows_of_answers(*rows)
+
+    def _add_argmax(self, name: str, expected: Array, got: Array) -> None:
+        """The first output of numbers with a last axis of two or more counts as scores."""
+        if self.first is None and expected.ndim and expected.shape[-1] > 1:
+            self.first = name
+        if name == self.first and expected.size:
+            self.equal_argmax += float((expected.argmax(-1) == got.argmax(-1)).mean())
+            self.compared += 1
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to noise over everything taken in; ``inf`` when equal."""
+        return ratio_db(self.signal, self.noise)
+
+    @property
+    def centred_sqnr_db(self) -> float:
+        """The same for what varies from sample to sample: constant parts of outputs are no signal."""
+        return ratio_db(self.signal if self.varying is None else self.varying, self.noise)
+
+    @property
+    def agreement(self) -> float | None:
+        """Mean share of equal argmax, or ``None`` without scores."""
+        return self.equal_argmax / self.compared if self.compared else None
+
+    def fidelity(self, metric: float | None = None, metric_name: str | None = None) -> Fidelity:
+        """The sums as a line of the report."""
+        levels = finite(self.sqnr_db), finite(self.centred_sqnr_db)
+        return Fidelity(self.samples, levels[0], self.agreement, metric, metric_name, levels[1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Baseline:
+    """The original's outputs on the evaluation samples."""
+
+    fidelity: Fidelity
+    outputs: list[Outputs]
+    varying: float
+    """Power of the outputs around their means."""
+    shapes: Mapping[str, frozenset[tuple[int, ...]]]
+    """The shapes that each input was fed with."""
+    loose: Mapping[str, int]
+    """Outputs whose size follows from data, and in which axis."""
+
+
+def baseline(
+    original: Path,
+    samples: Samples,
+    runtime: Runtime,
+    metric: Metric | None,
+    on_sample: Callable[[], None] = lambda: None,
+) -> Baseline:
+    """Run the untouched ``original`` over ``samples``.
+
+    Raises:
+        SamplesError: the original fails on a sample, or the metric has no labels.
+    """
+    runner = open_model(original, runtime)
+    outputs: list[Outputs] = []
+    shapes: dict[str, set[tuple[int, ...]]] = {}
+
+    def runs() -> Iterator[tuple[Feeds, Outputs]]:
+        for sample in samples:
+            for name, array in sample.feeds.items():
+                shapes.setdefault(name, set()).add(array.shape)
+            outputs.append(_outputs(runner, original, sample, SamplesError))
+            on_sample()
+            yield sample.feeds, outputs[-1]
+
+    loose = sized_by_data(runs())
+    value = metric(outputs, samples.labels) if metric is not None else None
+    fidelity = Fidelity(len(outputs), None, 1.0, value, metric.name if metric else None)
+    fed = {name: frozenset(found) for name, found in shapes.items()}
+    return Baseline(fidelity, outputs, varying_power(outputs), fed, loose)
+
+
+def check(
+    model: Path,
+    samples: Samples,
+    runtime: Runtime,
+    reference: Baseline,
+    metric: Metric | None,
+    on_sample: Callable[[], None] = lambda: None,
+) -> Fidelity:
+    """Fidelity of ``model`` to the original over the same ``samples``, and the metric where there is one.
+
+    Raises:
+        ExportError: the model fails where the original does not.
+    """
+    return check_together({"": model}, samples, runtime, reference, metric, on_sample)[0][""]
+
+
+def check_together(
+    models: Mapping[str, Path],
+    samples: Samples,
+    runtime: Runtime,
+    reference: Baseline,
+    metric: Metric | None,
+    on_sample: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, Fidelity], tuple[Parity, ...]]:
+    """Fidelity of each of ``models`` to the original, and of each to those before it, by their names.
+
+    Outputs are kept only for a metric, which needs them all.
+
+    Raises:
+        ExportError: a model fails where the original does not.
+    """
+    runners = {name: open_model(path, runtime) for name, path in models.items()}
+    loose = reference.loose
+    to_original = {n: Comparison(varying=reference.varying, loose=dict(loose)) for n in models}
+    pairs = {pair: Comparison(loose=dict(loose)) for pair in combinations(models, 2)}
+    kept: dict[str, list[Outputs]] = {name: [] for name in models}
+    for expected, sample in zip(reference.outputs, samples, strict=True):
+        found = {n: _outputs(runner, models[n], sample, ExportError) for n, runner in runners.items()}
+        for name, outputs in found.items():
+            to_original[name].add(expected, outputs, sample.key)
+            if metric is not None:
+                kept[name].append(outputs)
+        for (first, second), comparison in pairs.items():
+            comparison.add(found[first], found[second], sample.key)
+        on_sample()
+    values = {n: metric(kept[n], samples.labels) if metric is not None else None for n in models}
+    metric_name = metric.name if metric else None
+    fidelity = {name: c.fidelity(values[name], metric_name) for name, c in to_original.items()}
+    parity = (Parity(b, a, finite(c.sqnr_db), c.agreement) for (a, b), c in pairs.items())
+    return fidelity, tuple(parity)
+
+
+def compare_outputs(reference: Sequence[Outputs], runner: Runner, feeds: Sequence[Feeds]) -> Comparison:
+    """A model's outputs on a few ``feeds`` against outputs that were kept.
+
+    Raises:
+        ModelError: the runtime fails to run the model.
+    """
+    comparison = Comparison(loose=sized_by_data(zip(feeds, reference, strict=True)))
+    for index, (expected, feed) in enumerate(zip(reference, feeds, strict=True)):
+        try:
+            found = runner.run(feed)
+        except Exception as error:  # the runtimes' exceptions share no base of their own
+            raise ModelError(f"the runtime fails to run it: {str(error).splitlines()[0]}") from error
+        comparison.add(expected, found, f"probe {index}")
+    return comparison
+
+
+def _outputs(runner: Runner, model: Path, sample: Sample, failure: type[EdgepackError]) -> Outputs:
+    """The outputs on one sample; ``failure`` is what it means when there are none."""
+    try:
+        return runner.run(sample.feeds)
+    except Exception as error:  # the runtimes' exceptions share no base of their own
+        # An error of ours names the file already.
+        place = "" if isinstance(error, EdgepackError) else f"{model} fails on it: "
+        raise failure(f"sample {sample.key}: {place}{str(error).splitlines()[0]}") from error

@@ -1,0 +1,99 @@
+"""The gate: limits on accuracy, bytes and latency, each against what was measured."""
+
+from collections.abc import Sequence
+
+from edgepack.config.target import Gate
+from edgepack.report.text import EQUAL_DB, Fidelity, GateLine, ModelFigures
+
+CENTRED = "fidelity of what varies in dB at least"
+HALF_DB = 3.0
+"""Half of the noise."""
+
+
+def judge(gate: Gate, models: Sequence[ModelFigures], *, asked_for: bool) -> tuple[GateLine, ...]:
+    """One line for each limit that the gate has; the worst of the built models (all but the first) counts.
+
+    A limit that the user ``asked_for`` and whose figure was not measured fails: what cannot be checked has
+    not been passed. A target's default limit without a figure (a metric without labels) is left out.
+    """
+    built = models[1:]
+    lines = [
+        *_accuracy_lines(gate, models[0].fidelity, [m.fidelity for m in built]),
+        _at_most("bytes at most", gate.max_bytes, [m.size_bytes for m in built]),
+        _at_most("latency p50 in ms at most", gate.max_latency_ms, [m.latency_ms_p50 for m in built]),
+        _at_least("times as fast at least", gate.min_speedup, [m.speedup for m in built]),
+    ]
+    return tuple(line for line in lines if line is not None and (asked_for or line.measured is not None))
+
+
+def judge_accuracy(
+    gate: Gate, original: Fidelity, found: Fidelity, *, asked_for: bool
+) -> tuple[GateLine, ...]:
+    """The lines of :func:`judge` that say how accurate one model is, whose bytes and latency do not count."""
+    lines = _accuracy_lines(gate, original, [found])
+    return tuple(line for line in lines if line is not None and (asked_for or line.measured is not None))
+
+
+def _accuracy_lines(
+    gate: Gate, original: Fidelity | None, built: Sequence[Fidelity | None]
+) -> list[GateLine | None]:
+    return [
+        _at_most("metric drop at most", gate.max_metric_drop, [_drop(original, f) for f in built]),
+        _at_least("fidelity in dB at least", gate.min_sqnr_db, [_sqnr(f) for f in built]),
+        _at_least(CENTRED, gate.min_centred_sqnr_db, [_centred(f) for f in built]),
+        _at_least("agreement at least", gate.min_agreement, [f.agreement if f else None for f in built]),
+    ]
+
+
+def keeps_half(gate: Gate, original: Fidelity, found: Fidelity) -> bool:
+    """Whether a model takes at most half of what the gate allows to be lost; the other half is for others.
+
+    Half of the noise, which is 3 dB more, where fidelity is what counts. A gate without such a limit allows
+    anything.
+    """
+    if gate.max_metric_drop is not None and original.metric is not None and found.metric is not None:
+        return original.metric - found.metric <= gate.max_metric_drop / 2 + 1e-9
+    if gate.min_sqnr_db is not None and found.sqnr_db is not None:
+        return found.sqnr_db >= gate.min_sqnr_db + HALF_DB
+    if gate.min_centred_sqnr_db is not None and found.centred_sqnr_db is not None:
+        return found.centred_sqnr_db >= gate.min_centred_sqnr_db + HALF_DB
+    if gate.min_agreement is not None and found.agreement is not None:
+        return 1 - found.agreement <= (1 - gate.min_agreement) / 2 + 1e-9
+    return True
+
+
+def _drop(original: Fidelity | None, found: Fidelity | None) -> float | None:
+    before = original.metric if original else None
+    after = found.metric if found else None
+    return None if before is None or after is None else before - after
+
+
+def _sqnr(found: Fidelity | None) -> float | None:
+    if found is None:
+        return None
+    return found.sqnr_db if found.sqnr_db is not None else EQUAL_DB
+
+
+def _centred(found: Fidelity | None) -> float | None:
+    if found is None:
+        return None
+    return found.centred_sqnr_db if found.sqnr_db is not None else EQUAL_DB
+
+
+def _at_most(limit: str, bound: float | None, figures: Sequence[float | None]) -> GateLine | None:
+    if bound is None:
+        return None
+    known = [f for f in figures if f is not None]
+    if len(known) < len(figures) or not known:
+        return GateLine(limit, bound, None, False)
+    # Differences of floats such as 0.9 - 0.895 carry noise in the last digits.
+    return GateLine(limit, bound, max(known), max(known) <= bound + 1e-9)
+
+
+def _at_least(limit: str, bound: float | None, figures: Sequence[float | None]) -> GateLine | None:
+    if bound is None:
+        return None
+    known = [f for f in figures if f is not None]
+    if len(known) < len(figures) or not known:
+        return GateLine(limit, bound, None, False)
+    return GateLine(limit, bound, min(known), min(known) >= bound - 1e-9)

@@ -1,0 +1,175 @@
+"""The ``.tflite`` of a package: written, run, and where it is not accurate repaired."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from edgepack.config.target import Target
+from edgepack.data.feeds import Feeds, InputSpec
+from edgepack.errors import ExportError
+from edgepack.evaluation.check import compare_outputs
+from edgepack.export.inputs import Material, Shapes
+from edgepack.export.tflite import TfliteSummary, export_tflite, plan_tflite
+from edgepack.export.tflite.planning import tflite_of
+from edgepack.export.tflite_repair import repair
+from edgepack.ir.model import input_specs
+from edgepack.pipeline.limits import REPAIR_SECONDS
+from edgepack.quantization.groups import Role
+from edgepack.quantization.plan.plan import Method, QuantPlan
+from edgepack.runtime.litert import Port, litert, open_tflite
+from edgepack.runtime.runner import Outputs, open_model
+from edgepack.selection.search import TOO_NOISY
+from edgepack.selection.trials import Methods
+
+LEAST_SQNR_DB = 3.0
+"""Of a .tflite to the .onnx on a few samples: with less, half of the signal is noise, and the file holds
+another model than the one that was asked for."""
+
+
+@dataclass(slots=True, eq=False)
+class _File:
+    """The file, as it was written last."""
+
+    material: Material
+    target: Target
+    path: Path
+    fixed: Methods
+    dims: Mapping[str, int]
+    plan: QuantPlan = field(init=False)
+    summary: TfliteSummary = field(init=False)
+
+    def write(self, changed: Methods) -> None:
+        """Write it with some units in other forms; what is fixed stays."""
+        made = self.material
+        self.plan = plan_tflite(made.model, made.table.ranges, self.target, {**changed, **self.fixed})
+        self.summary = export_tflite(
+            made.model,
+            self.plan,
+            made.rounding(self.plan),
+            self.path,
+            io=tflite_of(self.target).io,
+            dims=self.dims,
+            facts=made.facts_of(self.plan),
+        )
+
+    def noise_db(self, reference: Sequence[Outputs], feeds: Sequence[Feeds]) -> float:
+        """Signal to noise of what it computes, ``reference`` being right."""
+        return compare_outputs(reference, open_tflite(self.path, self.target.runtime.threads), feeds).sqnr_db
+
+
+def write_tflite(
+    material: Material, target: Target, onnx: Path, path: Path, feeds: Sequence[Feeds]
+) -> dict[str, Any]:
+    """Write the ``.tflite`` and run it on ``feeds``; what it holds, and how its runtime runs it.
+
+    Where int8 throughout is less accurate than the gate asks, the noisiest units compute in float.
+
+    Raises:
+        ConfigError: nothing here runs it.
+        ExportError: a node has no form, or the outputs have nothing to do with those of the ``.onnx``, or the
+            format is optional and not accurate enough.
+        ModelError: the runtime refuses the file.
+    """
+    litert()
+    if fewer := sorted(u.unit.name for u in material.choice.plan.units if u.bits < 8):
+        raise ExportError(
+            f"{path}: is written with weights of 8 bits, and {fewer[0]!r} was asked for with fewer "
+            f"({len(fewer)} such in all): leave out `weight_bits` and `bits`, or the format"
+        )
+    dims = fixed_sizes(input_specs(material.model), tflite_of(target).dims, material.shapes)
+    file = _File(material, target, path, {**_too_noisy(material), **material.fixed}, dims)
+    file.write({})
+    _make_accurate(file, onnx, feeds)
+    runner = open_tflite(path, target.runtime.threads)
+    return {
+        "inputs": [_described(port) for port in runner.entries],
+        "outputs": [_described(port) for port in runner.results],
+        "operators": dict(file.summary.operators),
+        "transposes": file.summary.transposes,
+        "float_islands": [list(island) for island in file.summary.float_islands],
+        "xnnpack": asdict(runner.delegation()),
+    }
+
+
+def _make_accurate(file: _File, onnx: Path, feeds: Sequence[Feeds]) -> None:
+    """Repair the file where it loses more than the gate allows, unless the ``.onnx`` does so as well: then
+    passes took the accuracy, and no form brings it back.
+
+    Raises:
+        ExportError: it computes something else, or it is optional and cannot be repaired.
+    """
+    runtime, made = file.target.runtime, file.material
+    original, built = (
+        [runner.run(feed) for feed in feeds]
+        for runner in (open_model(made.original, runtime), open_model(onnx, runtime))
+    )
+
+    onnx_is_accurate = cache(lambda: made.accurate(onnx))
+
+    def accurate() -> bool:
+        if file.noise_db(built, feeds) < LEAST_SQNR_DB:
+            return False
+        return made.accurate(file.path) or not onnx_is_accurate()
+
+    if accurate():
+        return
+    units = [u.unit.name for u in file.plan.of(Method.STATIC) if u.unit.role is Role.HEAVY]
+    count = repair(units, file.write, lambda: -file.noise_db(original, feeds), accurate, REPAIR_SECONDS)
+    if count is not None:
+        return
+    if (found_db := file.noise_db(built, feeds)) < LEAST_SQNR_DB:
+        raise ExportError(
+            f"{file.path}: its outputs are {found_db:.1f} dB from those of {onnx.name} on {len(feeds)} "
+            "samples: int8 does not hold this model; keep the units that need it in float with "
+            "`quantize: {overrides: ...}`"
+        )
+    if "tflite" in file.target.optional:
+        raise ExportError(
+            f"{file.path}: loses more accuracy than the gate allows, also with its noisiest units in float; "
+            "keep others in float with `quantize: {overrides: ...}`, or see what it loses: a copy of the "
+            "target without `optional: [tflite]` ships it all the same"
+        )
+
+
+def _too_noisy(material: Material) -> Methods:
+    """Units that the ``.onnx`` could not compute on integers without losing too much: no more can this."""
+    units = material.choice.plan.units
+    return {u.unit.name: (Method.FLOAT, u.reason) for u in units if u.reason.startswith(TOO_NOISY)}
+
+
+def _described(port: Port) -> dict[str, Any]:
+    """An input or output as an application must feed or read it."""
+    described: dict[str, Any] = {
+        "name": port.name,
+        "type": port.dtype.name,
+        "shape": [port.shape[axis] for axis in port.order],
+        "axes": list(port.order),
+    }
+    if port.params is not None:
+        described |= {"scale": float(port.params.scale), "zero_point": int(port.params.zero_point)}
+    return described
+
+
+def fixed_sizes(inputs: Sequence[InputSpec], given: Mapping[str, int], shapes: Shapes) -> dict[str, int]:
+    """The size of each open dimension, as ``given`` or as all samples have it, by place (``x[3]``).
+
+    Raises:
+        ExportError: the samples differ in a dimension that no size is given for.
+    """
+    sizes = dict(given)
+    for spec in inputs:
+        for axis, size in enumerate(spec.shape or ()):
+            place = f"{spec.name}[{axis}]"
+            if isinstance(size, int) or place in given or size in given:
+                continue
+            found = sorted({shape[axis] for shape in shapes[spec.name]})
+            if len(found) > 1:
+                raise ExportError(
+                    f"input {spec.name!r}: axis {axis} has sizes from {found[0]} to {found[-1]} in the "
+                    f"samples, and a .tflite has one: give it as `tflite: {{dims: {{'{size or place}': "
+                    "SIZE}}`, and samples of that size (of images by `width:` and `fit: pad`)"
+                )
+            sizes[place] = found[0]
+    return sizes

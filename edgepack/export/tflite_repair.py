@@ -1,0 +1,63 @@
+"""A ``.tflite`` that is int8 throughout and not accurate, repaired: its noisiest units compute in float.
+
+Each unit is measured alone, int8 in a file that is float otherwise: the runtime itself tells what noise its
+kernel brings. The fewest of the noisiest that make the file accurate stay in float.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+from edgepack.quantization.plan.plan import Method
+from edgepack.selection.search import TOO_NOISY
+from edgepack.selection.trials import Methods
+
+SHARE_FOR_NOISE = 0.7
+"""Of the time, until which units are measured alone."""
+REASON = f"{TOO_NOISY} as {Method.STATIC}"
+
+
+def repair(
+    units: Sequence[str],
+    write: Callable[[Methods], None],
+    noise: Callable[[], float],
+    accurate: Callable[[], bool],
+    seconds: float,
+) -> int | None:
+    """Leave the file with the fewest noisy ``units`` in float that make it accurate.
+
+    ``write`` makes the file, with some units in other forms; ``noise`` and ``accurate`` judge it as it is
+    then. Gives how many are in float; ``None`` where the file is not accurate with all that were measured in
+    float, or time ran out, and then they all are.
+    """
+    started = time.monotonic()
+
+    def left(share: float = 1.0) -> bool:
+        return time.monotonic() - started < seconds * share
+
+    def in_float(names: Sequence[str]) -> Methods:
+        return dict.fromkeys(names, (Method.FLOAT, REASON))
+
+    alone = {}
+    for name in units:
+        if not left(SHARE_FOR_NOISE):
+            break
+        write(in_float([other for other in units if other != name]))
+        alone[name] = noise()
+    noisy = sorted(alone, key=lambda name: alone[name], reverse=True)
+    too_few, enough, count = 0, len(noisy) + 1, 1
+    written = 0
+    while too_few + 1 < enough and noisy and left():
+        write(in_float(noisy[:count]))
+        written = count
+        if accurate():
+            enough = count
+        else:
+            too_few = count
+        # Doubled until enough, then halved between the bounds.
+        count = min(count * 2, len(noisy)) if enough > len(noisy) else (too_few + enough) // 2
+        if count in (too_few, enough):
+            break
+    best = min(enough, len(noisy))
+    if written != best:
+        write(in_float(noisy[:best]))
+    return enough if enough <= len(noisy) else None

@@ -1,0 +1,440 @@
+"""Normalization: one canonical graph from whatever an exporter wrote, with the same outputs.
+
+The only module that imports onnxscript (when called: it takes seconds). The order, and why each stands there:
+
+1.  ``inline``: functions become nodes, so that nothing below has to look into calls.
+2.  ``constants``: Constant nodes and initializers among the inputs become plain initializers; Paddle exports
+    have every weight in a Constant node, and everything below asks "is it constant?".
+    Half precision becomes float32 here, see :mod:`edgepack.graph.half_precision`.
+3.  ``clean``: what does nothing goes first, so that patterns below are not interrupted.
+4.  ``shapes``: folding shape arithmetic and most rules need shapes.
+5.  ``fold``: constant subgraphs become constants (padding computed from static shapes, transposed weights).
+6.  ``opset``: raised as little as the target, or a recognized HardSwish (14) or GELU (20), needs. After
+    folding, because the converters of old operators want their parameters constant.
+7.  ``constants``, ``shapes``, ``fold`` again: the converters write Constant nodes.
+8.  ``activations``: HardSwish and HardSigmoid before any of their constants is folded away, and Einsum as the
+    product that it is, before shapes are inferred once more.
+9.  ``affine`` with ``padding``: multiplications, additions, batch normalization and zero padding go into the
+    weights and attributes of their neighbours, to a fixed point. With them ``selection``: what is read at one
+    position is computed for that one.
+10. ``gemm``: after folding, which knows MatMul and bias as one unit anyway.
+11. ``merge``: equal constants and equal nodes become one; last, because sharing would only hide patterns.
+12. ``check``: dead code goes, names are made unique, the ONNX checker has the last word.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from edgepack.errors import ModelError
+from edgepack.graph.half_precision import Widened, has_half, to_float32
+from edgepack.graph.rules.affine import FOLDING, GEMM
+from edgepack.graph.rules.cleanup import AFTER_FOLDING, BEFORE_FOLDING, CLEANING
+from edgepack.graph.rules.einsum import EINSUM
+from edgepack.graph.rules.fusions import ACTIVATIONS, PADDING, hard_swish_input
+from edgepack.graph.rules.gelu import GELU, gelu_input
+from edgepack.graph.rules.gelu import OPSET as GELU_OPSET
+from edgepack.graph.rules.indexing import INDEXING
+from edgepack.graph.rules.resize import RESIZING
+from edgepack.graph.rules.rule import DONE, Rule, is_op
+from edgepack.graph.rules.selection import SELECTION
+from edgepack.graph.rules.sequence import as_the_opset_has_it
+from edgepack.graph.rules.softmax import ROWS, TURNED
+from edgepack.ir.model import (
+    LARGE_BYTES,
+    clone,
+    constant,
+    constant_tensor,
+    name_of,
+    tensor_digest,
+    walk_nodes,
+    weight_bytes,
+)
+
+_FOLD_INPUT_ELEMENTS = 1 << 24
+_FOLD_OUTPUT_ELEMENTS = 1 << 18
+_SMALL_ELEMENTS = 1024
+_SMALL_BYTES = 1024
+"""onnx_ir gives the checker constants of up to 1,000 bytes, and leaves larger ones out."""
+_FOLD_BUDGET_BYTES = 256 << 20
+"""Constants that folding may write anew in all: a model of gigabytes must not be copied into memory."""
+_MAX_SWEEPS = 32
+_HARD_SWISH_OPSET = 14
+_LAST_OLD_RESIZE = 10
+_MIN_IR_VERSION = 4
+"""The first in which constants need not be inputs too."""
+_UNFOLDABLE = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A pattern that was found and left alone."""
+
+    rule: str
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NormalizeNotes:
+    """What :func:`normalize` did."""
+
+    applied: dict[str, int]
+    """How often each rule rewrote something; only rules that did."""
+    refused: tuple[Refusal, ...]
+    """Patterns left alone, with the reason."""
+    unsupported: tuple[str, ...]
+    """Operators outside of the ONNX standard: kept as they are."""
+    widened: Widened
+    """What was in half precision."""
+    opset_before: int
+    opset_after: int
+    nodes_before: int
+    nodes_after: int
+
+
+@dataclass(slots=True)
+class _Log:
+    applied: Counter[str] = field(default_factory=Counter)
+    refused: dict[tuple[str, str], Refusal] = field(default_factory=dict)
+
+
+def normalize(model: ir.Model, *, min_opset: int, max_opset: int) -> tuple[ir.Model, NormalizeNotes]:
+    """A new model that computes the same in canonical form; ``model`` stays as it is.
+
+    Graph inputs and outputs keep names, types and order; initializers among the inputs become constants.
+
+    Args:
+        model: any ONNX model in float; half precision becomes float32.
+        min_opset: raise the standard opset to at least this.
+        max_opset: never above this.
+
+    Raises:
+        ModelError: the opset is above ``max_opset`` or cannot be raised, or the ONNX checker refuses the
+            result (which it then does for the original too); or half precision cannot become float32.
+    """
+    model, source = clone(model), model
+    before = opset_of(source)
+    if before > max_opset:
+        raise ModelError(
+            f"the model needs opset {before} and the target's runtime loads up to {max_opset}: "
+            f"export it with opset {max_opset} or lower"
+        )
+    log = _Log()
+    _read_small_constants(model)
+    with _quiet_onnxscript():
+        _run(model, log, "inline", passes.InlinePass())
+        _constants(model, log)
+        widened = _widen(model, log)
+        _apply(model, log, CLEANING)
+        _shapes_and_fold(model, log)
+        _raise_opset(model, log, _wanted_opset(model, before, min_opset, max_opset))
+        model = _raised_for_gelu(model, log, max_opset)
+        _constants(model, log)
+        _apply(model, log, CLEANING)
+        _shapes_and_fold(model, log)
+        _apply(model, log, ACTIVATIONS if opset_of(model) >= _HARD_SWISH_OPSET else ACTIVATIONS[1:])
+        _apply(model, log, (*CLEANING, *PADDING, *EINSUM, *(GELU if opset_of(model) >= GELU_OPSET else ())))
+        _shapes_and_fold(model, log)  # sizes that padding hid are known now
+        log.refused.clear()  # what an early sweep left alone, a later one may have done
+        _apply(model, log, (*CLEANING, *PADDING, *FOLDING, *INDEXING, *SELECTION, *TURNED, *RESIZING))
+        _apply(model, log, (*GEMM, *ROWS))
+        _merge(model, log)
+    _finish(model)
+    return model, NormalizeNotes(
+        applied={name: n for name, n in sorted(log.applied.items()) if n},
+        refused=(*log.refused.values(), *(Refusal("to_float32", k.node, k.reason) for k in widened.kept)),
+        unsupported=_foreign_operators(model),
+        widened=widened,
+        opset_before=before,
+        opset_after=opset_of(model),
+        nodes_before=sum(1 for _ in walk_nodes(source.graph)),
+        nodes_after=sum(1 for _ in walk_nodes(model.graph)),
+    )
+
+
+def opset_of(model: ir.Model) -> int:
+    """The version of the standard operators that the model imports.
+
+    Raises:
+        ModelError: it imports none.
+    """
+    imports = model.graph.opset_imports
+    version = imports.get("", imports.get("ai.onnx"))
+    if version is None:
+        raise ModelError(f"the model does not import the standard ONNX operators, only {dict(imports)}")
+    return version
+
+
+@contextmanager
+def _quiet_onnxscript() -> Iterator[None]:
+    """onnxscript warns about every node that it skips; what matters is checked here and raised."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _read_small_constants(model: ir.Model) -> None:
+    """Have them in memory: the ONNX checker gets those, and would look for their file where it stands."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= _SMALL_BYTES:
+                value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name)
+
+
+def _run(model: ir.Model, log: _Log, name: str, step: ir.passes.InPlacePass) -> None:
+    if step(model).modified:
+        log.applied[name] += 1
+
+
+def _constants(model: ir.Model, log: _Log) -> None:
+    log.applied["lift_constant"] += sum(is_op(node, "Constant") for node in walk_nodes(model.graph))
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    log.applied["lift_constant"] -= sum(is_op(node, "Constant") for node in walk_nodes(model.graph))
+    _run(model, log, "initializers_from_inputs", passes.RemoveInitializersFromInputsPass())
+    # Bodies see the outer graph, so one place for all constants serves them all.
+    passes.LiftSubgraphInitializersToMainGraphPass()(model)
+
+
+def _widen(model: ir.Model, log: _Log) -> Widened:
+    """Half precision to float32; what is exact needs types, and those come with shapes."""
+    if not has_half(model):
+        return Widened()
+    infer_shapes(model)
+    widened = to_float32(model)
+    log.applied["to_float32"] = widened.values
+    return widened
+
+
+def _apply(model: ir.Model, log: _Log, rules: tuple[Rule, ...]) -> None:
+    """Run rules over all nodes until none applies any more."""
+    by_op: dict[str, list[Rule]] = {}
+    for rule in rules:
+        for op in rule.ops:
+            by_op.setdefault(op, []).append(rule)
+    for _ in range(_MAX_SWEEPS):
+        changed = 0
+        for graph in list(model.graphs()):
+            for node in list(graph):
+                changed += _apply_to(model.graph, node, by_op.get(node.op_type, []), log)
+        passes.RemoveUnusedNodesPass()(model)
+        if not changed:
+            return
+    raise AssertionError(f"rules {[rule.name for rule in rules]} did not come to rest")
+
+
+def _apply_to(main: ir.Graph, node: ir.Node, rules: list[Rule], log: _Log) -> int:
+    """Rules at one node, until it is gone or all have had their turn."""
+    done = 0
+    if not rules or not is_op(node, node.op_type):
+        return done
+    for rule in rules:
+        if node.graph is None:
+            break
+        outcome = rule.apply(main, node)
+        if outcome is None:
+            continue
+        place = node.outputs[0].name or ""
+        if outcome == DONE:
+            log.applied[rule.name] += 1
+            log.refused.pop((rule.name, place), None)
+            done += 1
+        else:
+            log.refused[rule.name, place] = Refusal(rule.name, place, outcome)
+    return done
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Shape inference over everything.
+
+    Names that an earlier inference made up are forgotten first: it knew less, and only names of one run
+    mean the same dimension when they are the same.
+    """
+    _forget_made_up_names(model)
+    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+
+
+def _forget_made_up_names(model: ir.Model) -> None:
+    for graph in model.graphs():
+        for value in (v for node in graph for v in node.outputs if not v.is_graph_output()):
+            if value.shape is not None and not value.shape.is_static():
+                known = [d if isinstance(d, int) or not _made_up(d) else None for d in value.shape]
+                value.shape = ir.Shape(known)
+
+
+def _made_up(dimension: ir.SymbolicDim) -> bool:
+    return (dimension.value or "").startswith("unk__")
+
+
+def _shapes_and_fold(model: ir.Model, log: _Log) -> None:
+    from onnxscript.optimizer import fold_constants_ir  # noqa: PLC0415  # takes seconds to import
+
+    infer_shapes(model)
+    before = sum(1 for _ in walk_nodes(model.graph))
+    _apply(model, _Log(), BEFORE_FOLDING)
+    fold_constants_ir(
+        model,
+        onnx_shape_inference=True,
+        input_size_limit=_FOLD_INPUT_ELEMENTS,
+        output_size_limit=_FOLD_OUTPUT_ELEMENTS,
+        should_fold=_budget(_FOLD_BUDGET_BYTES),
+    )
+    passes.RemoveUnusedNodesPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    as_the_opset_has_it(model, opset_of(model))
+    _apply(model, _Log(), AFTER_FOLDING)
+    log.applied["fold_constant"] += before - sum(1 for _ in walk_nodes(model.graph))
+
+
+def _budget(left_bytes: int) -> Callable[[ir.Node], bool | None]:
+    """Decides whether to fold a node whose inputs are constant, until large results are used up."""
+
+    def should_fold(node: ir.Node) -> bool | None:
+        nonlocal left_bytes
+        if node.op_type in _UNFOLDABLE or node.domain not in ("", "ai.onnx"):
+            return False
+        if node.op_type == "ConstantOfShape":  # onnxscript keeps these, but paddings come out of small ones
+            shape = constant(node.inputs[0])
+            return shape is not None and int(np.prod(shape)) <= _SMALL_ELEMENTS
+        tensors = [t for v in node.inputs if (t := constant_tensor(v)) is not None]
+        cost = sum(t.nbytes for t in tensors)
+        if cost > left_bytes:
+            return False
+        left_bytes -= cost
+        return None
+
+    return should_fold
+
+
+def _wanted_opset(model: ir.Model, now: int, min_opset: int, max_opset: int) -> int:
+    wanted = max(now, min_opset)
+    if wanted < _HARD_SWISH_OPSET <= max_opset and any(
+        is_op(node, "Mul", "Div") and hard_swish_input(node) is not None for node in walk_nodes(model.graph)
+    ):
+        return _HARD_SWISH_OPSET
+    return wanted
+
+
+def _raise_opset(model: ir.Model, log: _Log, wanted: int) -> None:
+    """Convert all standard operators to ``wanted``.
+
+    Raises:
+        ModelError: no converter for an operator.
+    """
+    from onnxscript import version_converter  # noqa: PLC0415  # takes seconds to import
+
+    now = opset_of(model)
+    if now >= wanted:
+        return
+    version_converter.convert_version(model, target_version=wanted, fallback=True)
+    if opset_of(model) != wanted:
+        raise ModelError(
+            f"the model cannot be raised from opset {now} to {wanted}: the ONNX version converter gave up; "
+            f"export it with opset {wanted}"
+        )
+    if now <= _LAST_OLD_RESIZE:
+        _old_resizes(model)
+    log.applied["raise_opset"] += wanted - now
+
+
+def _raised_for_gelu(model: ir.Model, log: _Log, max_opset: int) -> ir.Model:
+    """The model in the opset that has Gelu, where it spells that out and a converter takes it there."""
+    if not opset_of(model) < GELU_OPSET <= max_opset or weight_bytes(model) > LARGE_BYTES:
+        return model
+    if not any(gelu_input(node) is not None for node in walk_nodes(model.graph)):
+        return model
+    raised = clone(model)
+    try:
+        _raise_opset(raised, log, GELU_OPSET)
+    except ModelError as refusal:
+        log.refused["gelu_tanh", ""] = Refusal("gelu_tanh", "", str(refusal))
+        return model
+    return raised
+
+
+def _old_resizes(model: ir.Model) -> None:
+    """Say what Resize and Upsample meant up to opset 10: the converter leaves the new defaults in force."""
+    for node in walk_nodes(model.graph):
+        if not is_op(node, "Resize"):
+            continue
+        scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        smaller = scales is not None and bool((scales < 1).any())
+        node.attributes.add(ir.AttrString("coordinate_transformation_mode", "asymmetric"))
+        node.attributes.add(ir.AttrString("nearest_mode", "ceil" if smaller else "floor"))
+
+
+def _merge(model: ir.Model, log: _Log) -> None:
+    for graph in model.graphs():
+        log.applied["merge_initializer"] += merge_initializers(graph)
+    before = sum(1 for _ in walk_nodes(model.graph))
+    passes.CommonSubexpressionEliminationPass()(model)
+    log.applied["merge_node"] += before - sum(1 for _ in walk_nodes(model.graph))
+
+
+def merge_initializers(graph: ir.Graph) -> int:
+    """Let users of equal constants use one of them; returns how many went. Reads only what can be equal."""
+    groups: dict[tuple[object, ...], list[ir.Value]] = {}
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and not value.is_graph_input() and not value.is_graph_output():
+            groups.setdefault((tensor.dtype, tuple(tensor.shape)), []).append(value)
+    gone = 0
+    for values in groups.values():
+        kept: dict[bytes, ir.Value] = {}
+        for value in values if len(values) > 1 else []:
+            assert value.const_value is not None
+            keep = kept.setdefault(tensor_digest(value.const_value), value)
+            if keep is not value:
+                value.replace_all_uses_with(keep)
+                del graph.initializers[name_of(value)]
+                gone += 1
+    return gone
+
+
+def _finish(model: ir.Model) -> None:
+    for step in (
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
+        passes.RemoveUnusedOpsetsPass(),
+        passes.TopologicalSortPass(),
+        passes.NameFixPass(),
+    ):
+        step(model)
+    needed = onnx.helper.find_min_ir_version_for(
+        [onnx.helper.make_opsetid(domain, version) for domain, version in model.graph.opset_imports.items()],
+        ignore_unknown=True,
+    )
+    model.ir_version = max(model.ir_version, needed, _MIN_IR_VERSION)
+    infer_shapes(model)
+    # Measured: with these names onnxruntime 1.32 sees that it can fuse SkipLayerNormalization in a small
+    # BERT, and that one kernel is slower on the CPU (8 % and more of the whole) than the nodes it replaces.
+    _forget_made_up_names(model)
+    for graph in model.graphs():
+        for value in (*graph.initializers.values(), *(v for node in graph for v in node.outputs)):
+            value.metadata_props.pop("pkg.onnxscript.optimizer.folded_from", None)
+            value.meta.clear()
+    try:
+        passes.CheckerPass()(model)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"the ONNX checker refuses the normalized model: {error}") from error
+
+
+def _foreign_operators(model: ir.Model) -> tuple[str, ...]:
+    names = {f"{n.domain}::{n.op_type}" for n in walk_nodes(model.graph) if n.domain not in ("", "ai.onnx")}
+    return tuple(sorted(names))

@@ -1,0 +1,22 @@
+"""Prepare: the model as the stages after it work on it, for one target."""
+
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from edgepack.config.target import Target
+from edgepack.graph.normalize import NormalizeNotes, normalize
+from edgepack.graph.pad_channels import widen_depthwise
+
+
+def prepare(original: ir.Model, target: Target) -> tuple[ir.Model, NormalizeNotes]:
+    """The normalized model with what makes the target's kernels fast, and what was done for it.
+
+    Raises:
+        ModelError: see :func:`edgepack.graph.normalize.normalize`.
+    """
+    model, notes = normalize(original, min_opset=target.min_opset, max_opset=target.max_opset)
+    wide, count = widen_depthwise(model, target.quantization.depthwise_channels_multiple)
+    if count:
+        notes = replace(notes, applied={**notes.applied, "widen_depthwise": count})
+    return wide, notes

@@ -1,0 +1,121 @@
+"""Rewriting rules of :mod:`edgepack.graph.normalize`: each looks at one node and makes the graph smaller.
+
+A rule is a function ``rule(main, node)``: pattern, check, rewrite, in this order. It returns ``DONE`` when it
+has rewritten, ``None`` when the pattern is not there, and a reason (a sentence) when the pattern is there but
+must not be rewritten. ``main`` is the model's main graph, where new constants go; ``node`` may stand in a
+subgraph.
+
+A rule never changes a constant: it makes a new one, so that other users of a shared weight keep theirs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from edgepack.ir.model import Array, constant
+
+DONE: Final = ""
+"""The rule has rewritten; any other string is the reason why it must not."""
+
+Outcome = str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rewriting with the operators at which its pattern ends."""
+
+    name: str
+    ops: frozenset[str]
+    apply: Callable[[ir.Graph, ir.Node], Outcome]
+
+
+def is_op(node: ir.Node | None, *ops: str) -> bool:
+    """Whether ``node`` is one of these standard ONNX operators."""
+    return node is not None and node.domain in ("", "ai.onnx") and node.op_type in ops
+
+
+def producer(value: ir.Value | None, *ops: str) -> ir.Node | None:
+    """The node that computes ``value`` if it is one of ``ops``."""
+    node = None if value is None else value.producer()
+    return node if is_op(node, *ops) else None
+
+
+def same_number(value: ir.Value | None, expected: float) -> bool:
+    """Whether ``value`` is a constant of one element, equal to ``expected`` within float32 noise."""
+    array = constant(value)
+    return (
+        array is not None and array.size == 1 and bool(np.isclose(array.item(), expected, rtol=1e-6, atol=0))
+    )
+
+
+def int_attribute(node: ir.Node, name: str, default: int) -> int:
+    """An integer attribute, or its default."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def ints_attribute(node: ir.Node, name: str) -> list[int]:
+    """An attribute that is a list of integers; empty when absent."""
+    attribute = node.attributes.get(name)
+    return [] if attribute is None else list(attribute.as_ints())
+
+
+def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    """The shape if all of it is known."""
+    if value is None or value.shape is None or not value.shape.is_static():
+        return None
+    return tuple(int(d) for d in value.shape)  # type: ignore[arg-type]  # is_static
+
+
+def bypass(old: ir.Value, new: ir.Value) -> bool:
+    """Let ``new`` stand wherever ``old`` stands; a graph output keeps its name. False where that cannot be.
+
+    It cannot be when ``old`` is a graph output and ``new`` has a name of its own to keep (an input, another
+    output, a constant) or lives in another graph.
+    """
+    if old.is_graph_output():
+        own = new.producer() is None or new.is_graph_output() or new.graph is not old.graph
+        if own:
+            return False
+        name = old.name
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        old.name, new.name = f"{name}_before", name
+        new.type, new.shape = old.type or new.type, old.shape or new.shape  # what the model promises
+    else:
+        old.replace_all_uses_with(new)
+    if new.shape is None and old.shape is not None:
+        new.shape = old.shape.copy()
+    if new.type is None:
+        new.type = old.type
+    return True
+
+
+def remove(node: ir.Node) -> None:
+    """Take a node without users out of its graph."""
+    assert isinstance(node.graph, ir.Graph)
+    node.graph.remove(node, safe=True)
+
+
+def substitute(node: ir.Node, op_type: str, inputs: list[ir.Value | None], **attributes: object) -> ir.Node:
+    """Put a new node of one output in the place of ``node``: same value name, type, shape and users."""
+    old = node.outputs[0]
+    new = ir.node(op_type, inputs, attributes=attributes, name=node.name, num_outputs=1)  # type: ignore[arg-type]
+    out = new.outputs[0]
+    out.name, out.type, out.shape = old.name, old.type, None if old.shape is None else old.shape.copy()
+    assert isinstance(node.graph, ir.Graph)
+    node.graph.insert_before(node, new)
+    old.replace_all_uses_with(out, replace_graph_outputs=True)
+    old.name = f"{old.name}_before"
+    remove(node)
+    return new
+
+
+def float_array(value: ir.Value | None) -> Array | None:
+    """A constant of a floating type, in float64."""
+    array = constant(value)
+    if array is None or not np.issubdtype(array.dtype, np.floating):
+        return None
+    return array.astype(np.float64)

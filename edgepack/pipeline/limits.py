@@ -1,0 +1,86 @@
+"""The terms of a choice: what a form must keep, what a search may take, what is known from earlier ones."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from edgepack.benchmark.environment import machine
+from edgepack.calibration.ranges import RangeTable
+from edgepack.config.recipe import Recipe
+from edgepack.config.target import Gate, Target
+from edgepack.errors import ConfigError
+from edgepack.evaluation.metrics import Metric
+from edgepack.quantization.weights.low_bit import wants_four_bits
+from edgepack.report.text import Fidelity
+from edgepack.selection.history import Measurements, cache_folder
+from edgepack.selection.search import Task
+from edgepack.selection.trials import Floor
+
+REPAIR_SECONDS = 60.0
+"""For finding which units keep the cheapest form from being accurate, where one is not."""
+FOUR_BITS_OPSET = 21
+"""The first with INT4 tensors that are dequantized."""
+LEAST_UNLABELLED_DB = 15.0
+"""Least fidelity of what varies where nothing else is asked for. Of the models tried, all that lost their
+metric have less than 9 dB, and some that kept it 12 to 14: it errs on the safe side."""
+
+
+def limits(recipe: Recipe, target: Target, metric: Metric | None) -> Gate:
+    """The gate; where no metric tells a collapse, and no limit either, fidelity has to."""
+    gate = recipe.gate or target.gate
+    fidelity = (gate.min_sqnr_db, gate.min_centred_sqnr_db, gate.min_agreement)
+    if metric is not None or any(limit is not None for limit in fidelity):
+        return gate
+    return gate.model_copy(update={"min_centred_sqnr_db": LEAST_UNLABELLED_DB})
+
+
+def floor_of(gate: Gate, original: Fidelity) -> Floor:
+    """The accuracy that the ``gate`` asks of every file."""
+    return Floor(
+        gate.min_sqnr_db,
+        gate.min_agreement,
+        gate.max_metric_drop,
+        original.metric,
+        gate.min_centred_sqnr_db,
+    )
+
+
+def search_task(recipe: Recipe, model: ir.Model, progress: Callable[[str, int, int], None]) -> Task:
+    """What single units may do: be repaired, or be searched through."""
+    elements = {v.name: _elements(v.shape) for n in model.graph for v in n.outputs if v.name}
+    best = recipe.preset == "best"
+    return Task(recipe.search.budget_s if best else REPAIR_SECONDS, best, elements, progress)
+
+
+def _elements(shape: ir.Shape | None) -> int:
+    """Values of a tensor, unknown dimensions counted as one."""
+    return math.prod(d if isinstance(d, int) else 1 for d in shape or (0,))
+
+
+def kept_measurements(recipe: Recipe, target: Target, table: RangeTable) -> Measurements:
+    """Measurements of earlier searches with this model, these samples and this machine."""
+    if recipe.preset != "best":
+        return Measurements()
+    wanted = recipe.quantize.model_dump_json(include={"weight_bits", "overrides"})
+    facts = [table.model_fingerprint, table.samples_fingerprint, target.runtime.model_dump_json(), wanted]
+    name = hashlib.sha256(" ".join([*facts, json.dumps(machine())]).encode()).hexdigest()
+    return Measurements(cache_folder() / "search" / f"{name[:32]}.jsonl")
+
+
+def as_wished(target: Target, recipe: Recipe) -> Target:
+    """``target`` with what the recipe says of its ``.tflite``, and the opset that four bits need."""
+    if wants_four_bits(recipe.quantize):
+        if target.max_opset < FOUR_BITS_OPSET:
+            raise ConfigError(
+                f"4-bit weights: they are tensors from opset {FOUR_BITS_OPSET} on, and the runtime of target "
+                f"{target.name!r} loads {target.max_opset} at most"
+            )
+        target = target.model_copy(update={"min_opset": max(target.min_opset, FOUR_BITS_OPSET)})
+    if target.tflite is None:
+        return target
+    wishes = recipe.tflite
+    changes = {"dims": {**target.tflite.dims, **wishes.dims}, "io": wishes.io or target.tflite.io}
+    return target.model_copy(update={"tflite": target.tflite.model_copy(update=changes)})

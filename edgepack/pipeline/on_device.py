@@ -1,0 +1,109 @@
+"""Bench of models or of a whole package on a device, and what it adds to the package's report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgepack.benchmark.devices.bench import bench_on
+from edgepack.benchmark.devices.bundle import Job
+from edgepack.benchmark.web.bench import Show, Web, bench_in_browser
+from edgepack.config.recipe import Data, Recipe
+from edgepack.config.target import Runtime, Target
+from edgepack.errors import ConfigError
+from edgepack.ir.model import fingerprint, load_model
+from edgepack.pipeline.measuring import bench_feeds
+from edgepack.report.devices import DeviceRun, with_run
+from edgepack.report.html.reading import REPORT, read_report
+from edgepack.report.html.render import replace_file, write_page
+
+FEEDS = 4
+"""Samples that go to a device: outputs of all of them come back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the user wants to be measured, and where."""
+
+    device: str
+    models: tuple[Path, ...]
+    target: Target
+    threads: int | None
+    job: Job
+    python: str = "python3"
+    keep: bool = False
+
+
+def files_of(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """``paths`` with the files of a package in the place of its folder.
+
+    Raises:
+        ConfigError: a folder is no package, or has no model in it.
+    """
+    found: list[Path] = []
+    for path in paths:
+        found += _files_of_package(path) if path.is_dir() else [path]
+    return tuple(found)
+
+
+def _files_of_package(folder: Path) -> list[Path]:
+    report = read_report(folder)
+    built = [folder / m.file for m in report.models[1:] if (folder / m.file).suffix != ".epk"]
+    files = [path for path in built if path.is_file()]
+    if not files:
+        raise ConfigError(f"{folder}: the files of its report are not there; build again")
+    return files
+
+
+def bench_device(wish: Wish, recipe: Recipe, base: Path) -> DeviceRun:
+    """Measure on the device, on the first samples of the recipe or on random inputs.
+
+    Raises:
+        EdgepackError: see :func:`edgepack.benchmark.devices.bench.bench_on`.
+    """
+    threads = {} if wish.threads is None else {"threads": wish.threads}
+    runtime = wish.target.runtime.model_copy(update=threads)
+    data = recipe.calibration_data
+    few = None if data is None else Data(path=data.path, samples=FEEDS)
+    feeds = bench_feeds(wish.models, few, recipe.images, base, runtime)
+    return bench_on(wish.device, wish.models, runtime, feeds, wish.job, python=wish.python, keep=wish.keep)
+
+
+def bench_web(
+    web: Web, models: Sequence[Path], runtime: Runtime, runs: int, recipe: Recipe, base: Path, show: Show
+) -> DeviceRun:
+    """Measure the ``.onnx`` among ``models`` in a browser that opens the address which ``show`` gets.
+
+    Raises:
+        EdgepackError: see :func:`edgepack.benchmark.web.bench.bench_in_browser`.
+    """
+    data = recipe.calibration_data
+    few = None if data is None else Data(path=data.path, samples=FEEDS)
+    feeds = bench_feeds(models, few, recipe.images, base, runtime)
+    return bench_in_browser(web, models, runtime, feeds, runs, show)
+
+
+def merge(run: DeviceRun) -> list[Path]:
+    """Add ``run`` to the report and the page of each package that a measured file lies in; returns them.
+
+    The package's original, wherever it lies, is known by its fingerprint.
+
+    Raises:
+        ConfigError, ExportError: a report cannot be read or written.
+    """
+    changed = []
+    for folder in dict.fromkeys(Path(m.model).parent for m in run.models):
+        if not (folder / REPORT).is_file():
+            continue
+        report = read_report(folder)
+        names = {folder / m.file: m.name for m in report.models[1:]}
+        if not any(Path(m.model) in names for m in run.models):
+            continue
+        for path in (Path(m.model) for m in run.models if Path(m.model) not in names):
+            if path.suffix == ".onnx" and fingerprint(load_model(path)) == report.fingerprints["model"]:
+                names[path] = report.models[0].name
+        own = [replace(m, model=names[Path(m.model)]) for m in run.models if Path(m.model) in names]
+        devices = with_run(report.devices, replace(run, models=tuple(own)))
+        replace_file(folder / REPORT, replace(report, devices=devices).to_json())
+        write_page(folder)
+        changed.append(folder)
+    return changed

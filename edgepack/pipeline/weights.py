@@ -1,0 +1,117 @@
+"""From ranges to stored weights: what some form may store is rounded once, and trained where asked."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from edgepack.calibration.ranges import RangeTable
+from edgepack.config.recipe import Recipe
+from edgepack.config.target import Target
+from edgepack.data.samples import Samples
+from edgepack.errors import ConfigError
+from edgepack.pipeline.progress import Clock
+from edgepack.quantization.groups import Unit
+from edgepack.quantization.plan.plan import Method, QuantPlan, make_plan
+from edgepack.quantization.weights.low_bit import BitsOfUnits, FewBits
+from edgepack.quantization.weights.out_of_core import round_to_files
+from edgepack.quantization.weights.rounding import Rounded, Rounder, round_weights, with_trained
+from edgepack.quantization.weights.saturation import Narrow
+
+ROUNDING_SAMPLES = 32
+"""Samples that second moments are measured on; more change the result by less than its noise."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Storing:
+    """What decides on stored weights, besides samples."""
+
+    recipe: Recipe
+    target: Target
+    model: ir.Model
+    units: Sequence[Unit]
+    table: RangeTable
+    narrow: Narrow
+    bits: BitsOfUnits
+    large: bool
+
+    def widest(self, few_bits: Mapping[str, FewBits]) -> QuantPlan:
+        """The plan in which all is integer that can be; other forms differ in where they use its weights."""
+        methods = {u.name: (Method.STATIC, "") for u in self.units}
+        model, units, ranges = self.model, self.units, self.table.ranges
+        return make_plan(model, units, ranges, self.target, methods, narrow=self.narrow, few_bits=few_bits)
+
+
+def round_all(storing: Storing, samples: Samples, folder: Path, on_sample: Callable[[], None]) -> Rounder:
+    """Round every weight that some form may store; those of a large model are kept in ``folder``."""
+    plan = storing.widest(storing.bits.few)
+    if storing.large:
+        return replace(round_to_files(storing.model, plan, folder), few_bits=storing.bits.few)
+    return round_weights(
+        storing.model,
+        plan,
+        samples,
+        second_order=storing.recipe.preset != "fast",
+        threads=os.cpu_count() or 1,  # the host's, not the target's: weights do not depend on it
+        seed=storing.recipe.seed,
+        on_sample=on_sample,
+    )
+
+
+def rounding_note(rounder: Rounder, *, large: bool) -> str:
+    """What the report says of it."""
+    second_order = 0 if large else len(rounder.rounded)
+    return f"{second_order} weights by second order, {len(rounder.means)} biases corrected"
+
+
+def trained(storing: Storing, rounder: Rounder, samples: Samples, clock: Clock) -> tuple[Rounder, RangeTable]:
+    """Train what was rounded, where the recipe asks for it, in the form that has the most integers.
+
+    Gives the rounder and the ranges of all plans from here on.
+
+    Raises:
+        ConfigError: torch is missing, the model is too large, or settings that do not fit it.
+        ModelError: the integer graph has operators that cannot be trained.
+    """
+    settings = storing.recipe.quantize.tune
+    if settings is None:
+        return rounder, storing.table
+    if storing.large:
+        raise ConfigError("quantize.tune: a large model is never in memory as a whole; remove the key")
+    from edgepack.training.aware import train_integers  # noqa: PLC0415  # an extra that most builds do without
+
+    with clock.stage("tune int8") as notes:
+        plan = storing.widest(rounder.few_bits)
+        found = train_integers(
+            storing.model,
+            plan,
+            storing.table.ranges,
+            rounder,
+            samples,
+            settings,
+            seed=storing.recipe.seed,
+            threads=os.cpu_count() or 1,
+            on_step=lambda done, total, text: clock.progress(f"tune int8: {text}", done, total),
+        )
+        notes.extend(found.notes)
+        notes.curve = found.notes.curve
+        table = replace(storing.table, ranges=found.ranges)
+        after = replace(storing, table=table).widest(rounder.few_bits)
+        stored = _of_these_scales(found.stored, plan, after)
+        if len(stored) < len(found.stored):
+            notes.append(f"{len(found.stored) - len(stored)} weights get other scales, and are rounded again")
+    return with_trained(rounder, after, stored), table
+
+
+def _of_these_scales(stored: Mapping[str, Rounded], plan: QuantPlan, after: QuantPlan) -> dict[str, Rounded]:
+    """What was trained for scales that a plan with other ranges chooses again: biases widen some."""
+    before, now = ({u.unit.name: u.weight for u in p.units} for p in (plan, after))
+
+    def same(name: str) -> bool:
+        a, b = before[name], now[name]
+        return a is not None and b is not None and np.array_equal(a.scale, b.scale)
+
+    return {name: found for name, found in stored.items() if same(name)}

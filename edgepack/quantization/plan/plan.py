@@ -1,0 +1,438 @@
+"""The plan: which units become integer and with which parameters. It decides and touches nothing."""
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import onnx_ir as ir
+
+from edgepack.calibration.ranges import Range
+from edgepack.config.recipe import Override
+from edgepack.config.target import Target
+from edgepack.errors import CalibrationError, ConfigError, did_you_mean
+from edgepack.ir.numerics import choose_params
+from edgepack.ir.scheme import QuantParams, QuantScheme
+from edgepack.quantization.groups import RECURRENT_OPS, Role, Unit, activation_bounds, consumers, override_for
+from edgepack.quantization.plan.concat_scales import tied_ranges
+from edgepack.quantization.rewrite.hard_activations import gate_params
+from edgepack.quantization.rewrite.substitutions import has_stand_in, is_slow_average
+from edgepack.quantization.weights.group_params import narrow_dynamic, unit_weight_params
+from edgepack.quantization.weights.low_bit import FewBits
+from edgepack.quantization.weights.params import added_channels
+from edgepack.quantization.weights.stored_constants import stored_params
+
+
+class Method(StrEnum):
+    """The form that a unit takes."""
+
+    STATIC = "static"
+    """Integer kernel between Q/DQ with calibrated ranges."""
+    TIED = "tied"
+    """Asked of a concatenation: static, with one scale for all that it reads and gives where that will do."""
+    DYNAMIC = "dynamic"
+    """Integer kernel, activation range found at run time."""
+    WEIGHT_ONLY = "weight_only"
+    """Weights stored as int8, arithmetic in float."""
+    STORED = "stored"
+    """The same, and the runtime makes floats of them when it loads the file: as fast as float."""
+    FLOAT = "float"
+
+
+INTEGER_METHODS = frozenset({Method.STATIC, Method.DYNAMIC})
+DYNAMIC_OPS = frozenset({"MatMul", "Gemm", "LSTM"})
+"""Operators that have a dynamic form at all."""
+
+SLOW_AVERAGE = "its integer kernel takes entries one by one, and no convolution computes the same"
+# Outputs of these have a known range; 1/256 is what every integer kernel of them uses.
+FIXED_RANGES: Mapping[str, tuple[float, float]] = {
+    "Sigmoid": (0.0, 255 / 256),
+    "Softmax": (0.0, 255 / 256),
+    "Tanh": (-1.0, 127 / 128),
+    "LogSoftmax": (-255 / 16, 0.0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPlan:
+    """One unit's form; ``reason`` says why it is not integer, or why it takes the form it has."""
+
+    unit: Unit
+    method: Method
+    reason: str = ""
+    weight: QuantParams | None = None
+    drop_activation: bool = False
+    """The Relu or Clip is implied by the saturation of the integers that follow."""
+    added_channels: int = 0
+    """Channels of zeros that the input of a convolution gets, for the target's fast kernel."""
+    narrow: tuple[bool, ...] = ()
+    """Which outputs have weights of seven bits, lest sums saturate; none where empty."""
+    smoothing: tuple[float, ...] = ()
+    """What each input channel of a dynamic product is divided by, and its weights multiplied with."""
+    bits: int = 8
+    """Of the weight: stored integers keep to the range of so many."""
+    stand_in: bool = False
+    """Written as operators that the runtime is faster at, see
+    :mod:`edgepack.quantization.rewrite.substitutions`."""
+    stored: tuple[tuple[str, QuantParams], ...] = ()
+    """Constants of a unit without an integer form that are stored all the same: see :mod:`.stored`."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuantPlan:
+    """All decisions: a plan for each unit, and the parameters of each activation that gets a Q/DQ pair."""
+
+    units: tuple[UnitPlan, ...]
+    activations: Mapping[str, QuantParams]
+    activation_scheme: QuantScheme
+    weight_scheme: QuantScheme
+
+    def of(self, method: Method) -> list[UnitPlan]:
+        """The units that take ``method``."""
+        return [u for u in self.units if u.method is method]
+
+
+def requested_methods(units: Sequence[Unit], overrides: Iterable[Override]) -> dict[str, tuple[Method, str]]:
+    """The method and its reason for each unit that an override speaks of; a name wins over a type.
+
+    Raises:
+        ConfigError: an override names a node or an operator type that the model does not have.
+    """
+    overrides = tuple(overrides)
+    names = [u.name for u in units]
+    types = {u.op_type for u in units}
+    for override in overrides:
+        for pattern in override.nodes:
+            if not fnmatch.filter(names, pattern):
+                raise ConfigError(f"override: no node is named {pattern!r}, {did_you_mean(pattern, names)}")
+        for op_type in override.op_types:
+            if op_type not in types:
+                raise ConfigError(f"override: the model has no {op_type!r}, {did_you_mean(op_type, types)}")
+    requested = {}
+    for unit in units:
+        chosen = override_for(unit, (o for o in overrides if o.bits is None or o.method != "auto"))
+        if chosen is not None and chosen.method != "auto":
+            requested[unit.name] = (Method(chosen.method), chosen.reason)
+    return requested
+
+
+def tensors_to_observe(units: Sequence[Unit]) -> list[str]:
+    """Values whose ranges a static plan may need, in topological order.
+
+    What no integer unit could ever write or read is left out: an attention mask may well be infinite.
+    """
+    names: dict[str, None] = {}
+    reachable: set[str] = set()
+    for unit in units:
+        heavy = unit.role is Role.HEAVY
+        if not heavy and (
+            unit.role is Role.FLOAT or not unit.inputs or not reachable.issuperset(unit.inputs)
+        ):
+            continue
+        reachable.update(unit.outputs)
+        names.update(dict.fromkeys((*unit.inputs, *unit.outputs)))
+    return list(names)
+
+
+def make_plan(
+    model: ir.Model,
+    units: Sequence[Unit],
+    ranges: Mapping[str, Range],
+    target: Target,
+    methods: Mapping[str, tuple[Method, str]],
+    smoothing: Mapping[str, tuple[float, ...]] | None = None,
+    narrow: Mapping[str, tuple[bool, ...]] | None = None,
+    few_bits: Mapping[str, FewBits] | None = None,
+) -> QuantPlan:
+    """Decide the form of each unit.
+
+    ``smoothing`` has factors by activation, see :mod:`.smooth`; ``narrow`` the outputs of static units that
+    get weights of seven bits, see :mod:`.saturation`; ``few_bits`` the units whose weights have fewer than
+    eight, see :mod:`.few_bits`.
+
+    A heavy unit takes the method asked for, where the target has it. A light or moving unit is integer when
+    everything it reads is, and when an integer unit follows; otherwise a pair of conversions would buy
+    nothing.
+
+    Raises:
+        CalibrationError: a range that the plan needs was not measured.
+    """
+    readers = consumers(model)
+    forms = _first_sweep(units, ranges, target, _without_slow_averages(model, units, target, methods))
+    if not target.kernels.to_the_end:
+        forms = _drop_dangling(units, forms, readers)
+    forms = _drop_second_copies(units, forms, readers)
+    ranges = _tied(model, units, ranges, methods, forms)
+    return _parameters(
+        model, units, ranges, target, forms, readers, smoothing or {}, narrow or {}, few_bits or {}
+    )
+
+
+def _without_slow_averages(
+    model: ir.Model, units: Sequence[Unit], target: Target, methods: Mapping[str, tuple[Method, str]]
+) -> Mapping[str, tuple[Method, str]]:
+    """``methods`` with averages in float that integers are slow at, where what follows takes conversions."""
+    if "AveragePool" not in target.kernels.stand_ins:
+        return methods
+    slow = {n.name for n in model.graph if n.op_type == "AveragePool" and is_slow_average(n)}
+    light = {name for unit in units if unit.role is not Role.HEAVY for name in unit.inputs}
+    alone = [u.name for u in units if u.name in slow and not light & set(u.outputs)]
+    static = [name for name in alone if methods[name][0] is Method.STATIC]
+    return {**methods, **dict.fromkeys(static, (Method.FLOAT, SLOW_AVERAGE))}
+
+
+def _tied(
+    model: ir.Model,
+    units: Sequence[Unit],
+    ranges: Mapping[str, Range],
+    methods: Mapping[str, tuple[Method, str]],
+    forms: Mapping[str, tuple[Method, str]],
+) -> Mapping[str, Range]:
+    tied = {u.name for u in units if u.op_type == "Concat" and methods[u.name][0] is Method.TIED}
+    if not tied:
+        return ranges
+    static = [u for u in units if forms[u.name][0] is Method.STATIC]
+    fixed = {"HardSigmoid", *FIXED_RANGES}
+    return tied_ranges(static, {n.name: n for n in model.graph}, ranges, tied, fixed)
+
+
+def _first_sweep(
+    units: Sequence[Unit],
+    ranges: Mapping[str, Range],
+    target: Target,
+    methods: Mapping[str, tuple[Method, str]],
+) -> dict[str, tuple[Method, str]]:
+    """Each unit's method, sources first; ``integer`` are the values that an integer unit leaves."""
+    integer: set[str] = set()
+    forms: dict[str, tuple[Method, str]] = {}
+    for unit in units:
+        method, reason = _form(unit, integer, ranges, target, methods[unit.name])
+        forms[unit.name] = (method, reason)
+        if method is Method.STATIC:
+            integer.update(unit.outputs)
+    return forms
+
+
+def _form(
+    unit: Unit,
+    integer: set[str],
+    ranges: Mapping[str, Range],
+    target: Target,
+    requested: tuple[Method, str],
+) -> tuple[Method, str]:
+    kernels = target.kernels
+    method, why = requested
+    if method is Method.TIED:
+        method = Method.STATIC
+    if unit.role is Role.FLOAT:
+        return _in_float(unit, method), unit.reason
+    if unit.constants and not unit.inputs and unit.op_type == "Gather":
+        # An embedding: the table is data, the indices come in.
+        if method is Method.FLOAT:
+            return Method.FLOAT, why or "asked for"
+        if method is Method.STORED and kernels.folds_constants:
+            return Method.STORED, "embedding: int8 rows, unfolded when the file is loaded"
+        if "Gather" in kernels.weight_only:
+            return Method.WEIGHT_ONLY, "embedding: int8 rows, dequantized after the look-up"
+        return Method.FLOAT, "the target's runtime has no weight_only kernel for Gather"
+    if not unit.inputs:
+        return Method.FLOAT, "reads constants only"
+    if method is Method.FLOAT:
+        return Method.FLOAT, why or "asked for"
+    if unit.role is Role.HEAVY:
+        return _heavy_form(unit, ranges, target, method, why)
+    if method is not Method.STATIC:
+        return _in_float(unit, method), why or f"has no {method} form"
+    missing = [name for name in unit.inputs if name not in integer]
+    if missing:
+        return _in_float(unit, method), f"its input {missing[0]!r} is float"
+    unmeasured = [name for name in unit.outputs if name not in ranges and unit.role is Role.LIGHT]
+    if unmeasured:
+        return _in_float(unit, method), f"no sample reached its output {unmeasured[0]!r}"
+    return Method.STATIC, ""
+
+
+def _in_float(unit: Unit, asked: Method) -> Method:
+    """The form of a unit that computes in float; float itself if asked for, or where nothing is to store."""
+    return Method.STORED if unit.stored and asked is not Method.FLOAT else Method.FLOAT
+
+
+def _heavy_form(
+    unit: Unit, ranges: Mapping[str, Range], target: Target, method: Method, why: str
+) -> tuple[Method, str]:
+    """``why``, the reason of the request, explains the form asked for, and float instead of stored weights.
+
+    Where an integer form was asked for and another one results, the reason is that of the plan.
+    """
+    kernels, op = target.kernels, unit.op_type
+    asked_integer = method in INTEGER_METHODS
+    if method is Method.STATIC and op in kernels.integer and op not in RECURRENT_OPS:
+        unmeasured = [name for name in (*unit.inputs, *unit.outputs) if name not in ranges]
+        if unmeasured:
+            return Method.FLOAT, f"no sample reached {unmeasured[0]!r}"
+        return Method.STATIC, why
+    no_form = f"the target's runtime has no {method} kernel for {op}"
+    if unit.weight is None:
+        no_form = f"two activations: no {method} form"
+    elif asked_integer and op in kernels.dynamic and op in DYNAMIC_OPS:
+        return Method.DYNAMIC, why if method is Method.DYNAMIC else f"no static kernel for {op}"
+    elif method is Method.STORED and op == "MatMul" and kernels.folds_constants:
+        return Method.STORED, why  # of others the weights are unfolded anyway
+    elif op in kernels.weight_only:
+        stored = f"no {method} kernel for {op}; weights stored as int8"
+        return Method.WEIGHT_ONLY, stored if asked_integer else why
+    return Method.FLOAT, no_form if asked_integer else why or no_form
+
+
+def _drop_dangling(
+    units: Sequence[Unit], forms: dict[str, tuple[Method, str]], readers: Mapping[str, list[ir.Node]]
+) -> dict[str, tuple[Method, str]]:
+    """Light and moving units with nothing integer behind them go back to float, sinks first."""
+    forms = dict(forms)
+    unit_of = {u.name: u for u in units}
+    inner = {u.activation for u in units if u.activation}
+    for unit in reversed(units):
+        if forms[unit.name][0] is not Method.STATIC or unit.role is Role.HEAVY:
+            continue
+        after = {n.name for name in unit.outputs for n in readers.get(name, ())} - inner
+        if not any(forms[name][0] is Method.STATIC for name in after if name in unit_of):
+            forms[unit.name] = (_in_float(unit, Method.STATIC), "nothing integer follows")
+    return forms
+
+
+def _drop_second_copies(
+    units: Sequence[Unit], forms: Mapping[str, tuple[Method, str]], readers: Mapping[str, list[ir.Node]]
+) -> dict[str, tuple[Method, str]]:
+    """Weights that the file must hold in float anyway are not stored as int8 besides."""
+    in_float = {u.name for u in units if forms[u.name][0] is Method.FLOAT}
+    known = {u.name for u in units}
+    twins: dict[str | None, set[str]] = {}
+    for weight, table in ((u.weight, u.table) for u in units if u.weight and u.table):
+        twins.setdefault(table, set()).add(weight)
+        twins.setdefault(weight, set()).add(table)
+    forms = dict(forms)
+    for unit in units:
+        if forms[unit.name][0] not in (Method.WEIGHT_ONLY, Method.STORED):
+            continue
+        own: tuple[str | None, ...] = unit.stored or (unit.weight, *unit.constants)
+        for name in dict.fromkeys((*own, *(twin for n in own for twin in sorted(twins.get(n, ()))))):
+            others = [n for n in readers.get(name or "", ()) if n.name in in_float or n.name not in known]
+            if others:
+                reason = f"{others[0].name!r} needs {name!r} in float: storing int8 as well would cost bytes"
+                forms[unit.name] = (Method.FLOAT, reason)
+    return forms
+
+
+def _parameters(
+    model: ir.Model,
+    units: Sequence[Unit],
+    ranges: Mapping[str, Range],
+    target: Target,
+    forms: Mapping[str, tuple[Method, str]],
+    readers: Mapping[str, list[ir.Node]],
+    smoothing: Mapping[str, tuple[float, ...]],
+    narrow: Mapping[str, tuple[bool, ...]],
+    few_bits: Mapping[str, FewBits],
+) -> QuantPlan:
+    scheme = target.quantization.activation
+    nodes = {n.name: n for n in model.graph}
+    static = {u.name for u in units if forms[u.name][0] is Method.STATIC}
+    activations: dict[str, QuantParams] = {}
+
+    def activation(name: str, unit: Unit | None = None) -> QuantParams:
+        if name not in activations:
+            activations[name] = _activation_params(name, unit, nodes, ranges, scheme)
+        return activations[name]
+
+    planned = []
+    for unit in units:
+        method, reason = forms[unit.name]
+        weight, drop, added = None, False, 0
+        factors: tuple[float, ...] = ()
+        fewer: tuple[bool, ...] = ()
+        few = few_bits.get(unit.name)
+        if method is Method.STATIC:
+            inputs = [activation(name) for name in unit.inputs]
+            if unit.role is Role.MOVE:
+                activations.update(dict.fromkeys(unit.outputs, inputs[0]))
+            elif _needs_output(unit, target, static, readers):
+                outputs = [activation(name, unit) for name in unit.outputs]
+                drop = unit.activation is not None and _implied(nodes[unit.activation], outputs[0])
+            fewer = () if few else narrow.get(unit.name, ())
+            weight = unit_weight_params(unit, nodes, target, inputs[0], fewer, few=few)
+            multiple = target.quantization.input_channels_multiple
+            added = added_channels(nodes[unit.name], multiple)
+        elif method is not Method.FLOAT:
+            if method is Method.DYNAMIC and unit.op_type in ("MatMul", "Gemm") and few is None:
+                factors = smoothing.get(unit.inputs[0], ())
+            if method is Method.DYNAMIC and target.quantization.saturates and few is None:
+                fewer = narrow_dynamic(unit, nodes[unit.name], target.quantization.weight, factors)
+            weight = unit_weight_params(unit, nodes, target, None, fewer, factors, few)
+        if any(fewer) and not reason:
+            reason = f"{sum(fewer)} of {len(fewer)} outputs have 7-bit weights: 8 would saturate"
+        bits = few.bits if few is not None and weight is not None else 8
+        if bits < 8 and not reason:
+            reason = f"weights of {bits} bits"
+        other = method is Method.STATIC and _stands_in(nodes[unit.name], target)
+        kept = (
+            stored_params(nodes[unit.name], unit, target.quantization.weight)
+            if method is Method.STORED
+            else ()
+        )
+        planned.append(UnitPlan(unit, method, reason, weight, drop, added, fewer, factors, bits, other, kept))
+    planned = _with_tied_tables(planned)
+    return QuantPlan(tuple(planned), activations, scheme, target.quantization.weight)
+
+
+def _stands_in(node: ir.Node, target: Target) -> bool:
+    return node.op_type in target.kernels.stand_ins and has_stand_in(node)
+
+
+def _with_tied_tables(planned: Sequence[UnitPlan]) -> list[UnitPlan]:
+    """Tables that a product multiplies with take its scales, one a row: both then store the same integers."""
+    products = {u.unit.table: u for u in reversed(planned) if u.unit.table and u.weight and u.bits == 8}
+    found = []
+    for u in planned:
+        product = products.get(next(iter(u.unit.constants), "")) if u.unit.op_type == "Gather" else None
+        if product is not None and product.weight is not None and u.weight is not None:
+            axis = None if product.weight.axis is None else 0
+            reason = f"{u.reason}, the integers of {product.unit.name!r}"
+            found.append(replace(u, weight=replace(product.weight, axis=axis), reason=reason))
+        else:
+            found.append(u)
+    return found
+
+
+def _needs_output(unit: Unit, target: Target, static: set[str], readers: Mapping[str, list[ir.Node]]) -> bool:
+    """Matrix products have integer kernels with float output: better where nothing integer follows."""
+    if unit.op_type not in target.kernels.float_output or unit.activation is not None:
+        return True
+    return any(node.name in static for name in unit.outputs for node in readers.get(name, ()))
+
+
+def _activation_params(
+    name: str,
+    unit: Unit | None,
+    nodes: Mapping[str | None, ir.Node],
+    ranges: Mapping[str, Range],
+    scheme: QuantScheme,
+) -> QuantParams:
+    if unit is not None and unit.op_type == "HardSigmoid":
+        return gate_params(scheme)
+    if unit is not None and unit.op_type in FIXED_RANGES:
+        return choose_params(*FIXED_RANGES[unit.op_type], scheme)
+    if name not in ranges:
+        raise CalibrationError(f"tensor {name!r} has no range; calibrate again")
+    low, high = ranges[name].low, ranges[name].high
+    if unit is not None and unit.activation is not None:
+        floor, ceiling = activation_bounds(nodes[unit.activation])
+        low, high = max(low, floor), min(high, ceiling)
+    return choose_params(min(low, high), high, scheme)
+
+
+def _implied(activation: ir.Node, params: QuantParams) -> bool:
+    """Whether saturation does what the activation does, within one step of the integers."""
+    scale, zero = float(params.scale), int(params.zero_point)
+    low, high = (params.type.qmin - zero) * scale, (params.type.qmax - zero) * scale
+    floor, ceiling = activation_bounds(activation)
+    return low >= floor - scale * 0.51 and high <= ceiling + scale * 0.51

@@ -1,0 +1,337 @@
+"""Apply: write a plan into a graph. It touches and decides nothing.
+
+Given::
+
+    x -> Conv(w, b) -> y -> Relu -> z -> next
+
+Result (``z`` planned uint8 with zero point 0, so that saturation is the Relu)::
+
+    x -> Q -> DQ -> Conv(DQ(w int8), DQ(b int32)) -> z -> Q -> DQ -> next
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from edgepack.ir.model import clone, constant, name_of, only_consumer
+from edgepack.ir.numerics import bias_params, choose_params, quantize
+from edgepack.ir.scheme import QuantParams
+from edgepack.quantization.groups import RECURRENT_OPS, activation_bounds
+from edgepack.quantization.plan.plan import Method, QuantPlan, UnitPlan
+from edgepack.quantization.rewrite.dynamic import apply_dynamic
+from edgepack.quantization.rewrite.emit import TO_FLOAT, Emitter
+from edgepack.quantization.rewrite.float_islands import keep_float
+from edgepack.quantization.rewrite.hard_activations import HARD_OPS, apply_hard
+from edgepack.quantization.rewrite.recurrent import apply_dynamic_lstm, store_recurrent_weights
+from edgepack.quantization.rewrite.substitutions import apply_stand_in, sizes_of
+from edgepack.quantization.weights.rounding import Rounded
+from edgepack.quantization.weights.stored_constants import store_constants
+
+
+def apply_plan(model: ir.Model, plan: QuantPlan, weights: Mapping[str, Rounded]) -> ir.Model:
+    """A new model in which ``plan`` is carried out with the stored ``weights`` (by unit name)."""
+    quantized = clone(model)
+    graph = quantized.graph
+    nodes = {n.name: n for n in graph}
+    static = plan.of(Method.STATIC)
+    clamps: dict[str, tuple[float, float]] = {}
+    sizes = {u.unit.name: sizes_of(nodes[u.unit.name].inputs[0]) for u in static if u.stand_in}
+    for unit_plan in static:
+        if unit_plan.unit.activation is not None:
+            activation = nodes[unit_plan.unit.activation]
+            if not unit_plan.drop_activation:
+                clamps[unit_plan.unit.outputs[0]] = activation_bounds(activation)
+            _drop_activation(graph, nodes[unit_plan.unit.name], activation)
+    emit = Emitter(graph)
+    values = {v.name: v for n in graph for v in n.outputs} | {v.name: v for v in graph.inputs}
+    integer = {nodes[u.unit.name] for u in static}
+    for name, params in plan.activations.items():
+        _insert_pair(emit, values[name], params, integer, clamps.get(name))
+    for name, before in sizes.items():
+        apply_stand_in(emit, nodes[name], before)
+    for unit_plan in plan.units:
+        if unit_plan.unit.name not in sizes:
+            _apply_unit(emit, nodes[unit_plan.unit.name], unit_plan, weights.get(unit_plan.unit.name), plan)
+    for node in list(graph):
+        if node.op_type == "Add" and _feeds_layer_norm(node):
+            _as_sum(emit, node)
+    _drop_unread(graph)
+    _tidy_initializers(graph)
+    graph.sort()
+    return quantized
+
+
+def _apply_unit(
+    emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Rounded | None, plan: QuantPlan
+) -> None:
+    """Give one unit its form; Q/DQ around integer units stand already."""
+    method, recurrent = unit_plan.method, node.op_type in RECURRENT_OPS
+    if method is Method.STATIC:
+        if node.op_type in HARD_OPS:
+            apply_hard(emit, node, plan.activation_scheme)
+            return
+        _constant_operands(emit, node, unit_plan, plan)
+        if rounded is not None:
+            _static_weights(emit, node, unit_plan, rounded, plan)
+    elif method is Method.DYNAMIC and recurrent:
+        apply_dynamic_lstm(emit, node, plan.weight_scheme)
+    elif method is Method.DYNAMIC and rounded is not None:
+        apply_dynamic(emit, node, unit_plan, rounded)
+    else:
+        keep_float(emit, node)
+        if method is Method.WEIGHT_ONLY and recurrent:
+            store_recurrent_weights(emit, node, plan.weight_scheme)
+        elif method in (Method.WEIGHT_ONLY, Method.STORED) and rounded is not None:
+            _weight_only(emit, node, unit_plan, rounded)
+        store_constants(emit, node, unit_plan.stored)
+
+
+def _drop_activation(graph: ir.Graph, main: ir.Node, activation: ir.Node) -> None:
+    before, after = main.outputs[0], activation.outputs[0]
+    # The outer name stays: it may be a graph output, and ranges and reports speak of it.
+    ir.convenience.replace_all_uses_with(after, before, replace_graph_outputs=True)
+    name = after.name
+    graph.remove(activation, safe=True)
+    before.name = name
+
+
+def _insert_pair(
+    emit: Emitter,
+    value: ir.Value,
+    params: QuantParams,
+    static: set[ir.Node],
+    clamp: tuple[float, float] | None,
+) -> None:
+    """Put ``Q -> DQ`` behind ``value``: for all readers if an integer unit made it, else for integer ones.
+
+    With ``clamp``, bounds of an activation that saturation does not imply: ``Q -> Clip -> DQ``. A float
+    activation would have the runtime fuse it with what is before it, and leave both in float.
+    """
+    graph, base = emit.graph, name_of(value)
+    producer = value.producer()
+    from_integer = producer in static
+    readers = [(u.node, u.idx) for u in value.uses() if from_integer or u.node in static]
+    takes_output = from_integer and value.is_graph_output()
+    store, restore = emit.pair(value, params, base)
+    real, made = restore.outputs[0], [store, restore]
+    if clamp is not None:
+        bounds = [emit.bound(bound, params) for bound in clamp]
+        made.insert(1, emit.node("Clip", [store.outputs[0], *bounds], f"{base}_clip"))
+        restore.replace_input_with(0, made[1].outputs[0])
+    for node, index in readers:
+        node.replace_input_with(index, real)
+    if takes_output:
+        for index, output in enumerate(graph.outputs):
+            if output is value:
+                graph.outputs[index] = real
+    if takes_output or clamp is not None:  # the name belongs to what the activation gives
+        value.name, real.name = emit.fresh(f"{base}_f"), base
+        real.type, real.shape = value.type, value.shape
+    if producer is not None:
+        graph.insert_after(producer, made)
+    else:
+        graph.insert_before(graph[0], made)
+
+
+def _static_weights(
+    emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Rounded, plan: QuantPlan
+) -> None:
+    weight, base = unit_plan.weight, unit_plan.unit.weight
+    assert weight is not None
+    assert base is not None
+    # The runtime fuses Conv without a zero point of the weight; Gemm, which it makes of MatMul too, needs it.
+    state_zero = node.op_type != "Conv"
+    integers = rounded.integers
+    input_scale = plan.activations[unit_plan.unit.inputs[0]].scale
+    if unit_plan.added_channels:
+        _add_channels(emit, node, unit_plan.added_channels, plan.activations[unit_plan.unit.inputs[0]])
+        integers = np.pad(integers, [(0, 0), (0, unit_plan.added_channels), *[(0, 0)] * (integers.ndim - 2)])
+    node.replace_input_with(1, emit.dequantized(node, base, integers, weight, state_zero=state_zero))
+    if rounded.bias is None:
+        if node.op_type == "MatMul":
+            _bias_of_product(emit, node, integers.shape[1], bias_params(input_scale, weight))
+        return
+    params = bias_params(input_scale, weight)
+    channels = rounded.integers.shape[weight.axis] if weight.axis is not None else rounded.bias.size
+    stored = quantize(np.broadcast_to(rounded.bias, (channels,)), params)
+    _give_bias(node, emit.dequantized(node, unit_plan.unit.bias or f"{base}_bias", stored, params))
+
+
+def _give_bias(node: ir.Node, bias: ir.Value) -> None:
+    """Set the bias of a Conv, ConvTranspose or Gemm that may have had none."""
+    if len(node.inputs) < 3:
+        node.resize_inputs(3)
+    node.replace_input_with(2, bias)
+    node.attributes.pop("beta", None)  # of a Gemm without a bias it may be anything
+
+
+def _add_channels(emit: Emitter, node: ir.Node, count: int, params: QuantParams) -> None:
+    """Channels of zeros, which the weight meets with zeros.
+
+    Given: ``q -> DQ -> Conv``. Result: ``q -> Pad(zero point) -> DQ -> Conv``.
+    """
+    value, weight = node.inputs[0], constant(node.inputs[1])
+    restore = value.producer() if value is not None else None
+    assert restore is not None
+    assert weight is not None
+    stored = restore.inputs[0]
+    assert stored is not None
+    key = ("padded", name_of(stored), count)
+    if key not in emit.emitted:
+        pads = np.zeros(2 * weight.ndim, np.int64)
+        pads[weight.ndim + 1] = count
+        base = name_of(stored)
+        amounts = emit.initializer(f"{base}_pads", pads)
+        pad = emit.node("Pad", [stored, amounts, emit.zero_point(params)], f"{base}_padded")
+        again = emit.restore(pad.outputs[0], params, f"{base}_padded", state_zero=True)
+        emit.graph.insert_before(node, [pad, again])
+        emit.emitted[key] = again.outputs[0]
+    node.replace_input_with(0, emit.emitted[key])
+
+
+def _bias_of_product(emit: Emitter, node: ir.Node, outputs: int, params: QuantParams) -> None:
+    """Store the constant of a float Add behind an integer MatMul as the bias that it is.
+
+    Given: ``MatMul(DQ(x), DQ(w)) -> Add(b)``. Result: ``... -> Add(DQ(b int32))``. Where the runtime knows
+    all dimensions it makes one Gemm of the two: an integer one with this bias, else a float one that
+    dequantizes the weight in every run.
+    """
+    add = only_consumer(node.outputs[0])
+    if add is None or add.op_type != "Add":
+        return
+    index = 1 if add.inputs[0] is node.outputs[0] else 0
+    value, array = add.inputs[index], constant(add.inputs[index])
+    if value is None or array is None or array.ndim == 0 or not array.shape[-1] == array.size == outputs:
+        return
+    if params.axis is not None:
+        params = replace(params, axis=array.ndim - 1)
+    # More than 32 bits where all weights of a channel are near zero: better slow than wrong.
+    if np.abs(array / params.scale).max() < 2.0**30:
+        add.replace_input_with(index, emit.dequantized(add, name_of(value), quantize(array, params), params))
+
+
+def _constant_operands(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, plan: QuantPlan) -> None:
+    """Constants of elementwise units are stored in the scheme of activations, as their kernels require."""
+    if not unit_plan.unit.constants:
+        return
+    for index, value in enumerate(node.inputs):
+        array = constant(value)
+        if value is None or array is None or array.dtype != np.float32:
+            continue
+        params = choose_params(float(array.min()), float(array.max()), plan.activation_scheme)
+        stored = quantize(array, params)
+        node.replace_input_with(index, emit.dequantized(node, name_of(value), stored, params))
+
+
+def _weight_only(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Rounded) -> None:
+    assert unit_plan.weight is not None
+    unfold = unit_plan.method is Method.STORED
+    if node.op_type == "Gather" and not unfold:
+        _gather_rows(emit, node, unit_plan.weight, rounded)
+        return
+    table = unit_plan.unit.constants[0] if node.op_type == "Gather" else "weight"
+    base, params = unit_plan.unit.weight or table, unit_plan.weight
+    integers = rounded.integers.astype(ml_dtypes.int4) if unit_plan.bits == 4 else rounded.integers
+    if rounded.bias is not None and unit_plan.unit.op_type != "MatMul":
+        _give_bias(node, emit.initializer(unit_plan.unit.bias or f"{base}_bias", rounded.bias))
+    source = node.inputs[0].producer() if node.inputs[0] is not None else None
+    in_island = source is not None and source.op_type == "DequantizeLinear"
+    if node.op_type == "MatMul" and not (unfold or unit_plan.unit.weight in emit.shared or in_island):
+        # The runtime makes this a MatMulNBits, which reads the bytes as they are; but between Q/DQ it would
+        # make it an integer product, which was not asked for. A weight that several products read it would
+        # dequantize in every run.
+        real = emit.dequantized(node, base, integers, params)
+    else:
+        shape = [1] * integers.ndim
+        if params.axis is not None:
+            shape[params.axis] = -1
+        real = emit.unfolded(
+            node, base, integers, params.scale.reshape(shape if params.axis is not None else ())
+        )
+    node.replace_input_with(0 if node.op_type == "Gather" else 1, real)
+
+
+def _gather_rows(emit: Emitter, node: ir.Node, params: QuantParams, rounded: Rounded) -> None:
+    """Given: ``Gather(table, ids) -> y``. Result: ``Gather(table int8, ids) -> Cast -> Mul(scales) -> y``.
+
+    The runtime's DequantizeLinear takes three times as long as the two where each column has a scale. Where
+    each row has one, that of a product tied to the table, they are looked up too.
+    """
+    table, ids, old = node.inputs[0], node.inputs[1], node.outputs[0]
+    assert table is not None
+    assert ids is not None
+    base, row = name_of(table), name_of(old)
+    stored = emit.initializer(f"{base}_q", rounded.integers)
+    look_up = emit.node("Gather", [stored, ids], f"{row}_q", attributes=list(node.attributes.values()))
+    made = [look_up]
+    if params.axis is None:
+        made.append(emit.restore(look_up.outputs[0], params, base))
+    else:
+        # Columns of the table are its last axis, which stays the last whatever the shape of the indices.
+        made.append(emit.node("Cast", [look_up.outputs[0]], f"{row}_i", attributes=[TO_FLOAT]))
+        scale = emit.scale(base, params)
+        if params.axis == 0:
+            scale = _scales_of_rows(emit, node, scale, f"{row}_s")
+        made.append(emit.node("Mul", [made[-1].outputs[0], scale], f"{row}_dq"))
+    emit.replace(node, made, made[-1].outputs[0])
+
+
+def _scales_of_rows(emit: Emitter, look_up: ir.Node, scale: ir.Value, name: str) -> ir.Value:
+    """Given: ``scale`` [rows], which the product has too. Result: those of the rows looked up [..., 1].
+
+    The runtime computes the Unsqueeze when it loads the file. A Gather of ``scale`` itself would keep it from
+    fusing the product.
+    """
+    key = ("column", name_of(scale))
+    if key not in emit.emitted:
+        last = emit.initializer("last_axis", np.asarray([-1], np.int64))
+        column = emit.node("Unsqueeze", [scale, last], f"{name}_column")
+        emit.graph.insert_before(look_up, column)
+        emit.emitted[key] = column.outputs[0]
+    rows = emit.node("Gather", [emit.emitted[key], look_up.inputs[1]], name)
+    emit.graph.insert_before(look_up, rows)
+    return rows.outputs[0]
+
+
+def _feeds_layer_norm(add: ir.Node) -> bool:
+    """Whether the node adds two activations for a layer normalization, one operator or several."""
+    if any(constant(v) is not None for v in add.inputs):
+        return False
+    readers = {use.node.op_type for use in add.outputs[0].uses()}
+    return "LayerNormalization" in readers or {"ReduceMean", "Sub"} <= readers
+
+
+def _as_sum(emit: Emitter, add: ir.Node) -> None:
+    """Given: ``Add(x, y) -> LayerNormalization``. Result: ``Sum(x, y) -> LayerNormalization``, the same.
+
+    Where it knows the shapes the runtime fuses the former to SkipLayerNormalization, whose CPU kernel takes
+    six times as long as the two.
+    """
+    out = add.outputs[0]
+    total = emit.node("Sum", list(add.inputs), f"{name_of(out)}_sum")
+    total.name = add.name  # profiles are matched by it
+    emit.replace(add, [total], total.outputs[0])
+
+
+def _drop_unread(graph: ir.Graph) -> None:
+    """Remove each DequantizeLinear whose readers have taken the integers: the runtime would compute it."""
+    for node in list(graph):
+        real = node.outputs[0]
+        if node.op_type == "DequantizeLinear" and not real.uses() and not real.is_graph_output():
+            graph.remove(node, safe=True)
+
+
+def _tidy_initializers(graph: ir.Graph) -> None:
+    """Remove those that nothing uses; state the types of the others once, in their tensors."""
+    for body in graph.subgraphs():
+        for name, value in list(body.initializers.items()):
+            if not value.uses() and not value.is_graph_output():
+                del body.initializers[name]
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
+        elif not value.is_graph_input() and not value.is_graph_output():
+            value.type = value.shape = None

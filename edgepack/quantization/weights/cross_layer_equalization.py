@@ -1,0 +1,234 @@
+"""Cross-layer equalization: channels of one weight tensor brought to like ranges, the next layer undoing it.
+
+Given::
+
+    Conv(x, A, a) -> Relu -> Conv(B)
+
+Result, for any positive ``s`` per channel between the two::
+
+    Conv(x, A * s, a * s) -> Relu -> Conv(B / s)
+
+The same function (Nagel et al., 2019, section 4.1). One scale for a whole weight tensor leaves channels of
+small range a few steps; after equalization they have as many as the others. LeakyRelu and PRelu let factors
+through as Relu does. A Clip does not, and pairs around one are left alone, see docs/decisions/equalize.md.
+Where the paper equalizes all pairs alike, here a pair takes the factors with the least expected error, or
+none.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgepack.calibration.run import stream_activations
+from edgepack.data.samples import Samples
+from edgepack.graph.rules.linear import bias_of, output_channels, scale_input, scale_output, set_linear
+from edgepack.ir.model import clone, constant, constant_tensor, name_of, only_consumer
+from edgepack.quantization.weights.codebook_scales import grid_of
+from edgepack.quantization.weights.matrix import to_groups
+from edgepack.quantization.weights.smoothquant import LEVELS, MADE_UP_FOR, WEIGHT_LIMIT
+
+Doubles = npt.NDArray[np.float64]
+
+MOST = 64.0
+"""A channel is scaled by at most this much in one step, either way."""
+PER_OCTAVE = 8
+"""Steps of factors."""
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+"""Exponents of the factors that are tried: 1 brings both ranges of a channel to their geometric mean."""
+SWEEPS = 4
+"""Over all pairs: each changes the ranges that its neighbours see."""
+WORTH = 0.98
+"""Share of the expected error that factors must leave at most."""
+THROUGH = frozenset({"Relu", "LeakyRelu", "PRelu"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """Two layers with nothing between them but an activation."""
+
+    first: ir.Node
+    second: ir.Node
+    read: str
+    """What the second reads."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """Of a value, per channel: the mean square, and the largest magnitude."""
+
+    mean_square: Doubles
+    peak: Doubles
+
+
+def equalize(model: ir.Model, samples: Samples, *, threads: int) -> tuple[ir.Model, int]:
+    """A model that computes the same, and how many pairs of layers were equalized.
+
+    Raises:
+        CalibrationError: the model fails on a sample.
+    """
+    equal = clone(model)
+    pairs = find_pairs(equal)
+    if not pairs:
+        return model, 0
+    names = list(dict.fromkeys(n for p in pairs for n in (name_of_input(p.first), p.read)))
+    seen = _watch(model, samples, names, threads)
+    factors = choose_factors(pairs, seen)
+    for pair, s in zip(pairs, factors, strict=True):
+        if not (s == 1).all():
+            _scale(equal.graph, pair, s)
+    return equal, sum(not (s == 1).all() for s in factors)
+
+
+def find_pairs(model: ir.Model) -> list[Pair]:
+    """All pairs of ``model``, sources first."""
+    found = []
+    for node in model.graph:
+        if not _is_layer(node) or node.outputs[0].is_graph_output():
+            continue
+        value = node.outputs[0]
+        after = only_consumer(value)
+        if after is not None and _lets_through(after) and after.inputs[0] is value:
+            if after.outputs[0].is_graph_output():
+                continue
+            value = after.outputs[0]
+            after = only_consumer(value)
+        if after is not None and _is_layer(after) and after.inputs[0] is value:
+            found.append(Pair(node, after, name_of(value)))
+    return found
+
+
+def name_of_input(node: ir.Node) -> str:
+    """What a layer reads."""
+    assert node.inputs[0] is not None
+    return name_of(node.inputs[0])
+
+
+def _is_layer(node: ir.Node) -> bool:
+    """A Conv or Gemm whose weight and bias are constants of its own, and on no grid."""
+    if node.op_type not in ("Conv", "Gemm") or node.attributes.get_int("transA", 0) != 0:
+        return False
+    own = [v for v in node.inputs[1:] if v is not None]
+    array = constant(node.inputs[1])
+    if array is None or array.dtype != np.float32 or grid_of(node) is not None:
+        return False
+    alone = all(constant(v) is not None and len(v.uses()) == 1 for v in own)
+    return alone and not any(v.is_graph_output() for v in own)
+
+
+def _lets_through(activation: ir.Node) -> bool:
+    """Whether ``f(s x) = s f(x)`` for positive ``s``."""
+    return activation.op_type in THROUGH and all(constant(v) is not None for v in activation.inputs[1:])
+
+
+def _watch(model: ir.Model, samples: Samples, names: list[str], threads: int) -> dict[str, Seen]:
+    squares: dict[str, Doubles] = {}
+    peaks: dict[str, Doubles] = {}
+    count = 0
+    for _, arrays in stream_activations(model, samples, names, threads=threads):
+        count += 1
+        for name, array in arrays.items():
+            rows = np.moveaxis(array.astype(np.float64), 1, 0).reshape(array.shape[1], -1)
+            squares[name] = squares.get(name, 0) + (rows**2).mean(1)
+            peaks[name] = np.maximum(peaks.get(name, 0), np.abs(rows).max(1))
+    return {name: Seen(squares[name] / count, peaks[name]) for name in squares}
+
+
+def choose_factors(pairs: list[Pair], seen: Mapping[str, Seen]) -> list[Doubles]:
+    """Factors [channels] of each pair; ones where they would not lessen the expected error."""
+    weights = {n.name: _weight(n) for p in pairs for n in (p.first, p.second)}
+    energy = {name: s.mean_square.copy() for name, s in seen.items()}
+    peaks = {name: s.peak.copy() for name, s in seen.items()}
+    total = [np.ones(len(peaks[p.read])) for p in pairs]
+    for _ in range(SWEEPS):
+        for number, pair in enumerate(pairs):
+            a, b = weights[pair.first.name], weights[pair.second.name]
+            into = energy[name_of_input(pair.first)]
+            best, least = None, WORTH * _expected(pair, a, b, into, energy[pair.read], peaks[pair.read])
+            for s in _candidates(pair, a, b):
+                x, y = _scaled(pair, a, b, s)
+                error = _expected(pair, x, y, into, energy[pair.read] * s**2, peaks[pair.read] * s)
+                if error < least:
+                    best, least = s, error
+            if best is not None:
+                weights[pair.first.name], weights[pair.second.name] = _scaled(pair, a, b, best)
+                total[number] = total[number] * best
+                energy[pair.read] = energy[pair.read] * best**2
+                peaks[pair.read] = peaks[pair.read] * best
+    return total
+
+
+def _candidates(pair: Pair, a: Doubles, b: Doubles) -> Iterable[Doubles]:
+    out, into = np.abs(_by_output(pair.first, a)).max(1), np.abs(_by_input(pair.second, b)).max(1)
+    alive = (out > 0) & (into > 0)
+    if not alive.any():
+        return
+    ratio = np.where(alive, into / into.max() / np.where(alive, out / out.max(), 1), 1.0)
+    for strength in STRENGTHS:
+        factors = np.clip(ratio ** (strength / 2), 1 / MOST, MOST)
+        # In steps, so that the last digits of a measurement do not make another model of it.
+        yield np.where(alive, 2.0 ** (np.rint(np.log2(factors) * PER_OCTAVE) / PER_OCTAVE), 1.0)
+
+
+def _expected(pair: Pair, a: Doubles, b: Doubles, into: Doubles, energy: Doubles, peak: Doubles) -> float:
+    """Mean squared error of the second layer's outputs together, from rounding both weights and between.
+
+    ``into`` and ``energy`` are mean squares of what the layers read, by channel.
+    """
+    carried = (_by_input(pair.second, b) ** 2).sum(1)
+    from_first = _step(a) ** 2 * float((_energy(pair.first, a, into) * carried).sum())
+    from_second = _step(b) ** 2 * float(_energy(pair.second, b, energy).sum())
+    between = (float(peak.max()) / LEVELS) ** 2 * float(carried.sum())
+    return MADE_UP_FOR * (from_first + from_second) + between
+
+
+def _step(weight: Doubles) -> float:
+    return float(np.abs(weight).max()) / WEIGHT_LIMIT
+
+
+def _energy(node: ir.Node, weight: Doubles, by_channel: Doubles) -> Doubles:
+    """Of each output: the sum of the mean squares of what its weights meet."""
+    groups, outputs, columns = to_groups(node, weight).shape
+    taps = groups * columns // len(by_channel)
+    return np.repeat(by_channel.reshape(groups, -1).sum(1) * taps, outputs)
+
+
+def _by_output(node: ir.Node, weight: Doubles) -> Doubles:
+    grouped = to_groups(node, weight)
+    return grouped.reshape(-1, grouped.shape[2])
+
+
+def _by_input(node: ir.Node, weight: Doubles) -> Doubles:
+    """[input channels, all that they meet]."""
+    grouped = to_groups(node, weight)
+    groups, outputs, columns = grouped.shape
+    taps = int(np.prod(weight.shape[2:])) if node.op_type == "Conv" else 1
+    apart = grouped.reshape(groups, outputs, columns // taps, taps).transpose(0, 2, 1, 3)
+    return apart.reshape(groups * columns // taps, outputs * taps)
+
+
+def _weight(node: ir.Node) -> Doubles:
+    array = constant(node.inputs[1])
+    assert array is not None
+    return np.asarray(array, np.float64)
+
+
+def _scaled(pair: Pair, a: Doubles, b: Doubles, s: Doubles) -> tuple[Doubles, Doubles]:
+    by_output, by_input = scale_output(pair.first, s), scale_input(pair.second, 1 / s)
+    assert by_output is not None
+    assert by_input is not None
+    return by_output(a), by_input(b)
+
+
+def _scale(graph: ir.Graph, pair: Pair, s: Doubles) -> None:
+    for node, change, scale in (
+        (pair.first, scale_output(pair.first, s), s),
+        (pair.second, scale_input(pair.second, 1 / s), None),
+    ):
+        weight = constant_tensor(node.inputs[1])
+        assert weight is not None
+        bias = bias_of(node, output_channels(node, weight)[2])
+        assert bias is not None
+        set_linear(graph, node, weight, change, bias, scale, None)

@@ -1,0 +1,203 @@
+"""What flows into each weight: second moments and means of its inputs, streamed over the samples."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgepack.calibration.run import stream_activations
+from edgepack.data.samples import Samples
+from edgepack.quantization.groups import Unit
+from edgepack.quantization.weights.matrix import to_groups, weight_of
+
+Floats = npt.NDArray[np.float32]
+
+POSITIONS = 96
+"""Output positions of a convolution that are looked at, per image: neighbours tell nearly the same."""
+ROWS = 256
+"""Rows of a matrix product that are looked at, per sample."""
+BATCH_POSITIONS = 1024
+"""Positions that are looked at in all images of one batch together, at least one in each."""
+MAX_COLUMNS = 4608
+"""Weights with more inputs than this (per output) get means only: K × K moments would fill memory."""
+MAX_BYTES = 256 << 20
+"""Of moments held at a time; more weights than fit are done in several passes over the samples."""
+
+
+@dataclass(slots=True, eq=False)
+class InputMoments:
+    """Of the inputs of one weight, per group: ``mean`` [groups, K] and ``second`` [groups, K, K] or ``None``.
+
+    Where the layers before are quantized already, ``intended`` [groups, K] is the mean of what the float
+    model has in the place of the inputs ``x``, and ``drift`` [groups, K, K] is ``E[(intended - x) xᵀ]``.
+
+    Sums until :meth:`finish`. Inputs wait until there are K of them: then one product with all costs more
+    than reading and writing the sum does, and they take no more memory than the sum.
+    """
+
+    mean: Floats
+    second: Floats | None
+    count: int = 0
+    waiting: list[tuple[Floats, Floats | None]] = field(default_factory=list)
+    intended: Floats | None = None
+    drift: Floats | None = None
+    low: list[Floats] = field(default_factory=list)
+    """Least value of each input [K] in each sample, of weights with one group."""
+    high: list[Floats] = field(default_factory=list)
+
+    def add(self, inputs: Floats, intended: Floats | None = None) -> None:
+        """Take in one sample's ``inputs`` [groups, K, positions], and what the float model has there."""
+        if not inputs.size:
+            return
+        if len(inputs) == 1:
+            self.low.append(inputs[0].min(axis=1))
+            self.high.append(inputs[0].max(axis=1))
+        self.mean += inputs.sum(2)
+        self.count += inputs.shape[2]
+        if intended is not None:
+            self.intended = intended.sum(2) + (0 if self.intended is None else self.intended)
+        if self.second is not None:
+            self.waiting.append((inputs, None if intended is None else intended - inputs))
+            if sum(x.shape[2] for x, _ in self.waiting) >= self.mean.shape[1]:
+                self._multiply(self.second)
+
+    def finish(self) -> None:
+        """Turn sums into averages."""
+        if self.second is not None:
+            self._multiply(self.second)
+            self.second /= max(self.count, 1)
+        self.mean /= max(self.count, 1)
+        if self.intended is not None:
+            self.intended /= max(self.count, 1)
+        if self.drift is not None:
+            self.drift /= max(self.count, 1)
+
+    def _multiply(self, second: Floats) -> None:
+        if not self.waiting:
+            return
+        x = np.concatenate([inputs for inputs, _ in self.waiting], axis=2)
+        drifts = [drift for _, drift in self.waiting if drift is not None]
+        self.waiting.clear()
+        if drifts:
+            drift = np.matmul(np.concatenate(drifts, axis=2), x.transpose(0, 2, 1))
+            self.drift = drift if self.drift is None else self.drift + drift
+        # BLAS knows a matrix times itself: half the work for a large one, twice the time for many small.
+        second += x[0] @ x[0].T if len(x) == 1 else np.matmul(x, x.copy().transpose(0, 2, 1))
+
+
+def stream_moments(
+    model: ir.Model,
+    units: Sequence[Unit],
+    samples: Samples,
+    *,
+    second_order: bool,
+    threads: int,
+    seed: int,
+    on_sample: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[Unit, InputMoments]]:
+    """Moments of the inputs of each unit's weight; means only without ``second_order``.
+
+    Units that fit into memory together are measured in one pass over the samples.
+
+    Raises:
+        CalibrationError: the model fails on a sample.
+    """
+    nodes = {n.name: n for n in model.graph}
+    for batch in batches_of(units, nodes, second_order):
+        moments = {u.name: no_moments(nodes[u.name], second_order) for u in batch}
+        rng = np.random.default_rng(seed)
+        names = list(dict.fromkeys(u.inputs[0] for u in batch))
+        for _, arrays in stream_activations(model, samples, names, threads=threads):
+            for unit in batch:
+                moments[unit.name].add(weight_inputs(nodes[unit.name], arrays[unit.inputs[0]], rng))
+            on_sample()
+        for unit in batch:
+            finished = moments.pop(unit.name)
+            finished.finish()
+            yield unit, finished
+
+
+def batches_of(
+    units: Sequence[Unit], nodes: dict[str | None, ir.Node], second_order: bool
+) -> list[list[Unit]]:
+    """Units in their order, in parts whose moments fit into memory together."""
+    batches: list[list[Unit]] = []
+    room = 0
+    for unit in units:
+        groups, _, columns = to_groups(nodes[unit.name], weight_of(nodes[unit.name])).shape
+        # Twice: inputs that wait take as much.
+        need = (
+            2 * groups * columns**2 * 4 if second_order and columns <= MAX_COLUMNS else groups * columns * 4
+        )
+        if not batches or need > room:
+            batches.append([])
+            room = MAX_BYTES
+        batches[-1].append(unit)
+        room -= need
+    return batches
+
+
+def no_moments(node: ir.Node, second_order: bool) -> InputMoments:
+    """Sums of nothing yet, for the weight of ``node``."""
+    groups, _, columns = to_groups(node, weight_of(node)).shape
+    wanted = second_order and columns <= MAX_COLUMNS
+    second = np.zeros((groups, columns, columns), np.float32) if wanted else None
+    return InputMoments(np.zeros((groups, columns), np.float32), second)
+
+
+def weight_inputs(node: ir.Node, x: npt.NDArray[np.floating], rng: np.random.Generator) -> Floats:
+    """Inputs ``[groups, K, positions]`` of the weight's products with ``x``, at random positions of them."""
+    if node.op_type == "Conv":
+        return _patches(node, np.asarray(x, np.float32), rng)
+    rows = x.reshape(-1, x.shape[-1])
+    return np.asarray(rows[_pick(len(rows), ROWS, rng)].T[None], np.float32)
+
+
+def _pick(total: int, most: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:
+    return rng.choice(total, most, replace=False, shuffle=False) if total > most else np.arange(total)
+
+
+def _patches(node: ir.Node, x: Floats, rng: np.random.Generator) -> Floats:
+    kernel = weight_of(node).shape[2:]
+    rank, attributes = len(kernel), node.attributes
+    sizes = x.shape[2:]
+    strides = attributes.get_ints("strides", (1,) * rank)
+    dilations = attributes.get_ints("dilations", (1,) * rank)
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    pads = _pads(node, sizes, spans, strides)
+    outputs = [
+        max((n + a + b - span) // s + 1, 0)
+        for n, (a, b), span, s in zip(sizes, pads, spans, strides, strict=True)
+    ]
+    images, channels = x.shape[:2]
+    most = min(POSITIONS, max(BATCH_POSITIONS // max(images, 1), 1))
+    picked = np.unravel_index(_pick(int(np.prod(outputs)), most, rng), outputs)
+    taps = np.unravel_index(np.arange(int(np.prod(kernel))), kernel)
+    # Where each tap of each position reads, [taps, positions]; what lies in the padding reads zero.
+    read = np.zeros((len(taps[0]), len(picked[0])), np.intp)
+    inside = np.ones(read.shape, np.bool_)
+    for axis in range(rank):
+        at = taps[axis][:, None] * dilations[axis] + picked[axis] * strides[axis] - pads[axis][0]
+        inside &= (at >= 0) & (at < sizes[axis])
+        read = read * sizes[axis] + np.clip(at, 0, sizes[axis] - 1)
+    patches = x.reshape(images, channels, -1).take(read.reshape(-1), axis=2)
+    if not inside.all():
+        patches *= inside.reshape(-1)
+    group = attributes.get_int("group", 1)
+    columns = patches.reshape(images, group, channels // group * len(read), -1).transpose(1, 2, 0, 3)
+    return columns.reshape(group, columns.shape[1], -1)
+
+
+def _pads(
+    node: ir.Node, sizes: Sequence[int], spans: Sequence[int], strides: Sequence[int]
+) -> list[tuple[int, int]]:
+    auto = node.attributes.get_string("auto_pad", "NOTSET")
+    if auto in ("SAME_UPPER", "SAME_LOWER"):
+        totals = [max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in zip(sizes, spans, strides, strict=True)]
+        halves = [(t // 2, t - t // 2) for t in totals]
+        return halves if auto == "SAME_UPPER" else [(b, a) for a, b in halves]
+    rank = len(spans)
+    pads = node.attributes.get_ints("pads", (0,) * 2 * rank) if auto == "NOTSET" else (0,) * 2 * rank
+    return list(zip(pads[:rank], pads[rank:], strict=True))

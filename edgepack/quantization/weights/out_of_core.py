@@ -1,0 +1,28 @@
+"""Rounding the weights of a large model: to nearest, one at a time, the integers in files."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgepack.ir.numerics import quantize
+from edgepack.quantization.plan.plan import QuantPlan
+from edgepack.quantization.weights.matrix import weight_of
+from edgepack.quantization.weights.rounding import Rounder
+
+
+def round_to_files(model: ir.Model, plan: QuantPlan, folder: Path) -> Rounder:
+    """Round every weight of ``plan`` to nearest and keep the integers in ``folder``, mapped.
+
+    Mapped pages belong to the file: the kernel drops them when memory is short, so the quantized weights of
+    a model may exceed it. Second moments of inputs would take more than the weights and are not measured.
+    """
+    nodes = {n.name: n for n in model.graph}
+    rounded: dict[tuple[str, bytes], npt.NDArray[np.integer]] = {}
+    for number, unit in enumerate(plan.units):
+        if unit.weight is not None:
+            integers = quantize(weight_of(nodes[unit.unit.name]), unit.weight)
+            np.save(path := folder / f"weight_{number}.npy", integers)
+            rounded[unit.unit.name, unit.weight.scale.tobytes()] = np.load(path, mmap_mode="r")
+    return Rounder(model, {}, rounded)

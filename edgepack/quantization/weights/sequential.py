@@ -1,0 +1,112 @@
+"""What flows into each weight when the layers before it are quantized already, and what should.
+
+Layer by layer from the inputs on, two fronts move through the graph: one of the float model, and one whose
+layers behind it have their stored weights. A layer is then rounded not for the inputs that the float model
+would give it, but for those that it will get (Frantar et al., 2023, GPTQ), and towards the outputs that the
+float model has (Li et al., 2025, GPTAQ, asymmetric calibration).
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgepack.calibration.frontier import Change, Front, stages
+from edgepack.data.samples import Samples
+from edgepack.quantization.groups import Unit
+from edgepack.quantization.weights.moments import InputMoments, batches_of, no_moments, weight_inputs
+
+Floats = npt.NDArray[np.float32]
+
+LEAST_DAMPING = 0.1
+"""Of the mean diagonal, in the least squares that make up for drift."""
+DAMPING_PER_INPUT = 1.0
+"""The same, times inputs per position looked at: with few positions what looks like drift is chance."""
+
+
+def stream_sequential(
+    model: ir.Model,
+    units: Sequence[Unit],
+    samples: Samples,
+    change: Change,
+    *,
+    threads: int,
+    seed: int,
+    on_sample: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[Unit, InputMoments]]:
+    """Moments of the inputs of each unit's weight, in topological order.
+
+    ``change`` puts stored weights into a graph, of all units given so far: it is called after the caller has
+    dealt with them. ``model`` must be one that a front can move through.
+
+    Raises:
+        CalibrationError: the model fails on a sample.
+    """
+    nodes = {n.name: n for n in model.graph}
+    by_name = {u.name: u for u in units}
+    order = stages({u.name: nodes[u.name] for u in units}, model.graph)
+    wanted = [u.inputs[0] for u in units]
+    told = 0
+    with tempfile.TemporaryDirectory(prefix="edgepack-round-") as folder:
+        places = [Path(folder) / name for name in ("float", "stored")]
+        for place in places:
+            place.mkdir()
+        intended, actual = (Front(model, samples, wanted, place, threads) for place in places)
+        for number, stage in enumerate(order):
+            names = list(dict.fromkeys(by_name[name].inputs[0] for name in stage))
+            intended.advance(names)
+            actual.advance(names, change)
+            for batch in batches_of([by_name[name] for name in stage], nodes, second_order=True):
+                yield from _measure(batch, nodes, intended, actual, first=number == 0, seed=seed + number)
+            while told < len(samples) * (number + 1) // len(order):
+                on_sample()
+                told += 1
+
+
+def _measure(
+    batch: Sequence[Unit],
+    nodes: dict[str | None, ir.Node],
+    intended: Front,
+    actual: Front,
+    *,
+    first: bool,
+    seed: int,
+) -> Iterator[tuple[Unit, InputMoments]]:
+    """Nothing is quantized before the ``first`` stage: there both fronts are the same."""
+    for unit in batch:
+        node, name = nodes[unit.name], unit.inputs[0]
+        moments = no_moments(node, second_order=True)
+        # The same positions of both.
+        picks = [np.random.default_rng(seed) for _ in range(2)]
+        for sample in range(len(actual.values)):
+            inputs = weight_inputs(node, _floats(actual.value(sample, name)), picks[0])
+            meant = None if first else weight_inputs(node, _floats(intended.value(sample, name)), picks[1])
+            moments.add(inputs, meant)
+        moments.finish()
+        yield unit, moments
+
+
+def _floats(array: npt.NDArray[np.generic]) -> Floats:
+    return np.asarray(array, np.float32)
+
+
+def intended_weight(weight: Floats, moments: InputMoments) -> Floats:
+    """The weight [groups, outputs, K] that gives what ``weight`` gives the float model, from actual inputs.
+
+    Least squares, damped the more the fewer positions were looked at: ``W + W D (S + λ)⁻¹`` with the second
+    moments ``S`` of actual inputs and their drift ``D``. Zeros stay zeros.
+    """
+    if moments.drift is None or moments.second is None:
+        return weight
+    columns = weight.shape[2]
+    mean = np.einsum("gii->g", moments.second) / columns
+    damping = max(LEAST_DAMPING, DAMPING_PER_INPUT * columns / max(moments.count, 1))
+    damped = moments.second.copy()
+    diagonal = np.einsum("gii->gi", damped)  # a view
+    diagonal += np.where(mean > 0, damping * mean, 1.0)[:, None]
+    lost = np.matmul(weight, moments.drift)
+    found = np.linalg.solve(damped, lost.transpose(0, 2, 1)).transpose(0, 2, 1)
+    return np.where(weight == 0, np.float32(0), weight + found)

@@ -1,0 +1,39 @@
+"""The part of the page that sets devices side by side."""
+
+from edgepack.report.devices import DeviceFigures, DeviceRun, closeness, origin
+from edgepack.report.html.markup import Html, table, tag
+from edgepack.report.html.words import NONE, Section, duration, faster, section
+from edgepack.report.tables import size_text
+from edgepack.report.text import BuildReport
+
+HEAD = ("File", "Device", "p50", "p90", "Least", "Speed", "Cold start", "Peak memory", "To the host")
+
+
+def devices(report: BuildReport) -> Section | None:
+    """A row for every file on every device, files together; nothing where no device was measured."""
+    if not report.devices:
+        return None
+    names = list(dict.fromkeys(m.model for run in report.devices for m in run.models))
+    rows = [
+        _row(run, found) for name in names for run in report.devices for found in run.models
+        if found.model == name
+    ]  # fmt: skip
+    facts = [(tag("dt", run.device), tag("dd", f"{origin(run)}, {run.date}")) for run in report.devices]
+    return section(
+        "devices",
+        "On devices",
+        table(HEAD, rows, label="Figures of every file on every device", numbers=range(2, 8)),
+        tag("dl", [part for pair in facts for part in pair], class_="facts"),
+        lead="Measured on the device itself, files taking turns. Speed is that against the first file on the "
+        "same device; the last column compares outputs with this build host's on the same samples.",
+    )
+
+
+def _row(run: DeviceRun, found: DeviceFigures) -> list[Html | str]:
+    return [
+        found.model, run.device,
+        duration(found.p50_ms), duration(found.p90_ms), duration(found.min_ms), faster(found.speedup),
+        duration(found.cold_start_ms),
+        size_text(found.peak_memory_bytes) if found.peak_memory_bytes else NONE,
+        closeness(found),
+    ]  # fmt: skip

@@ -1,0 +1,205 @@
+"""The parts of the page that speak of single layers: error against time, what stayed float, ranges."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from edgepack.calibration.ranges import Range, RangeTable
+from edgepack.report.html.charts import Bar, Point, bars, legend, scatter
+from edgepack.report.html.markup import Html, join, table, tag
+from edgepack.report.html.words import NONE, Section, level, microseconds, section
+from edgepack.report.text import BuildReport, UnitRow
+
+MOST_HISTOGRAM_BYTES = 2_500_000
+"""Of histograms in one page, which is to stay below 6 MB; the tensors that clip the most come first."""
+SHOWN_IN_REASON = 12
+
+
+def error_and_time(report: BuildReport) -> Section | None:
+    """Each unit's fidelity over its time, and the table of all units."""
+    if not report.units:
+        return None
+    drawn = [u for u in report.units if u.sqnr_db is not None and u.built_us]
+    points = [Point(u.built_us or 0.0, u.sqnr_db or 0.0, u.method, _tip(u)) for u in drawn]
+    left = len(report.units) - len(drawn)
+    told = (
+        f"{left} of {len(report.units)} units not drawn: no time of their own, or equal outputs."
+        if left
+        else ""
+    )
+    title = "Fidelity of each unit over its time"
+    return section(
+        "layers",
+        "Layers: error against time",
+        legend(sorted({p.kind for p in points})) if points else None,
+        scatter(title, points, "microseconds a run (logarithmic)", "dB") if points else None,
+        tag("p", told, class_="lead") if told and points else None,
+        tag("details", tag("summary", f"All {len(report.units)} units"), _unit_table(report)),
+        lead="A unit is what the runtime runs as one kernel. Low and to the right is where error and time "
+        "are: such units gain most from another form."
+        if points
+        else "The units of this build were not measured one by one.",
+    )
+
+
+def _tip(unit: UnitRow) -> str:
+    times = f"{microseconds(unit.float_us)} → {microseconds(unit.built_us)} µs"
+    return f"{unit.name}\n{unit.op_type}, {unit.method.replace('_', ' ')}\n{level(unit.sqnr_db)}, {times}"
+
+
+def _unit_table(report: BuildReport) -> Html:
+    alone = {row.name: row for row in report.sensitivity}
+    head = [
+        "Unit",
+        "Operator",
+        "Form",
+        "Parameters",
+        "dB",
+        "float µs",
+        "built µs",
+        *(["alone, dB"] if alone else []),
+        "Why",
+    ]
+    rows = []
+    for u in report.units:
+        row = [
+            u.name, u.op_type, u.method.replace("_", " "), f"{u.parameters:,}",
+            NONE if u.sqnr_db is None else f"{u.sqnr_db:.1f}",
+            microseconds(u.float_us), microseconds(u.built_us),
+        ]  # fmt: skip
+        if alone:
+            found = alone.get(u.name)
+            row.append(NONE if found is None else level(found.sqnr_db))
+        rows.append([*row, u.reason])
+    finder = tag("input", type="search", placeholder="name, operator, form or reason", data_filter="units")
+    search = tag("label", "Find ", finder, class_="find")
+    return join(
+        search, table(head, rows, label="Units", numbers=range(3, 8 if alone else 7), kind="units sortable")
+    )
+
+
+def forms(report: BuildReport) -> Section | None:
+    """How many units have which form, and why some stayed float."""
+    if not report.units:
+        return None
+    by_form = Counter(u.method for u in report.units)
+    weights = Counter[str]()
+    times: Counter[str] = Counter()
+    for u in report.units:
+        weights[u.method] += u.parameters
+        times[u.method] += u.built_us or 0.0  # type: ignore[assignment]  # a Counter adds floats, too
+    names = [name for name, _ in by_form.most_common()]
+    charts = [
+        _shares("Units", names, by_form, "units"),
+        _shares("Parameters", names, weights, "parameters"),
+        _shares("Time", names, times, "µs"),
+    ]
+    grouped: dict[str, list[UnitRow]] = {}
+    for u in report.units:
+        if u.method == "float":
+            grouped.setdefault(u.reason.removesuffix(f" for {u.op_type}"), []).append(u)
+    ordered = sorted(grouped.items(), key=lambda item: -len(item[1]))
+    return section(
+        "float",
+        "What stayed float, and why",
+        tag("div", [c for c in charts if c], class_="grid-3"),
+        [_reason(reason, units) for reason, units in ordered]
+        or tag("p", "Nothing: every unit is in an integer form."),
+        lead="Every unit that is not in an integer form has a reason.",
+    )
+
+
+def _shares(title: str, names: Sequence[str], amounts: "Counter[str]", unit: str) -> Html | None:
+    total = sum(amounts.values())
+    if not total:
+        return None
+    rows = [
+        Bar(name.replace("_", " "), float(amounts[name]), f"{100 * amounts[name] / total:.1f} %",
+            note=f"{amounts[name]:,.0f} {unit}", kind=name)
+        for name in names
+    ]  # fmt: skip
+    return bars(title, rows, better="by form")
+
+
+def _reason(reason: str, units: Sequence[UnitRow]) -> Html:
+    counted = ", ".join(f"{n} {op}" for op, n in Counter(u.op_type for u in units).most_common())
+    named = [u.name for u in units[:SHOWN_IN_REASON]]
+    more = len(units) - len(named)
+    return tag(
+        "details",
+        tag("summary", tag("b", counted), f" {reason or 'no reason given'}"),
+        tag(
+            "ul",
+            [tag("li", tag("code", name)) for name in named],
+            tag("li", f"and {more} more") if more else None,
+        ),
+        class_="reason",
+    )
+
+
+def ranges(table: RangeTable | None) -> Section | None:
+    """Histograms with the range that was chosen, one tensor at a time; drawn by the page's script."""
+    drawn = _drawn(table)
+    if table is None or not drawn:
+        return None
+    options = [tag("option", name, value=str(i)) for i, name in enumerate(drawn)]
+    left = len(table.ranges) - len(drawn)
+    without = f" {left} of {len(table.ranges)} tensors have no histogram here." if left else ""
+    return section(
+        "ranges",
+        "Ranges of tensors",
+        tag(
+            "div",
+            tag("label", "Tensor ", tag("select", options, id="tensor"), class_="find"),
+            tag("button", "‹", type="button", data_step="-1", aria_label="previous tensor"),
+            tag("button", "›", type="button", data_step="1", aria_label="next tensor"),
+            class_="chooser",
+        ),
+        tag("figure", id="histogram", class_="chart", data_chart="Histogram"),
+        tag("dl", id="range-facts", class_="facts", aria_live="polite"),
+        tag("noscript", tag("p", "Histograms need JavaScript.")),
+        tag(
+            "script",
+            _json([_entry(name, r) for name, r in drawn.items()]),
+            type="application/json",
+            id="range-data",
+        ),
+        lead=f"What {table.samples} calibration samples gave, and what observer {table.observer} "
+        "chose: values in the shaded parts are clipped. "
+        f"Tensors that lose the most of their span come first.{without}",
+    )
+
+
+def _drawn(table: RangeTable | None) -> dict[str, Range]:
+    """The tensors to show, those that lose the most of their span first, as many as the page has room for."""
+    if table is None:
+        return {}
+    found = [(name, r) for name, r in table.ranges.items() if r.histogram is not None]
+    room, drawn = MOST_HISTOGRAM_BYTES, {}
+    for name, r in sorted(found, key=lambda item: (-_lost(item[1]), item[0])):
+        room -= len(json.dumps(_entry(name, r)))
+        if room < 0:
+            break
+        drawn[name] = r
+    return drawn
+
+
+def _lost(r: Range) -> float:
+    """Share of the span that was seen and is not covered."""
+    span = r.maximum - r.minimum
+    return (max(r.low - r.minimum, 0.0) + max(r.maximum - r.high, 0.0)) / span if span > 0 else 0.0
+
+
+def _entry(name: str, r: Range) -> dict[str, object]:
+    assert r.histogram is not None
+    width = math.ldexp(1.0, r.histogram.exponent)
+    return {
+        "name": name, "low": r.low, "high": r.high, "min": r.minimum, "max": r.maximum,
+        "first": r.histogram.first, "width": width, "counts": r.histogram.counts,
+    }  # fmt: skip
+
+
+def _json(content: object) -> Html:
+    """JSON that cannot end the script element that it stands in."""
+    return Html(json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))

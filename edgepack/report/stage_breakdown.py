@@ -1,0 +1,51 @@
+"""The waterfall of a report: what each step from the original to the built model does to it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgepack.report.tables import size_text, table, time_text
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The model after one step; all are measured in one run, taking turns."""
+
+    name: str
+    """``original``, the name of a pass, or ``quantized``."""
+    raw_bytes: int
+    """On disk."""
+    packed_bytes: int | None
+    """As an ``.epk``; ``None`` where it was not packed."""
+    resident_bytes: int
+    """What opening and running it adds to a process, at its peak."""
+    latency_ms_p50: float
+    speedup: float
+    """Median over rounds of the original's latency by this one's."""
+    sqnr_db: float | None
+    """To the original; ``None`` when the outputs are equal."""
+    agreement: float | None
+    metric: float | None
+    notes: tuple[str, ...] = ()
+    """What the pass has to say."""
+
+
+def waterfall_lines(steps: Sequence[Step]) -> list[str]:
+    """A line for each step; nothing where there is none between the original and the quantized model."""
+    if len(steps) < 3:
+        return []
+    rows = [("step", "raw", "packed", "resident", "p50", "fidelity", "agreement", "metric")]
+    for step in steps:
+        rows.append(
+            (
+                step.name,
+                size_text(step.raw_bytes),
+                "-" if step.packed_bytes is None else size_text(step.packed_bytes),
+                size_text(step.resident_bytes),
+                time_text(step.latency_ms_p50),
+                "equal" if step.sqnr_db is None else f"{step.sqnr_db:.1f} dB",
+                "" if step.agreement is None else f"{step.agreement:.4f}",
+                "" if step.metric is None else f"{step.metric:.4f}",
+            )
+        )
+    used = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
+    return ["", *table([[row[i] for i in used] for row in rows], right=range(1, len(used)))]

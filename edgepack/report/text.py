@@ -1,0 +1,442 @@
+"""What a build says about itself: one typed object, written as JSON and as a page of text."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edgepack.report.devices import DeviceRun, device_lines
+from edgepack.report.formats import Parity, Refusal, busy, first_of, host_only, tflite_lines
+from edgepack.report.stage_breakdown import Step, waterfall_lines
+from edgepack.report.tables import size_text, table, time_text
+from edgepack.report.training import Curve
+
+MOST_REASONS = 8
+SHOWN_UNITS = 3
+SHOWN_SENSITIVE = 5
+SHOWN_FAILED = 3
+"""Forms of single units that the runtime does not run."""
+WORTH_TELLING = 0.02
+"""Of the time of all units: what a unit must lose against float to be named."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """One stage of the line: how long it took and what it has to say."""
+
+    name: str
+    seconds: float
+    notes: tuple[str, ...] = ()
+    curve: Curve | None = None
+    """Of the loss, where the stage trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """How close a model's outputs are to the original's, over the evaluation samples."""
+
+    samples: int
+    sqnr_db: float | None
+    """``None`` when the outputs are equal."""
+    agreement: float | None
+    """Share of equal argmax over the last axis of the first output; ``None`` where that has no meaning."""
+    metric: float | None
+    metric_name: str | None
+    centred_sqnr_db: float | None = None
+    """``sqnr_db`` with the means of the original's outputs over the samples left out of the signal."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFigures:
+    """Everything measured of one model file."""
+
+    name: str
+    file: str
+    size_bytes: int
+    latency_ms_p50: float
+    latency_ms_p90: float
+    latency_ms_min: float
+    speedup: float
+    """Median over rounds of the original's latency by this one's."""
+    cold_start_ms: float
+    peak_memory_bytes: int
+    fidelity: Fidelity | None
+    packed_bytes: int | None = None
+    """As an ``.epk``; ``None`` where it was not packed."""
+    packed_file: str | None = None
+    """The ``.epk``, where the package has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitRow:
+    """One unit in the report."""
+
+    name: str
+    op_type: str
+    method: str
+    reason: str
+    parameters: int
+    sqnr_db: float | None = None
+    """Fidelity of the unit's output in the built model to the original's."""
+    float_us: float | None = None
+    built_us: float | None = None
+
+
+EQUAL_DB = 999.0
+"""Stands for the fidelity of equal outputs in a line of the gate: they have no noise, and no dB."""
+
+
+@dataclass(frozen=True, slots=True)
+class GateLine:
+    """One limit of the gate and what was measured."""
+
+    limit: str
+    bound: float
+    measured: float | None
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A form of the whole model that was built and measured before one was chosen.
+
+    Size and speed are ``None`` where the runtime does not run it; ``reason`` says what it answered.
+    """
+
+    name: str
+    size_bytes: int | None
+    speedup: float | None
+    sqnr_db: float | None
+    metric: float | None
+    chosen: bool
+    reason: str
+    of_units: bool = False
+    """Differs from another candidate in single units."""
+
+
+@dataclass(frozen=True, slots=True)
+class SensitivityRow:
+    """One unit in one form, alone in an otherwise float model."""
+
+    name: str
+    op_type: str
+    method: str
+    sqnr_db: float | None
+    """Fidelity of the model's outputs; ``None`` where they are equal."""
+    us: Mapping[str, float]
+    """Its time in every form of the whole model, microseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """The whole build."""
+
+    edgepack_version: str
+    model: str
+    target: str
+    command: str
+    passed: bool
+    models: tuple[ModelFigures, ...]
+    """The original first."""
+    refused: tuple[Refusal, ...]
+    parity: tuple[Parity, ...]
+    """Of each artifact to each before it."""
+    waterfall: tuple[Step, ...]
+    """From the original over each pass to the built ``.onnx``."""
+    gate: tuple[GateLine, ...]
+    candidates: tuple[Candidate, ...]
+    units: tuple[UnitRow, ...]
+    sensitivity: tuple[SensitivityRow, ...]
+    """Units alone, where a search measured them."""
+    runtime: Mapping[str, Any]
+    """What the runtime made of the built model: fused integer kernels, leftover Q/DQ, float operators."""
+    stages: tuple[StageReport, ...]
+    environment: Mapping[str, Any]
+    fingerprints: Mapping[str, str]
+    devices: tuple[DeviceRun, ...] = ()
+    """Runs on devices; the files' names as in ``models``."""
+    notes: tuple[str, ...] = ()
+    """What the figures must be read with."""
+
+    def to_json(self) -> str:
+        """The report as JSON; infinities and NaN never occur in it (RFC 8259)."""
+        return json.dumps(asdict(self), indent=1, default=str, allow_nan=False) + "\n"
+
+
+def step_of(model: ModelFigures, name: str, packed_bytes: int | None) -> Step:
+    """A built model, or the original, as a step of the waterfall."""
+    found = model.fidelity
+    return Step(
+        name=name,
+        raw_bytes=model.size_bytes,
+        packed_bytes=packed_bytes,
+        resident_bytes=model.peak_memory_bytes,
+        latency_ms_p50=model.latency_ms_p50,
+        speedup=model.speedup,
+        sqnr_db=found.sqnr_db if found else None,
+        agreement=found.agreement if found else None,
+        metric=found.metric if found else None,
+    )
+
+
+def finite(value: float | None) -> float | None:
+    """``value``, or ``None`` where it is infinite or NaN and JSON has no word for it.
+
+    Noise without any signal has -999 dB: ``None`` would say that there is no noise.
+    """
+    if value == -math.inf:
+        return -EQUAL_DB
+    return value if value is not None and math.isfinite(value) else None
+
+
+def text(report: BuildReport) -> str:
+    """The page that a person reads in ten seconds: verdict, figures, what stayed float and why, gate."""
+    lines = [_headline(report), *_refused(report.refused), ""]
+    lines += _figures(report.models)
+    lines += waterfall_lines(report.waterfall)
+    lines += _parity(report)
+    told = [*_forms(report.units), *_runtime(report.runtime), *_weak_points(report.units)]
+    lines += ["", *told] if told else []
+    lines += _sensitivity(report.sensitivity)
+    lines += _candidates(report.candidates)
+    lines += device_lines(report.devices)
+    lines += _gate(report.gate)
+    environment = report.environment
+    lines += [
+        "",
+        f"measured on {environment.get('cpu', 'unknown CPU')}, {environment.get('threads', 1)} thread(s), "
+        f"onnxruntime {environment.get('onnxruntime', '?')}"
+        + (f", {environment['litert']}" if "tflite" in report.runtime else "")
+        + "; times compare within this run only",
+    ]
+    return "\n".join([*lines, *notes_of(report)]) + "\n"
+
+
+def notes_of(report: BuildReport) -> list[str]:
+    """What the figures must be read with."""
+    latencies = [(m.latency_ms_p50, m.latency_ms_p90) for m in report.models]
+    return [note for note in (*report.notes, busy(latencies), host_only(report.runtime)) if note]
+
+
+def _headline(report: BuildReport) -> str:
+    original, built = report.models[0], report.models[1]
+    parts = [_smaller(built, original), f"{built.speedup:.2f}× as fast"]
+    name = built.fidelity.metric_name if built.fidelity else None
+    parts.append(f"{name} {_metric(built, original)}" if name else f"fidelity {_level(built)}")
+    verdict = "PASS" if report.passed else "GATE FAILED"
+    return f"{verdict}  {report.model} for {report.target}: {', '.join(parts)}"
+
+
+def _refused(refused: Sequence[Refusal]) -> list[str]:
+    return [f"NOT BUILT  {refusal.file}: {refusal.reason}" for refusal in refused]
+
+
+def _parity(report: BuildReport) -> list[str]:
+    """Each artifact against the original and against those before it: a triangle, and the metric."""
+    original, built = report.models[0], report.models[1:]
+    if not report.parity:
+        return []
+    cells = {(p.name, p.against): _closeness(p) for p in report.parity}
+    cells |= {(m.name, original.name): _closeness(m.fidelity) for m in built if m.fidelity is not None}
+    others = [m.name for m in report.models[:-1]]
+    metric = next((m.fidelity.metric_name for m in built if m.fidelity and m.fidelity.metric_name), None)
+    rows = [["parity", *(f"to {name}" for name in others), *([metric] if metric else [])]]
+    for m in built:
+        row = [m.name, *(cells.get((m.name, other), "") for other in others)]
+        rows.append([*row, _metric(m, original)] if metric else row)
+    return ["", *table(rows)]
+
+
+def _closeness(found: Fidelity | Parity) -> str:
+    level = "equal" if found.sqnr_db is None else f"{found.sqnr_db:.1f} dB"
+    return level + ("" if found.agreement is None else f", {found.agreement:.4f}")
+
+
+def _smaller(model: ModelFigures, original: ModelFigures) -> str:
+    ratio = original.size_bytes / model.size_bytes
+    return f"{ratio:.2f}× smaller" if ratio >= 1 else f"{1 / ratio:.2f}× larger"
+
+
+def _figures(models: Sequence[ModelFigures]) -> list[str]:
+    original = models[0]
+    rows = [("", *(m.name for m in models))]
+    rows.append(
+        ("size", *(_with(size_text(m.size_bytes), _smaller(m, original), m, original) for m in models))
+    )
+    if any(m.packed_bytes for m in models):
+        packed = [size_text(m.packed_bytes) if m.packed_bytes else "-" for m in models]
+        rows.append(("packed", *packed))
+    speed = [f"{m.speedup:.2f}× as fast" for m in models]
+    p50 = [time_text(m.latency_ms_p50) for m in models]
+    rows.append(("latency p50", *(_with(p50[i], speed[i], m, original) for i, m in enumerate(models))))
+    rows.append(("latency p90", *(time_text(m.latency_ms_p90) for m in models)))
+    rows.append(("cold start", *(time_text(m.cold_start_ms) for m in models)))
+    rows.append(("peak memory", *(size_text(m.peak_memory_bytes) for m in models)))
+    if any(m.fidelity is not None for m in models):
+        name = next((m.fidelity.metric_name for m in models if m.fidelity and m.fidelity.metric_name), None)
+        if name:
+            rows.append((name, *(_metric(m, original) for m in models)))
+        if len(models) < 3:  # else in the table of parity
+            rows.append(("fidelity", *("-" if m is original else _fidelity(m) for m in models)))
+        rows.append(("of what varies", *("-" if m is original else _centred(m) for m in models)))
+    return table(rows)
+
+
+def _with(figure: str, relation: str, model: ModelFigures, original: ModelFigures) -> str:
+    return figure if model is original else f"{figure}  ({relation})"
+
+
+def _metric(model: ModelFigures, original: ModelFigures) -> str:
+    value = model.fidelity.metric if model.fidelity else None
+    if value is None:
+        return "-"
+    base = original.fidelity.metric if original.fidelity else None
+    return f"{value:.4f}" if base is None else _with(f"{value:.4f}", f"{value - base:+.4f}", model, original)
+
+
+def _level(model: ModelFigures) -> str:
+    if model.fidelity is None:
+        return "not measured"
+    return "equal" if model.fidelity.sqnr_db is None else f"{model.fidelity.sqnr_db:.1f} dB"
+
+
+def _centred(model: ModelFigures) -> str:
+    found = model.fidelity
+    if found is None or found.sqnr_db is None or found.centred_sqnr_db is None:
+        return _level(model)
+    return f"{found.centred_sqnr_db:.1f} dB"
+
+
+def _fidelity(model: ModelFigures) -> str:
+    agreement = model.fidelity.agreement if model.fidelity else None
+    return _level(model) + ("" if agreement is None else f", agreement {agreement:.4f}")
+
+
+def _forms(units: Sequence[UnitRow]) -> list[str]:
+    """How many operators of each type are integer, and why the others are not."""
+    lines = []
+    total = Counter(u.op_type for u in units)
+    by_method = Counter((u.method, u.op_type) for u in units if u.method != "float")
+    for method, _ in Counter(u.method for u in units if u.method != "float").most_common():
+        parts = [f"{n} of {total[op]} {op}" for (m, op), n in by_method.most_common() if m == method]
+        lines.append(f"{method.replace('_', ' ')}: {first_of(parts, 8, 'more')}")
+    grouped: dict[str, list[str]] = {}
+    for (reason, op), n in Counter(
+        (_short(u), u.op_type) for u in units if u.method == "float"
+    ).most_common():
+        grouped.setdefault(reason, []).append(f"{n} {op}")
+    if grouped:
+        lines.append("float:")
+        shown = list(grouped.items())[:MOST_REASONS]
+        lines += [f"  {first_of(ops, 6, 'more')}: {reason}" for reason, ops in shown]
+        if len(grouped) > len(shown):
+            lines.append(f"  and {len(grouped) - len(shown)} more reasons in report.json")
+    return lines
+
+
+def _short(unit: UnitRow) -> str:
+    """Reasons that differ in the name of a tensor or an operator alone are one line."""
+    reason = unit.reason.removesuffix(f" for {unit.op_type}")
+    return re.sub(r"^(its input )?'[^']*' is", "an input is", reason)
+
+
+def _runtime(runtime: Mapping[str, Any]) -> list[str]:
+    if not runtime:
+        return []
+    kernels = sum(runtime.get("integer_kernels", {}).values())
+    left = runtime.get("leftover_quantize", 0) + runtime.get("leftover_dequantize", 0)
+    spent = runtime.get("conversions_us", 0.0)
+    cost = f", {time_text(spent / 1e3)} a run" if spent else ""
+    return [
+        f"the runtime made {kernels} integer kernel{'' if kernels == 1 else 's'} and left {left} "
+        f"conversion{'' if left == 1 else 's'} between them and float{cost}",
+        *tflite_lines(runtime.get("tflite", {})),
+    ]
+
+
+def _weak_points(units: Sequence[UnitRow]) -> list[str]:
+    """Units in another form than float: those of the lowest fidelity, and those that lost the most time."""
+    changed = [u for u in units if u.method != "float"]
+    least = math.fsum(u.float_us or 0.0 for u in units) * WORTH_TELLING
+    faint = sorted((u for u in changed if u.sqnr_db is not None), key=lambda u: u.sqnr_db or 0.0)[
+        :SHOWN_UNITS
+    ]
+    slow = sorted((u for u in changed if _lost_us(u) > least), key=_lost_us, reverse=True)[:SHOWN_UNITS]
+    rows = [
+        (
+            u.name,
+            u.op_type,
+            "" if u.sqnr_db is None else f"{u.sqnr_db:.1f} dB",
+            "" if u.built_us is None or u.float_us is None else f"{u.float_us:.0f} → {u.built_us:.0f} µs",
+        )
+        for u in dict.fromkeys([*faint, *slow])
+    ]
+    heading = "units with the lowest fidelity" + (", and those slower than in float" if slow else "")
+    return ["", heading, *table(rows, right=(2, 3))] if rows else []
+
+
+def _sensitivity(rows: Sequence[SensitivityRow]) -> list[str]:
+    """The units that bring the most noise, alone."""
+    noisy = sorted((r for r in rows if r.sqnr_db is not None), key=lambda r: r.sqnr_db or 0.0)
+    shown = [
+        (
+            r.name,
+            r.op_type,
+            f"{r.sqnr_db:.1f} dB as {r.method}",
+            ", ".join(f"{method} {us:.0f} µs" for method, us in r.us.items()),
+        )
+        for r in noisy[:SHOWN_SENSITIVE]
+    ]
+    return ["", "units that bring the most noise, alone", *table(shown, right=(2,))] if shown else []
+
+
+def _lost_us(unit: UnitRow) -> float:
+    return 0.0 if unit.built_us is None or unit.float_us is None else unit.built_us - unit.float_us
+
+
+def _candidates(candidates: Sequence[Candidate]) -> list[str]:
+    if len(candidates) < 2:
+        return []
+    failed = [c for c in candidates if c.of_units and c.speedup is None][:SHOWN_FAILED]
+    shown = [*(c for c in candidates if c.chosen or not c.of_units), *failed]
+    rows = [
+        (
+            "→" if c.chosen else " ",
+            c.name,
+            "-" if c.size_bytes is None else size_text(c.size_bytes),
+            "-" if c.speedup is None else f"{c.speedup:.2f}× as fast",
+            "-" if c.speedup is None else "equal" if c.sqnr_db is None else f"{c.sqnr_db:.1f} dB",
+            c.reason,
+        )
+        for c in shown
+    ]
+    more = len(candidates) - len(shown)
+    rest = [f"  and {more} forms of single units, in report.json"] if more else []
+    return ["", "tried", *table(rows, right=(2, 3, 4)), *rest]
+
+
+def _measured(line: GateLine) -> str:
+    if line.measured is None:
+        return "not measured"
+    return "outputs are equal" if line.measured == EQUAL_DB else f"measured {_figure(line.measured)}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _gate(gate: Sequence[GateLine]) -> list[str]:
+    if not gate:
+        return []
+    rows = [
+        (
+            "ok" if line.passed else "FAIL",
+            f"{line.limit} {_figure(line.bound)}",
+            _measured(line),
+        )
+        for line in gate
+    ]
+    return ["", "gate", *table(rows)]

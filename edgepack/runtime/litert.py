@@ -1,0 +1,231 @@
+"""``.tflite`` files run by LiteRT's interpreter, or by tflite-runtime, its name on older devices.
+
+A file may keep an image in another order of axes than the ONNX model that it was made of (NHWC for NCHW); it
+says so in its metadata, and a runner takes and gives arrays in the order of the ONNX model.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepack.data.feeds import Array, Feeds, InputSpec
+from edgepack.errors import ConfigError, ModelError
+from edgepack.ir.numerics import dequantize, quantize
+from edgepack.ir.scheme import QuantParams, QuantType
+from edgepack.runtime.quiet import without_notes
+from edgepack.runtime.tflite_metadata import read_metadata
+
+LIBRARIES = ("ai_edge_litert", "tflite_runtime")
+"""Both have the same Interpreter; the first one that is installed is used."""
+LAYOUT = "edgepack.layout"
+"""Metadata entry, JSON: of ``inputs`` and ``outputs``, by name, the ONNX axes as the file stores them."""
+DELEGATE = "DELEGATE"
+"""What the interpreter calls a node that stands for all that a delegate took in one piece."""
+
+
+def litert() -> Any:
+    """The module with the Interpreter.
+
+    Raises:
+        ConfigError: neither library is installed.
+    """
+    return import_module(f"{_library()}.interpreter")
+
+
+def litert_version() -> str | None:
+    """Name and version of the library that runs ``.tflite`` files here; ``None`` without one."""
+    found = [library.replace("_", "-") for library in LIBRARIES if find_spec(library)]
+    return f"{found[0]} {version(found[0])}" if found else None
+
+
+def _library() -> str:
+    for library in LIBRARIES:
+        if find_spec(library):
+            return library
+    raise ConfigError(
+        'nothing here runs .tflite files: pip install "edgepack[tflite]" (or ai-edge-litert, or on old '
+        "devices tflite-runtime)"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Delegation:
+    """How much of a model XNNPACK runs; the rest is run by the interpreter's own, slower kernels."""
+
+    operators: int
+    delegated: int
+    partitions: int
+    """Pieces that XNNPACK runs in one go; between two of them tensors change hands."""
+    left: Mapping[str, int]
+    """Operators that it did not take, by type."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a JSON report."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One input or output tensor of the file."""
+
+    name: str
+    index: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    """In the order of the ONNX model."""
+    order: tuple[int, ...]
+    """The axes of the ONNX model, as the file stores them."""
+    params: QuantParams | None
+    """How it stores real values, where it does so as integers."""
+
+    def stored(self, array: Array) -> Array:
+        """``array`` of the ONNX model as the file takes it."""
+        turned = array.transpose(self.order)
+        return np.ascontiguousarray(turned).reshape(turned.shape)  # NumPy makes a row of a scalar
+
+    def native(self, array: Array) -> Array:
+        """``array`` of the file as the ONNX model has it."""
+        return array.transpose(np.argsort(self.order))
+
+    @property
+    def spec(self) -> InputSpec:
+        """As a caller sees it."""
+        return InputSpec(self.name, self.dtype if self.params is None else np.dtype(np.float32), self.shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LitertRunner:
+    """An open ``.tflite``; see :class:`edgepack.runtime.runner.Runner`."""
+
+    path: Path
+    interpreter: Any
+    entries: tuple[Port, ...]
+    results: tuple[Port, ...]
+    one_thread: bool
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """Names, types and sizes; all sizes are fixed."""
+        return tuple(port.spec for port in self.entries)
+
+    def prepare(self, feeds: Feeds) -> Feeds:
+        """Real values quantized where the file takes integers, and int64 narrowed where it takes int32.
+
+        Raises:
+            ModelError: an input is missing, has another shape than the file's, or values that do not fit.
+        """
+        return {port.name: self._prepared(port, feeds) for port in self.entries}
+
+    def _prepared(self, port: Port, feeds: Feeds) -> Array:
+        if port.name not in feeds:
+            raise ModelError(
+                f"{self.path}: its input {port.name!r} is not among {', '.join(map(repr, feeds))}; was it "
+                "made of another model?"
+            )
+        array = feeds[port.name]
+        if array.shape != port.shape:
+            raise ModelError(
+                f"{self.path}: its input {port.name!r} has the fixed shape {list(port.shape)}, the sample's "
+                f"is {list(array.shape)}; give samples of that shape, or build with other `dims:`"
+            )
+        if port.params is not None and np.issubdtype(array.dtype, np.floating):
+            return port.stored(quantize(array, port.params))
+        narrowed = array.astype(port.dtype, copy=False)
+        if not np.array_equal(narrowed, array):
+            raise ModelError(f"{self.path}: its input {port.name!r} is {port.dtype}, some values do not fit")
+        return port.stored(narrowed)
+
+    def call(self, prepared: Feeds) -> list[Array]:
+        """One run, in the file's own types."""
+        for port in self.entries:
+            self.interpreter.set_tensor(port.index, prepared[port.name])
+        self.interpreter.invoke()
+        return [self.interpreter.get_tensor(port.index) for port in self.results]
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """One run, from real values to real values."""
+        found = self.call(self.prepare(feeds))
+        return {
+            port.name: port.native(array if port.params is None else dequantize(array, port.params))
+            for port, array in zip(self.results, found, strict=True)
+        }
+
+    def delegation(self) -> Delegation:
+        """What XNNPACK took of the model."""
+        return delegation(self.interpreter._get_ops_details())
+
+
+def open_tflite(path: Path, threads: int, *, xnnpack: bool = True) -> LitertRunner:
+    """``path`` on ``threads`` threads, with XNNPACK as on a device unless told otherwise.
+
+    Raises:
+        ConfigError: no library for it is installed.
+        ModelError: the file cannot be read, or the interpreter refuses it.
+    """
+    module = litert()
+    kinds = module.OpResolverType
+    kernels = kinds.AUTO if xnnpack else kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    try:
+        with without_notes():
+            interpreter = module.Interpreter(
+                str(path), num_threads=threads, experimental_op_resolver_type=kernels
+            )
+            interpreter.allocate_tensors()
+    except Exception as error:  # ValueError, RuntimeError, and whatever an unfit NumPy makes of it
+        raise ModelError(f"{path}: {module.__name__} refuses it: {str(error).splitlines()[0]}") from error
+    orders = _orders(path)
+    entries = tuple(_port(found, orders["inputs"]) for found in interpreter.get_input_details())
+    results = tuple(_port(found, orders["outputs"]) for found in interpreter.get_output_details())
+    return LitertRunner(path, interpreter, entries, results, threads == 1)
+
+
+def _orders(path: Path) -> dict[str, dict[str, list[int]]]:
+    """Orders of axes by the name of the input and output; none are known of a file that others wrote."""
+    entry = read_metadata(path).get(LAYOUT)
+    orders: dict[str, dict[str, list[int]]] = json.loads(entry) if entry else {"inputs": {}, "outputs": {}}
+    return orders
+
+
+def _port(details: Mapping[str, Any], orders: Mapping[str, Sequence[int]]) -> Port:
+    name, dtype = details["name"], np.dtype(details["dtype"])
+    stored = details["quantization_parameters"]
+    params = None
+    if np.issubdtype(dtype, np.integer) and len(stored["scales"]) == 1:
+        scale, zero_point = np.float32(stored["scales"][0]), stored["zero_points"][0]
+        params = QuantParams(QuantType(dtype.name), np.asarray(scale), np.asarray(zero_point, dtype))
+    sizes = [int(size) for size in details["shape"]]
+    order = tuple(orders.get(name, range(len(sizes))))
+    shape = tuple(sizes[order.index(axis)] for axis in range(len(sizes)))
+    return Port(name, int(details["index"]), dtype, shape, order, params)
+
+
+def delegation(operators: Sequence[Mapping[str, Any]]) -> Delegation:
+    """What the delegate took, from the operators as the interpreter lists them.
+
+    It lists those of the file and, after them, one node for each piece that a delegate took; those inside of
+    a piece stay in the list although they are not run. A piece is what its outputs need, back to its inputs.
+    """
+    own = [op for op in operators if op["op_name"] != DELEGATE]
+    pieces = [op for op in operators if op["op_name"] == DELEGATE]
+    producers = {int(tensor): index for index, op in enumerate(own) for tensor in op["outputs"]}
+    taken: set[int] = set()
+    for piece in pieces:
+        given = {int(tensor) for tensor in piece["inputs"]}
+        wanted = [int(tensor) for tensor in piece["outputs"]]
+        while wanted:
+            tensor = wanted.pop()
+            index = producers.get(tensor)
+            if tensor in given or index is None or index in taken:
+                continue
+            taken.add(index)
+            wanted += [int(other) for other in own[index]["inputs"]]
+    left = Counter(op["op_name"] for index, op in enumerate(own) if index not in taken)
+    return Delegation(len(own), len(taken), len(pieces), dict(left.most_common()))

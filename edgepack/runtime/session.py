@@ -1,0 +1,137 @@
+"""onnxruntime sessions as a target's runtime opens them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgepack.config.target import Runtime
+from edgepack.data.feeds import Array, Feeds, InputSpec
+from edgepack.errors import ConfigError, ModelError, did_you_mean
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import onnxruntime as ort
+
+QUIET = 3
+CPU = "CPUExecutionProvider"
+RUNTIME_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(string)": "str"}
+"""Types whose names the runtime and numpy do not share."""
+
+
+def open_session(
+    model: Path | bytes,
+    runtime: Runtime,
+    *,
+    lean: bool = False,
+    optimized_path: Path | None = None,
+    profile_prefix: Path | None = None,
+) -> "ort.InferenceSession":
+    """A session of ``model`` with the target's provider, threads and settings.
+
+    ``model`` is a file, or a serialized model below 2 GB. ``lean`` keeps no memory between runs (for
+    calibration, where shapes vary); ``optimized_path`` has the runtime write the graph that it made of the
+    model; ``profile_prefix`` turns profiling on.
+
+    Raises:
+        ConfigError: the provider is not in this onnxruntime.
+        ModelError: the runtime refuses the model.
+    """
+    import onnxruntime as ort  # noqa: PLC0415  # a third of a second that --help must not cost
+
+    available = ort.get_available_providers()
+    if runtime.provider not in available:
+        raise ConfigError(
+            f"runtime.provider: this onnxruntime has no {runtime.provider!r}, "
+            f"{did_you_mean(runtime.provider, available)}"
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = runtime.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = QUIET
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = not lean
+    for key, value in runtime.session_config.items():
+        options.add_session_config_entry(key, value)
+    if optimized_path is not None:
+        options.optimized_model_filepath = str(optimized_path)
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_prefix)
+    try:
+        return ort.InferenceSession(
+            model if isinstance(model, bytes) else str(model),
+            options,
+            providers=[runtime.provider],
+            disabled_optimizers=list(runtime.disabled_optimizers) or None,
+        )
+    except Exception as error:  # onnxruntime's exceptions share no base of their own
+        name = "the model" if isinstance(model, bytes) else model
+        raise ModelError(f"{name}: onnxruntime refuses it: {str(error).splitlines()[0]}") from error
+
+
+def open_optimized(
+    model: Path, runtime: Runtime, folder: Path, *, profile_prefix: Path | None = None
+) -> tuple["ort.InferenceSession", "ir.Model"]:
+    """A session and the graph that it executes, nodes in the order of execution; written to ``folder``.
+
+    Raises:
+        ConfigError, ModelError: see :func:`open_session`.
+    """
+    import onnx_ir as ir  # noqa: PLC0415  # half a second that a cold start must not cost
+
+    path = folder / "optimized.onnx"
+    # Weights go to a file of their own, or nothing above 2 GB could be looked at.
+    written = {
+        "session.save_model_format": "ONNX",
+        "session.optimized_model_external_initializers_file_name": "optimized.data",
+        "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+    }
+    settings = runtime.model_copy(update={"session_config": {**runtime.session_config, **written}})
+    session = open_session(model, settings, optimized_path=path, profile_prefix=profile_prefix)
+    return session, ir.load(path)
+
+
+def run(session: "ort.InferenceSession", feeds: Feeds) -> dict[str, Array]:
+    """The outputs of one run, by name."""
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OrtRunner:
+    """An open session; see :class:`edgepack.runtime.runner.Runner`."""
+
+    session: "ort.InferenceSession"
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """Names, types and sizes as the session tells them."""
+        return tuple(
+            InputSpec(
+                value.name,
+                np.dtype(RUNTIME_TYPES.get(value.type, value.type.removeprefix("tensor(").removesuffix(")"))),
+                tuple(value.shape),
+            )
+            for value in self.session.get_inputs()
+        )
+
+    @property
+    def one_thread(self) -> bool:
+        """Whether the session computes in the thread that calls it."""
+        threads: int = self.session.get_session_options().intra_op_num_threads
+        providers: list[str] = self.session.get_providers()
+        return threads == 1 and providers == [CPU]
+
+    def prepare(self, feeds: Feeds) -> Feeds:
+        """The same: an ONNX file takes what it says."""
+        return dict(feeds)
+
+    def call(self, prepared: Feeds) -> list[Array]:
+        """One run."""
+        outputs: list[Array] = self.session.run(None, prepared)
+        return outputs
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """The outputs of one run, by name."""
+        return run(self.session, feeds)

@@ -1,0 +1,66 @@
+"""Training of a file, as the command line does it."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgepack.config.recipe import Recipe
+from edgepack.config.strict_yaml import parse
+from edgepack.config.training import Tune
+from edgepack.data.samples import open_samples
+from edgepack.errors import ConfigError
+from edgepack.ir.model import input_specs, load_model, require_float, save_model
+from edgepack.training.train import Tuned, tune
+from edgepack.training.workers import joined
+
+
+def tune_file(
+    recipe: Recipe,
+    base: Path,
+    teacher: Path,
+    output: Path,
+    given: Mapping[str, Any],
+    checkpoints: Path | None,
+    progress: Callable[[str, int, int], None],
+) -> Tuned | None:
+    """Train the recipe's model and write it to ``output``; ``given`` goes over the recipe's settings.
+
+    ``None`` from a worker other than the first, who alone writes what all have.
+
+    Raises:
+        ConfigError: no samples, or settings that do not fit.
+        ModelError: the model or its teacher cannot be read, or has what cannot be trained.
+        ExportError: ``output`` cannot be written.
+    """
+    model, master = load_model(recipe.model), load_model(teacher)
+    require_float(model, recipe.model)
+    data = recipe.training_data or recipe.calibration_data
+    if data is None:
+        raise ConfigError("no samples: give them with --data, or as `training_data:` in the recipe")
+    if output.resolve() in (recipe.model.resolve(), teacher.resolve()):
+        raise ConfigError(f"{output}: is what is read; inputs are never changed, write to another file")
+    samples = open_samples(data, "training", input_specs(model), recipe.images, base=base)
+    asked = next((entry.tune for entry in recipe.passes if entry.tune is not None), Tune())
+    settings = parse(Tune, {**asked.model_dump(exclude_unset=True), **given}, "tune")
+
+    def on_step(done: int, total: int, text: str) -> None:
+        progress(f"tune: {text}", done, total)
+
+    with joined() as workers:
+        made = tune(
+            model,
+            master,
+            samples,
+            settings,
+            seed=recipe.seed,
+            threads=max(1, (os.cpu_count() or 1) // workers.local),
+            checkpoints=checkpoints,
+            on_step=on_step,
+            workers=workers,
+        )
+    if not workers.first:
+        return None
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_model(made.model, output)
+    return made

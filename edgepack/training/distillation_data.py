@@ -1,0 +1,139 @@
+"""What training reads in every step: inputs, what the teacher says to them, labels; and in which order."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from edgepack.calibration.run import stream_activations
+from edgepack.data.feeds import Feeds
+from edgepack.data.samples import Samples
+from edgepack.errors import ConfigError
+from edgepack.training.objective import Objective
+from edgepack.training.store import Store
+from edgepack.training.workers import ALONE, Workers
+
+
+@dataclass(slots=True)
+class Lessons:
+    """Samples with the teacher's answers, by number."""
+
+    feeds: Store
+    answers: Store
+    labels: list[int] | None
+    power: dict[str, float]
+    """Mean square deviation from the mean, of each of the teacher's values."""
+    trained: tuple[int, ...]
+    judged: tuple[int, ...]
+    together: bool = False
+    """Whether samples can be stacked along the first axis."""
+    shapes: list[tuple[tuple[int, ...], ...]] = field(default_factory=list)
+
+
+def prepare_lessons(
+    teacher: ir.Model,
+    objective: Objective,
+    samples: Samples,
+    *,
+    held_out: float,
+    views: int,
+    labelled: bool,
+    threads: int,
+    folder: Path,
+) -> Lessons:
+    """Run the teacher once over all samples in onnxruntime.
+
+    Of samples that are each followed by ``views`` of it, those that judge are originals, and no view of them
+    is trained on.
+
+    Raises:
+        ConfigError: labels are wanted and are not classes.
+        CalibrationError: the teacher fails on a sample.
+    """
+    parts = [folder / part for part in ("feeds", "answers")]
+    for part in parts:
+        part.mkdir()
+    feeds, answers = Store(parts[0]), Store(parts[1])
+    labels: list[int] = []
+    sums: dict[str, list[float]] = {name: [0.0, 0.0, 0.0] for name in objective.teachers}
+    told = stream_activations(teacher, samples, objective.teachers, threads=threads)
+    for sample, (_, arrays) in zip(samples, told, strict=True):
+        feeds.add(sample.feeds)
+        answers.add(arrays)
+        for name, array in arrays.items():
+            moments = (array.size, array.sum(dtype=np.float64), np.square(array, dtype=np.float64).sum())
+            sums[name] = [a + float(b) for a, b in zip(sums[name], moments, strict=True)]
+        if labelled:
+            if not isinstance(sample.label, int):
+                raise ConfigError(
+                    f"tune: labels: sample {sample.key} has the label {sample.label!r}, not a class number"
+                )
+            labels.append(sample.label)
+    power = {name: square / count - (total / count) ** 2 for name, (count, total, square) in sums.items()}
+    every = round(1 / held_out) if held_out else 0
+    own = views + 1
+    judged = tuple(range((every - 1) * own, len(feeds), every * own)) if every else ()
+    trained = tuple(i for i in range(len(feeds)) if i // own * own not in set(judged))
+    if not trained:
+        raise ConfigError(f"tune: {len(feeds)} samples with held_out {held_out} leave none to train on")
+    shapes = [tuple(a.shape for a in feeds[i].values()) for i in range(len(feeds))]
+    return Lessons(feeds, answers, labels if labelled else None, power, trained, judged, shapes=shapes)
+
+
+def can_be_stacked(run: Callable[[dict[str, Tensor]], Mapping[str, Tensor]], feeds: Sequence[Feeds]) -> bool:
+    """Whether two samples at once give the same values as one after another, whatever the file says."""
+    if len(feeds) < 2 or any(
+        a.shape != b.shape for a, b in zip(*(f.values() for f in feeds[:2]), strict=True)
+    ):
+        return False
+    tensors = [{k: torch.from_numpy(v) for k, v in f.items()} for f in feeds[:2]]
+    with torch.no_grad():
+        alone = [run(t) for t in tensors]
+        try:
+            both = run({k: torch.cat([t[k] for t in tensors]) for k in tensors[0]})
+        except Exception:  # noqa: BLE001  # any failure means that it cannot be done
+            return False
+    for name, value in both.items():
+        wanted = torch.cat([a[name] for a in alone]) if alone[0][name].dim() else alone[0][name]
+        size = float(wanted.abs().max()) if wanted.numel() else 0.0
+        if wanted.shape != value.shape or not torch.allclose(wanted, value, rtol=1e-2, atol=1e-2 * size):
+            return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The samples of one step."""
+
+    stacks: list[list[int]]
+    """Numbers of those that this worker runs; a stack is run at once."""
+    size: int
+    """How many all workers run."""
+
+
+def batches(lessons: Lessons, batch: int, seed: int, epoch: int, workers: Workers = ALONE) -> list[Batch]:
+    """The steps of an epoch.
+
+    The order depends on the seed and the epoch alone, so a run that is resumed goes on as it would have.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(np.asarray(lessons.trained)).tolist()
+    steps = [order[i : i + batch] for i in range(0, len(order), batch)]
+    return [Batch(_stacks(lessons, step[workers.rank :: workers.count]), len(step)) for step in steps]
+
+
+def _stacks(lessons: Lessons, numbers: Sequence[int]) -> list[list[int]]:
+    if not lessons.together:
+        return [[n] for n in numbers]
+    groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for n in numbers:
+        groups.setdefault(lessons.shapes[n], []).append(n)
+    return list(groups.values())
+
+
+def labels_of(lessons: Lessons, numbers: Sequence[int]) -> Tensor | None:
+    """Class numbers of samples."""
+    return None if lessons.labels is None else torch.tensor([lessons.labels[n] for n in numbers])

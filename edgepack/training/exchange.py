@@ -1,0 +1,82 @@
+"""From the gradients of each worker to those that the optimizer sees: added up, and coded on the way.
+
+Coded, a step takes two rounds (as in Tang et al., 2021): each worker sends part k of its gradients to worker
+k, which adds what it receives and sends the sum, coded again, to all. Everyone decodes the same bytes, so
+weights stay equal to the last bit. In floats, gloo's ring sends as many values as these two rounds do.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from edgepack.config.training import Gradients
+from edgepack.training.gradients import Coder, lay_out, noise_of
+from edgepack.training.workers import ALONE, Workers
+
+FLOAT_BYTES = 4
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """What gradients go through after the backward pass, and what coding has lost so far."""
+
+    sizes: Sequence[int]
+    settings: Gradients | None
+    workers: Workers = ALONE
+    seed: int = 0
+    lost: list[Tensor] = field(default_factory=list)
+    """Of each part that this worker sends, then of the sum that it gives out."""
+    sent_bytes: int = 0
+    """Payload that this worker gave to others."""
+    float_bytes: int = 0
+    """The payload of the same in floats."""
+    coder: Coder | None = None
+
+    def __post_init__(self) -> None:
+        if self.settings is None:
+            return
+        count = self.workers.count
+        self.coder = Coder(lay_out(self.sizes, self.settings.block, count), self.settings)
+        own = 1 if count > 1 else 0
+        self.lost = [torch.zeros(self.coder.layout.length) for _ in range(count + own)]
+
+    def __call__(self, tensors: Sequence[Tensor], step: int) -> None:
+        """Replace the gradients of ``tensors`` by their sum over all workers, as coding leaves it."""
+        if self.coder is None and self.workers.count == 1:
+            return
+        whole = torch.cat([_gradient(t).reshape(-1) for t in tensors])
+        if self.workers.count > 1:
+            self.float_bytes += _to_others(whole.numel() * FLOAT_BYTES, self.workers.count)
+        if self.coder is None:
+            self.workers.sum_floats(whole)
+            self.sent_bytes = self.float_bytes
+        else:
+            whole = self._coded(whole, self.coder, step)
+        for tensor, part in zip(tensors, whole.split(list(self.sizes)), strict=True):
+            tensor.grad = part.reshape(tensor.shape)
+
+    def _coded(self, whole: Tensor, coder: Coder, step: int) -> Tensor:
+        layout, workers = coder.layout, self.workers
+        noise = noise_of(self.seed, step, workers.rank)
+        padded = torch.nn.functional.pad(whole, (0, layout.groups.numel() - layout.size))
+        parts = padded.reshape(workers.count, layout.length)
+        messages = [coder.send(k, part, self.lost[k], noise) for k, part in enumerate(parts)]
+        if workers.count > 1:
+            theirs = workers.to_each(messages)
+            mine = torch.stack([coder.receive(workers.rank, m) for m in theirs]).sum(0)
+            message = coder.send(workers.rank, mine, self.lost[-1], noise)
+            messages = workers.to_all(message)
+            self.sent_bytes += 2 * (workers.count - 1) * message.numel()
+        decoded = torch.cat([coder.receive(k, m) for k, m in enumerate(messages)])
+        return decoded[: layout.size]
+
+
+def _gradient(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+
+
+def _to_others(size: int, count: int) -> int:
+    """Bytes that each sends in a ring that adds ``size`` bytes: all but one share, twice."""
+    return 2 * (count - 1) * size // count

@@ -1,0 +1,192 @@
+"""Quantization-aware training: what is trained is the integer graph that a plan gives.
+
+Given, of the planned graph::
+
+    DQ(w int8, s) -> Conv(DQ(x), ., DQ(b int32, s_x s))
+
+Result, with float weights ``v`` and ``c`` that are trained::
+
+    DQ(round(v / s(v)), s(v)) -> Conv(DQ(x), ., DQ(round(c / (s_x s(v))), s_x s(v)))
+
+``s(v)`` is chosen as the plan of the trained weights will choose it, so the file that is built afterwards
+with the same ranges computes what was trained, to rounding. Rounding passes gradients (Jacob et al., 2018).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from edgepack.ir.model import constant, new_initializer
+from edgepack.ir.numerics import MIN_SCALE, weight_limit
+from edgepack.quantization.plan.plan import Method, QuantPlan, UnitPlan
+from edgepack.quantization.rewrite.apply import apply_plan
+from edgepack.quantization.weights.rounding import Rounder
+from edgepack.training.graph import as_tensor, compile_model, run_program
+from edgepack.training.held import Held
+from edgepack.training.learned_scales import learned_scales
+from edgepack.training.operators.quantize import round_through
+from edgepack.training.start import Displaced, Start
+from edgepack.training.step import spread
+from edgepack.training.weights import keys_of, source_of
+
+MOST_BIAS = 2.0**30
+"""Stored bias up to which a scale is not widened, as in plans."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """A planned unit with a stored weight: whose trained tensors it reads, and its own constants."""
+
+    weight: str
+    bias: str | None
+    axis: int | None
+    input_scale: Tensor
+    fixed_scale: Tensor | None
+    """Where outputs have seven bits, or training starts from given integers."""
+    limit: int
+    added_channels: int
+    tag: str
+    start: tuple[Tensor, Tensor] | None
+    """Displacement and limit of the integers that training starts from, see :mod:`.start`."""
+
+
+class QuantizedStudent:
+    """The integer graph of a plan, its stored weights computed from those that are trained.
+
+    Those are at the start the nearest to the float ones, or what ``start`` says, whose model must be the one
+    that is trained. With ``learn_ranges`` scales of activations are trained too.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        held: Held,
+        plan: QuantPlan,
+        start: Start | None = None,
+        *,
+        learn_ranges: bool = False,
+    ) -> None:
+        self.model = apply_plan(model, plan, Rounder(model)(plan) if start is None else start.stored(model))
+        keys = keys_of(model)
+        floats, nodes = {n.name: n for n in model.graph}, {n.name: n for n in self.model.graph}
+        self.units: list[_Unit] = []
+        for unit_plan in plan.of(Method.STATIC):
+            node, before = nodes[unit_plan.unit.name], floats[unit_plan.unit.name]
+            source = source_of(before.inputs[1]) if unit_plan.weight is not None else None
+            if source is not None and keys[source] in held.tensors and _stored(node, 1):
+                bias = source_of(before.inputs[2]) if unit_plan.unit.bias and len(before.inputs) > 2 else None
+                name = keys[bias] if bias is not None and keys[bias] in held.tensors else None
+                displaced = None if start is None else start.displaced.get(unit_plan.unit.name)
+                self.units.append(
+                    _own_constants(self.model, node, unit_plan, plan, keys[source], name, displaced)
+                )
+        changing = {f"{u.tag}_{part}" for u in self.units for part in ("w", "s", "b", "t")}
+        # What the integer graph still reads in float goes by its own name.
+        left = set(keys_of(self.model).values())
+        self.free = [key for key in held.tensors if key in left]
+        self.scales = learned_scales(model, self.model, plan, held) if learn_ranges else {}
+        changing |= {scale.name for scale in self.scales.values()}
+        self.program = compile_model(self.model, changing | set(self.free))
+
+    def __call__(self, feeds: Mapping[str, Tensor], held: Held, keep: list[str]) -> dict[str, Tensor]:
+        """The values named in ``keep``."""
+        values = {key: held.value(key) for key in self.free}
+        learned = {raw: scale.value(held) for raw, scale in self.scales.items()}
+        values |= {scale.name: learned[raw] for raw, scale in self.scales.items()}
+        for unit in self.units:
+            input_scale = learned.get(unit.input_scale.numpy().tobytes(), unit.input_scale)
+            values.update(_stored_values(unit, held, input_scale))
+        return run_program(self.program, feeds, values, keep)
+
+
+def _stored(node: ir.Node, slot: int) -> bool:
+    value = node.inputs[slot] if slot < len(node.inputs) else None
+    made = value.producer() if value is not None else None
+    return made is not None and made.op_type == "DequantizeLinear" and constant(made.inputs[0]) is not None
+
+
+def _own_constants(
+    model: ir.Model,
+    node: ir.Node,
+    unit_plan: UnitPlan,
+    plan: QuantPlan,
+    weight: str,
+    bias: str | None,
+    displaced: Displaced | None,
+) -> _Unit:
+    """Give a unit constants that no other shares, since they will differ."""
+    params = unit_plan.weight
+    assert params is not None
+    tag = f"tuned_{unit_plan.unit.name}"
+    _own(model, node, 1, (f"{tag}_w", f"{tag}_s"))
+    has_bias = bias is not None and _stored(node, 2)
+    if has_bias:
+        _own(model, node, 2, (f"{tag}_b", f"{tag}_t"))
+    return _Unit(
+        weight,
+        bias if has_bias else None,
+        params.axis,
+        as_tensor(plan.activations[unit_plan.unit.inputs[0]].scale),
+        as_tensor(params.scale) if any(unit_plan.narrow) or displaced is not None else None,
+        weight_limit(replace(plan.weight_scheme, bits=unit_plan.bits)),
+        unit_plan.added_channels,
+        tag,
+        None if displaced is None else (as_tensor(displaced.codes), as_tensor(displaced.limit)),
+    )
+
+
+def _own(model: ir.Model, node: ir.Node, slot: int, names: tuple[str, str]) -> None:
+    value = node.inputs[slot]
+    shared = value.producer() if value is not None else None
+    assert shared is not None
+    inputs = list(shared.inputs)
+    for index, name in enumerate(names):
+        array = constant(inputs[index])
+        assert array is not None
+        inputs[index] = new_initializer(model.graph, name, array)
+    own = ir.Node("", "DequantizeLinear", inputs, list(shared.attributes.values()), num_outputs=1, name="")
+    own.outputs[0].name = f"{names[0]}_dq"
+    model.graph.insert_before(node, own)
+    node.replace_input_with(slot, own.outputs[0])
+
+
+def _stored_values(unit: _Unit, held: Held, input_scale: Tensor) -> dict[str, Tensor]:
+    weight = held.value(unit.weight)
+    bias = None if unit.bias is None else held.value(unit.bias)
+    grid = held.scale(unit.weight) if unit.axis is not None and unit.fixed_scale is None else None
+    scale = _scale(unit, weight, bias, input_scale) if grid is None else grid
+    along = scale if unit.axis is None else spread(scale, unit.axis, weight.dim())
+    if unit.start is None:
+        stored = round_through(weight / along).clamp(-128, 127)
+    else:
+        displacement, limit = unit.start
+        stored = round_through(weight / along + displacement).clamp(-limit, limit)
+    if unit.added_channels:
+        stored = torch.cat([stored, torch.zeros_like(stored[:, : unit.added_channels])], 1)
+    values = {f"{unit.tag}_w": stored, f"{unit.tag}_s": scale}
+    if bias is not None:
+        both = (input_scale * scale).float()
+        count = weight.shape[unit.axis] if unit.axis is not None else bias.numel()
+        values[f"{unit.tag}_b"] = round_through(bias.reshape(-1).expand(count) / both)
+        values[f"{unit.tag}_t"] = both
+    return values
+
+
+def _scale(unit: _Unit, weight: Tensor, bias: Tensor | None, input_scale: Tensor) -> Tensor:
+    """The scale that a plan chooses for these weights; no gradient passes it."""
+    if unit.fixed_scale is not None:
+        return unit.fixed_scale
+    with torch.no_grad():
+        if unit.axis is None:
+            peak = weight.abs().amax()
+        else:
+            peak = weight.abs().movedim(unit.axis, 0).flatten(1).amax(1)
+        scale = (peak / unit.limit).clamp(min=float(MIN_SCALE))
+        largest = torch.zeros(1) if bias is None else bias.abs().reshape(-1)
+        if unit.axis is None:
+            largest = largest.amax()
+        least = (largest / MOST_BIAS).clamp(min=float(MIN_SCALE)) / input_scale
+        return torch.maximum(scale, least.expand_as(scale))

@@ -1,0 +1,48 @@
+"""How far a run has come."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from edgepack.ir.model import Array
+from edgepack.training.exchange import Exchange
+from edgepack.training.held import Held
+from edgepack.training.zeros import Zeros
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the log."""
+
+    step: int
+    epoch: int
+    loss: float
+    parts: dict[str, float]
+    learning_rate: float
+    sparsity: float
+    elapsed_s: float
+    held_out: dict[str, float] | None = None
+    """Loss and agreement on the samples that judge, after the last step of an epoch."""
+    sent_bytes: int | None = None
+    """Gradients that each worker has sent until now; ``None`` where one trains alone."""
+
+    def to_json(self) -> str:
+        """The line."""
+        return json.dumps({k: v for k, v in asdict(self).items() if v is not None})
+
+
+@dataclass(slots=True)
+class State:
+    """Everything that a resumed run needs."""
+
+    held: Held
+    optimizer: Any
+    exchange: Exchange
+    zeros: Zeros | None = None
+    """Where training makes some."""
+    epoch: int = 0
+    step: int = 0
+    elapsed_s: float = 0.0
+    best: tuple[float, int, dict[str, Array]] | None = None
+    """Loss on held-out samples, step and weights."""
+    log: list[Entry] = field(default_factory=list)
