@@ -1,0 +1,192 @@
+"""Every operator of the ``.tflite`` writer alone, beside the same plan in onnxruntime on int8 activations."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import tiny
+from support.tflite_cases import CONV, ELEMENTWISE, FLOATS, LINEAR, PRODUCTS, Case, ints
+from support.tflite_models import Written, device, run_tflite, write
+from support.tflite_moves import MOVES, POOLS, RESIZES
+
+from edgepack.config.target import load_target
+from edgepack.errors import ExportError
+from edgepack.ir.numerics import sqnr_db
+from edgepack.quantization.plan.plan import Method
+from edgepack.runtime.litert import open_tflite
+
+HEAVY = {
+    f"{group}: {name}": case
+    for group, cases in (("Conv", CONV), ("Linear", LINEAR))
+    for name, case in cases.items()
+}
+LIGHT = {
+    f"{group}{name}": case.behind_integers()
+    for group, cases in (("", ELEMENTWISE), ("", POOLS), ("", MOVES), ("Resize: ", RESIZES))
+    for name, case in cases.items()
+}
+INTEGER: dict[str, Case] = {**HEAVY, **LIGHT}
+EIGHT_BITS_DB = 28.0
+"""What eight bits leave of a normal distribution after two or three roundings."""
+FLOAT_DB = 80.0
+
+
+def quality_db(made: Written) -> float:
+    """The .tflite against the float model."""
+    got = [run_tflite(made, sample)["y"] for sample in made.samples]
+    return sqnr_db([o["y"] for o in made.original], got)
+
+
+@pytest.mark.parametrize("delegate", [True, False], ids=["XNNPACK", "reference kernels"])
+@pytest.mark.parametrize("name", INTEGER)
+def test_integers_are_those_of_onnxruntime(tmp_path: Path, name: str, delegate: bool) -> None:
+    case = INTEGER[name]
+    rewritten = case.normalized or name in HEAVY
+    made = write(tmp_path, case.body, case.arrays(), opset=case.opset, normalized=rewritten)
+    assert "y" in made.plan.activations, "the output is no integer: nothing is compared"
+    # The reference kernel interpolates with weights of ten bits, which a third is not among.
+    coarse = not delegate and "linear" in name
+    assert made.steps(delegate=delegate) <= case.steps + coarse + 1e-3
+    assert quality_db(made) > EIGHT_BITS_DB
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_of_activations_on_integers(tmp_path: Path, name: str) -> None:
+    case = PRODUCTS[name]
+    made = write(tmp_path, case.body, target=device(activation_products=True), opset=case.opset)  # type: ignore[arg-type]
+    assert "BATCH_MATMUL" in made.summary.operators or "FULLY_CONNECTED" in made.summary.operators
+    assert made.steps() <= case.steps + 1e-3
+    assert quality_db(made) > EIGHT_BITS_DB
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_what_has_no_kernel_is_an_island(tmp_path: Path, name: str) -> None:
+    """Between integers on both sides; the reference rounds where the file does."""
+    case = FLOATS[name].behind_integers()
+    made = write(tmp_path, case.body, case.arrays(), opset=case.opset)
+    assert made.summary.float_islands
+    got = [run_tflite(made, sample)["y"] for sample in made.samples]
+    reference = [o["y"] for o in made.reference]
+    assert all(a.shape == b.shape for a, b in zip(got, reference, strict=True))
+    assert sqnr_db(reference, got) > 32
+    assert sqnr_db([o["y"] for o in made.original], got) > 22
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_functions_in_float(tmp_path: Path, name: str) -> None:
+    """All in float, what is composed of other operators is the function it stands for."""
+    case = FLOATS[name]
+    target = device("float", integer=("Conv",))
+    made = write(tmp_path, case.body, case.arrays(), opset=case.opset, io="float", target=target)
+    assert quality_db(made) > FLOAT_DB
+
+
+OUTSIDE: dict[str, Case] = {
+    "Softmax": Case("y = Softmax <axis = -1> (x)", "float[2, 4, 5, 6]", inputs="float[2, 4, 5, 6] x"),
+    "LogSoftmax": Case("y = LogSoftmax <axis = -1> (x)", "float[2, 4, 5, 6]", inputs="float[2, 4, 5, 6] x"),
+    **{name: FLOATS[name] for name in ("PRelu", "Max", "Min")},
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_kernels_outside_of_the_delegate(tmp_path: Path, name: str) -> None:
+    """For an accelerator that knows nothing but int8, as targets/mobile.yaml says."""
+    case = OUTSIDE[name].behind_integers()
+    settings = load_target("mobile").tflite
+    assert settings is not None
+    target = device(integer=(*settings.kernels.integer, name))
+    made = write(tmp_path, case.body, case.arrays(), target=target, normalized=False)
+    assert "y" in made.plan.activations
+    assert made.steps(delegate=False) <= case.steps + 1e-3
+    assert quality_db(made) > 20
+
+
+def test_rows_of_a_table(tmp_path: Path) -> None:
+    table = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    body = "net (int64[1, 5] x) => (float[1, 5, 6] y) { y = Gather (t, x) }"
+    rows = {"x": np.array([[3, 0, 19, 7, 7]], np.int64)}
+    made = write(tmp_path, body, {"t": table}, feeds=rows, io="float", target=device("float"))
+    assert quality_db(made) > EIGHT_BITS_DB
+    assert made.summary.operators.get("GATHER") == 1
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_arg_max(tmp_path: Path, axis: int, keepdims: int) -> None:
+    shape = [1, 8, 10, 9]
+    shape[axis] = 1
+    if not keepdims:
+        del shape[axis]
+    node = f"y = ArgMax <axis = {axis}, keepdims = {keepdims}> (x)"
+    body = f"net (float[1, 8, 10, 9] x) => (int64{shape} y) {{ {node} }}"
+    made = write(tmp_path, body, io="float", target=device("float"))
+    for sample, expected in zip(made.samples, made.original, strict=True):
+        np.testing.assert_array_equal(run_tflite(made, sample)["y"], expected["y"])
+
+
+def test_cast(tmp_path: Path) -> None:
+    body = "net (float[1, 20] x) => (float[1, 20] y) { i = Cast <to = 6> (x) y = Cast <to = 1> (i) }"
+    made = write(tmp_path, body, io="float", target=device("float"))
+    for sample, expected in zip(made.samples, made.original, strict=True):
+        np.testing.assert_array_equal(run_tflite(made, sample)["y"], expected["y"])
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("net (float[1, 8] x) => (float[1, 8] y) { y = CumSum (x, a) }", "no form of this operator"),
+        ("net (float[1, 2, 6, 6] x) => (float[1, 2, 6, 6] y) { y = LRN <size = 3> (x) }", "no form"),
+    ],
+)
+def test_what_has_no_form_is_refused_by_name(tmp_path: Path, body: str, reason: str) -> None:
+    weights = {"a": ints(1)} if "CumSum" in body else None
+    with pytest.raises(ExportError, match=reason) as found:
+        write(tmp_path, body, weights, fixed={"y": Method.FLOAT})
+    assert "CumSum" in str(found.value) or "LRN" in str(found.value)
+
+
+def test_a_scalar_is_fed_as_one(tmp_path: Path) -> None:
+    body = "net (float[1, 8] x, float t) => (float[1, 8] y) { y = Mul (x, t) }"
+    made = write(tmp_path, body, io="float", target=device("float"), fixed={"y": Method.FLOAT})
+    for sample, expected in zip(made.samples, made.original, strict=True):
+        got = open_tflite(made.path, 1).run(sample)
+        np.testing.assert_allclose(got["y"], expected["y"], rtol=1e-6)
+
+
+def test_control_flow_is_refused_by_name(tmp_path: Path) -> None:
+    """Its condition is known once the sizes are; what its bodies read from outside is not."""
+    body = """
+    net (float[n, 8] x) => (float[n, 8] y) {
+        r = Relu (x)
+        s = Shape (x)
+        first = Gather (s, a)
+        one = Equal (first, b)
+        y = If (one) <
+            then_branch = yes () => (float[n, 8] t) { t = Neg (r) },
+            else_branch = no () => (float[n, 8] e) { e = Identity (r) }
+        >
+    }
+    """
+    with pytest.raises(ExportError, match=r"If .*control flow"):
+        write(tmp_path, body, {"a": ints(0), "b": ints(1)}, fixed={"y": Method.FLOAT})
+
+
+def test_what_the_writer_imports() -> None:
+    """No TensorFlow, and nothing else that a phone's build does not have anyway."""
+    code = "import edgepack.export.tflite, sys; print(*{n.partition('.')[0] for n in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=tiny.environment(), capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert {"numpy", "onnx_ir", "flatbuffers"} <= loaded
+    assert not loaded & {
+        "tensorflow",
+        "torch",
+        "jax",
+        "onnxscript",
+        "onnx2tf",
+        "ai_edge_litert",
+        "onnxruntime",
+    }

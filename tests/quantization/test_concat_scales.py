@@ -1,0 +1,66 @@
+"""Concatenations on one scale: everything tied to them has it, where their ranges allow it."""
+
+from pathlib import Path
+
+import pytest
+from support.onnx_models import Array
+from support.quantizing import Built, build, weight
+
+from edgepack.quantization.plan.plan import Method
+
+SMALL = weight(4, 4, 1, 1)
+TWICE = {"w": SMALL, "u": SMALL * 1.7, "v": weight(3, 8, 1, 1, seed=2)}
+
+
+def made(folder: Path, inner: str, weights: dict[str, Array], *, tied: bool = True) -> Built:
+    body = f"net (float[1, 4, 6, 6] x) => (float[a, b, c, d] y) {{ {inner} y = Conv(o, v) }}"
+    return build(folder, body, weights, method={"o": Method.TIED} if tied else {})
+
+
+def scales(built: Built, *names: str) -> set[float]:
+    return {float(built.plan.activations[name].scale) for name in names}
+
+
+def test_inputs_and_output_get_one_scale(tmp_path: Path) -> None:
+    inner = "a = Conv(x, w) b = Conv(x, u) o = Concat<axis=1>(a, b)"
+    for name in ("tied", "free"):
+        (tmp_path / name).mkdir()
+    tied = made(tmp_path / "tied", inner, TWICE)
+    free = made(tmp_path / "free", inner, TWICE, tied=False)
+    assert len(scales(tied, "a", "b", "o")) == 1
+    assert len(scales(free, "a", "b", "o")) > 1
+    assert tied.fused.integer_kernels == free.fused.integer_kernels
+    assert scales(tied, "o") >= {max(scales(free, "a", "b"))}
+    assert tied.sqnr_db > 33  # nothing is rounded twice: more than without, if the ranges are alike
+
+
+def test_ties_go_through_moves_and_other_concatenations(tmp_path: Path) -> None:
+    inner = """a = Conv(x, w) m = MaxPool<kernel_shape=[1,1]>(a) b = Conv(m, u)
+        p = Concat<axis=2>(m, b) q = Transpose<perm=[0,1,3,2]>(p) r = Conv(q, w) o = Concat<axis=1>(q, r)"""
+    built = build(
+        tmp_path,
+        f"net (float[1, 4, 6, 6] x) => (float[a, b, c, d] y) {{ {inner} y = Conv(o, v) }}",
+        TWICE,
+        method={"o": Method.TIED, "p": Method.TIED},
+    )
+    assert len(scales(built, "a", "m", "b", "p", "q", "r", "o")) == 1
+    assert built.sqnr_db > 25
+
+
+@pytest.mark.parametrize(
+    ("inner", "factor"),
+    [
+        ("a = Conv(x, w) b = Conv(x, u) o = Concat<axis=1>(a, b)", 20.0),  # one would use a twentieth
+        ("a = Conv(x, w) h = Conv(x, u) b = Relu(h) o = Concat<axis=1>(a, b)", 1.0),  # saturation is its Relu
+        ("a = Conv(x, w) h = Conv(x, u) b = Sigmoid(h) o = Concat<axis=1>(a, b)", 1.0),  # it has its own
+        ("a = Conv(x, w) b = Conv(x, u) o = Concat<axis=1>(a, x)", 1.0),  # the input is not computed
+    ],
+)
+def test_what_does_not_allow_it_stays(inner: str, factor: float, tmp_path: Path) -> None:
+    weights = TWICE | {"u": SMALL * factor}
+    for name in ("tied", "free"):
+        (tmp_path / name).mkdir()
+    tied = made(tmp_path / "tied", inner, weights)
+    free = made(tmp_path / "free", inner, weights, tied=False)
+    assert tied.plan.activations == free.plan.activations
+    assert tied.sqnr_db == free.sqnr_db

@@ -1,0 +1,77 @@
+"""Two builds side by side: figures, changes, units of other forms, and what makes them incomparable."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from support import tiny
+from support.pages import HOSTILE, checked
+from support.reports import BUILT, ORIGINAL, REPORT, UNITS
+
+from edgepack.report.comparison import change_text, compare_builds, named, pair_text, value_texts
+from edgepack.report.html.pair import pair_page
+from edgepack.report.text import Fidelity
+
+SMALLER = replace(
+    REPORT,
+    passed=False,
+    models=(ORIGINAL, replace(BUILT, size_bytes=750_000, speedup=1.0), replace(BUILT, name="ort")),
+    units=(UNITS[0], replace(UNITS[1], method="float"), *UNITS[2:4]),
+    environment={"cpu": "Another", "onnxruntime": "1.32.0"},
+)
+
+
+def test_figures_and_forms_of_both() -> None:
+    pair = compare_builds(("a", "b"), REPORT, SMALLER)
+    rows = {row.figure: row for row in pair.rows}
+    assert (rows["onnx size"].first, rows["onnx size"].second) == (1_000_000, 750_000)
+    assert change_text(rows["onnx size"]) == "-25.0 %"
+    assert change_text(rows["onnx top1"]) == "+0.0000"
+    assert rows["ort size"].first is None and change_text(rows["ort size"]) == ""
+    assert [(u.name, u.first, u.second) for u in pair.units] == [
+        ("mix", "static", "float"), ("gate2", "float", "")
+    ]  # fmt: skip
+    assert pair.passed == (True, False)
+    told = pair_text(pair)
+    assert "750.00 kB   -25.0 %" in told and "other machines" in told and "FAIL" in told
+
+
+def test_equal_outputs_are_told_as_equal() -> None:
+    equal = replace(BUILT, fidelity=Fidelity(50, None, 1.0, 0.91, "top1"))
+    pair = compare_builds(("a", "b"), REPORT, replace(REPORT, models=(ORIGINAL, equal)))
+    assert [value_texts(r) for r in pair.rows if r.figure == "onnx fidelity"] == [("31.3 dB", "equal")]
+
+
+def test_what_does_not_compare_is_told() -> None:
+    other = replace(REPORT, fingerprints={"model": "11", "evaluation": "22"})
+    told = " ".join(compare_builds(("a", "b"), REPORT, other).warnings)
+    assert "original models differ" in told and "evaluation data differ" in told
+    same = compare_builds(("a", "b"), REPORT, REPORT)
+    assert same.units == () and len(same.warnings) == 1
+    assert {change_text(r) for r in same.rows} <= {"+0.0 %", "+0.0", "+0.0000", ""}
+
+
+def test_the_page_of_two_builds() -> None:
+    page = pair_page(compare_builds((HOSTILE, "b"), REPORT, SMALLER))
+    found = checked(page)
+    assert "Onnx size" in found.charts and "<script>alert" not in page
+    assert "−25.0 % better" in page and "−50.0 % worse" in page
+
+
+def test_names_that_tell_folders_apart() -> None:
+    assert named(["dist/a/", "dist/b"]) == ("a", "b")
+    assert named(["in/one/x86", "in/two/x86"]) == ("one/x86", "two/x86")
+    assert named(["x86", "two/x86"]) == ("x86", "two/x86")
+    assert named(["in/same", "in/same/"]) == ("same", "same")
+
+
+def test_compare_at_the_command_line(tmp_path: Path) -> None:
+    for name, report in (("a", REPORT), ("b", SMALLER)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(report.to_json())
+    done = tiny.run(tmp_path, "compare", "a", "b", "--json", "--html", "both.html")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["names"] == ["a", "b"]
+    assert "Two builds" in (tmp_path / "both.html").read_text()
+    missing = tiny.run(tmp_path, "compare", "a", "none")
+    assert missing.returncode == 2 and "has no report.json" in missing.stderr

@@ -1,0 +1,145 @@
+"""The report: JSON that anything can read, and a page that a person reads in ten seconds."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from support.reports import BUILT, ORIGINAL, REPORT, UNITS
+
+from edgepack.report.tables import size_text, table, time_text
+from edgepack.report.text import (
+    EQUAL_DB,
+    BuildReport,
+    Candidate,
+    Fidelity,
+    GateLine,
+    UnitRow,
+    finite,
+    text,
+)
+
+
+def test_the_verdict_and_what_counts_are_in_the_first_line() -> None:
+    first = text(REPORT).splitlines()[0]
+    assert first == "PASS  net.onnx for x86-cpu: 4.00× smaller, 2.00× as fast, top1 0.9000  (-0.0100)"
+    assert text(replace(REPORT, passed=False)).startswith("GATE FAILED  net.onnx")
+
+
+def test_latencies_of_a_busy_machine_are_told_as_such() -> None:
+    assert "busy" not in text(REPORT)
+    disturbed = replace(BUILT, latency_ms_p90=BUILT.latency_ms_p50 * 40)
+    last = text(replace(REPORT, models=(ORIGINAL, disturbed))).splitlines()[-1]
+    assert last.startswith("the machine was busy (p90 is up to 40 times p50)")
+
+
+def test_a_model_that_grew_or_has_no_metric() -> None:
+    grown = replace(BUILT, size_bytes=5_000_000, speedup=0.8, fidelity=Fidelity(5, None, None, None, None))
+    first = text(replace(REPORT, models=(ORIGINAL, grown))).splitlines()[0]
+    assert first.endswith("1.25× larger, 0.80× as fast, fidelity equal")
+
+
+def test_columns_stand_below_each_other() -> None:
+    lines = text(REPORT).splitlines()
+    start = next(i for i, line in enumerate(lines) if "original" in line and "onnx" in line)
+    places = {
+        line.index(figure) for line, figure in zip(lines[start + 1 :], ["4.00 MB", "4.00 ms"], strict=False)
+    }
+    assert places == {lines[start].index("original")}
+    tried = lines[lines.index("tried") + 1 : lines.index("tried") + 4]
+    assert len({line.index("as fast") for line in tried}) == 1
+    assert tried[0].lstrip().startswith("→ ")
+
+
+def test_what_stayed_float_is_grouped_by_reason() -> None:
+    lines = text(REPORT).splitlines()
+    at = lines.index("float:")
+    assert lines[at + 1 : at + 3] == ["  2 Mul: an input is float", "  1 Conv: an override of the recipe"]
+    assert "static: 1 of 2 Conv, 1 of 1 Add" in lines
+    reasons = [f"the target's runtime has no integer kernel for {op}" for op in ("Erf", "Pow")]
+    rows = [UnitRow(op, op, "float", reason, 0) for op, reason in zip(("Erf", "Pow"), reasons, strict=True)]
+    assert "  1 Erf, 1 Pow: the target's runtime has no integer kernel" in text(
+        replace(REPORT, units=tuple(rows))
+    )
+
+
+def test_weak_points_name_units() -> None:
+    lines = text(REPORT).splitlines()
+    at = lines.index("units with the lowest fidelity, and those slower than in float")
+    assert lines[at + 1].split() == ["mix", "Add", "25.0", "dB", "10", "→", "31", "µs"]
+    assert lines[at + 2].split() == ["stem", "Conv", "28.1", "dB", "900", "→", "300", "µs"]
+    assert lines[at + 3] == ""
+    only_faint = replace(REPORT, units=(UNITS[0],))
+    assert "units with the lowest fidelity" in text(only_faint).splitlines()
+
+
+def test_the_limit_that_failed_is_marked() -> None:
+    gate = (
+        REPORT.gate[0],
+        GateLine("bytes at most", 5e5, 1e6, False),
+        GateLine("agreement at least", 0.9, None, False),
+    )
+    lines = text(replace(REPORT, passed=False, gate=gate)).splitlines()
+    failed = [line.split() for line in lines if line.startswith("  FAIL")]
+    assert failed[0] == ["FAIL", "bytes", "at", "most", "500,000", "measured", "1,000,000"]
+    assert failed[1][-2:] == ["not", "measured"]
+
+
+def test_no_line_is_empty_of_meaning() -> None:
+    bare = replace(REPORT, gate=(), candidates=(), units=(), runtime={})
+    page = text(bare)
+    for word in ("gate", "tried", "float:", "lowest", "kernel"):
+        assert word not in page
+    assert "\n\n\n" not in page
+
+
+def test_json_is_complete_and_strict() -> None:
+    content = json.loads(REPORT.to_json(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert set(content) == set(BuildReport.__slots__)
+    assert content["models"][1]["fidelity"]["sqnr_db"] == 31.26
+    assert content["units"][1]["built_us"] == 31.0
+    with pytest.raises(ValueError, match="JSON"):
+        replace(REPORT, runtime={"x": float("inf")}).to_json()
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [(999, "999 B"), (1000, "1.00 kB"), (2_508_800_000, "2.51 GB"), (627_660_000, "627.66 MB")],
+)
+def test_sizes(size: int, shown: str) -> None:
+    assert size_text(size) == shown
+
+
+def test_times() -> None:
+    assert time_text(0.0125) == "12.5 µs"
+    assert time_text(12.345) == "12.35 ms" or time_text(12.345) == "12.34 ms"
+    assert finite(float("nan")) is finite(float("inf")) is finite(None) is None
+    assert finite(1.5) == 1.5
+
+
+def test_tables_do_not_trail() -> None:
+    assert table([("a", "bb"), ("ccc", "")]) == ["  a     bb", "  ccc"]
+    assert table([("a", "1"), ("b", "100")], right=(1,)) == ["  a     1", "  b   100"]
+
+
+def test_a_host_that_flatters_float_is_told() -> None:
+    without = replace(REPORT, runtime={**REPORT.runtime, "weighed_without": ["NchwcTransformer"]})
+    assert "NchwcTransformer" in text(without).splitlines()[-1]
+    assert "NchwcTransformer" not in text(REPORT)
+
+
+def test_the_gate_speaks_of_equal_outputs() -> None:
+    line = GateLine("fidelity in dB at least", 15.0, EQUAL_DB, True)
+    told = text(replace(REPORT, gate=(line,)))
+    assert "outputs are equal" in told and "999" not in told
+
+
+def test_forms_of_units_that_the_runtime_does_not_run_are_named() -> None:
+    failing = [
+        Candidate(f"c{i} as static, alone", None, None, None, None, False, "a kernel says no", True)
+        for i in range(5)
+    ]
+    fine = Candidate("static; with c9 float", 1_000_000, 2.0, 31.0, 0.9, False, "", True)
+    page = text(replace(REPORT, candidates=(*REPORT.candidates, *failing, fine)))
+    assert [f"c{i} as static, alone" in page for i in range(5)] == [True] * 3 + [False] * 2
+    assert page.count("a kernel says no") == 3
+    assert "and 3 forms of single units, in report.json" in page
