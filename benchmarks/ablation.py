@@ -25,12 +25,14 @@ from edgepack.evaluation.metrics import Metric, resolve_metric
 from edgepack.export.onnx import export_onnx
 from edgepack.graph.compact import names_of
 from edgepack.graph.prepare import prepare
-from edgepack.ir.model import input_specs, load_model
+from edgepack.ir.files import load_model
+from edgepack.ir.inputs import input_specs
 from edgepack.quantization.groups import Unit, find_units
-from edgepack.quantization.plan.plan import Method, QuantPlan, make_plan, tensors_to_observe
+from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
+from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder, round_weights
-from edgepack.report.text import Fidelity
+from edgepack.results import Fidelity
 
 ROUNDING_SAMPLES = 32
 COLUMNS = ("nearest", "bias corrected", "second order, bias corrected")
@@ -97,7 +99,7 @@ def measured(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(apply_plan(model, plan, rounder(plan)), path, {}, names_of(model))
-        return check(path, samples, target.runtime, reference, metric), path.stat().st_size
+        return check(path, reference), path.stat().st_size
 
 
 def main() -> None:

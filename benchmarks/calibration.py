@@ -34,9 +34,11 @@ def edgepack_side(recipe_file: Path, observer: str, out: Path) -> None:
     from edgepack.config.target import load_target  # noqa: PLC0415
     from edgepack.data.samples import open_samples  # noqa: PLC0415
     from edgepack.graph.prepare import prepare  # noqa: PLC0415
-    from edgepack.ir.model import input_specs, load_model, save_model  # noqa: PLC0415
+    from edgepack.ir.files import load_model, save_model  # noqa: PLC0415
+    from edgepack.ir.inputs import input_specs  # noqa: PLC0415
     from edgepack.quantization.groups import find_units  # noqa: PLC0415
-    from edgepack.quantization.plan.plan import Method, make_plan, tensors_to_observe  # noqa: PLC0415
+    from edgepack.quantization.plan.plan import make_plan, tensors_to_observe  # noqa: PLC0415
+    from edgepack.quantization.plan.types import Method  # noqa: PLC0415
     from edgepack.quantization.rewrite.apply import apply_plan  # noqa: PLC0415
     from edgepack.quantization.weights.rounding import Rounder  # noqa: PLC0415
 
@@ -61,7 +63,8 @@ def stock_side(recipe_file: Path, observer: str, out: Path) -> None:
 
     from edgepack.config.recipe import load_recipe  # noqa: PLC0415
     from edgepack.data.samples import open_samples  # noqa: PLC0415
-    from edgepack.ir.model import input_specs, load_model  # noqa: PLC0415
+    from edgepack.ir.files import load_model  # noqa: PLC0415
+    from edgepack.ir.inputs import input_specs  # noqa: PLC0415
 
     recipe = load_recipe(recipe_file, {})
     assert recipe.calibration_data is not None

@@ -25,7 +25,8 @@ from suite import recipe_for
 
 from edgepack.config.recipe import load_recipe
 from edgepack.data.samples import open_samples
-from edgepack.ir.model import input_specs, load_model
+from edgepack.ir.files import load_model
+from edgepack.ir.inputs import input_specs
 
 TASKS = ("efficientnet_lite0", "fastestdet", "ppocrv4_rec", "minilm_sst2", "dscnn_fsdd", "dlrm_ml100k")
 CORES = ("cortex-a53", "cortex-a72", "cortex-a76")

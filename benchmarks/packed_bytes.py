@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgepack.ir.model import constant, load_model
+from edgepack.ir.files import load_model
+from edgepack.ir.model import constant
 from edgepack.pack.container import read_chunks
 from edgepack.pack.epk import pack
 

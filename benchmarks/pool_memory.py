@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.config.target import Runtime
-from edgepack.ir.model import input_specs, load_model
+from edgepack.ir.files import load_model
+from edgepack.ir.inputs import input_specs
 from edgepack.pack.pool import make_pool
 from edgepack.pipeline.measuring import random_feed
 from edgepack.runtime.session import open_session, run

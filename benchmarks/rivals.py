@@ -29,8 +29,9 @@ from edgepack.data.samples import Samples, open_samples
 from edgepack.errors import EdgepackError
 from edgepack.evaluation.check import baseline, check
 from edgepack.evaluation.metrics import resolve_metric
-from edgepack.ir.model import input_specs, load_model, model_bytes
-from edgepack.report.text import Fidelity
+from edgepack.ir.files import load_model, model_bytes
+from edgepack.ir.inputs import input_specs
+from edgepack.results import Fidelity
 
 PRESETS = {"edgepack": "balanced", "edgepack, best": "best"}
 TASKS = ("efficientnet_lite0", "fastestdet", "ppocrv4_rec", "minilm_sst2", "dscnn_fsdd", "dlrm_ml100k")
@@ -144,7 +145,7 @@ def _measured(
     found = {"original": reference.fidelity}
     for name, path in list(models.items())[1:]:
         try:
-            found[name] = check(path, evaluation, target.runtime, reference, metric)
+            found[name] = check(path, reference)
         except EdgepackError as error:
             said = str(error).splitlines()[0].replace(f"{path}: ", "").replace(str(path), path.name)
             failures[name] = _last_line(said)

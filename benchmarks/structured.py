@@ -23,10 +23,12 @@ from suite import recipe_for
 from edgepack.benchmark.bench import bench
 from edgepack.config.recipe import load_recipe
 from edgepack.config.target import load_target
-from edgepack.data.samples import Feeds, open_samples
-from edgepack.ir.model import input_specs, load_model
+from edgepack.data.samples import open_samples
+from edgepack.ir.arrays import Feeds
+from edgepack.ir.files import load_model
+from edgepack.ir.inputs import input_specs
 from edgepack.pipeline.build import Job, build
-from edgepack.report.text import BuildReport
+from edgepack.results import BuildReport
 
 HERE = Path(__file__).parent
 ROUNDS = 300

@@ -23,7 +23,8 @@ from edgepack.evaluation.check import baseline
 from edgepack.evaluation.metrics import resolve_metric
 from edgepack.ir.scheme import Granularity
 from edgepack.quantization.groups import find_units
-from edgepack.quantization.plan.plan import DYNAMIC_OPS, Method, QuantPlan, make_plan, tensors_to_observe
+from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
+from edgepack.quantization.plan.types import DYNAMIC_OPS, Method, QuantPlan
 from edgepack.quantization.weights.cross_layer_equalization import equalize
 from edgepack.quantization.weights.rounding import Rounder, round_weights
 

@@ -29,10 +29,11 @@ from edgepack.benchmark.bench import SESSIONS, measure
 from edgepack.benchmark.environment import environment
 from edgepack.config.recipe import load_recipe
 from edgepack.config.target import load_target
-from edgepack.data.feeds import Feeds
 from edgepack.data.samples import open_samples
 from edgepack.errors import GateFailed
-from edgepack.ir.model import input_specs, load_model
+from edgepack.ir.arrays import Feeds
+from edgepack.ir.files import load_model
+from edgepack.ir.inputs import input_specs
 from edgepack.runtime.litert import LitertRunner, open_tflite
 from edgepack.runtime.runner import Runner, open_model
 
@@ -45,7 +46,7 @@ NHWC = (0, 2, 3, 1)
 def convert(recipe_file: Path, ranges: Path, out: Path) -> None:
     """Only the step from a normalized model and its ranges to the file, in this process; prints JSON."""
     from edgepack.calibration.ranges import load_ranges  # noqa: PLC0415
-    from edgepack.export.tflite import export_tflite, plan_tflite  # noqa: PLC0415
+    from edgepack.export.tflite.export import export_tflite, plan_tflite  # noqa: PLC0415
     from edgepack.graph.prepare import prepare  # noqa: PLC0415
     from edgepack.quantization.weights.rounding import Rounder  # noqa: PLC0415
 

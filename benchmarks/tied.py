@@ -18,15 +18,18 @@ import onnxruntime as ort
 from edgepack.calibration.run import calibrate
 from edgepack.config.recipe import Calibration, Data
 from edgepack.config.target import load_target
-from edgepack.data.feeds import Feeds
 from edgepack.data.samples import Samples, open_samples
 from edgepack.evaluation.check import baseline, check
 from edgepack.graph.compact import compact, names_of
 from edgepack.graph.normalize import normalize
-from edgepack.ir.model import constant, input_specs, load_model, name_of, save_model, set_constant
+from edgepack.ir.arrays import Feeds
+from edgepack.ir.files import load_model, save_model
+from edgepack.ir.inputs import input_specs
+from edgepack.ir.model import constant, name_of, set_constant
 from edgepack.pack.epk import pack
 from edgepack.quantization.groups import find_units
-from edgepack.quantization.plan.plan import Method, make_plan, tensors_to_observe
+from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
+from edgepack.quantization.plan.types import Method
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import round_weights
 from edgepack.runtime.fused import what_the_runtime_did
@@ -105,7 +108,7 @@ def main(folder: Path) -> None:
         files = [made[copies][name] for copies in made]
         for copies, file, (load, run) in zip(made, files, cpu_ms(files, feed), strict=True):
             packed = pack(file, folder / "draft.epk", check=False).packed_bytes
-            sqnr_db = check(file, evaluation, TARGET.runtime, reference, None).sqnr_db
+            sqnr_db = check(file, reference).sqnr_db
             kernels = sum(what_the_runtime_did(file, TARGET.runtime).integer_kernels.values())
             size = f"{file.stat().st_size:,} | {packed:,}"
             print(f"| {name} | {copies} | {size} | {sqnr_db:.1f} | {load:.1f} | {run:.3f} | {kernels} |")

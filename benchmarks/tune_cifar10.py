@@ -42,7 +42,8 @@ from edgepack.config.target import Runtime
 from edgepack.config.training import Tune
 from edgepack.data.samples import Samples, open_samples
 from edgepack.graph.normalize import normalize
-from edgepack.ir.model import input_specs, load_model, save_model
+from edgepack.ir.files import load_model, save_model
+from edgepack.ir.inputs import input_specs
 from edgepack.pipeline.passes import some_samples
 from edgepack.runtime.session import open_session, run
 from edgepack.training.train import tune

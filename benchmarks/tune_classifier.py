@@ -31,11 +31,13 @@ from edgepack.config.target import Target, load_target
 from edgepack.config.training import AwareTune, Tune
 from edgepack.data.samples import Samples, open_samples
 from edgepack.graph.prepare import prepare
-from edgepack.ir.model import input_specs, load_model, save_model
+from edgepack.ir.files import load_model, save_model
+from edgepack.ir.inputs import input_specs
 from edgepack.ir.scheme import Granularity
 from edgepack.pipeline.passes import some_samples
 from edgepack.quantization.groups import find_units
-from edgepack.quantization.plan.plan import Method, QuantPlan, make_plan, tensors_to_observe
+from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
+from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder, round_weights, with_trained
 from edgepack.runtime.session import open_session, run

@@ -30,7 +30,9 @@ from edgepack.config.recipe import Data, Labels
 from edgepack.config.target import Runtime
 from edgepack.config.training import Gradients, Tune
 from edgepack.data.samples import open_samples
-from edgepack.ir.model import Array, input_specs, save_model
+from edgepack.ir.arrays import Array
+from edgepack.ir.files import save_model
+from edgepack.ir.inputs import input_specs
 from edgepack.runtime.session import open_session, run
 from edgepack.training.train import tune
 from edgepack.training.workers import joined

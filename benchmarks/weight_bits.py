@@ -20,7 +20,8 @@ from edgepack.data.samples import Samples
 from edgepack.evaluation.check import Baseline, baseline
 from edgepack.evaluation.metrics import Metric, resolve_metric
 from edgepack.quantization.groups import Unit, find_units
-from edgepack.quantization.plan.plan import Method, QuantPlan, make_plan
+from edgepack.quantization.plan.plan import make_plan
+from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.quantization.weights.low_bit import FewBits, bits_of_units
 from edgepack.quantization.weights.rounding import Rounder, round_weights
 

@@ -1,7 +1,7 @@
 """Imports go one way, and a few modules alone may do certain things. The source is read, nothing runs."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -10,85 +10,68 @@ import pytest
 
 REPO = Path(__file__).parent.parent
 PACKAGE = REPO / "edgepack"
-MOST_LINES = 450
+MOST_LINES = 400
+MOST_ENTRIES = 26
 
-LAYERS: dict[str, tuple[str, ...]] = {
-    "vocabulary": (
-        "__init__",
-        "errors",
-        "scheme",
-        "numerics",
-        "resampling",
-        "strict",
-        "target",
-        "config*",
-        "lines",
-        "report*",
+ROOMS: dict[str, tuple[str, ...]] = {
+    "errors": (),
+    "results": (),
+    "files": ("errors",),
+    "ir": ("errors",),
+    "config": ("errors", "ir"),
+    "pack": ("errors", "results", "ir"),
+    "data": ("errors", "ir", "config"),
+    "runtime": ("errors", "ir", "config"),
+    "graph": ("errors", "ir", "config"),
+    "evaluation": ("errors", "results", "ir", "config", "data", "runtime"),
+    "calibration": ("errors", "ir", "config", "data", "runtime"),
+    "quantization": ("errors", "ir", "config", "data", "graph", "calibration"),
+    "report": ("errors", "results", "calibration"),
+    "benchmark": ("errors", "results", "ir", "config", "data", "runtime", "calibration", "quantization"),
+    "compression": ("errors", "ir", "config", "data", "pack", "graph", "calibration", "quantization"),
+    "selection": (
+        "errors", "results", "ir", "config", "runtime", "graph", "evaluation", "quantization", "benchmark",
     ),
-    "material": (
-        "model",
-        "tied",
-        "data",
-        "feeds",
-        "labels",
-        "sources",
-        "images",
-        "views",
-        "metrics",
-        "usercode",
+    "training": (
+        "errors", "results", "ir", "config", "data", "graph", "calibration", "quantization", "compression",
     ),
-    "stages": (
-        "normalize",
-        "half",
-        "rules*",
-        "widen",
-        "prepare",
-        "calibrate",
-        "quantize",
+    "export": (
+        "errors", "results", "ir", "config", "pack", "runtime", "graph", "evaluation", "calibration",
+        "quantization", "benchmark", "selection",
+    ),
+    "pipeline": (
+        "errors", "results", "files", "ir", "config", "pack", "data", "runtime", "graph", "evaluation",
+        "calibration", "quantization", "report", "benchmark", "compression", "selection", "training",
         "export",
-        "measure",
-        "pack",
-        "channels",
-        "passes",
-        "tune",
     ),
-    "choice": (
-        "measurements",
-        "trials",
-        "tried",
-        "search",
-        "choose",
-        "gate",
-        "explain",
-        "terms",
-        "material",
-        "tflite_*",
-        "artifacts",
-        "waterfall",
-        "two_builds",
-        "page",
+    "cli": (
+        "errors", "config", "pack", "benchmark", "report", "training", "pipeline",
     ),
-    "line": ("scratch", "clock", "parts", "storing", "build", "compare", "on_device", "inspect", "pool*"),
-    "command line": ("cli", "__main__"),
-}
-"""Modules and packages by layer, lowest first. A module imports from its own layer and from lower ones."""
+    "__main__": ("cli",),
+}  # fmt: skip
+"""Who may import whom: each room from the floor up, and the rooms below it that it uses.
+
+Any room may read the version from ``edgepack`` itself, which imports nothing.
+"""
 
 ONLY_IN: dict[str, tuple[str, ...]] = {
-    "onnxscript": ("normalize", "rules*"),
+    "onnxscript": ("graph",),
     "typer": ("cli",),
     "rich": ("cli",),
-    "torch": ("tune",),
+    "torch": ("training",),
     "segno": ("cli",),
     "tensorflow": (),
     "pkg_resources": (),
 }
 """The only modules that may import a library."""
 
-SPEAKS = ("measure.cold", "measure.devices.device_runner")
+SPEAKS = ("benchmark.cold", "benchmark.devices.device_runner")
 """May write to the terminal, besides the command line: programs that answer their parent process."""
 
 LAZY = ("onnxscript", "onnxruntime", "torch", "PIL", "ai_edge_litert", "tflite_runtime")
-"""Libraries that take long to import: never while vocabulary or the command line are imported."""
+"""Libraries that take long to import: never while the rooms in ``QUICK`` are imported."""
+QUICK = ("__init__", "errors", "results", "config", "report", "files", "cli", "__main__")
+"""What `edgepack --help` may import."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = sorted(
@@ -102,17 +85,9 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
-def part_of(module: str) -> str:
-    """The module or package directly in edgepack: ``quantize`` of ``quantize.plan``."""
+def room_of(module: str) -> str:
+    """The module or package directly in edgepack: ``ir`` of ``ir.model``."""
     return module.partition(".")[0]
-
-
-def layer_of(module: str) -> int:
-    """The place of a module's layer, 0 the lowest; -1 when no layer names it."""
-    for place, patterns in enumerate(LAYERS.values()):
-        if any(fnmatch(part_of(module), pattern) for pattern in patterns):
-            return place
-    return -1
 
 
 @cache
@@ -159,41 +134,95 @@ def inner_imports(path: Path) -> frozenset[str]:
 
 def speaks(module: str) -> bool:
     """Whether a module may write to the terminal."""
-    return part_of(module) == "cli" or module in SPEAKS
+    return room_of(module) == "cli" or module in SPEAKS
 
 
 def label(path: Path) -> str:
     return str(path.relative_to(REPO))
 
 
+def forbidden(module: str, imported: Collection[str]) -> list[str]:
+    """Modules among ``imported`` that the room of ``module`` may not import."""
+    own = room_of(module)
+    allowed = {own, "__init__", *ROOMS.get(own, ())}
+    return sorted(other for other in imported if room_of(other) not in allowed)
+
+
+def circles(needs: Mapping[str, Collection[str]]) -> set[str]:
+    """What imports itself through others: all that is left once what has no such imports is taken away."""
+    left = {name: set(others) for name, others in needs.items()}
+    while gone := {
+        name
+        for name, others in left.items()
+        if not others & left.keys() or all(name not in needed for needed in left.values())
+    }:
+        left = {name: others for name, others in left.items() if name not in gone}
+    return set(left)
+
+
 def test_there_is_something_to_read() -> None:
     assert len(FILES) > 10
-    assert "config" in inner_imports(PACKAGE / "images.py")
+    assert "config.recipe" in inner_imports(PACKAGE / "data" / "images.py")
     assert inner_imports(PACKAGE / "errors.py") == frozenset()
+
+
+def test_the_table_goes_one_way() -> None:
+    """A room is listed after all that it may import."""
+    above: set[str] = set()
+    for room, below in ROOMS.items():
+        assert set(below) <= above, f"{room} may import {set(below) - above}, which are not below it"
+        above.add(room)
+
+
+def test_the_package_has_the_rooms_of_the_table_and_nothing_else() -> None:
+    entries = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    rooms.discard("_targets")  # a copy of targets/ that the wheel has
+    files = {"__init__.py", "__main__.py", "errors.py", "results.py", "py.typed"}
+    assert entries - rooms - {"_targets"} == files
+    assert rooms == {room for room in ROOMS if f"{room}.py" not in files}
+    assert len(entries) <= MOST_ENTRIES
 
 
 @pytest.mark.parametrize("path", FILES, ids=label)
 def test_imports_go_down(path: Path) -> None:
     module = module_name(path)
-    place = layer_of(module)
-    assert place >= 0, f"{module} has no layer yet: give it one in LAYERS"
-    up = sorted(other for other in inner_imports(path) if layer_of(other) > place)
-    assert not up, f"{module} ({list(LAYERS)[place]}) imports from a higher layer: {', '.join(up)}"
+    wrong = forbidden(module, inner_imports(path))
+    files = {module_name(file): label(file) for file in FILES}
+    assert not wrong, (
+        f"{label(path)} imports {', '.join(files[other] for other in wrong)}: "
+        f"{room_of(module)} may import {', '.join(ROOMS.get(room_of(module), ())) or 'nothing'}"
+    )
 
 
-def test_no_part_imports_itself_through_others() -> None:
-    """Nothing calls backwards: modules and packages directly in edgepack can be put in one order."""
-    needs: dict[str, set[str]] = {}
-    for path in FILES:
-        part = part_of(module_name(path))
-        needs.setdefault(part, set()).update({part_of(other) for other in inner_imports(path)} - {part})
-    while outside := {
-        part
-        for part, others in needs.items()
-        if not others & needs.keys() or all(part not in needs[other] for other in needs)
-    }:
-        needs = {part: others for part, others in needs.items() if part not in outside}
-    assert not needs, f"a circle among: {', '.join(sorted(needs))}"
+def test_an_upward_import_is_noticed() -> None:
+    assert forbidden("calibration.run", ["ir.model", "calibration.ranges", "pipeline.build"]) == [
+        "pipeline.build"
+    ]
+    assert forbidden("errors", ["__init__", "ir.model"]) == ["ir.model"]
+    assert circles({"a": ["b"], "b": ["c"], "c": ["b"], "d": ["a"]}) == {"b", "c"}
+
+
+def test_every_allowed_import_is_used() -> None:
+    """The table says what is, not what might be."""
+    for room, below in ROOMS.items():
+        files = [path for path in FILES if room_of(module_name(path)) == room]
+        used = {room_of(other) for path in files for other in inner_imports(path)}
+        assert set(below) <= used, f"{room} does not import {', '.join(sorted(set(below) - used))}"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    found = circles({module_name(path): inner_imports(path) for path in FILES})
+    assert not found, f"a circle among: {', '.join(sorted(found))}"
+
+
+def test_every_room_says_what_it_does() -> None:
+    for path in PACKAGE.rglob("__init__.py"):
+        text = ast.get_docstring(parse(path)) or ""
+        assert text, label(path)
+        if path.parent.parent == PACKAGE:
+            words = text.split()
+            assert ("In:" in words and "Out:" in words) or path.parent.name == "files", label(path)
 
 
 @pytest.mark.parametrize("library", ONLY_IN)
@@ -202,7 +231,7 @@ def test_a_library_stays_in_its_modules(library: str) -> None:
     importing = {
         module_name(path) for path in FILES if library in {n.partition(".")[0] for n in imports(path)}
     }
-    strays = sorted(m for m in importing if not any(fnmatch(part_of(m), pattern) for pattern in allowed))
+    strays = sorted(m for m in importing if not any(fnmatch(room_of(m), pattern) for pattern in allowed))
     assert not strays, (
         f"{library} is imported in {', '.join(strays)}; allowed: {', '.join(allowed) or 'nowhere'}"
     )
@@ -213,7 +242,7 @@ def test_slow_libraries_are_imported_when_needed(path: Path) -> None:
     module = module_name(path)
     at_import = {name.partition(".")[0] for name in imports(path, at_import=True)}
     assert "onnxscript" not in at_import, "takes seconds: import it in the function that uses it"
-    if layer_of(module) in (0, layer_of("cli")):
+    if room_of(module) in QUICK:
         assert at_import.isdisjoint(LAZY)
 
 
@@ -221,14 +250,14 @@ def test_help_is_quick_because_the_command_line_imports_its_commands_late() -> N
     files = list((PACKAGE / "cli").glob("*.py"))
     assert len(files) > 3
     first_modules = {name for path in files for name in imports(path, at_import=True)}
-    names = {part_of(name.partition(".")[2]) for name in first_modules if name.startswith("edgepack")}
-    late = sorted(name for name in names - {"cli"} if layer_of(name) > 0)
+    names = {room_of(name.partition(".")[2]) for name in first_modules if name.startswith("edgepack.")}
+    late = sorted(names & set(ROOMS) - set(QUICK))
     assert not late, f"cli imports {', '.join(late)} before it knows which command is meant"
 
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in FILES if part_of(module_name(path)) != "cli" and module_name(path) not in SPEAKS],
+    [path for path in FILES if room_of(module_name(path)) != "cli" and module_name(path) not in SPEAKS],
     ids=label,
 )
 def test_only_the_command_line_prints(path: Path) -> None:

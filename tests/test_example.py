@@ -12,7 +12,8 @@ from edgepack.config.recipe import Recipe, load_recipe
 from edgepack.config.target import load_target
 from edgepack.data.samples import check_disjoint, open_samples
 from edgepack.evaluation.metrics import resolve_metric
-from edgepack.ir.model import input_specs, load_model
+from edgepack.ir.files import load_model
+from edgepack.ir.inputs import input_specs
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "calibration_data"

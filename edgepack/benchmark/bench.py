@@ -35,8 +35,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepack.config.target import Runtime
-from edgepack.data.feeds import Feeds, plain
+from edgepack.data.feeds import plain
 from edgepack.errors import ExportError
+from edgepack.ir.arrays import Feeds
 from edgepack.runtime.runner import Runner, open_model
 
 Times = npt.NDArray[np.float64]

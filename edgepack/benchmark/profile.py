@@ -34,8 +34,8 @@ import onnx_ir as ir
 
 from edgepack.benchmark.bench import measure
 from edgepack.config.target import Runtime
-from edgepack.data.feeds import Feeds
 from edgepack.errors import ModelError
+from edgepack.ir.arrays import Feeds
 from edgepack.runtime.runner import open_model
 from edgepack.runtime.session import open_optimized
 

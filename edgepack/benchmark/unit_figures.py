@@ -10,13 +10,14 @@ import onnx_ir as ir
 from edgepack.benchmark.profile import match_units, profile_ops
 from edgepack.calibration.run import stream_activations
 from edgepack.config.target import Runtime
-from edgepack.data.feeds import Array
 from edgepack.data.samples import Samples
-from edgepack.ir.model import constant_tensor, save_model
+from edgepack.ir.arrays import Array
+from edgepack.ir.files import save_model
+from edgepack.ir.model import constant_tensor
 from edgepack.ir.numerics import ratio_db
 from edgepack.quantization.groups import Unit
-from edgepack.quantization.plan.plan import QuantPlan
-from edgepack.report.text import UnitRow, finite
+from edgepack.quantization.plan.types import QuantPlan
+from edgepack.results import UnitRow, finite
 
 PROFILED_RUNS = 20
 

@@ -1,1 +1,6 @@
-"""Activation ranges, measured on sample data that are streamed one at a time."""
+"""Activation ranges from samples, one sample in memory at a time.
+
+In: a model, samples, names of tensors. Out: a ``RangeTable``, saved as JSON. ``run`` streams activations,
+``histogram`` counts them, ``observers`` (minmax, moving_average, percentile, entropy, mse) turn counts into
+ranges.
+"""

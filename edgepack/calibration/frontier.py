@@ -16,7 +16,8 @@ import onnx_ir as ir
 from edgepack.config.target import Runtime
 from edgepack.data.samples import Samples
 from edgepack.errors import CalibrationError
-from edgepack.ir.model import constant, name_of, save_model
+from edgepack.ir.files import save_model
+from edgepack.ir.model import constant, name_of
 from edgepack.runtime.session import open_session
 
 Array = npt.NDArray[np.generic]

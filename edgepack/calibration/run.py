@@ -15,7 +15,9 @@ from edgepack.config.recipe import Calibration
 from edgepack.config.target import Runtime
 from edgepack.data.samples import Samples
 from edgepack.errors import CalibrationError
-from edgepack.ir.model import LARGE_BYTES, clone, fingerprint, save_model, weight_bytes
+from edgepack.ir.files import save_model, weight_bytes
+from edgepack.ir.fingerprint import fingerprint
+from edgepack.ir.model import LARGE_BYTES, clone
 from edgepack.runtime.session import open_session
 
 LEVELS_8_BIT = 255

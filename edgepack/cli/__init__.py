@@ -1,4 +1,8 @@
-"""The command line: one command is one library call; only this package prints."""
+"""The command line: parses options, calls one function of the pipeline, prints what it returns.
+
+In: arguments. Out: text or JSON on standard output, and the exit code. Only this room prints, and it decides
+nothing; heavy libraries are imported inside the commands.
+"""
 
 from edgepack.cli import building, measuring, reporting, tuning, packing, listing  # noqa: F401, I001  # as --help lists them
 from edgepack.cli.common import app

@@ -27,7 +27,7 @@ from edgepack.errors import ConfigError, GateFailed
 
 if TYPE_CHECKING:
     from edgepack.pipeline.build import Job
-    from edgepack.report.text import BuildReport
+    from edgepack.results import BuildReport
 
 
 @app.command()

@@ -23,7 +23,7 @@ from edgepack.cli.common import (
 from edgepack.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgepack.report.devices import DeviceRun
+    from edgepack.results import DeviceRun
 
 
 @app.command()

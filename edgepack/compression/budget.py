@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from edgepack.compression.codebook import cluster
 from edgepack.config.passes import Cluster
-from edgepack.ir.model import clone, new_initializer, save_model
+from edgepack.ir.files import save_model
+from edgepack.ir.model import clone, new_initializer
 from edgepack.ir.numerics import quantize
 from edgepack.ir.scheme import Granularity, QuantScheme, QuantType
 from edgepack.pack.epk import pack

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepack.calibration.run import stream_activations
-from edgepack.data.feeds import Array
 from edgepack.data.samples import Samples
+from edgepack.ir.arrays import Array
 from edgepack.ir.model import clone, constant, name_of, new_initializer
 
 PROBES = 32

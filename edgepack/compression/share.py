@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from edgepack.config.passes import Share
 from edgepack.graph.tied_embeddings import tables_of, transposed
-from edgepack.ir.model import Array, clone, constant, name_of
+from edgepack.ir.arrays import Array
+from edgepack.ir.model import clone, constant, name_of
 from edgepack.quantization.weights.codebook_scales import KEY
 
 LEAST_VALUES = 64

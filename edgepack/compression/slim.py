@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepack.compression.channels.atoms import Atoms, Channels, Cut, Mask, Track
-from edgepack.compression.channels.moves import shape_entries, slice_of
+from edgepack.compression.channels.moves import slice_of
+from edgepack.compression.channels.reshape import shape_entries
 from edgepack.compression.operands import replace_operand
 from edgepack.ir.model import clone, constant
 

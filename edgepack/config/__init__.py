@@ -1,1 +1,5 @@
-"""The room config."""
+"""Validated configuration: recipes, targets, passes, training settings.
+
+In: YAML and command-line values. Out: frozen pydantic models; unknown keys, wrong types and impossible
+combinations are refused with file, key and suggestion.
+"""

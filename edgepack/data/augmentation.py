@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from edgepack.data.feeds import Array, Feeds
 from edgepack.data.samples import Samples
 from edgepack.data.sources import Source
 from edgepack.errors import ConfigError
+from edgepack.ir.arrays import Array, Feeds
 
 LEAST_AREA = 0.35
 """Of the picture, that a view shows."""

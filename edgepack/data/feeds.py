@@ -1,43 +1,17 @@
 """One sample's arrays against the model's inputs: the checks that every source of samples shares."""
 
-import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgepack.errors import SamplesError, did_you_mean
+from edgepack.ir.arrays import Array, Feeds
+from edgepack.ir.inputs import InputSpec
 
-Array = npt.NDArray[Any]
-Feeds = dict[str, Array]
-
-_PICTURE_RANK = 4
 # Exporters write this for every dimension they do not know, so equal names do not mean equal sizes.
 _UNKNOWN_DIMS = (None, "", "?")
-
-
-@dataclass(frozen=True, slots=True)
-class InputSpec:
-    """One input of the model."""
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int | str | None, ...] | None
-    """Fixed sizes, names of symbolic dimensions, None for an unknown one; None for an unknown rank."""
-
-
-def has_batch_axis(spec: InputSpec) -> bool:
-    """Whether the first axis is the batch for certain: a free size that its name, or a picture's rank, says.
-
-    A free axis of another name may be time or points, and its rows belong together.
-    """
-    if not spec.shape or isinstance(spec.shape[0], int):
-        return False
-    name = (spec.shape[0] or "").lower()
-    picture = len(spec.shape) >= _PICTURE_RANK and not re.search("time|frame|seq|step|^t$", name)
-    return picture or "batch" in name or name in ("b", "bs")
 
 
 def with_sizes(inputs: Sequence[InputSpec], dims: Mapping[str, int]) -> tuple[InputSpec, ...]:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from edgepack.config.recipe import Data, ImageInput
 from edgepack.config.user_code import is_reference
-from edgepack.data.feeds import Feeds, InputSpec, conform, plain
+from edgepack.data.feeds import conform, plain
 from edgepack.data.images import EXTENSIONS
 from edgepack.data.labels import Label
 from edgepack.data.sources import Source, open_folder, open_function, open_stack
 from edgepack.errors import ConfigError, SamplesError, did_you_mean
+from edgepack.ir.arrays import Feeds
+from edgepack.ir.inputs import InputSpec
 
 __all__ = ["Feeds", "InputSpec", "Label", "Sample", "Samples", "check_disjoint", "open_samples"]
 

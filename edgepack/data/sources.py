@@ -15,10 +15,12 @@ from numpy.lib import format as npy
 
 from edgepack.config.recipe import ImageInput, Labels
 from edgepack.config.user_code import load_function
-from edgepack.data.feeds import Array, InputSpec, check_names, has_batch_axis
+from edgepack.data.feeds import check_names
 from edgepack.data.images import EXTENSIONS, check_image_input, read_image
 from edgepack.data.labels import Label, as_label, from_filename, from_table
 from edgepack.errors import ConfigError, SamplesError
+from edgepack.ir.arrays import Array
+from edgepack.ir.inputs import InputSpec, has_batch_axis
 
 # A function that never ends would otherwise hang a build without a word.
 MAX_FUNCTION_SAMPLES = 1_000_000

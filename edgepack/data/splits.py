@@ -7,11 +7,10 @@ import onnx_ir as ir
 
 from edgepack.config.recipe import Recipe
 from edgepack.config.target import Target
-from edgepack.data.feeds import InputSpec, open_dims, with_sizes
+from edgepack.data.feeds import open_dims, with_sizes
 from edgepack.data.samples import Samples, check_disjoint, open_samples
 from edgepack.errors import ConfigError, did_you_mean
-from edgepack.evaluation.metrics import Metric, resolve_metric
-from edgepack.ir.model import input_specs
+from edgepack.ir.inputs import InputSpec, input_specs
 
 HELD_OUT = 5
 """Without evaluation data one calibration sample in this many is kept for the check."""
@@ -19,12 +18,11 @@ HELD_OUT = 5
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Samples of which no build may mix the last with the others, and the metric that judges on those."""
+    """Samples of which no build may mix the last with the others."""
 
     calibration: Samples
     training: Samples
     evaluation: Samples
-    metric: Metric | None
     notes: tuple[str, ...]
 
 
@@ -42,14 +40,11 @@ def open_parts(recipe: Recipe, target: Target, base: Path, model: ir.Model) -> P
             "`calibration_data:` in the recipe"
         )
     calibration = open_samples(recipe.calibration_data, "calibration", inputs, recipe.images, base=base)
-    metric = resolve_metric(recipe.metric, base) if recipe.metric else None
     if recipe.evaluation_data is not None:
-        evaluation, _ = open_evaluation(recipe, target, base, model)
+        evaluation = open_evaluation(recipe, target, base, model)
         check_disjoint(calibration, evaluation)
-        return Parts(
-            calibration, _training(recipe, inputs, base, calibration, evaluation), evaluation, metric, ()
-        )
-    if metric is not None:
+        return Parts(calibration, _training(recipe, inputs, base, calibration, evaluation), evaluation, ())
+    if recipe.metric:
         raise ConfigError("the recipe names a metric but no evaluation_data with labels")
     if len(calibration) < 2:
         raise ConfigError(
@@ -61,7 +56,7 @@ def open_parts(recipe: Recipe, target: Target, base: Path, model: ir.Model) -> P
     note = f"no evaluation data: {len(kept)} of {len(calibration)} calibration samples kept for the check"
     calibration, evaluation = replace(calibration, indices=rest), replace(calibration, indices=kept)
     training = _training(recipe, inputs, base, calibration, evaluation)
-    return Parts(calibration, training, evaluation, None, (note,))
+    return Parts(calibration, training, evaluation, (note,))
 
 
 def _training(
@@ -75,21 +70,17 @@ def _training(
     return training
 
 
-def open_evaluation(
-    recipe: Recipe, target: Target, base: Path, model: ir.Model
-) -> tuple[Samples, Metric | None]:
-    """The samples that a build with ``recipe`` judges by, and the metric.
+def open_evaluation(recipe: Recipe, target: Target, base: Path, model: ir.Model) -> Samples:
+    """The samples that a build with ``recipe`` judges by.
 
     Raises:
         ConfigError, SamplesError: see :func:`open_parts`; calibration data need be there only where the
             evaluation data are a part of them.
     """
     if recipe.evaluation_data is None:
-        parts = open_parts(recipe, target, base, model)
-        return parts.evaluation, parts.metric
+        return open_parts(recipe, target, base, model).evaluation
     inputs = _inputs(recipe, target, model)
-    samples = open_samples(recipe.evaluation_data, "evaluation", inputs, recipe.images, base=base)
-    return samples, resolve_metric(recipe.metric, base) if recipe.metric else None
+    return open_samples(recipe.evaluation_data, "evaluation", inputs, recipe.images, base=base)
 
 
 def _inputs(recipe: Recipe, target: Target, model: ir.Model) -> tuple[InputSpec, ...]:

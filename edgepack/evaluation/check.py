@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from edgepack.config.target import Runtime
-from edgepack.data.feeds import Array, Feeds
 from edgepack.data.samples import Sample, Samples
 from edgepack.errors import EdgepackError, ExportError, ModelError, SamplesError
 from edgepack.evaluation.differences import (
@@ -24,9 +23,9 @@ from edgepack.evaluation.differences import (
 )
 from edgepack.evaluation.metrics import Metric
 from edgepack.evaluation.variation import varying_power
+from edgepack.ir.arrays import Array, Feeds
 from edgepack.ir.numerics import ratio_db
-from edgepack.report.formats import Parity
-from edgepack.report.text import Fidelity, finite
+from edgepack.results import Fidelity, Parity, finite
 from edgepack.runtime.runner import Outputs, Runner, open_model
 
 
@@ -124,8 +123,11 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Baseline:
-    """The original's outputs on the evaluation samples."""
+    """The original's outputs on the evaluation samples: what other models are compared with, and how."""
 
+    samples: Samples
+    runtime: Runtime
+    metric: Metric | None
     fidelity: Fidelity
     outputs: list[Outputs]
     varying: float
@@ -164,32 +166,20 @@ def baseline(
     value = metric(outputs, samples.labels) if metric is not None else None
     fidelity = Fidelity(len(outputs), None, 1.0, value, metric.name if metric else None)
     fed = {name: frozenset(found) for name, found in shapes.items()}
-    return Baseline(fidelity, outputs, varying_power(outputs), fed, loose)
+    return Baseline(samples, runtime, metric, fidelity, outputs, varying_power(outputs), fed, loose)
 
 
-def check(
-    model: Path,
-    samples: Samples,
-    runtime: Runtime,
-    reference: Baseline,
-    metric: Metric | None,
-    on_sample: Callable[[], None] = lambda: None,
-) -> Fidelity:
-    """Fidelity of ``model`` to the original over the same ``samples``, and the metric where there is one.
+def check(model: Path, reference: Baseline, on_sample: Callable[[], None] = lambda: None) -> Fidelity:
+    """Fidelity of ``model`` to the original over the same samples, and the metric where there is one.
 
     Raises:
         ExportError: the model fails where the original does not.
     """
-    return check_together({"": model}, samples, runtime, reference, metric, on_sample)[0][""]
+    return check_together({"": model}, reference, on_sample)[0][""]
 
 
 def check_together(
-    models: Mapping[str, Path],
-    samples: Samples,
-    runtime: Runtime,
-    reference: Baseline,
-    metric: Metric | None,
-    on_sample: Callable[[], None] = lambda: None,
+    models: Mapping[str, Path], reference: Baseline, on_sample: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, Fidelity], tuple[Parity, ...]]:
     """Fidelity of each of ``models`` to the original, and of each to those before it, by their names.
 
@@ -198,7 +188,8 @@ def check_together(
     Raises:
         ExportError: a model fails where the original does not.
     """
-    runners = {name: open_model(path, runtime) for name, path in models.items()}
+    samples, metric = reference.samples, reference.metric
+    runners = {name: open_model(path, reference.runtime) for name, path in models.items()}
     loose = reference.loose
     to_original = {n: Comparison(varying=reference.varying, loose=dict(loose)) for n in models}
     pairs = {pair: Comparison(loose=dict(loose)) for pair in combinations(models, 2)}

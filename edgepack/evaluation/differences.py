@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgepack.data.feeds import Array
+from edgepack.ir.arrays import Array
 
 ROWS_AT_A_TIME = 256
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from edgepack.config.target import Gate
-from edgepack.report.text import EQUAL_DB, Fidelity, GateLine, ModelFigures
+from edgepack.results import EQUAL_DB, Fidelity, GateLine, ModelFigures
 
 CENTRED = "fidelity of what varies in dB at least"
 HALF_DB = 3.0

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepack.config.user_code import is_reference, load_function
-from edgepack.data.feeds import Array
 from edgepack.data.labels import Label
 from edgepack.errors import ConfigError, EdgepackError, SamplesError, did_you_mean
+from edgepack.ir.arrays import Array
 
 Outputs = Sequence[dict[str, Array]]
 """Per sample, the model's outputs by name, in the model's order."""

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgepack.data.feeds import Array
 from edgepack.evaluation.differences import compared_outputs
+from edgepack.ir.arrays import Array
 from edgepack.runtime.runner import Outputs
 
 ROUNDING = 1e-13

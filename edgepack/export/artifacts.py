@@ -8,17 +8,16 @@ from typing import Any
 
 from edgepack.benchmark.bench import Latency
 from edgepack.config.target import Format, Target
-from edgepack.data.feeds import Feeds
 from edgepack.errors import ConfigError, EdgepackError, ExportError, ModelError
 from edgepack.export.inputs import Material
 from edgepack.export.onnx import export_onnx
 from edgepack.export.ort import export_ort
 from edgepack.export.tflite_artifact import write_tflite
 from edgepack.graph.compact import names_of
-from edgepack.ir.model import model_bytes
+from edgepack.ir.arrays import Feeds
+from edgepack.ir.files import model_bytes
 from edgepack.pack.epk import Packed
-from edgepack.report.formats import Refusal
-from edgepack.report.text import Fidelity, ModelFigures
+from edgepack.results import Fidelity, ModelFigures, Refusal
 from edgepack.runtime.litert import litert
 
 FILES: Mapping[Format, str] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgepack.calibration.ranges import RangeTable
-from edgepack.quantization.plan.plan import QuantPlan
+from edgepack.quantization.plan.types import QuantPlan
 from edgepack.quantization.weights.rounding import Rounding
 from edgepack.selection.choose import Choice
 from edgepack.selection.trials import Methods

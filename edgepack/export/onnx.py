@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from edgepack import __version__
 from edgepack.graph.compact import compact
-from edgepack.ir.model import save_model
+from edgepack.ir.files import save_model
 
 PREFIX = "edgepack."
 

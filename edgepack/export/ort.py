@@ -8,9 +8,9 @@ import onnx
 import onnx_ir as ir
 
 from edgepack.config.target import Runtime
-from edgepack.data.feeds import Feeds
 from edgepack.errors import ExportError, ModelError
 from edgepack.evaluation.check import compare_outputs
+from edgepack.ir.arrays import Feeds
 from edgepack.ir.model import walk_nodes
 from edgepack.runtime.session import OrtRunner, open_optimized, open_session
 

@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.config.target import Target
-from edgepack.data.feeds import Feeds, InputSpec
 from edgepack.errors import ExportError
 from edgepack.evaluation.check import compare_outputs
 from edgepack.export.inputs import Material, Shapes
-from edgepack.export.tflite import TfliteSummary, export_tflite, plan_tflite
+from edgepack.export.tflite.export import TfliteSummary, export_tflite, plan_tflite
 from edgepack.export.tflite.planning import tflite_of
 from edgepack.export.tflite_repair import repair
-from edgepack.ir.model import input_specs
-from edgepack.pipeline.limits import REPAIR_SECONDS
+from edgepack.ir.arrays import Feeds
+from edgepack.ir.inputs import InputSpec, input_specs
 from edgepack.quantization.groups import Role
-from edgepack.quantization.plan.plan import Method, QuantPlan
+from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.runtime.litert import Port, litert, open_tflite
 from edgepack.runtime.runner import Outputs, open_model
-from edgepack.selection.search import TOO_NOISY
+from edgepack.selection.search import REPAIR_SECONDS, TOO_NOISY
 from edgepack.selection.trials import Methods
 
 LEAST_SQNR_DB = 3.0

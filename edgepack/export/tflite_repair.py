@@ -7,7 +7,7 @@ kernel brings. The fewest of the noisiest that make the file accurate stay in fl
 import time
 from collections.abc import Callable, Sequence
 
-from edgepack.quantization.plan.plan import Method
+from edgepack.quantization.plan.types import Method
 from edgepack.selection.search import TOO_NOISY
 from edgepack.selection.trials import Methods
 

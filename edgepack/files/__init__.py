@@ -1,1 +1,1 @@
-"""The room files."""
+"""Files that appear whole or not at all."""

@@ -14,7 +14,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common
 
 from edgepack.graph.tied_embeddings import as_transposes
-from edgepack.ir.model import clone, constant, walk_nodes, weight_bytes
+from edgepack.ir.files import weight_bytes
+from edgepack.ir.model import clone, constant, walk_nodes
 
 Pair = tuple[ir.Value, ir.Value]
 

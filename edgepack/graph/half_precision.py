@@ -21,7 +21,8 @@ import onnx_ir as ir
 
 from edgepack.errors import ModelError
 from edgepack.graph.rules.rule import is_op
-from edgepack.ir.model import LAZY_BYTES, dims, fresh_name, name_of, tensors, walk_nodes
+from edgepack.ir.files import tensors
+from edgepack.ir.model import LAZY_BYTES, dims, fresh_name, name_of, walk_nodes
 
 HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype", "stash_type", "softmax_precision")

@@ -23,10 +23,8 @@ The only module that imports onnxscript (when called: it takes seconds). The ord
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -35,11 +33,13 @@ import onnx_ir.passes.common as passes
 
 from edgepack.errors import ModelError
 from edgepack.graph.half_precision import Widened, has_half, to_float32
+from edgepack.graph.notes import Log, NormalizeNotes, Refusal
+from edgepack.graph.opset import HARD_SWISH_OPSET, opset_of, raise_opset, raised_for_gelu, wanted_opset
 from edgepack.graph.rules.affine import FOLDING, GEMM
 from edgepack.graph.rules.cleanup import AFTER_FOLDING, BEFORE_FOLDING, CLEANING
 from edgepack.graph.rules.einsum import EINSUM
-from edgepack.graph.rules.fusions import ACTIVATIONS, PADDING, hard_swish_input
-from edgepack.graph.rules.gelu import GELU, gelu_input
+from edgepack.graph.rules.fusions import ACTIVATIONS, PADDING
+from edgepack.graph.rules.gelu import GELU
 from edgepack.graph.rules.gelu import OPSET as GELU_OPSET
 from edgepack.graph.rules.indexing import INDEXING
 from edgepack.graph.rules.resize import RESIZING
@@ -47,16 +47,9 @@ from edgepack.graph.rules.rule import DONE, Rule, is_op
 from edgepack.graph.rules.selection import SELECTION
 from edgepack.graph.rules.sequence import as_the_opset_has_it
 from edgepack.graph.rules.softmax import ROWS, TURNED
-from edgepack.ir.model import (
-    LARGE_BYTES,
-    clone,
-    constant,
-    constant_tensor,
-    name_of,
-    tensor_digest,
-    walk_nodes,
-    weight_bytes,
-)
+from edgepack.graph.shape_inference import forget_made_up_names, infer_shapes
+from edgepack.ir.fingerprint import tensor_digest
+from edgepack.ir.model import clone, constant, constant_tensor, name_of, walk_nodes
 
 _FOLD_INPUT_ELEMENTS = 1 << 24
 _FOLD_OUTPUT_ELEMENTS = 1 << 18
@@ -66,46 +59,11 @@ _SMALL_BYTES = 1024
 _FOLD_BUDGET_BYTES = 256 << 20
 """Constants that folding may write anew in all: a model of gigabytes must not be copied into memory."""
 _MAX_SWEEPS = 32
-_HARD_SWISH_OPSET = 14
-_LAST_OLD_RESIZE = 10
 _MIN_IR_VERSION = 4
 """The first in which constants need not be inputs too."""
 _UNFOLDABLE = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A pattern that was found and left alone."""
-
-    rule: str
-    node: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class NormalizeNotes:
-    """What :func:`normalize` did."""
-
-    applied: dict[str, int]
-    """How often each rule rewrote something; only rules that did."""
-    refused: tuple[Refusal, ...]
-    """Patterns left alone, with the reason."""
-    unsupported: tuple[str, ...]
-    """Operators outside of the ONNX standard: kept as they are."""
-    widened: Widened
-    """What was in half precision."""
-    opset_before: int
-    opset_after: int
-    nodes_before: int
-    nodes_after: int
-
-
-@dataclass(slots=True)
-class _Log:
-    applied: Counter[str] = field(default_factory=Counter)
-    refused: dict[tuple[str, str], Refusal] = field(default_factory=dict)
 
 
 def normalize(model: ir.Model, *, min_opset: int, max_opset: int) -> tuple[ir.Model, NormalizeNotes]:
@@ -129,7 +87,7 @@ def normalize(model: ir.Model, *, min_opset: int, max_opset: int) -> tuple[ir.Mo
             f"the model needs opset {before} and the target's runtime loads up to {max_opset}: "
             f"export it with opset {max_opset} or lower"
         )
-    log = _Log()
+    log = Log()
     _read_small_constants(model)
     with _quiet_onnxscript():
         _run(model, log, "inline", passes.InlinePass())
@@ -137,12 +95,12 @@ def normalize(model: ir.Model, *, min_opset: int, max_opset: int) -> tuple[ir.Mo
         widened = _widen(model, log)
         _apply(model, log, CLEANING)
         _shapes_and_fold(model, log)
-        _raise_opset(model, log, _wanted_opset(model, before, min_opset, max_opset))
-        model = _raised_for_gelu(model, log, max_opset)
+        raise_opset(model, log, wanted_opset(model, before, min_opset, max_opset))
+        model = raised_for_gelu(model, log, max_opset)
         _constants(model, log)
         _apply(model, log, CLEANING)
         _shapes_and_fold(model, log)
-        _apply(model, log, ACTIVATIONS if opset_of(model) >= _HARD_SWISH_OPSET else ACTIVATIONS[1:])
+        _apply(model, log, ACTIVATIONS if opset_of(model) >= HARD_SWISH_OPSET else ACTIVATIONS[1:])
         _apply(model, log, (*CLEANING, *PADDING, *EINSUM, *(GELU if opset_of(model) >= GELU_OPSET else ())))
         _shapes_and_fold(model, log)  # sizes that padding hid are known now
         log.refused.clear()  # what an early sweep left alone, a later one may have done
@@ -160,19 +118,6 @@ def normalize(model: ir.Model, *, min_opset: int, max_opset: int) -> tuple[ir.Mo
         nodes_before=sum(1 for _ in walk_nodes(source.graph)),
         nodes_after=sum(1 for _ in walk_nodes(model.graph)),
     )
-
-
-def opset_of(model: ir.Model) -> int:
-    """The version of the standard operators that the model imports.
-
-    Raises:
-        ModelError: it imports none.
-    """
-    imports = model.graph.opset_imports
-    version = imports.get("", imports.get("ai.onnx"))
-    if version is None:
-        raise ModelError(f"the model does not import the standard ONNX operators, only {dict(imports)}")
-    return version
 
 
 @contextmanager
@@ -198,12 +143,12 @@ def _read_small_constants(model: ir.Model) -> None:
                 value.const_value = ir.Tensor(tensor.numpy().copy(), name=tensor.name)
 
 
-def _run(model: ir.Model, log: _Log, name: str, step: ir.passes.InPlacePass) -> None:
+def _run(model: ir.Model, log: Log, name: str, step: ir.passes.InPlacePass) -> None:
     if step(model).modified:
         log.applied[name] += 1
 
 
-def _constants(model: ir.Model, log: _Log) -> None:
+def _constants(model: ir.Model, log: Log) -> None:
     log.applied["lift_constant"] += sum(is_op(node, "Constant") for node in walk_nodes(model.graph))
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     log.applied["lift_constant"] -= sum(is_op(node, "Constant") for node in walk_nodes(model.graph))
@@ -212,7 +157,7 @@ def _constants(model: ir.Model, log: _Log) -> None:
     passes.LiftSubgraphInitializersToMainGraphPass()(model)
 
 
-def _widen(model: ir.Model, log: _Log) -> Widened:
+def _widen(model: ir.Model, log: Log) -> Widened:
     """Half precision to float32; what is exact needs types, and those come with shapes."""
     if not has_half(model):
         return Widened()
@@ -222,7 +167,7 @@ def _widen(model: ir.Model, log: _Log) -> Widened:
     return widened
 
 
-def _apply(model: ir.Model, log: _Log, rules: tuple[Rule, ...]) -> None:
+def _apply(model: ir.Model, log: Log, rules: tuple[Rule, ...]) -> None:
     """Run rules over all nodes until none applies any more."""
     by_op: dict[str, list[Rule]] = {}
     for rule in rules:
@@ -239,7 +184,7 @@ def _apply(model: ir.Model, log: _Log, rules: tuple[Rule, ...]) -> None:
     raise AssertionError(f"rules {[rule.name for rule in rules]} did not come to rest")
 
 
-def _apply_to(main: ir.Graph, node: ir.Node, rules: list[Rule], log: _Log) -> int:
+def _apply_to(main: ir.Graph, node: ir.Node, rules: list[Rule], log: Log) -> int:
     """Rules at one node, until it is gone or all have had their turn."""
     done = 0
     if not rules or not is_op(node, node.op_type):
@@ -260,34 +205,12 @@ def _apply_to(main: ir.Graph, node: ir.Node, rules: list[Rule], log: _Log) -> in
     return done
 
 
-def infer_shapes(model: ir.Model) -> None:
-    """Shape inference over everything.
-
-    Names that an earlier inference made up are forgotten first: it knew less, and only names of one run
-    mean the same dimension when they are the same.
-    """
-    _forget_made_up_names(model)
-    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
-
-
-def _forget_made_up_names(model: ir.Model) -> None:
-    for graph in model.graphs():
-        for value in (v for node in graph for v in node.outputs if not v.is_graph_output()):
-            if value.shape is not None and not value.shape.is_static():
-                known = [d if isinstance(d, int) or not _made_up(d) else None for d in value.shape]
-                value.shape = ir.Shape(known)
-
-
-def _made_up(dimension: ir.SymbolicDim) -> bool:
-    return (dimension.value or "").startswith("unk__")
-
-
-def _shapes_and_fold(model: ir.Model, log: _Log) -> None:
+def _shapes_and_fold(model: ir.Model, log: Log) -> None:
     from onnxscript.optimizer import fold_constants_ir  # noqa: PLC0415  # takes seconds to import
 
     infer_shapes(model)
     before = sum(1 for _ in walk_nodes(model.graph))
-    _apply(model, _Log(), BEFORE_FOLDING)
+    _apply(model, Log(), BEFORE_FOLDING)
     fold_constants_ir(
         model,
         onnx_shape_inference=True,
@@ -298,7 +221,7 @@ def _shapes_and_fold(model: ir.Model, log: _Log) -> None:
     passes.RemoveUnusedNodesPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     as_the_opset_has_it(model, opset_of(model))
-    _apply(model, _Log(), AFTER_FOLDING)
+    _apply(model, Log(), AFTER_FOLDING)
     log.applied["fold_constant"] += before - sum(1 for _ in walk_nodes(model.graph))
 
 
@@ -322,64 +245,7 @@ def _budget(left_bytes: int) -> Callable[[ir.Node], bool | None]:
     return should_fold
 
 
-def _wanted_opset(model: ir.Model, now: int, min_opset: int, max_opset: int) -> int:
-    wanted = max(now, min_opset)
-    if wanted < _HARD_SWISH_OPSET <= max_opset and any(
-        is_op(node, "Mul", "Div") and hard_swish_input(node) is not None for node in walk_nodes(model.graph)
-    ):
-        return _HARD_SWISH_OPSET
-    return wanted
-
-
-def _raise_opset(model: ir.Model, log: _Log, wanted: int) -> None:
-    """Convert all standard operators to ``wanted``.
-
-    Raises:
-        ModelError: no converter for an operator.
-    """
-    from onnxscript import version_converter  # noqa: PLC0415  # takes seconds to import
-
-    now = opset_of(model)
-    if now >= wanted:
-        return
-    version_converter.convert_version(model, target_version=wanted, fallback=True)
-    if opset_of(model) != wanted:
-        raise ModelError(
-            f"the model cannot be raised from opset {now} to {wanted}: the ONNX version converter gave up; "
-            f"export it with opset {wanted}"
-        )
-    if now <= _LAST_OLD_RESIZE:
-        _old_resizes(model)
-    log.applied["raise_opset"] += wanted - now
-
-
-def _raised_for_gelu(model: ir.Model, log: _Log, max_opset: int) -> ir.Model:
-    """The model in the opset that has Gelu, where it spells that out and a converter takes it there."""
-    if not opset_of(model) < GELU_OPSET <= max_opset or weight_bytes(model) > LARGE_BYTES:
-        return model
-    if not any(gelu_input(node) is not None for node in walk_nodes(model.graph)):
-        return model
-    raised = clone(model)
-    try:
-        _raise_opset(raised, log, GELU_OPSET)
-    except ModelError as refusal:
-        log.refused["gelu_tanh", ""] = Refusal("gelu_tanh", "", str(refusal))
-        return model
-    return raised
-
-
-def _old_resizes(model: ir.Model) -> None:
-    """Say what Resize and Upsample meant up to opset 10: the converter leaves the new defaults in force."""
-    for node in walk_nodes(model.graph):
-        if not is_op(node, "Resize"):
-            continue
-        scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-        smaller = scales is not None and bool((scales < 1).any())
-        node.attributes.add(ir.AttrString("coordinate_transformation_mode", "asymmetric"))
-        node.attributes.add(ir.AttrString("nearest_mode", "ceil" if smaller else "floor"))
-
-
-def _merge(model: ir.Model, log: _Log) -> None:
+def _merge(model: ir.Model, log: Log) -> None:
     for graph in model.graphs():
         log.applied["merge_initializer"] += merge_initializers(graph)
     before = sum(1 for _ in walk_nodes(model.graph))
@@ -424,7 +290,7 @@ def _finish(model: ir.Model) -> None:
     infer_shapes(model)
     # Measured: with these names onnxruntime 1.32 sees that it can fuse SkipLayerNormalization in a small
     # BERT, and that one kernel is slower on the CPU (8 % and more of the whole) than the nodes it replaces.
-    _forget_made_up_names(model)
+    forget_made_up_names(model)
     for graph in model.graphs():
         for value in (*graph.initializers.values(), *(v for node in graph for v in node.outputs)):
             value.metadata_props.pop("pkg.onnxscript.optimizer.folded_from", None)

@@ -5,7 +5,8 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from edgepack.config.target import Target
-from edgepack.graph.normalize import NormalizeNotes, normalize
+from edgepack.graph.normalize import normalize
+from edgepack.graph.notes import NormalizeNotes
 from edgepack.graph.pad_channels import widen_depthwise
 
 

@@ -13,16 +13,8 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from edgepack.ir.model import (
-    LAZY_BYTES,
-    Array,
-    clone,
-    constant,
-    constant_tensor,
-    dims,
-    name_of,
-    new_initializer,
-)
+from edgepack.ir.arrays import Array
+from edgepack.ir.model import LAZY_BYTES, clone, constant, constant_tensor, dims, name_of, new_initializer
 
 LEAST_ELEMENTS = 1024
 """Of a table; the node that makes one constant of two takes as many bytes as this saves of a smaller one."""

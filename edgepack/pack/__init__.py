@@ -1,1 +1,4 @@
-"""The packed form of a model: one file to ship, entropy-coded, that restores the model byte for byte."""
+"""The ``.epk`` format: entropy-coded models, and pools that store what models share once.
+
+In: model files. Out: one file that restores every byte, and the inverse.
+"""

@@ -17,9 +17,10 @@ import onnx
 import onnx_ir as ir
 
 from edgepack.errors import ConfigError, ExportError
-from edgepack.ir.model import clone, dims, load_model, model_bytes
+from edgepack.ir.files import load_model, model_bytes
+from edgepack.ir.model import clone, dims
 from edgepack.pack.spans import PIECE
-from edgepack.report.text import Fidelity, GateLine
+from edgepack.results import Fidelity, GateLine
 
 Array = npt.NDArray[Any]
 

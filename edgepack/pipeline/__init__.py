@@ -1,1 +1,6 @@
-"""The room pipeline."""
+"""The line from an ONNX file and samples to a measured package, and one module for each other command.
+
+In: a recipe, a target and samples. Out: the files of a package and a :class:`~edgepack.results.BuildReport`.
+``build`` alone knows the order of the stages; ``passes`` runs the compression passes of a recipe; ``weights``
+rounds what is stored; ``limits`` turns the gate of a recipe into limits for the selection.
+"""

@@ -16,27 +16,24 @@ from edgepack.calibration.ranges import RangeTable, load_ranges
 from edgepack.calibration.run import calibrate
 from edgepack.config.recipe import Recipe
 from edgepack.config.target import Target
-from edgepack.data.feeds import Feeds
 from edgepack.data.samples import Samples
 from edgepack.data.splits import Parts, open_parts
 from edgepack.errors import ConfigError
 from edgepack.evaluation.check import Baseline, baseline, check, check_together
 from edgepack.evaluation.gate import judge, keeps_half
+from edgepack.evaluation.metrics import resolve_metric
 from edgepack.export.artifacts import Artifacts, figures_of, outdated, require_runtimes, write_artifacts
 from edgepack.export.epk import export_epk
 from edgepack.export.inputs import Material, digest_of, facts_of
-from edgepack.export.tflite import tensors_for
+from edgepack.export.tflite.export import tensors_for
 from edgepack.files.atomic import publish, scratch_folder
 from edgepack.graph.compact import names_of
 from edgepack.graph.half_precision import float32_bytes, refuse_bfloat16
 from edgepack.graph.prepare import prepare
-from edgepack.ir.model import (
-    LARGE_BYTES,
-    fingerprint,
-    load_model,
-    require_float,
-    save_model,
-)
+from edgepack.ir.arrays import Feeds
+from edgepack.ir.files import load_model, require_float, save_model
+from edgepack.ir.fingerprint import fingerprint
+from edgepack.ir.model import LARGE_BYTES
 from edgepack.ir.scheme import Granularity
 from edgepack.pack.epk import Packed
 from edgepack.pipeline.limits import as_wished, floor_of, kept_measurements, limits, search_task
@@ -45,15 +42,16 @@ from edgepack.pipeline.progress import Clock, Progress
 from edgepack.pipeline.stage_breakdown import check_steps, pack_steps, waterfall
 from edgepack.pipeline.weights import ROUNDING_SAMPLES, Storing, round_all, rounding_note, trained
 from edgepack.quantization.groups import Unit, find_units
-from edgepack.quantization.plan.plan import QuantPlan, make_plan, requested_methods, tensors_to_observe
+from edgepack.quantization.plan.plan import make_plan, requested_methods, tensors_to_observe
+from edgepack.quantization.plan.types import QuantPlan
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.cross_layer_equalization import equalize
 from edgepack.quantization.weights.low_bit import bits_of_units
 from edgepack.quantization.weights.rounding import Rounder
 from edgepack.quantization.weights.saturation import Narrow, narrow_notes, outputs_that_saturate
-from edgepack.report.devices import DeviceRun
 from edgepack.report.html.render import write_page
-from edgepack.report.text import BuildReport, Fidelity, text
+from edgepack.report.text import text
+from edgepack.results import BuildReport, DeviceRun, Fidelity
 from edgepack.runtime.fused import what_the_runtime_did
 from edgepack.selection.choose import Choice, choose
 from edgepack.selection.trials import DEVICE_PROBES, Methods, TrialBench
@@ -158,6 +156,7 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
         require_float(original, recipe.model)
         refuse_bfloat16(original, recipe.model)
         data = open_parts(recipe, job.target, job.base, original)
+        metric = resolve_metric(recipe.metric, job.base) if recipe.metric else None
         notes.extend(data.notes)
         if large := float32_bytes(original) > LARGE_BYTES:
             notes.append(LARGE)
@@ -168,7 +167,7 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
         notes.extend((*(f"{rule}: {count}" for rule, count in prepared.applied.items()), *widened))
     with clock.stage("check original"):
         on_sample = _counter(job, "check original", data.evaluation)
-        reference = baseline(recipe.model, data.evaluation, job.target.runtime, data.metric, on_sample)
+        reference = baseline(recipe.model, data.evaluation, job.target.runtime, metric, on_sample)
     passed = run_passes(model, recipe.passes, _material(job, data, reference, scratch), clock.stage, scratch)
     model, steps = _equalized(job, clock, passed.model, data.calibration), passed.files
     units = find_units(model, job.target.kernels)
@@ -189,7 +188,7 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
         notes.extend((f"{len(choice.candidates)} forms measured", *choice.notes, *narrow_notes(choice.plan)))
     with clock.stage("export") as notes:
         facts = facts_of(job.target.name, digests, table)
-        keeps = _keeps(job, data, reference)
+        keeps = _keeps(job, reference)
         fixed = _requested(job, units)
         material = Material(
             recipe.model, model, choice, fixed, table, rounder, reference.shapes, facts, keeps
@@ -208,10 +207,8 @@ def _measure(made: _Made, clock: Clock, scratch: Path) -> BuildReport:
     recipe, reference = job.recipe, made.reference
     with clock.stage("check"):
         on_sample = _counter(job, "check", data.evaluation)
-        fidelity, parity = check_together(
-            artifacts.files, data.evaluation, job.target.runtime, reference, data.metric, on_sample
-        )
-        at_steps = check_steps(steps, data.evaluation, job.target.runtime, reference, data.metric)
+        fidelity, parity = check_together(artifacts.files, reference, on_sample)
+        at_steps = check_steps(steps, reference)
     with clock.stage("bench"):
         latencies, devices = _bench(job, {**artifacts.files, **steps}, data.evaluation)
     with clock.stage("units"):
@@ -219,7 +216,7 @@ def _measure(made: _Made, clock: Clock, scratch: Path) -> BuildReport:
     models = figures_of(
         recipe.model, artifacts.files, latencies, {"original": reference.fidelity, **fidelity}, made.packed
     )
-    gate = judge(limits(recipe, job.target, data.metric), models, asked_for=recipe.gate is not None)
+    gate = judge(limits(recipe, job.target, reference.metric), models, asked_for=recipe.gate is not None)
     return BuildReport(
         edgepack_version=__version__,
         model=recipe.model.name,
@@ -265,12 +262,11 @@ def _look_inside(
 
 def _material(job: Job, data: Parts, reference: Baseline, scratch: Path) -> PassMaterial:
     """What passes work with; their models are checked as the built one will be."""
-    runtime = job.target.runtime
 
     def accurate(model: ir.Model) -> bool:
         save_model(model, path := scratch / "accurate.onnx")
-        found = check(path, data.evaluation, runtime, reference, data.metric)
-        return keeps_half(limits(job.recipe, job.target, data.metric), reference.fidelity, found)
+        found = check(path, reference)
+        return keeps_half(limits(job.recipe, job.target, reference.metric), reference.fidelity, found)
 
     return PassMaterial(
         job.target, data.calibration, data.training, os.cpu_count() or 1, job.recipe.seed, accurate
@@ -374,7 +370,7 @@ def _choose(
         return plan, apply_plan(model, plan, rounder(plan))
 
     def verify(path: Path) -> Fidelity:
-        return check(path, data.evaluation, target.runtime, reference, data.metric)
+        return check(path, reference)
 
     kept = kept_measurements(recipe, device, table)
     return choose(
@@ -384,7 +380,7 @@ def _choose(
         ),
         form,
         fixed,
-        floor_of(limits(recipe, target, data.metric), reference.fidelity),
+        floor_of(limits(recipe, target, reference.metric), reference.fidelity),
         verify,
         method=recipe.quantize.method,
         optimize_for=recipe.quantize.optimize_for,
@@ -394,16 +390,10 @@ def _choose(
     )
 
 
-def _keeps(job: Job, data: Parts, reference: Baseline) -> Callable[[Path], bool]:
+def _keeps(job: Job, reference: Baseline) -> Callable[[Path], bool]:
     """Whether a file keeps, on the evaluation data, the accuracy that the gate asks for."""
-    floor, runtime = (
-        floor_of(limits(job.recipe, job.target, data.metric), reference.fidelity),
-        job.target.runtime,
-    )
-    return lambda path: (
-        not floor.limits_anything
-        or floor.on_evaluation(check(path, data.evaluation, runtime, reference, data.metric))
-    )
+    floor = floor_of(limits(job.recipe, job.target, reference.metric), reference.fidelity)
+    return lambda path: not floor.limits_anything or floor.on_evaluation(check(path, reference))
 
 
 def _bench(

@@ -9,11 +9,14 @@ import onnx_ir as ir
 
 from edgepack.calibration.ranges import Range
 from edgepack.config.target import Target
-from edgepack.graph.normalize import normalize, opset_of
+from edgepack.graph.normalize import normalize
+from edgepack.graph.opset import opset_of
 from edgepack.graph.prepare import prepare
-from edgepack.ir.model import input_specs, load_model, model_bytes, require_float
+from edgepack.ir.files import load_model, model_bytes, require_float
+from edgepack.ir.inputs import input_specs
 from edgepack.quantization.groups import find_units
-from edgepack.quantization.plan.plan import Method, make_plan, tensors_to_observe
+from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
+from edgepack.quantization.plan.types import Method
 from edgepack.report.tables import size_text
 
 

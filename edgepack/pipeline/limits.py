@@ -14,13 +14,11 @@ from edgepack.config.target import Gate, Target
 from edgepack.errors import ConfigError
 from edgepack.evaluation.metrics import Metric
 from edgepack.quantization.weights.low_bit import wants_four_bits
-from edgepack.report.text import Fidelity
+from edgepack.results import Fidelity
 from edgepack.selection.history import Measurements, cache_folder
-from edgepack.selection.search import Task
+from edgepack.selection.search import REPAIR_SECONDS, Task
 from edgepack.selection.trials import Floor
 
-REPAIR_SECONDS = 60.0
-"""For finding which units keep the cheapest form from being accurate, where one is not."""
 FOUR_BITS_OPSET = 21
 """The first with INT4 tensors that are dequantized."""
 LEAST_UNLABELLED_DB = 15.0

@@ -12,12 +12,13 @@ from edgepack.benchmark.environment import environment
 from edgepack.benchmark.profile import profile_ops
 from edgepack.config.recipe import Data, ImageInput, Recipe
 from edgepack.config.target import Runtime, Target
-from edgepack.data.feeds import Feeds, InputSpec
 from edgepack.data.samples import open_samples
 from edgepack.errors import ConfigError
 from edgepack.evaluation.check import baseline, check
 from edgepack.evaluation.metrics import resolve_metric
-from edgepack.ir.model import input_specs, load_model, model_bytes
+from edgepack.ir.arrays import Feeds
+from edgepack.ir.files import load_model, model_bytes
+from edgepack.ir.inputs import InputSpec, input_specs
 from edgepack.report.tables import size_text, time_text
 from edgepack.runtime.runner import open_model
 
@@ -51,7 +52,7 @@ def check_models(
     rows = [{"model": str(original), "size_bytes": model_bytes(original), **asdict(reference.fidelity)}]
     for path in built:
         progress(f"check {path.name}", 0, 0)
-        fidelity = check(path, samples, target.runtime, reference, metric)
+        fidelity = check(path, reference)
         rows.append({"model": str(path), "size_bytes": _bytes(path), **asdict(fidelity)})
     return rows
 

@@ -10,11 +10,12 @@ from edgepack.benchmark.web.bench import Show, Web, bench_in_browser
 from edgepack.config.recipe import Data, Recipe
 from edgepack.config.target import Runtime, Target
 from edgepack.errors import ConfigError
-from edgepack.ir.model import fingerprint, load_model
+from edgepack.ir.files import load_model
+from edgepack.ir.fingerprint import fingerprint
 from edgepack.pipeline.measuring import bench_feeds
-from edgepack.report.devices import DeviceRun, with_run
 from edgepack.report.html.reading import REPORT, read_report
 from edgepack.report.html.render import replace_file, write_page
+from edgepack.results import DeviceRun, with_run
 
 FEEDS = 4
 """Samples that go to a device: outputs of all of them come back."""

@@ -12,7 +12,7 @@ from edgepack.pack.pool import Pool, PooledModel, Verdict, make_pool
 from edgepack.pipeline.pool_gate import Wish, judge_of
 from edgepack.pipeline.progress import Progress
 from edgepack.report.tables import size_text, table
-from edgepack.report.text import Fidelity, GateLine
+from edgepack.results import Fidelity, GateLine
 
 NOTHING_ASKED = Wish()
 SHOWN_TIED = 8

@@ -20,9 +20,9 @@ from edgepack.config.target import Target
 from edgepack.config.training import Tune
 from edgepack.data.samples import Samples
 from edgepack.graph.tied_embeddings import one_copy
-from edgepack.ir.model import save_model
+from edgepack.ir.files import save_model
 from edgepack.quantization.groups import find_units
-from edgepack.report.training import Notes
+from edgepack.results import Notes
 
 FEWEST_SAMPLES = 32
 MOST_SAMPLES = 512

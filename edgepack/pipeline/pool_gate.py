@@ -12,13 +12,15 @@ from edgepack.data.splits import open_evaluation
 from edgepack.errors import ConfigError
 from edgepack.evaluation.check import baseline, check_together, compare_outputs
 from edgepack.evaluation.gate import judge_accuracy
-from edgepack.evaluation.metrics import Metric
-from edgepack.ir.model import fingerprint, input_specs, load_model
+from edgepack.evaluation.metrics import Metric, resolve_metric
+from edgepack.ir.files import load_model
+from edgepack.ir.fingerprint import fingerprint
+from edgepack.ir.inputs import input_specs
 from edgepack.pack.pool import Judge, Verdict
 from edgepack.pipeline.limits import LEAST_UNLABELLED_DB, limits
 from edgepack.pipeline.measuring import random_feed
 from edgepack.pipeline.progress import Progress
-from edgepack.report.text import Fidelity
+from edgepack.results import Fidelity
 from edgepack.runtime.runner import open_model
 
 LEAST_DB = 30.0
@@ -157,10 +159,11 @@ def _measured(terms: Terms, source: Path, pooled: Path, wish: Wish, progress: Pr
     """On all samples that judge a build, by the means of a build."""
     recipe, runtime = terms.recipe, terms.target.runtime
     progress(f"judge {pooled.name}", 0, 0)
-    samples, metric = open_evaluation(recipe, terms.target, terms.base, load_model(recipe.model))
+    samples = open_evaluation(recipe, terms.target, terms.base, load_model(recipe.model))
+    metric = resolve_metric(recipe.metric, terms.base) if recipe.metric else None
     reference = baseline(recipe.model, samples, runtime, metric)
     files = {"before": source, "pooled": pooled}
-    found, (moved,) = check_together(files, samples, runtime, reference, metric)
+    found, (moved,) = check_together(files, reference)
     asked_for = recipe.gate is not None or wish.min_sqnr_db is not None
     lines = judge_accuracy(terms.gate(metric, wish), reference.fidelity, found["pooled"], asked_for=asked_for)
     return Verdict(samples.source, reference.fidelity, found["before"], found["pooled"], moved.sqnr_db, lines)

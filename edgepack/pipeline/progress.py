@@ -4,8 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from edgepack.report.text import StageReport
-from edgepack.report.training import Notes
+from edgepack.results import Notes, StageReport
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and the steps in all (0 when unknown)."""

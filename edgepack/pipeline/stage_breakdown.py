@@ -4,27 +4,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgepack.benchmark.bench import Latency
-from edgepack.config.target import Runtime
-from edgepack.data.samples import Samples
 from edgepack.evaluation.check import Baseline, check
-from edgepack.evaluation.metrics import Metric
-from edgepack.ir.model import model_bytes
+from edgepack.ir.files import model_bytes
 from edgepack.pack.epk import SUFFIX, Packed, pack
-from edgepack.report.stage_breakdown import Step
-from edgepack.report.text import Fidelity, ModelFigures, step_of
+from edgepack.results import Fidelity, ModelFigures, Step, step_of
 
 QUANTIZED = "quantized"
 
 
-def check_steps(
-    files: Mapping[str, Path], samples: Samples, runtime: Runtime, reference: Baseline, metric: Metric | None
-) -> dict[str, Fidelity]:
+def check_steps(files: Mapping[str, Path], reference: Baseline) -> dict[str, Fidelity]:
     """Fidelity of the model after each pass.
 
     Raises:
         ExportError: a model fails where the original does not.
     """
-    return {name: check(path, samples, runtime, reference, metric) for name, path in files.items()}
+    return {name: check(path, reference) for name, path in files.items()}
 
 
 def pack_steps(original: Path, files: Mapping[str, Path], scratch: Path, *, large: bool) -> dict[str, Packed]:

@@ -15,7 +15,8 @@ from edgepack.data.samples import Samples
 from edgepack.errors import ConfigError
 from edgepack.pipeline.progress import Clock
 from edgepack.quantization.groups import Unit
-from edgepack.quantization.plan.plan import Method, QuantPlan, make_plan
+from edgepack.quantization.plan.plan import make_plan
+from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.quantization.weights.low_bit import BitsOfUnits, FewBits
 from edgepack.quantization.weights.out_of_core import round_to_files
 from edgepack.quantization.weights.rounding import Rounded, Rounder, round_weights, with_trained

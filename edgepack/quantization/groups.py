@@ -21,7 +21,7 @@ from edgepack.config.recipe import Override
 from edgepack.config.target import Kernels
 from edgepack.graph.tied_embeddings import tied_weights
 from edgepack.ir.model import constant, walk_nodes
-from edgepack.quantization.weights.stored_constants import holds_a_mask, storable
+from edgepack.quantization.storable import holds_a_mask, storable
 
 
 class Role(StrEnum):

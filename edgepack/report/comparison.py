@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from edgepack.report.tables import size_text, table, time_text
-from edgepack.report.text import BuildReport, Fidelity, ModelFigures, UnitRow
+from edgepack.results import BuildReport, Fidelity, ModelFigures, UnitRow
 
 T = TypeVar("T")
 

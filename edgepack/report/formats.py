@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 MOST_REASONS = 8
@@ -10,29 +9,6 @@ BUSY = 3.0
 """How many times p50 is p90 where other programs take turns on the cores; 1.1 on a quiet machine."""
 NHWC = [0, 2, 3, 1]
 PORTS = (("takes", "inputs"), ("gives", "outputs"))
-
-
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """How close one artifact's outputs are to another's, over the evaluation samples."""
-
-    name: str
-    against: str
-    """The other one, whose outputs count as the signal."""
-    sqnr_db: float | None
-    """``None`` when the outputs are equal."""
-    agreement: float | None
-    """Share of equal argmax, as in :class:`Fidelity`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An artifact that the target leaves optional and the model has no form of."""
-
-    format: str
-    file: str
-    reason: str
-    """Names the node."""
 
 
 def tflite_lines(details: Mapping[str, Any]) -> list[str]:

@@ -1,32 +1,9 @@
 """The waterfall of a report: what each step from the original to the built model does to it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from edgepack.report.tables import size_text, table, time_text
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The model after one step; all are measured in one run, taking turns."""
-
-    name: str
-    """``original``, the name of a pass, or ``quantized``."""
-    raw_bytes: int
-    """On disk."""
-    packed_bytes: int | None
-    """As an ``.epk``; ``None`` where it was not packed."""
-    resident_bytes: int
-    """What opening and running it adds to a process, at its peak."""
-    latency_ms_p50: float
-    speedup: float
-    """Median over rounds of the original's latency by this one's."""
-    sqnr_db: float | None
-    """To the original; ``None`` when the outputs are equal."""
-    agreement: float | None
-    metric: float | None
-    notes: tuple[str, ...] = ()
-    """What the pass has to say."""
+from edgepack.results import Step
 
 
 def waterfall_lines(steps: Sequence[Step]) -> list[str]:

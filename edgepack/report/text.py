@@ -1,18 +1,27 @@
 """What a build says about itself: one typed object, written as JSON and as a page of text."""
 
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgepack.report.devices import DeviceRun, device_lines
-from edgepack.report.formats import Parity, Refusal, busy, first_of, host_only, tflite_lines
-from edgepack.report.stage_breakdown import Step, waterfall_lines
+from edgepack.report.devices import device_lines
+from edgepack.report.formats import busy, first_of, host_only, tflite_lines
+from edgepack.report.stage_breakdown import waterfall_lines
 from edgepack.report.tables import size_text, table, time_text
-from edgepack.report.training import Curve
+from edgepack.results import (
+    EQUAL_DB,
+    BuildReport,
+    Candidate,
+    Fidelity,
+    GateLine,
+    ModelFigures,
+    Parity,
+    Refusal,
+    SensitivityRow,
+    UnitRow,
+)
 
 MOST_REASONS = 8
 SHOWN_UNITS = 3
@@ -21,175 +30,6 @@ SHOWN_FAILED = 3
 """Forms of single units that the runtime does not run."""
 WORTH_TELLING = 0.02
 """Of the time of all units: what a unit must lose against float to be named."""
-
-
-@dataclass(frozen=True, slots=True)
-class StageReport:
-    """One stage of the line: how long it took and what it has to say."""
-
-    name: str
-    seconds: float
-    notes: tuple[str, ...] = ()
-    curve: Curve | None = None
-    """Of the loss, where the stage trained."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fidelity:
-    """How close a model's outputs are to the original's, over the evaluation samples."""
-
-    samples: int
-    sqnr_db: float | None
-    """``None`` when the outputs are equal."""
-    agreement: float | None
-    """Share of equal argmax over the last axis of the first output; ``None`` where that has no meaning."""
-    metric: float | None
-    metric_name: str | None
-    centred_sqnr_db: float | None = None
-    """``sqnr_db`` with the means of the original's outputs over the samples left out of the signal."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFigures:
-    """Everything measured of one model file."""
-
-    name: str
-    file: str
-    size_bytes: int
-    latency_ms_p50: float
-    latency_ms_p90: float
-    latency_ms_min: float
-    speedup: float
-    """Median over rounds of the original's latency by this one's."""
-    cold_start_ms: float
-    peak_memory_bytes: int
-    fidelity: Fidelity | None
-    packed_bytes: int | None = None
-    """As an ``.epk``; ``None`` where it was not packed."""
-    packed_file: str | None = None
-    """The ``.epk``, where the package has it."""
-
-
-@dataclass(frozen=True, slots=True)
-class UnitRow:
-    """One unit in the report."""
-
-    name: str
-    op_type: str
-    method: str
-    reason: str
-    parameters: int
-    sqnr_db: float | None = None
-    """Fidelity of the unit's output in the built model to the original's."""
-    float_us: float | None = None
-    built_us: float | None = None
-
-
-EQUAL_DB = 999.0
-"""Stands for the fidelity of equal outputs in a line of the gate: they have no noise, and no dB."""
-
-
-@dataclass(frozen=True, slots=True)
-class GateLine:
-    """One limit of the gate and what was measured."""
-
-    limit: str
-    bound: float
-    measured: float | None
-    passed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A form of the whole model that was built and measured before one was chosen.
-
-    Size and speed are ``None`` where the runtime does not run it; ``reason`` says what it answered.
-    """
-
-    name: str
-    size_bytes: int | None
-    speedup: float | None
-    sqnr_db: float | None
-    metric: float | None
-    chosen: bool
-    reason: str
-    of_units: bool = False
-    """Differs from another candidate in single units."""
-
-
-@dataclass(frozen=True, slots=True)
-class SensitivityRow:
-    """One unit in one form, alone in an otherwise float model."""
-
-    name: str
-    op_type: str
-    method: str
-    sqnr_db: float | None
-    """Fidelity of the model's outputs; ``None`` where they are equal."""
-    us: Mapping[str, float]
-    """Its time in every form of the whole model, microseconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class BuildReport:
-    """The whole build."""
-
-    edgepack_version: str
-    model: str
-    target: str
-    command: str
-    passed: bool
-    models: tuple[ModelFigures, ...]
-    """The original first."""
-    refused: tuple[Refusal, ...]
-    parity: tuple[Parity, ...]
-    """Of each artifact to each before it."""
-    waterfall: tuple[Step, ...]
-    """From the original over each pass to the built ``.onnx``."""
-    gate: tuple[GateLine, ...]
-    candidates: tuple[Candidate, ...]
-    units: tuple[UnitRow, ...]
-    sensitivity: tuple[SensitivityRow, ...]
-    """Units alone, where a search measured them."""
-    runtime: Mapping[str, Any]
-    """What the runtime made of the built model: fused integer kernels, leftover Q/DQ, float operators."""
-    stages: tuple[StageReport, ...]
-    environment: Mapping[str, Any]
-    fingerprints: Mapping[str, str]
-    devices: tuple[DeviceRun, ...] = ()
-    """Runs on devices; the files' names as in ``models``."""
-    notes: tuple[str, ...] = ()
-    """What the figures must be read with."""
-
-    def to_json(self) -> str:
-        """The report as JSON; infinities and NaN never occur in it (RFC 8259)."""
-        return json.dumps(asdict(self), indent=1, default=str, allow_nan=False) + "\n"
-
-
-def step_of(model: ModelFigures, name: str, packed_bytes: int | None) -> Step:
-    """A built model, or the original, as a step of the waterfall."""
-    found = model.fidelity
-    return Step(
-        name=name,
-        raw_bytes=model.size_bytes,
-        packed_bytes=packed_bytes,
-        resident_bytes=model.peak_memory_bytes,
-        latency_ms_p50=model.latency_ms_p50,
-        speedup=model.speedup,
-        sqnr_db=found.sqnr_db if found else None,
-        agreement=found.agreement if found else None,
-        metric=found.metric if found else None,
-    )
-
-
-def finite(value: float | None) -> float | None:
-    """``value``, or ``None`` where it is infinite or NaN and JSON has no word for it.
-
-    Noise without any signal has -999 dB: ``None`` would say that there is no noise.
-    """
-    if value == -math.inf:
-        return -EQUAL_DB
-    return value if value is not None and math.isfinite(value) else None
 
 
 def text(report: BuildReport) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 import onnx_ir as ir
 
 from edgepack.config.target import Runtime
-from edgepack.ir.model import load_model, walk_nodes
+from edgepack.ir.files import load_model
+from edgepack.ir.model import walk_nodes
 from edgepack.runtime.session import open_optimized
 
 INTEGER_OPS = frozenset(

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from edgepack.data.feeds import Array, Feeds, InputSpec
 from edgepack.errors import ConfigError, ModelError
+from edgepack.ir.arrays import Array, Feeds
+from edgepack.ir.inputs import InputSpec
 from edgepack.ir.numerics import dequantize, quantize
 from edgepack.ir.scheme import QuantParams, QuantType
 from edgepack.runtime.quiet import without_notes

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Protocol
 
 from edgepack.config.target import Runtime
-from edgepack.data.feeds import Array, Feeds, InputSpec
 from edgepack.errors import ModelError
+from edgepack.ir.arrays import Array, Feeds
+from edgepack.ir.inputs import InputSpec
 from edgepack.runtime.litert import litert, open_tflite
 from edgepack.runtime.session import OrtRunner, open_session
 

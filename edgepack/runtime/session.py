@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.config.target import Runtime
-from edgepack.data.feeds import Array, Feeds, InputSpec
 from edgepack.errors import ConfigError, ModelError, did_you_mean
+from edgepack.ir.arrays import Array, Feeds
+from edgepack.ir.inputs import InputSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir

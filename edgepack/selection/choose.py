@@ -15,10 +15,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgepack.config.target import Target
-from edgepack.ir.model import model_bytes
+from edgepack.ir.files import model_bytes
 from edgepack.quantization.groups import Role, Unit
-from edgepack.quantization.plan.plan import Method, QuantPlan
-from edgepack.report.text import Candidate, Fidelity, SensitivityRow
+from edgepack.quantization.plan.types import Method, QuantPlan
+from edgepack.results import Candidate, Fidelity, SensitivityRow
 from edgepack.selection.leaderboard import Form, Tried
 from edgepack.selection.search import Task, search
 from edgepack.selection.trials import SAME_SPEED, Cost, Floor, Methods, Trial, TrialBench

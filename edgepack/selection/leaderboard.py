@@ -7,8 +7,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgepack.errors import EdgepackError, ModelError
-from edgepack.quantization.plan.plan import QuantPlan
-from edgepack.report.text import Candidate, Fidelity, finite
+from edgepack.quantization.plan.types import QuantPlan
+from edgepack.results import Candidate, Fidelity, finite
 from edgepack.selection.trials import FAILURES, WITH, Cost, Floor, Methods, Trial, TrialBench
 
 Form = Callable[[Methods], tuple[QuantPlan, ir.Model]]

@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from edgepack.errors import EdgepackError
 from edgepack.quantization.groups import Role, Unit
-from edgepack.quantization.plan.plan import Method, QuantPlan
-from edgepack.report.text import SensitivityRow, finite
+from edgepack.quantization.plan.types import Method, QuantPlan
+from edgepack.results import SensitivityRow, finite
 from edgepack.selection.trials import (
     FAILURES,
     RUN,
@@ -41,6 +41,8 @@ PROBES_DIFFER_DB = 1.0
 """The few probes of a quick look may be this much cleaner or noisier than all."""
 SHARES_FOR_NOISE = (0.5, 0.75, 0.9)
 """Of the budget, until which units are measured alone before forms are tried, in turns."""
+REPAIR_SECONDS = 60.0
+"""For finding which units keep the cheapest form from being accurate, where one is not."""
 TOO_NOISY = "too noisy"
 """How the reason begins of a unit that was kept from its integer form by a repair."""
 

@@ -12,17 +12,17 @@ from edgepack.benchmark.bench import file_ratios, quick_ratios
 from edgepack.benchmark.devices.timing import DeviceTiming
 from edgepack.benchmark.profile import match_units, profile_ops
 from edgepack.config.target import Target
-from edgepack.data.feeds import Feeds
 from edgepack.errors import ExportError, ModelError
 from edgepack.evaluation.check import Comparison, compare_outputs
 from edgepack.evaluation.variation import varying_power
 from edgepack.graph.compact import compact
-from edgepack.ir.model import model_bytes, save_model
+from edgepack.ir.arrays import Feeds
+from edgepack.ir.files import model_bytes, save_model
 from edgepack.ir.numerics import ratio_db
 from edgepack.quantization.groups import Unit
-from edgepack.quantization.plan.plan import Method, QuantPlan
+from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.quantization.weights.stored_constants import unfolded_bytes
-from edgepack.report.text import Fidelity
+from edgepack.results import Fidelity
 from edgepack.runtime.runner import Outputs, Runner, open_model
 from edgepack.selection.history import Figures, Measurements, file_digest
 

@@ -1,4 +1,5 @@
-"""Training of ONNX graphs on torch: the graph stays the user's, only its weights change.
+"""Training of the ONNX graph itself on torch: distillation, sparsity, quantization-aware training.
 
-Needs the extra ``tune``. Nothing outside of this package imports torch.
+In: a model, its teacher, samples and settings. Out: a model with other weights and the same nodes. Only this
+room imports torch (the extra ``tune``); ``operators/`` holds the operators that can be trained through.
 """

@@ -9,10 +9,11 @@ from edgepack.calibration.ranges import Range
 from edgepack.config.training import AwareTune
 from edgepack.data.samples import Samples
 from edgepack.errors import ConfigError
-from edgepack.ir.model import Array, name_of
-from edgepack.quantization.plan.plan import Method, QuantPlan
+from edgepack.ir.arrays import Array
+from edgepack.ir.model import name_of
+from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.quantization.weights.rounding import Rounded
-from edgepack.report.training import Notes
+from edgepack.results import Notes
 from edgepack.training.fake_quant import QuantizedStudent
 from edgepack.training.held import Held
 from edgepack.training.learned_scales import Scales, learned_ranges

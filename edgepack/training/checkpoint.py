@@ -11,7 +11,7 @@ import torch
 from edgepack.config.training import Tune
 from edgepack.data.samples import Samples
 from edgepack.errors import ConfigError
-from edgepack.ir.model import fingerprint
+from edgepack.ir.fingerprint import fingerprint
 from edgepack.training.held import Held
 from edgepack.training.state import Entry, State
 

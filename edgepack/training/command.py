@@ -10,7 +10,8 @@ from edgepack.config.strict_yaml import parse
 from edgepack.config.training import Tune
 from edgepack.data.samples import open_samples
 from edgepack.errors import ConfigError
-from edgepack.ir.model import input_specs, load_model, require_float, save_model
+from edgepack.ir.files import load_model, require_float, save_model
+from edgepack.ir.inputs import input_specs
 from edgepack.training.train import Tuned, tune
 from edgepack.training.workers import joined
 

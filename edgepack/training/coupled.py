@@ -19,7 +19,7 @@ from torch import Tensor
 from edgepack.compression.channels.atoms import Channels, Cut, find_groups, label
 from edgepack.compression.channels.rules import find_channels
 from edgepack.errors import ConfigError
-from edgepack.graph.normalize import infer_shapes
+from edgepack.graph.shape_inference import infer_shapes
 from edgepack.ir.model import clone
 from edgepack.training.held import Held
 from edgepack.training.step import spread

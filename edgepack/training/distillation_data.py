@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from edgepack.calibration.run import stream_activations
-from edgepack.data.feeds import Feeds
 from edgepack.data.samples import Samples
 from edgepack.errors import ConfigError
+from edgepack.ir.arrays import Feeds
 from edgepack.training.objective import Objective
 from edgepack.training.store import Store
 from edgepack.training.workers import ALONE, Workers

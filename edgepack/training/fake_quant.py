@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edgepack.ir.model import constant, new_initializer
 from edgepack.ir.numerics import MIN_SCALE, weight_limit
-from edgepack.quantization.plan.plan import Method, QuantPlan, UnitPlan
+from edgepack.quantization.plan.types import Method, QuantPlan, UnitPlan
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder
 from edgepack.training.graph import as_tensor, compile_model, run_program

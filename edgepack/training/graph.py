@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from edgepack.errors import ModelError
-from edgepack.graph.normalize import opset_of
-from edgepack.ir.model import Array, constant, name_of, walk_nodes
+from edgepack.graph.opset import opset_of
+from edgepack.ir.arrays import Array
+from edgepack.ir.model import constant, name_of, walk_nodes
 from edgepack.training.operators.shapes import TYPES
 from edgepack.training.operators.table import CONTROL, OPERATORS
 from edgepack.training.step import Body, Step

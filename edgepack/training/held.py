@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edgepack.errors import ConfigError, did_you_mean
-from edgepack.ir.model import Array
+from edgepack.ir.arrays import Array
 from edgepack.ir.numerics import short_scale
 from edgepack.quantization.weights.codebook_scales import KEY
 from edgepack.training.graph import as_tensor

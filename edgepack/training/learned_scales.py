@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from edgepack.calibration.ranges import Range
-from edgepack.ir.model import Array, constant, name_of
+from edgepack.ir.arrays import Array
+from edgepack.ir.model import constant, name_of
 from edgepack.ir.scheme import QuantParams
 from edgepack.quantization.groups import activation_bounds
-from edgepack.quantization.plan.plan import FIXED_RANGES, Method, QuantPlan
+from edgepack.quantization.plan.plan import FIXED_RANGES
+from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.quantization.rewrite.hard_activations import HARD_OPS
 from edgepack.training.graph import as_tensor
 from edgepack.training.held import Held

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from edgepack.config.training import Tune
 from edgepack.errors import ConfigError, did_you_mean
-from edgepack.ir.model import Array, constant, name_of
+from edgepack.ir.arrays import Array
+from edgepack.ir.model import constant, name_of
 from edgepack.training.weights import PRODUCTS
 
 SOFTMAXES = frozenset({"Softmax", "LogSoftmax"})

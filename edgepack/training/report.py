@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from edgepack.report.training import Curve
+from edgepack.results import Curve
 from edgepack.training.train import Traffic, Tuned
 
 CURVE_POINTS = 12

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from edgepack.ir.model import Array, clone, new_initializer
+from edgepack.ir.arrays import Array
+from edgepack.ir.model import clone, new_initializer
 from edgepack.ir.numerics import weight_limit
-from edgepack.quantization.plan.plan import Method, QuantPlan
+from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.quantization.weights.matrix import bias_of, weight_of
 from edgepack.quantization.weights.rounding import Rounded
 

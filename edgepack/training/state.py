@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from edgepack.ir.model import Array
+from edgepack.ir.arrays import Array
 from edgepack.training.exchange import Exchange
 from edgepack.training.held import Held
 from edgepack.training.zeros import Zeros

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgepack.ir.model import Array
+from edgepack.ir.arrays import Array
 
 MEMORY_BYTES = 1 << 30
 """What one store keeps in memory."""

@@ -16,7 +16,8 @@ from edgepack.config.training import Tune
 from edgepack.data.augmentation import with_views
 from edgepack.data.samples import Samples
 from edgepack.graph.tied_embeddings import as_transposes
-from edgepack.ir.model import Array, clone
+from edgepack.ir.arrays import Array
+from edgepack.ir.model import clone
 from edgepack.quantization.weights.codebook_scales import set_grid
 from edgepack.training.checkpoint import load_checkpoint, run_identity
 from edgepack.training.coupled import couple

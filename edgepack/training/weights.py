@@ -7,7 +7,8 @@ from enum import StrEnum
 import numpy as np
 import onnx_ir as ir
 
-from edgepack.ir.model import Array, clone, name_of, walk_nodes
+from edgepack.ir.arrays import Array
+from edgepack.ir.model import clone, name_of, walk_nodes
 
 
 class Kind(StrEnum):

@@ -26,7 +26,7 @@ from edgepack.benchmark.bench import (
 from edgepack.benchmark.environment import environment, has_vnni
 from edgepack.config.target import Runtime
 from edgepack.errors import ConfigError, ExportError, ModelError
-from edgepack.ir.model import save_model
+from edgepack.ir.files import save_model
 from edgepack.runtime.session import CPU, OrtRunner, open_optimized, open_session, run
 
 ADD = "net (float[1, 4] x) => (float[1, 4] y) { y = Add (x, x) }"

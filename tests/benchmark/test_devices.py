@@ -27,11 +27,11 @@ from edgepack.benchmark.devices.ssh import ssh_words
 from edgepack.benchmark.devices.timing import DeviceTiming
 from edgepack.cli.program import run
 from edgepack.config.target import Runtime, load_target
-from edgepack.data.feeds import Feeds
 from edgepack.errors import ConfigError, DeviceError
 from edgepack.evaluation.check import Comparison
+from edgepack.ir.arrays import Feeds
 from edgepack.ir.scheme import QuantScheme, QuantType
-from edgepack.quantization.plan.plan import QuantPlan
+from edgepack.quantization.plan.types import QuantPlan
 from edgepack.selection.trials import Trial, TrialBench
 
 NETWORK = """\

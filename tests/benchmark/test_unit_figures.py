@@ -11,9 +11,9 @@ from support.onnx_models import conv_net, parse
 from edgepack.benchmark.unit_figures import unit_errors
 from edgepack.config.recipe import Data
 from edgepack.config.target import load_target
-from edgepack.data.feeds import InputSpec
 from edgepack.data.samples import Samples, open_samples
-from edgepack.ir.model import clone, input_specs, set_constant
+from edgepack.ir.inputs import InputSpec, input_specs
+from edgepack.ir.model import clone, set_constant
 from edgepack.quantization.groups import find_units
 
 KERNELS = load_target("x86-cpu").kernels

@@ -16,7 +16,7 @@ from edgepack.calibration.observers import OBSERVERS
 from edgepack.calibration.run import calibrate
 from edgepack.config.recipe import Calibration, Data
 from edgepack.data.samples import open_samples
-from edgepack.ir.model import input_specs
+from edgepack.ir.inputs import input_specs
 
 ATTRIBUTES = {
     "HardSigmoid": "<alpha = 0.3, beta = 0.4>",

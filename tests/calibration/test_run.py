@@ -17,7 +17,8 @@ from edgepack.calibration.run import calibrate, stream_activations
 from edgepack.config.recipe import Calibration, Data
 from edgepack.data.samples import Samples, open_samples
 from edgepack.errors import CalibrationError
-from edgepack.ir.model import fingerprint, input_specs
+from edgepack.ir.fingerprint import fingerprint
+from edgepack.ir.inputs import input_specs
 
 NET = """net (float[N, C] x) => (float[N, C] y) {
     a = Mul (x, two)

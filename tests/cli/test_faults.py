@@ -18,7 +18,7 @@ from edgepack import cli
 from edgepack.config.target import list_targets
 from edgepack.errors import ExportError
 from edgepack.files.atomic import PREFIX, scratch_folder
-from edgepack.ir.model import save_model
+from edgepack.ir.files import save_model
 
 CONFIG, MATERIAL, EXPORT = 2, 3, 4
 

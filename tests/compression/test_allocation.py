@@ -13,7 +13,7 @@ from support.sampling import opened
 from edgepack.compression.allocation import MIDDLE, SHARES, Curve, allocate, noise_curves
 from edgepack.compression.sparse import Pattern, damped, prune_second_order
 from edgepack.compression.weights import matrix_of
-from edgepack.ir.model import input_specs
+from edgepack.ir.inputs import input_specs
 from edgepack.quantization.groups import find_units
 from edgepack.quantization.weights.moments import InputMoments, stream_moments
 

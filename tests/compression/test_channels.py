@@ -15,13 +15,14 @@ from support.onnx_models import Array, difference, f32, i64, parse, run
 from support.quantizing import weight
 
 from edgepack.compression.channels.atoms import find_groups
-from edgepack.compression.channels.moves import segments
+from edgepack.compression.channels.reshape import segments
 from edgepack.compression.channels.rules import find_channels
 from edgepack.compression.operands import replace_operand
 from edgepack.compression.slim import slim
-from edgepack.data.samples import InputSpec
 from edgepack.graph.normalize import normalize
-from edgepack.ir.model import clone, input_specs, load_model
+from edgepack.ir.files import load_model
+from edgepack.ir.inputs import InputSpec, input_specs
+from edgepack.ir.model import clone
 from edgepack.quantization.weights.matrix import weight_of
 
 FLAT = (

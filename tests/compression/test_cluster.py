@@ -20,7 +20,7 @@ from edgepack.compression.codebook import cluster as cluster_matrix
 from edgepack.config.passes import Cluster
 from edgepack.config.recipe import load_recipe
 from edgepack.config.target import load_target
-from edgepack.ir.model import load_model
+from edgepack.ir.files import load_model
 from edgepack.ir.numerics import sqnr_db
 from edgepack.pipeline.build import Job, build
 from edgepack.quantization.groups import find_units

@@ -17,9 +17,9 @@ from edgepack.config.recipe import load_recipe
 from edgepack.config.target import Gate, load_target
 from edgepack.errors import ConfigError
 from edgepack.evaluation.gate import keeps_half
-from edgepack.ir.model import save_model
+from edgepack.ir.files import save_model
 from edgepack.pipeline.build import Job, build
-from edgepack.report.text import BuildReport, Fidelity
+from edgepack.results import BuildReport, Fidelity
 
 WIDE = """net (float[batch, 64] x) => (float[batch, 8] y) {
     h = Gemm <transB = 1> (x, w1, b1)

@@ -15,7 +15,7 @@ from edgepack.compression.share import share
 from edgepack.config.passes import Share
 from edgepack.config.recipe import load_recipe
 from edgepack.config.target import load_target
-from edgepack.ir.model import load_model, save_model
+from edgepack.ir.files import load_model, save_model
 from edgepack.pipeline.build import Job, build
 
 TIED = """net (int64[batch, 4] a, int64[batch, 4] b) => (float[batch, 4, 12] y) {

@@ -21,7 +21,8 @@ from edgepack.config.target import load_target
 from edgepack.data.samples import Samples, open_samples
 from edgepack.errors import ConfigError
 from edgepack.graph.normalize import normalize
-from edgepack.ir.model import fingerprint, input_specs
+from edgepack.ir.fingerprint import fingerprint
+from edgepack.ir.inputs import input_specs
 from edgepack.ir.numerics import sqnr_db
 from edgepack.pipeline.build import Job, build
 

@@ -9,8 +9,9 @@ from support.sampling import IDS, PICTURE, image_folder, npz, opened
 
 from edgepack.config.recipe import Data, ImageInput, Labels
 from edgepack.data.augmentation import with_views
-from edgepack.data.samples import InputSpec, Samples, open_samples
+from edgepack.data.samples import Samples, open_samples
 from edgepack.errors import ConfigError
+from edgepack.ir.inputs import InputSpec
 
 COUNT = 4
 

@@ -24,8 +24,8 @@ from support.sampling import (
 )
 
 from edgepack.config.recipe import ImageInput, Labels
-from edgepack.data.samples import InputSpec
 from edgepack.errors import SamplesError
+from edgepack.ir.inputs import InputSpec
 
 # ---- sources
 

@@ -20,8 +20,9 @@ from support.sampling import (
 )
 
 from edgepack.config.recipe import ImageInput, Labels
-from edgepack.data.samples import InputSpec, check_disjoint
+from edgepack.data.samples import check_disjoint
 from edgepack.errors import ConfigError, EdgepackError, SamplesError
+from edgepack.ir.inputs import InputSpec
 
 # ---- images
 

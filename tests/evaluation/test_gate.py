@@ -4,7 +4,7 @@ import pytest
 
 from edgepack.config.target import Gate
 from edgepack.evaluation.gate import judge
-from edgepack.report.text import Fidelity, ModelFigures
+from edgepack.results import Fidelity, ModelFigures
 
 
 def figures(

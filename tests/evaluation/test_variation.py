@@ -16,9 +16,10 @@ from edgepack.config.target import Gate, load_target
 from edgepack.evaluation.check import Comparison
 from edgepack.evaluation.gate import judge, keeps_half
 from edgepack.evaluation.variation import varying_power
-from edgepack.ir.model import save_model
+from edgepack.ir.files import save_model
 from edgepack.pipeline.build import Job, build
-from edgepack.report.text import BuildReport, Fidelity, finite, text
+from edgepack.report.text import text
+from edgepack.results import BuildReport, Fidelity, finite
 from edgepack.selection.trials import Cost, Floor
 
 

@@ -14,13 +14,15 @@ from support.onnx_models import parse
 from edgepack.benchmark.bench import ColdStart
 from edgepack.config.recipe import load_recipe
 from edgepack.config.target import Target, load_target
-from edgepack.data.feeds import InputSpec, open_dims, with_sizes
+from edgepack.data.feeds import open_dims, with_sizes
 from edgepack.errors import ConfigError, EdgepackError, ExportError, SamplesError
 from edgepack.export.artifacts import outdated
 from edgepack.export.tflite_artifact import fixed_sizes
-from edgepack.ir.model import save_model
+from edgepack.ir.files import save_model
+from edgepack.ir.inputs import InputSpec
 from edgepack.pipeline.build import Job, build
-from edgepack.report.text import BuildReport, text
+from edgepack.report.text import text
+from edgepack.results import BuildReport
 from edgepack.runtime import litert
 from edgepack.runtime.litert import open_tflite
 

@@ -13,7 +13,8 @@ from support.onnx_models import Array, conv_net, f32, parse, randoms
 from edgepack.config.target import Runtime
 from edgepack.errors import ExportError
 from edgepack.export.ort import export_ort
-from edgepack.ir.model import save_model, walk_nodes
+from edgepack.ir.files import save_model
+from edgepack.ir.model import walk_nodes
 from edgepack.runtime.session import open_optimized, open_session, run
 
 # The runtime's tool leaves the files open that it reads.

@@ -14,7 +14,7 @@ from support.tflite_moves import MOVES, POOLS, RESIZES
 from edgepack.config.target import load_target
 from edgepack.errors import ExportError
 from edgepack.ir.numerics import sqnr_db
-from edgepack.quantization.plan.plan import Method
+from edgepack.quantization.plan.types import Method
 from edgepack.runtime.litert import open_tflite
 
 HEAVY = {
@@ -175,7 +175,7 @@ def test_control_flow_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_what_the_writer_imports() -> None:
     """No TensorFlow, and nothing else that a phone's build does not have anyway."""
-    code = "import edgepack.export.tflite, sys; print(*{n.partition('.')[0] for n in sys.modules})"
+    code = "import edgepack.export.tflite.export, sys; print(*{n.partition('.')[0] for n in sys.modules})"
     done = subprocess.run(
         [sys.executable, "-c", code], env=tiny.environment(), capture_output=True, text=True, check=True
     )

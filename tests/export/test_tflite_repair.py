@@ -11,9 +11,9 @@ from support.onnx_models import parse
 from edgepack.config.recipe import load_recipe
 from edgepack.config.target import load_target
 from edgepack.export.tflite_repair import REASON, repair
-from edgepack.ir.model import save_model
+from edgepack.ir.files import save_model
 from edgepack.pipeline.build import Job, build
-from edgepack.quantization.plan.plan import Method
+from edgepack.quantization.plan.types import Method
 from edgepack.selection.trials import Methods
 
 NOISE = {f"c{index}": index % 7 + (index + 1) / 100 for index in range(20)}

@@ -11,8 +11,9 @@ from support.quantizing import Built, build, weight
 
 from edgepack.config.target import Runtime
 from edgepack.graph.compact import LEAST_CHANNELS, compact, names_of
-from edgepack.ir.model import fingerprint, save_model
-from edgepack.quantization.plan.plan import Method
+from edgepack.ir.files import save_model
+from edgepack.ir.fingerprint import fingerprint
+from edgepack.quantization.plan.types import Method
 from edgepack.runtime.fused import what_the_runtime_did
 
 IMAGE = "float[1,4,8,8] x"

@@ -14,8 +14,10 @@ from support.onnx_models import Array, difference, f32, ops, parse, randoms, run
 
 from edgepack.errors import ModelError
 from edgepack.graph.half_precision import float32_bytes
-from edgepack.graph.normalize import NormalizeNotes, normalize
-from edgepack.ir.model import fingerprint, load_model, save_model
+from edgepack.graph.normalize import normalize
+from edgepack.graph.notes import NormalizeNotes
+from edgepack.ir.files import load_model, save_model
+from edgepack.ir.fingerprint import fingerprint
 
 F16, F32, BF16 = ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.BFLOAT16
 HALF_TOLERANCE = 4e-3

@@ -12,7 +12,9 @@ from support.onnx_models import batch_norm, conv_net, difference, f32, i64, ops,
 
 from edgepack.errors import ModelError
 from edgepack.graph.normalize import normalize
-from edgepack.ir.model import fingerprint, load_model, save_model, set_constant
+from edgepack.ir.files import load_model, save_model
+from edgepack.ir.fingerprint import fingerprint
+from edgepack.ir.model import set_constant
 
 HERE = Path(__file__).parents[1]
 

@@ -22,11 +22,12 @@ from edgepack.config.target import load_target
 from edgepack.graph.compact import compact, names_of
 from edgepack.graph.normalize import normalize
 from edgepack.graph.tied_embeddings import as_transposes, one_copy, tied_weights
-from edgepack.ir.model import clone, load_model, save_model
+from edgepack.ir.files import load_model, save_model
+from edgepack.ir.model import clone
 from edgepack.pipeline.build import Job
 from edgepack.pipeline.build import build as build_package
 from edgepack.quantization.groups import find_units
-from edgepack.quantization.plan.plan import Method
+from edgepack.quantization.plan.types import Method
 from edgepack.runtime.fused import what_the_runtime_did
 
 STATIC, DYNAMIC, WEIGHT_ONLY = Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY

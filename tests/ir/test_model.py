@@ -10,20 +10,17 @@ from support.onnx_models import Array, conv_net, difference, f32, parse, randoms
 
 from edgepack.errors import ExportError, ModelError
 from edgepack.graph.normalize import normalize
+from edgepack.ir.files import load_model, model_bytes, require_float, save_model
+from edgepack.ir.fingerprint import fingerprint
+from edgepack.ir.inputs import input_specs
 from edgepack.ir.model import (
     captured_values,
     clone,
     computed,
     constant,
-    fingerprint,
     fresh_name,
-    input_specs,
-    load_model,
-    model_bytes,
     new_initializer,
     only_consumer,
-    require_float,
-    save_model,
     set_constant,
     walk_nodes,
 )

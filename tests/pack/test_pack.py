@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.onnx_models import conv_net, f32, parse
 
 from edgepack.errors import ExportError, ModelError
-from edgepack.ir.model import save_model
+from edgepack.ir.files import save_model
 from edgepack.pack import files, spans
 from edgepack.pack.container import VERSION
 from edgepack.pack.epk import pack, unpack

@@ -9,7 +9,7 @@ import pytest
 from support.onnx_models import difference, i64, parse, run
 
 from edgepack.errors import ConfigError, ExportError
-from edgepack.ir.model import load_model, save_model
+from edgepack.ir.files import load_model, save_model
 from edgepack.pack.pool import PAGE_BYTES, WEIGHTS, make_pool, pool_names
 from edgepack.pipeline.packing import facts, pack_models, passes, text
 from edgepack.pipeline.pool_gate import Wish

@@ -14,9 +14,10 @@ from edgepack.benchmark.bench import ColdStart
 from edgepack.config.recipe import Recipe, load_recipe
 from edgepack.config.target import load_target
 from edgepack.errors import ConfigError
-from edgepack.ir.model import LARGE_BYTES, load_model
+from edgepack.ir.files import load_model
+from edgepack.ir.model import LARGE_BYTES
 from edgepack.pipeline.build import Job, build, output_folder
-from edgepack.report.text import BuildReport
+from edgepack.results import BuildReport
 
 
 def run(folder: Path, target: str = "x86-cpu", **options: Any) -> tuple[BuildReport, Path]:

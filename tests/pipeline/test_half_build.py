@@ -14,10 +14,11 @@ from edgepack.benchmark.bench import ColdStart
 from edgepack.config.recipe import load_recipe
 from edgepack.config.target import load_target
 from edgepack.errors import ModelError
-from edgepack.ir.model import load_model, model_bytes, save_model
+from edgepack.ir.files import load_model, model_bytes, save_model
 from edgepack.pipeline.build import Job, build
 from edgepack.pipeline.inspection import inspect_model, inspection_text
-from edgepack.report.text import BuildReport, text
+from edgepack.report.text import text
+from edgepack.results import BuildReport
 
 HALF_NET = tiny.NET.replace("float[", "float16[")
 MIXED_NET = """net (float[batch, 16] x) => (float[batch, 4] y) {

@@ -7,7 +7,7 @@ from support.onnx_models import conv_net
 
 from edgepack.config.target import load_target
 from edgepack.errors import ModelError
-from edgepack.ir.model import save_model
+from edgepack.ir.files import save_model
 from edgepack.pipeline.inspection import inspect_model, inspection_text, plan_rows, plan_text
 
 

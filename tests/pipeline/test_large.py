@@ -12,7 +12,8 @@ import pytest
 import yaml
 from support import tiny
 
-from edgepack.ir.model import LARGE_BYTES, load_model, weight_bytes
+from edgepack.ir.files import load_model, weight_bytes
+from edgepack.ir.model import LARGE_BYTES
 
 LAYERS, WIDTH = 20, 5600
 MOST_ANONYMOUS_BYTES = 1_000_000_000

@@ -13,10 +13,10 @@ from support.tflites import write_conv_net
 
 from edgepack.config.recipe import Data, ImageInput, load_recipe
 from edgepack.config.target import load_target
-from edgepack.data.feeds import InputSpec
 from edgepack.errors import ConfigError, ExportError
 from edgepack.export.ort import export_ort
-from edgepack.ir.model import save_model
+from edgepack.ir.files import save_model
+from edgepack.ir.inputs import InputSpec
 from edgepack.pipeline.measuring import bench_models, bench_text, check_models, check_text, random_feed
 
 TARGET = load_target("x86-cpu")

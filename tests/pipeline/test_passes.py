@@ -13,8 +13,9 @@ from edgepack.config.strict_yaml import parse
 from edgepack.config.target import load_target
 from edgepack.errors import ConfigError
 from edgepack.pipeline.build import Job, build
-from edgepack.report.stage_breakdown import Step, waterfall_lines
-from edgepack.report.text import BuildReport, text
+from edgepack.report.stage_breakdown import waterfall_lines
+from edgepack.report.text import text
+from edgepack.results import BuildReport, Step
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,8 @@ from support import tiny
 from support.onnx_models import difference, parse, run
 
 from edgepack.errors import ConfigError, ModelError
-from edgepack.ir.model import fingerprint, load_model, save_model
+from edgepack.ir.files import load_model, save_model
+from edgepack.ir.fingerprint import fingerprint
 from edgepack.pack.pool import Pool
 from edgepack.pipeline.packing import facts, pack_models, text
 from edgepack.pipeline.pool_gate import Wish

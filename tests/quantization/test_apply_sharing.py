@@ -7,7 +7,7 @@ import pytest
 from support.onnx_models import i64, run
 from support.quantizing import build, target, weight
 
-from edgepack.quantization.plan.plan import Method
+from edgepack.quantization.plan.types import Method
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounded, Rounder
 

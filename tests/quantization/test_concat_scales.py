@@ -6,7 +6,7 @@ import pytest
 from support.onnx_models import Array
 from support.quantizing import Built, build, weight
 
-from edgepack.quantization.plan.plan import Method
+from edgepack.quantization.plan.types import Method
 
 SMALL = weight(4, 4, 1, 1)
 TWICE = {"w": SMALL, "u": SMALL * 1.7, "v": weight(3, 8, 1, 1, seed=2)}

@@ -14,7 +14,9 @@ from support.quantizing import U8, draw, target
 from edgepack.config.recipe import Data
 from edgepack.data.samples import Samples, open_samples
 from edgepack.graph.normalize import normalize
-from edgepack.ir.model import constant, fingerprint, input_specs
+from edgepack.ir.fingerprint import fingerprint
+from edgepack.ir.inputs import input_specs
+from edgepack.ir.model import constant
 from edgepack.ir.numerics import dequantize, quantize, sqnr_db
 from edgepack.ir.scheme import Granularity
 from edgepack.quantization.weights.cross_layer_equalization import equalize, find_pairs

@@ -2,11 +2,17 @@
 
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
-from support.onnx_models import i64
-from support.quantizing import build, target, weight
+from support.convs import CONV, array, net
+from support.onnx_models import Array, i64
+from support.quantizing import FLOAT, S8, U8, WEIGHT_ONLY, build, target, weight
 
-from edgepack.quantization.plan.plan import Method
+from edgepack.config.target import Runtime
+from edgepack.ir.files import load_model
+from edgepack.ir.scheme import QuantType
+from edgepack.quantization.plan.types import Method
+from edgepack.runtime.fused import what_the_runtime_did
 
 
 def test_a_float_pool_stays_in_float(tmp_path: Path) -> None:
@@ -48,3 +54,67 @@ def test_a_float_convolution_behind_moves_stays_in_float(tmp_path: Path) -> None
     weights = {"w": weight(8, 4, 1, 1), "v": weight(3, 8, 1, 1, seed=2), "z": weight(8, 8, 1, 1, seed=4)}
     made = build(tmp_path, body, weights, method={"o": Method.FLOAT})
     assert made.fused.integer_kernels == {"QLinearConv": 2}
+
+
+ISLAND_METHODS = [FLOAT, WEIGHT_ONLY]
+
+
+@pytest.mark.parametrize("activation", [U8, S8])
+@pytest.mark.parametrize("method", ISLAND_METHODS)
+@pytest.mark.parametrize(
+    "node, weights, float_op",
+    [
+        ("Conv(c, u)", {"u": weight(4, 4, 3, 3, seed=9)}, "Conv"),
+        ("Conv<group=2>(c, u, b)", {"u": weight(4, 2, 1, 1, seed=9), "b": weight(4)}, "Conv"),
+        ("ConvTranspose(c, u)", {"u": weight(4, 4, 2, 2, seed=9)}, "ConvTranspose"),
+        (
+            "ConvTranspose<group=2>(c, u, b)",
+            {"u": weight(4, 2, 2, 2, seed=9), "b": weight(4)},
+            "ConvTranspose",
+        ),
+        ("MatMul(c, u)", {"u": weight(8, 8, seed=9)}, "MatMul"),
+    ],
+)
+def test_float_islands_between_integer_units_stay_float(
+    node: str, weights: dict[str, Array], float_op: str, method: Method, activation: QuantType, tmp_path: Path
+) -> None:
+    device = target(activation)
+    body = net(f"c = Conv(x, w) d = {node} y = Conv(d, v)")
+    made = build(tmp_path, body, CONV | weights, method={"d": method}, device=device)
+    assert made.fused.integer_kernels == {"QLinearConv": 2}
+    assert made.fused.float_operators == {float_op: 1}
+    # And they compute the same as where the runtime is told not to touch them.
+    told = device.runtime.model_copy(update={"disabled_optimizers": ("WeightBiasQuantization",)})
+    assert what_the_runtime_did(made.path, told).float_operators == {float_op: 1}
+    assert made.sqnr_db > 30
+
+
+@pytest.mark.parametrize("method", ISLAND_METHODS)
+@pytest.mark.parametrize("trans_b", [0, 1])
+def test_a_float_gemm_between_integer_ones(trans_b: int, method: Method, tmp_path: Path) -> None:
+    body = f"""net (float[5,16] x) => (float[a,b] y) {{
+        c = Gemm(x, w, b) d = Gemm<transB={trans_b}>(c, u, b2) r = Relu(d) y = Gemm(r, v) }}"""
+    shape = (6, 12) if trans_b else (12, 6)
+    weights = {"w": weight(16, 12), "b": weight(12), "u": weight(*shape), "b2": weight(6), "v": weight(6, 4)}
+    made = build(tmp_path, body, weights, method={"r": method})
+    assert made.fused.integer_kernels == {"QGemm": 2}
+    assert made.fused.float_operators in ({"FusedGemm": 1}, {"Gemm": 1}, {"Gemm": 1, "Relu": 1})
+
+
+def test_the_trap_that_islands_are_guarded_against(tmp_path: Path) -> None:
+    """Without the guard the runtime quantizes the weight, unasked: the day it stops, the guard can go."""
+    body = net("c = Conv(x, w) d = Conv(c, u) y = Conv(d, v)")
+    made = build(tmp_path, body, CONV | {"u": weight(4, 4, 3, 3)}, method={"d": FLOAT})
+    model = load_model(made.path)
+    (guard,) = (n for n in model.graph if [v.name for v in n.outputs] == ["c_q_island_dq"])
+    for index, name in ((1, "plain_scale"), (2, "plain_zero")):
+        value = guard.inputs[index]
+        assert value is not None
+        numbers = array(model, value.name or "")
+        assert numbers.shape == (4,)
+        plain = ir.Value(name=name, const_value=ir.tensor(numbers[0], name=name))
+        model.graph.register_initializer(plain)
+        guard.replace_input_with(index, plain)
+    path = tmp_path / "unguarded.onnx"
+    path.write_bytes(ir.to_proto(model).SerializeToString())
+    assert what_the_runtime_did(path, Runtime()).integer_kernels == {"QLinearConv": 3}

@@ -7,7 +7,7 @@ from support.onnx_models import Array, f32, i64, parse
 from support.quantizing import target, weight
 
 from edgepack.graph.normalize import normalize
-from edgepack.ir.model import fingerprint
+from edgepack.ir.fingerprint import fingerprint
 from edgepack.quantization.groups import Role, Unit, activation_bounds, find_units
 from edgepack.quantization.plan.plan import tensors_to_observe
 

@@ -20,11 +20,14 @@ from edgepack.config.target import Runtime
 from edgepack.data.samples import Samples, open_samples
 from edgepack.errors import ConfigError
 from edgepack.graph.normalize import normalize
-from edgepack.ir.model import constant, input_specs, load_model, save_model
+from edgepack.ir.files import load_model, save_model
+from edgepack.ir.inputs import input_specs
+from edgepack.ir.model import constant
 from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import QuantParams, QuantType
 from edgepack.quantization.groups import Unit, find_units
-from edgepack.quantization.plan.plan import Method, QuantPlan, make_plan
+from edgepack.quantization.plan.plan import make_plan
+from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.low_bit import FewBits, bits_of_units, scale_by_error
 from edgepack.quantization.weights.moments import InputMoments

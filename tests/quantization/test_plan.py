@@ -14,16 +14,11 @@ from edgepack.config.recipe import Override
 from edgepack.config.target import Target
 from edgepack.errors import ConfigError
 from edgepack.graph.normalize import normalize
-from edgepack.ir.model import fingerprint
+from edgepack.ir.fingerprint import fingerprint
 from edgepack.ir.scheme import Granularity, QuantParams
 from edgepack.quantization.groups import Unit, find_units
-from edgepack.quantization.plan.plan import (
-    Method,
-    QuantPlan,
-    make_plan,
-    requested_methods,
-    tensors_to_observe,
-)
+from edgepack.quantization.plan.plan import make_plan, requested_methods, tensors_to_observe
+from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.quantization.weights.params import weight_axis
 
 GOLDEN = Path(__file__).parents[1] / "golden"

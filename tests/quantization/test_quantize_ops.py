@@ -3,35 +3,18 @@
 Floors are what was measured, rounded down by about 1 dB: a form that loses more has become wrong.
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.onnx_models import Array, f32, i64
-from support.quantizing import S8, U8, Built, build, target, weight
+from support.quantize_cases import GRANULARITIES, Case, check
+from support.quantizing import DYNAMIC, FLOAT, S8, STATIC, U8, WEIGHT_ONLY, build, target, weight
 
 from edgepack.ir.scheme import Granularity, QuantType
-from edgepack.quantization.plan.plan import Method
+from edgepack.quantization.plan.types import Method
 
-CHANNEL, TENSOR = Granularity.PER_CHANNEL, Granularity.PER_TENSOR
-STATIC, DYNAMIC, WEIGHT_ONLY, FLOAT = Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY, Method.FLOAT
 ACTIVATIONS = [U8, S8]
-GRANULARITIES = [CHANNEL, TENSOR]
-STORABLE = ("Gather", "MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A float model, the integer kernels that its static form must run on, floors in dB by method."""
-
-    body: str
-    weights: dict[str, Array]
-    kernels: dict[str, int] = field(default_factory=dict)
-    static_db: float = 0
-    dynamic_db: float = 0
-    weight_only_db: float = 0
-    feeds: dict[str, Array] = field(default_factory=dict)
 
 
 def conv(shape: str, *kernel: int, attributes: str = "", bias: bool = True, then: str = "") -> Case:
@@ -197,15 +180,6 @@ CONSTANT_OPERANDS = {
 }
 
 
-def check(made: Built, case: Case, floor: float) -> None:
-    assert made.fused.integer_kernels == case.kernels
-    assert made.fused.float_operators == {}
-    outputs = len(made.model.graph.outputs)
-    assert made.fused.leftover_quantize <= 1
-    assert made.fused.leftover_dequantize <= outputs
-    assert made.sqnr_db >= floor
-
-
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("name", [*CONVOLUTIONS, *PRODUCTS])
@@ -332,75 +306,6 @@ def test_tables_keep_int8_rows(name: str, granularity: Granularity, tmp_path: Pa
     made = build(tmp_path, body, {"t": table}, device=target(granularity=granularity), feeds={"i": index})
     assert made.forms() == {"y": "weight_only"}
     assert made.sqnr_db >= 42
-
-
-def recurrent(op: str, directions: int, outputs: str = "y, h") -> Case:
-    gates = {"LSTM": 4, "GRU": 3}[op]
-    way = "bidirectional" if directions == 2 else "forward"
-    shapes = {"y": "float[a,b,c,d] y", "h": "float[e,f,g] h"}
-    given = ", ".join(shape for name, shape in shapes.items() if name in outputs)
-    node = f'{outputs} = {op}<hidden_size=10,direction="{way}">(x, w, r, b)'
-    body = f"net (float[6,2,8] x) => ({given}) {{ {node} }}"
-    weights = {
-        "w": weight(directions, 10 * gates, 8, scale=0.3),
-        "r": weight(directions, 10 * gates, 10, seed=2, scale=0.3),
-        "b": weight(directions, 20 * gates, seed=3, scale=0.2),
-    }
-    return Case(body, weights)
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("directions", [1, 2])
-@pytest.mark.parametrize("outputs", ["y, h", ", h"])
-def test_lstm_with_ranges_found_at_run_time(
-    outputs: str, directions: int, granularity: Granularity, tmp_path: Path
-) -> None:
-    case = recurrent("LSTM", directions, outputs)
-    made = build(tmp_path, case.body, case.weights, device=target(granularity=granularity))
-    assert set(made.forms().values()) == {"dynamic"}
-    assert made.fused.integer_kernels == {"DynamicQuantizeLSTM": 1}
-    assert made.sqnr_db >= (41 if granularity is CHANNEL else 38)
-
-
-@pytest.mark.parametrize("method", [DYNAMIC, WEIGHT_ONLY])
-@pytest.mark.parametrize("direction", ["reverse", "bidirectional"])
-@pytest.mark.parametrize("op", ["LSTM", "GRU"])
-def test_states_lengths_and_peepholes(op: str, direction: str, method: Method, tmp_path: Path) -> None:
-    directions = 2 if direction == "bidirectional" else 1
-    weights = recurrent(op, directions).weights
-    more = ", s, q" if op == "LSTM" else ""
-    if op == "LSTM":
-        weights |= {"s": weight(directions, 2, 10, seed=6), "q": weight(directions, 30, seed=7)}
-    node = f'y, h = {op}<hidden_size=10,direction="{direction}",clip=2.5>(x, w, r, b, n, i{more})'
-    given = f"float[6,2,8] x, int32[2] n, float[{directions},2,10] i"
-    body = f"net ({given}) => (float[a,b,c,d] y, float[e,f,g] h) {{ {node} }}"
-    made = build(tmp_path, body, weights, method=method, feeds={"n": np.asarray([6, 3], np.int32)})
-    assert made.forms() == {"y": "dynamic" if (op, method) == ("LSTM", DYNAMIC) else "weight_only"}
-    assert made.sqnr_db >= 40
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("op, directions", [("LSTM", 1), ("LSTM", 2), ("GRU", 1), ("GRU", 2)])
-def test_recurrent_weights_are_stored(
-    op: str, directions: int, granularity: Granularity, tmp_path: Path
-) -> None:
-    case = recurrent(op, directions)
-    device = target(granularity=granularity, weight_only=STORABLE)
-    made = build(tmp_path, case.body, case.weights, method=WEIGHT_ONLY, device=device)
-    assert set(made.forms().values()) == {"weight_only"}
-    assert made.fused.float_operators == {op: 1}
-    assert made.sqnr_db >= 39
-
-
-def test_gru_has_no_integer_kernel(tmp_path: Path) -> None:
-    case = recurrent("GRU", 1)
-    stored = build(tmp_path, case.body, case.weights, method=DYNAMIC, device=target(weight_only=STORABLE))
-    (unit,) = stored.plan.units
-    assert (unit.method, unit.reason) == (WEIGHT_ONLY, "no dynamic kernel for GRU; weights stored as int8")
-    not_stored = target(weight_only=("MatMul",))
-    plain = build(tmp_path, case.body, case.weights, method=DYNAMIC, device=not_stored)
-    (unit,) = plain.plan.units
-    assert (unit.method, unit.reason) == (FLOAT, "the target's runtime has no integer kernel for GRU")
 
 
 @pytest.mark.parametrize("opset", [13, 17, 21, 23])

@@ -15,11 +15,12 @@ from edgepack.config.recipe import Calibration, Data
 from edgepack.config.target import load_target
 from edgepack.data.samples import Samples, open_samples
 from edgepack.graph.normalize import normalize
-from edgepack.ir.model import input_specs
+from edgepack.ir.inputs import input_specs
 from edgepack.ir.numerics import choose_weight_params, dequantize
 from edgepack.ir.scheme import QuantScheme, QuantType
 from edgepack.quantization.groups import find_units
-from edgepack.quantization.plan.plan import Method, QuantPlan, make_plan, tensors_to_observe
+from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
+from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.quantization.weights import moments as moments_module
 from edgepack.quantization.weights.gptq import output_error, round_second_order
 from edgepack.quantization.weights.matrix import from_groups, to_groups, weight_of

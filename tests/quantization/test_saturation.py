@@ -19,11 +19,13 @@ from edgepack.config.recipe import Data
 from edgepack.config.target import Target
 from edgepack.data.samples import Samples, open_samples
 from edgepack.graph.normalize import normalize
-from edgepack.ir.model import input_specs, save_model
+from edgepack.ir.files import save_model
+from edgepack.ir.inputs import input_specs
 from edgepack.ir.numerics import quantize, sqnr_db
 from edgepack.ir.scheme import Granularity, QuantScheme, QuantType
 from edgepack.quantization.groups import find_units
-from edgepack.quantization.plan.plan import Method, QuantPlan, make_plan
+from edgepack.quantization.plan.plan import make_plan
+from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.matrix import to_groups
 from edgepack.quantization.weights.moments import weight_inputs

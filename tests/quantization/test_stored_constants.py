@@ -12,10 +12,12 @@ from support.quantizing import build, target, weight
 from edgepack.graph.normalize import normalize
 from edgepack.ir.scheme import Granularity
 from edgepack.quantization.groups import find_units
-from edgepack.quantization.plan.plan import Method, make_plan
+from edgepack.quantization.plan.plan import make_plan
+from edgepack.quantization.plan.types import Method
 from edgepack.quantization.rewrite.apply import apply_plan
+from edgepack.quantization.storable import storable
 from edgepack.quantization.weights.rounding import Rounder
-from edgepack.quantization.weights.stored_constants import storable, unfolded_bytes
+from edgepack.quantization.weights.stored_constants import unfolded_bytes
 from edgepack.selection.choose import methods_of, whole_model_methods
 
 FLOOR_DB = 35.0

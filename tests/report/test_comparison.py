@@ -10,7 +10,7 @@ from support.reports import BUILT, ORIGINAL, REPORT, UNITS
 
 from edgepack.report.comparison import change_text, compare_builds, named, pair_text, value_texts
 from edgepack.report.html.pair import pair_page
-from edgepack.report.text import Fidelity
+from edgepack.results import Fidelity
 
 SMALLER = replace(
     REPORT,

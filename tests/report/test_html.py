@@ -15,15 +15,12 @@ from support.reports import BUILT, REPORT
 from edgepack.calibration.histogram import Histogram, StreamingHistogram
 from edgepack.calibration.ranges import Range, RangeTable, load_ranges
 from edgepack.errors import ConfigError
-from edgepack.report.formats import Parity, Refusal
 from edgepack.report.html.charts import Bar, Point, bars, dots, log_ticks, scatter, ticks
 from edgepack.report.html.layers import MOST_HISTOGRAM_BYTES
 from edgepack.report.html.markup import Html, join, tag
 from edgepack.report.html.reading import read_report
 from edgepack.report.html.render import report_page, write_page
-from edgepack.report.stage_breakdown import Step
-from edgepack.report.text import BuildReport, Fidelity, StageReport, UnitRow
-from edgepack.report.training import Curve
+from edgepack.results import BuildReport, Curve, Fidelity, Parity, Refusal, StageReport, Step, UnitRow
 
 TABLE = RangeTable(
     {

@@ -7,16 +7,8 @@ import pytest
 from support.reports import BUILT, ORIGINAL, REPORT, UNITS
 
 from edgepack.report.tables import size_text, table, time_text
-from edgepack.report.text import (
-    EQUAL_DB,
-    BuildReport,
-    Candidate,
-    Fidelity,
-    GateLine,
-    UnitRow,
-    finite,
-    text,
-)
+from edgepack.report.text import text
+from edgepack.results import EQUAL_DB, BuildReport, Candidate, Fidelity, GateLine, UnitRow, finite
 
 
 def test_the_verdict_and_what_counts_are_in_the_first_line() -> None:

@@ -11,7 +11,7 @@ from support.onnx_models import Array, conv_net, f32, i64, parse, randoms
 from edgepack.benchmark.profile import NodeTime, OpProfile, match_units, profile_ops, without_profiling
 from edgepack.config.target import Runtime, load_target
 from edgepack.errors import ModelError
-from edgepack.ir.model import save_model
+from edgepack.ir.files import save_model
 from edgepack.quantization.groups import find_units
 from edgepack.runtime.fused import FusionReport, what_the_runtime_did
 

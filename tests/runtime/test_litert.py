@@ -12,9 +12,9 @@ from support.tflites import write_conv_net, write_tflite
 
 from edgepack.benchmark.bench import bench
 from edgepack.config.target import Runtime
-from edgepack.data.feeds import InputSpec
 from edgepack.errors import ConfigError, ModelError
-from edgepack.export.tflite import LAYOUT as WRITTEN_LAYOUT
+from edgepack.export.tflite.export import LAYOUT as WRITTEN_LAYOUT
+from edgepack.ir.inputs import InputSpec
 from edgepack.ir.numerics import sqnr_db
 from edgepack.runtime import litert
 from edgepack.runtime.litert import Delegation, delegation, litert_version, open_tflite

@@ -12,7 +12,7 @@ from rig.old_tflite import missing, run_old
 from support.tflites import write_conv_net, write_tflite
 
 from edgepack.config.target import Runtime
-from edgepack.ir.model import load_model
+from edgepack.ir.files import load_model
 from edgepack.ir.numerics import sqnr_db
 from edgepack.runtime.litert import open_tflite
 from edgepack.runtime.runner import open_model

@@ -12,11 +12,11 @@ from support.onnx_models import parse
 from edgepack.config.target import Target, load_target
 from edgepack.errors import EdgepackError, ExportError, ModelError, SamplesError
 from edgepack.evaluation.check import Comparison
-from edgepack.ir.model import save_model
+from edgepack.ir.files import save_model
 from edgepack.ir.scheme import QuantScheme, QuantType
 from edgepack.quantization.groups import Role, Unit
-from edgepack.quantization.plan.plan import Method, QuantPlan, UnitPlan
-from edgepack.report.text import Fidelity
+from edgepack.quantization.plan.types import Method, QuantPlan, UnitPlan
+from edgepack.results import Fidelity
 from edgepack.selection.choose import Choice, choose
 from edgepack.selection.trials import Floor, Methods, Trial, TrialBench
 

@@ -18,11 +18,11 @@ from edgepack.config.recipe import load_recipe
 from edgepack.config.target import load_target
 from edgepack.errors import EdgepackError, ExportError, ModelError
 from edgepack.evaluation.check import Comparison
-from edgepack.ir.model import save_model
+from edgepack.ir.files import save_model
 from edgepack.ir.scheme import QuantScheme, QuantType
 from edgepack.pipeline.limits import kept_measurements
 from edgepack.quantization.groups import Role, Unit
-from edgepack.quantization.plan.plan import Method, QuantPlan, UnitPlan
+from edgepack.quantization.plan.types import Method, QuantPlan, UnitPlan
 from edgepack.selection.history import Measurements
 from edgepack.selection.search import Task, search
 from edgepack.selection.trials import RUN, Cost, Methods, Trial, TrialBench, trial_db

@@ -4,8 +4,9 @@ import onnx
 import onnx_ir as ir
 from support.onnx_models import Array, difference, run
 
-from edgepack.graph.normalize import NormalizeNotes, normalize
-from edgepack.ir.model import fingerprint
+from edgepack.graph.normalize import normalize
+from edgepack.graph.notes import NormalizeNotes
+from edgepack.ir.fingerprint import fingerprint
 
 TOLERANCE = 2e-6
 

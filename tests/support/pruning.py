@@ -12,7 +12,7 @@ from edgepack.config.passes import Prune
 from edgepack.config.recipe import Data
 from edgepack.data.samples import Samples, open_samples
 from edgepack.graph.normalize import normalize
-from edgepack.ir.model import input_specs
+from edgepack.ir.inputs import input_specs
 from edgepack.quantization.groups import find_units
 
 NET = """net (float[1, 6, 10, 10] x) => (float[1, 5] y) {

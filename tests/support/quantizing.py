@@ -15,11 +15,14 @@ from edgepack.config.recipe import Calibration, Data
 from edgepack.config.target import Kernels, Quantization, Runtime, Target, load_target
 from edgepack.data.samples import open_samples
 from edgepack.graph.normalize import normalize
-from edgepack.ir.model import fingerprint, input_specs, save_model
+from edgepack.ir.files import save_model
+from edgepack.ir.fingerprint import fingerprint
+from edgepack.ir.inputs import input_specs
 from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import Granularity, QuantType
 from edgepack.quantization.groups import find_units
-from edgepack.quantization.plan.plan import Method, QuantPlan, make_plan, tensors_to_observe
+from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
+from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder
 from edgepack.runtime.fused import FusionReport, what_the_runtime_did
@@ -28,6 +31,8 @@ from edgepack.runtime.session import run as run_session
 
 SAMPLES = 6
 U8, S8 = QuantType.UINT8, QuantType.INT8
+CHANNEL, TENSOR = Granularity.PER_CHANNEL, Granularity.PER_TENSOR
+STATIC, DYNAMIC, WEIGHT_ONLY, FLOAT = Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY, Method.FLOAT
 
 
 def target(

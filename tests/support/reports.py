@@ -1,14 +1,6 @@
 """The report of a build that never ran."""
 
-from edgepack.report.text import (
-    BuildReport,
-    Candidate,
-    Fidelity,
-    GateLine,
-    ModelFigures,
-    StageReport,
-    UnitRow,
-)
+from edgepack.results import BuildReport, Candidate, Fidelity, GateLine, ModelFigures, StageReport, UnitRow
 
 ORIGINAL = ModelFigures(
     "original", "net.onnx", 4_000_000, 4.0, 4.4, 3.9, 1.0, 20.0, 9_000_000,

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 
 from edgepack.config.recipe import Data
-from edgepack.data.samples import InputSpec, Samples, open_samples
+from edgepack.data.samples import Samples, open_samples
+from edgepack.ir.inputs import InputSpec
 
 F4, I8 = np.dtype(np.float32), np.dtype(np.int64)
 X = InputSpec("x", F4, ("batch", 3, 4))

@@ -15,10 +15,13 @@ from edgepack.calibration.run import calibrate
 from edgepack.config.recipe import Calibration, Data
 from edgepack.config.target import Runtime, Target, load_target
 from edgepack.data.samples import open_samples
-from edgepack.export.tflite import Io, TfliteSummary, export_tflite, plan_tflite, tensors_for
+from edgepack.export.tflite.convert import Io
+from edgepack.export.tflite.export import TfliteSummary, export_tflite, plan_tflite, tensors_for
 from edgepack.graph.normalize import normalize
-from edgepack.ir.model import fingerprint, input_specs, save_model
-from edgepack.quantization.plan.plan import Method, QuantPlan
+from edgepack.ir.files import save_model
+from edgepack.ir.fingerprint import fingerprint
+from edgepack.ir.inputs import input_specs
+from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder
 from edgepack.runtime.session import open_session

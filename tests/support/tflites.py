@@ -12,9 +12,10 @@ from edgepack.calibration.run import calibrate
 from edgepack.config.recipe import Calibration, Data
 from edgepack.config.target import Target, load_target
 from edgepack.data.samples import open_samples
-from edgepack.export.tflite import TfliteSummary, export_tflite, plan_tflite, tensors_for
+from edgepack.export.tflite.export import TfliteSummary, export_tflite, plan_tflite, tensors_for
 from edgepack.graph.normalize import normalize
-from edgepack.ir.model import input_specs, save_model
+from edgepack.ir.files import save_model
+from edgepack.ir.inputs import input_specs
 from edgepack.quantization.weights.rounding import Rounder
 
 

@@ -13,7 +13,7 @@ import yaml
 from support.onnx_models import f32, parse
 
 import edgepack
-from edgepack.ir.model import save_model
+from edgepack.ir.files import save_model
 
 INPUTS, HIDDEN, CLASSES = 16, 24, 4
 NET = """net (float[batch, 16] x) => (float[batch, 4] y) {

@@ -11,7 +11,7 @@ from support.sampling import npz
 from edgepack.config.recipe import Data, Labels
 from edgepack.config.training import Tune
 from edgepack.data.samples import Samples, open_samples
-from edgepack.ir.model import input_specs
+from edgepack.ir.inputs import input_specs
 from edgepack.training.train import Tuned, tune
 from edgepack.training.weights import array_of, keys_of, trainables, with_weights
 

@@ -22,11 +22,14 @@ from edgepack.config.training import AwareTune
 from edgepack.data.samples import open_samples
 from edgepack.errors import ConfigError
 from edgepack.graph.normalize import normalize
-from edgepack.ir.model import constant, input_specs, load_model
+from edgepack.ir.files import load_model
+from edgepack.ir.inputs import input_specs
+from edgepack.ir.model import constant
 from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import Granularity
 from edgepack.quantization.groups import find_units
-from edgepack.quantization.plan.plan import Method, QuantPlan, make_plan
+from edgepack.quantization.plan.plan import make_plan
+from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.low_bit import FewBits
 from edgepack.quantization.weights.rounding import Rounder, with_trained

@@ -28,7 +28,7 @@ from edgepack.config.training import Sparsify, Tune
 from edgepack.data.samples import Samples, open_samples
 from edgepack.errors import ConfigError
 from edgepack.graph.normalize import normalize
-from edgepack.ir.model import input_specs
+from edgepack.ir.inputs import input_specs
 from edgepack.training.coupled import couple
 from edgepack.training.held import hold
 from edgepack.training.masks import LEAST_CHANNELS, Past, whole_channels

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="needs the extra `tune`")
 
 from support.onnx_models import f32, parse
 
-from edgepack.ir.model import load_model, save_model
+from edgepack.ir.files import load_model, save_model
 from edgepack.training.weights import array_of, keys_of
 
 

@@ -20,7 +20,7 @@ from support.onnx_models import parse
 from torch import Tensor
 
 from edgepack.config.training import Gradients
-from edgepack.ir.model import save_model
+from edgepack.ir.files import save_model
 from edgepack.training.exchange import Exchange
 from edgepack.training.gradients import Coder, lay_out, noise_of
 

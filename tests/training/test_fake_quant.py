@@ -18,11 +18,13 @@ from edgepack.config.recipe import Data
 from edgepack.config.training import Tune
 from edgepack.data.samples import open_samples
 from edgepack.graph.normalize import normalize
-from edgepack.ir.model import input_specs, save_model
+from edgepack.ir.files import save_model
+from edgepack.ir.inputs import input_specs
 from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import Granularity
 from edgepack.quantization.groups import find_units
-from edgepack.quantization.plan.plan import Method, make_plan
+from edgepack.quantization.plan.plan import make_plan
+from edgepack.quantization.plan.types import Method
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder, round_weights
 from edgepack.training.fake_quant import QuantizedStudent

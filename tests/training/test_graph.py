@@ -18,7 +18,8 @@ from edgepack.config.target import Runtime
 from edgepack.data.samples import open_samples
 from edgepack.errors import ModelError
 from edgepack.graph.normalize import normalize
-from edgepack.ir.model import input_specs, load_model
+from edgepack.ir.files import load_model
+from edgepack.ir.inputs import input_specs
 from edgepack.runtime.session import open_session
 from edgepack.runtime.session import run as run_session
 from edgepack.training.graph import as_tensor, compile_model, run_program, unsupported

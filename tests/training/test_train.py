@@ -20,7 +20,8 @@ from edgepack.config.training import Gradients, Sparsify, Tune
 from edgepack.data.augmentation import with_views
 from edgepack.data.samples import Samples, open_samples
 from edgepack.errors import ConfigError, ModelError
-from edgepack.ir.model import fingerprint, input_specs
+from edgepack.ir.fingerprint import fingerprint
+from edgepack.ir.inputs import input_specs
 from edgepack.ir.numerics import short_scale
 from edgepack.quantization.weights.codebook_scales import KEY, set_grid
 from edgepack.training.distillation_data import can_be_stacked, prepare_lessons

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="needs the extra `tune`")
 
 from support.onnx_models import batch_norm, conv_net, f32, i64, parse, randoms, run
 
-from edgepack.ir.model import load_model, save_model
+from edgepack.ir.files import load_model, save_model
 from edgepack.training.graph import as_tensor, compile_model, run_program
 from edgepack.training.weights import Kind, array_of, keys_of, trainables, with_weights
 

@@ -18,7 +18,7 @@ from edgepack.config.strict_yaml import parse as parse_settings
 from edgepack.config.training import Sparsify, Tune
 from edgepack.data.samples import Samples, open_samples
 from edgepack.errors import ConfigError
-from edgepack.ir.model import input_specs
+from edgepack.ir.inputs import input_specs
 from edgepack.training.held import hold
 from edgepack.training.masks import patterned, unstructured
 from edgepack.training.sparsify import wanted_exchange, wanted_sparsity

@@ -1,1 +1,1 @@
-"""Measuring on the device itself: a bundle goes there, a runner in it measures, its figures come back."""
+"""Benchmarks on a device by ssh, adb, docker or on this host: one bundle is sent, run and removed."""

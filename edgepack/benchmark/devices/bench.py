@@ -17,12 +17,11 @@ from edgepack.benchmark.devices.local import open_local
 from edgepack.benchmark.devices.protocol import LONG_S, NOT_EXECUTABLE, NOT_FOUND, Device, Done
 from edgepack.benchmark.devices.ssh import open_ssh
 from edgepack.config.target import Runtime
-from edgepack.data.feeds import Array, Feeds
 from edgepack.errors import ConfigError, DeviceError, ModelError, did_you_mean
-from edgepack.ir.model import model_bytes
+from edgepack.ir.arrays import Array, Feeds
+from edgepack.ir.files import model_bytes
 from edgepack.ir.numerics import ratio_db
-from edgepack.report.devices import DeviceFigures, DeviceRun
-from edgepack.report.text import finite
+from edgepack.results import DeviceFigures, DeviceRun, finite
 
 BUNDLE = "bench.pyz"
 LEAST_DB = -100.0

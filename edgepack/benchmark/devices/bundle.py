@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from edgepack.config.target import Runtime
-from edgepack.data.feeds import Array, Feeds, plain
+from edgepack.data.feeds import plain
 from edgepack.errors import ExportError
-from edgepack.ir.model import external_files
+from edgepack.ir.arrays import Array, Feeds
+from edgepack.ir.files import external_files
 from edgepack.runtime.runner import open_model
 
 RUNNER = "device_runner.py"

@@ -8,8 +8,8 @@ from edgepack.benchmark.bench import Latency, Ratio
 from edgepack.benchmark.devices.bench import bench_on
 from edgepack.benchmark.devices.bundle import Job
 from edgepack.config.target import Runtime
-from edgepack.data.feeds import Feeds
-from edgepack.report.devices import DeviceRun
+from edgepack.ir.arrays import Feeds
+from edgepack.results import DeviceRun
 
 ROUNDS = 25
 

@@ -1,1 +1,1 @@
-"""The bench in a browser: a page from this host runs the models with onnxruntime-web and posts back."""
+"""Benchmarks in a browser with onnxruntime-web: a page, a server for it, and its results."""

@@ -17,11 +17,10 @@ from edgepack.benchmark.devices.bench import parity
 from edgepack.benchmark.web.assets import VERSION, runtime_files
 from edgepack.benchmark.web.server import Exchange, Server
 from edgepack.config.target import Runtime
-from edgepack.data.feeds import Array, Feeds
 from edgepack.errors import ConfigError, DeviceError
-from edgepack.ir.model import model_bytes
-from edgepack.report.devices import DeviceFigures, DeviceRun
-from edgepack.report.text import finite
+from edgepack.ir.arrays import Array, Feeds
+from edgepack.ir.files import model_bytes
+from edgepack.results import DeviceFigures, DeviceRun, finite
 from edgepack.runtime.runner import open_model
 
 WAIT_S = 1800.0

@@ -1,1 +1,1 @@
-"""Which channels of a model belong together, for what removes them and for what trains without them."""
+"""Channel dependencies: which channels of which tensors must be removed together."""

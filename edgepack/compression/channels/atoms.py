@@ -206,3 +206,23 @@ def _sharing(channels: Channels, roots: Atoms) -> list[list[tuple[ir.Node, Atoms
         for _, shared in mine:
             owner.update(dict.fromkeys(roots[shared].tolist(), place))
     return list(sets.values())
+
+
+def tracked(found: Channels, node: ir.Node) -> tuple[ir.Value, Track, int] | None:
+    """The first input, its channels and its rank; others are pinned, and all are where that is unknown."""
+    x = node.inputs[0]
+    for value in node.inputs[1:]:
+        found.pin(value, f"{label(node)} reads it as a setting")
+    if x is None or x.shape is None or x not in found.tracks:
+        return None
+    return x, found.tracks[x], len(x.shape)
+
+
+def numbers(node: ir.Node, index: int, attribute: str = "") -> list[int] | None:
+    """Integers in a constant operand, or in an attribute that took its place in older opsets."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        found = node.attributes.get_ints(attribute, ()) if attribute else ()
+        return list(found) or None
+    held = constant(value)
+    return None if held is None else [int(n) for n in held.reshape(-1)]

@@ -10,18 +10,12 @@ from edgepack.errors import ExportError
 from edgepack.export.tflite import elementwise, linear, move, pool, reduce
 from edgepack.export.tflite.flatbuffer import Tensor
 from edgepack.export.tflite.layout import Order, arranged, channels_last, native, same_data
-from edgepack.export.tflite.lowering import (
-    INT8,
-    UNBOUNDED,
-    Lowering,
-    Task,
-    dtype_of,
-    quant_of,
-)
+from edgepack.export.tflite.lowering import INT8, Lowering
 from edgepack.export.tflite.schema import TENSOR_TYPES
+from edgepack.export.tflite.tasks import UNBOUNDED, Task, dtype_of, quant_of
 from edgepack.ir.model import name_of
 from edgepack.quantization.groups import activation_bounds
-from edgepack.quantization.plan.plan import Method, QuantPlan
+from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.quantization.weights.rounding import Rounded
 
 Io = Literal["float", "int8"]

@@ -7,7 +7,8 @@ import numpy as np
 from edgepack.export.tflite.flatbuffer import Quant
 from edgepack.export.tflite.layout import Order, Shape, arranged, native
 from edgepack.export.tflite.linear import depthwise_affine
-from edgepack.export.tflite.lowering import FLOAT, QMIN, Lowering, Task, dtype_of, quant, stored_as
+from edgepack.export.tflite.lowering import QMIN, Lowering
+from edgepack.export.tflite.tasks import FLOAT, Task, dtype_of, quant, stored_as
 from edgepack.ir.model import constant, name_of
 from edgepack.quantization.groups import activation_bounds
 

@@ -8,8 +8,9 @@ import onnx_ir as ir
 
 from edgepack.export.tflite.flatbuffer import Quant
 from edgepack.export.tflite.layout import Order, Shape, axis_last, channels_last, native
-from edgepack.export.tflite.lowering import Lowering, Task, dtype_of, quant_of
+from edgepack.export.tflite.lowering import Lowering
 from edgepack.export.tflite.schema import Padding
+from edgepack.export.tflite.tasks import Task, dtype_of, quant_of
 from edgepack.export.tflite.window import Window, options, padded, window
 from edgepack.ir.model import constant, name_of, only_consumer
 from edgepack.ir.numerics import quantize

@@ -7,13 +7,10 @@ the QUANTIZE, DEQUANTIZE, TRANSPOSE or RESHAPE that is missing, each once.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from edgepack.errors import ExportError
 from edgepack.export.tflite.flatbuffer import Graph, Operator, Options, Quant, Tensor
 from edgepack.export.tflite.layout import (
     Order,
@@ -26,19 +23,23 @@ from edgepack.export.tflite.layout import (
     same_data,
 )
 from edgepack.export.tflite.schema import OPS, Activation
+from edgepack.export.tflite.tasks import (
+    FLOAT,
+    SCHEME,
+    UNBOUNDED,
+    Bounds,
+    Task,
+    View,
+    dtype_of,
+    quant,
+    quant_of,
+    stored_as,
+)
+from edgepack.ir.arrays import Array
 from edgepack.ir.model import constant, name_of
-from edgepack.ir.numerics import choose_params, quantize
-from edgepack.ir.scheme import QuantParams, QuantScheme, QuantType
-from edgepack.quantization.plan.plan import UnitPlan
-from edgepack.quantization.weights.rounding import Rounded
+from edgepack.ir.numerics import choose_params
 
-Array = npt.NDArray[Any]
-Bounds = tuple[float, float]
-
-UNBOUNDED: Bounds = (-np.inf, np.inf)
-FLOAT = np.dtype(np.float32)
 INT8 = np.dtype(np.int8)
-SCHEME = QuantScheme(QuantType.INT8, symmetric=False)
 QMIN, QMAX = -128, 127
 FUSED: Mapping[Bounds, Activation] = {
     UNBOUNDED: Activation.NONE,
@@ -49,48 +50,6 @@ FUSED: Mapping[Bounds, Activation] = {
 PRODUCT_RATIO = (2.0**-8, 2.0**7)
 """Scale of an input over that of the output between which the delegate multiplies; it takes twice as much."""
 _DEDUPLICATED_BYTES = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A tensor of the file that holds a value; its bytes are the value's in ``order``, whatever its shape."""
-
-    tensor: int
-    order: Order
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Task:
-    """One unit to be written."""
-
-    node: ir.Node
-    plan: UnitPlan
-    rounded: Rounded | None
-    output: ir.Value
-    """What leaves the unit, behind its activation."""
-    bounds: Bounds
-    """What its activation clamps to; unbounded where saturation does it."""
-    integer: bool
-
-    def refuse(self, reason: str) -> ExportError:
-        """An error that names the node."""
-        return ExportError(
-            f"{self.node.op_type} {self.node.name!r} cannot be written as .tflite: {reason}; "
-            "change the model, or take tflite out of the target's formats"
-        )
-
-
-def quant_of(params: QuantParams, axis: int = 0) -> Quant:
-    """Parameters of the file for those of a plan: int8, where the plan may say uint8 with the same scale."""
-    shift = 128 if params.type is QuantType.UINT8 else 0
-    zero_point = np.atleast_1d(params.zero_point).astype(np.int64) - shift
-    scale = np.atleast_1d(params.scale).astype(np.float32)
-    return Quant(scale, np.broadcast_to(zero_point, scale.shape).copy(), axis)
-
-
-def quant(scale: float, zero_point: int) -> Quant:
-    """Parameters of a whole tensor."""
-    return Quant(np.asarray([scale], np.float32), np.asarray([zero_point], np.int64))
 
 
 @dataclass(slots=True)
@@ -387,15 +346,3 @@ class Lowering:
             return total
 
         return min(candidates, key=moved)
-
-
-def dtype_of(value: ir.Value) -> np.dtype[np.generic]:
-    """The NumPy type of a value that is not quantized."""
-    assert value.dtype is not None
-    return np.dtype(value.dtype.numpy())
-
-
-def stored_as(array: Array, kind: Quant) -> Array:
-    """int8 integers of real numbers."""
-    params = QuantParams(QuantType.INT8, kind.scale[0], kind.zero_point.astype(np.int8)[0])
-    return quantize(np.asarray(array, np.float32), params)

@@ -15,8 +15,9 @@ from edgepack.export.tflite.layout import (
     native,
     reshaped_order,
 )
-from edgepack.export.tflite.lowering import Lowering, Task, View, dtype_of
+from edgepack.export.tflite.lowering import Lowering
 from edgepack.export.tflite.schema import TENSOR_TYPES, MirrorMode
+from edgepack.export.tflite.tasks import Task, View, dtype_of
 from edgepack.export.tflite.window import repeat_border
 from edgepack.ir.model import constant, name_of
 

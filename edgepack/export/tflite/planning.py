@@ -10,7 +10,8 @@ from edgepack.errors import ConfigError
 from edgepack.ir.model import name_of
 from edgepack.ir.scheme import QuantType
 from edgepack.quantization.groups import Unit, find_units
-from edgepack.quantization.plan.plan import Method, QuantPlan, make_plan, tensors_to_observe
+from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
+from edgepack.quantization.plan.types import Method, QuantPlan
 
 Methods = Mapping[str, tuple[Method, str]]
 """Method and reason by unit name."""

@@ -6,8 +6,9 @@ import numpy.typing as npt
 from edgepack.export.tflite.flatbuffer import Quant
 from edgepack.export.tflite.layout import Shape, channels_last
 from edgepack.export.tflite.linear import average_by_convolution
-from edgepack.export.tflite.lowering import FLOAT, QMIN, Lowering, Task, dtype_of
+from edgepack.export.tflite.lowering import QMIN, Lowering
 from edgepack.export.tflite.schema import Padding
+from edgepack.export.tflite.tasks import FLOAT, Task, dtype_of
 from edgepack.export.tflite.window import Pair, Window, options, pad_image, repeat_border, window
 from edgepack.graph.resampling import coordinates, nearest
 from edgepack.ir.model import constant, name_of

@@ -4,9 +4,10 @@ import numpy as np
 
 from edgepack.export.tflite.elementwise import FIXED, compose, number
 from edgepack.export.tflite.layout import Order, arranged, axis_last
-from edgepack.export.tflite.lowering import Lowering, Task, dtype_of
+from edgepack.export.tflite.lowering import Lowering
 from edgepack.export.tflite.move import identity
 from edgepack.export.tflite.schema import TENSOR_TYPES
+from edgepack.export.tflite.tasks import Task, dtype_of
 from edgepack.ir.model import constant, name_of
 
 REDUCTIONS = {"ReduceMean": "MEAN", "ReduceSum": "SUM", "ReduceMax": "REDUCE_MAX", "ReduceMin": "REDUCE_MIN"}

@@ -10,7 +10,7 @@ import onnx.shape_inference
 import onnx_ir as ir
 
 from edgepack.errors import ExportError
-from edgepack.graph.normalize import opset_of
+from edgepack.graph.opset import opset_of
 from edgepack.ir.model import clone, constant, name_of, new_initializer
 
 SMALL_ELEMENTS = 4096

@@ -1,1 +1,1 @@
-"""The room rules."""
+"""Rewriting rules of normalization: pattern, check, rewrite; each docstring shows Given and Result."""

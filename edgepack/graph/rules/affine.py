@@ -33,8 +33,8 @@ from edgepack.graph.rules.rule import (
     remove,
     substitute,
 )
+from edgepack.ir.arrays import Array
 from edgepack.ir.model import (
-    Array,
     computed,
     constant,
     constant_tensor,

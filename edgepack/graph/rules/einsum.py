@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepack.graph.rules.rule import DONE, Outcome, Rule, substitute
-from edgepack.ir.model import Array, constant, fresh_name, new_initializer
+from edgepack.ir.arrays import Array
+from edgepack.ir.model import constant, fresh_name, new_initializer
 
 
 class _Axes(NamedTuple):

@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepack.graph.rules.rule import float_array, int_attribute, is_op
-from edgepack.ir.model import Array, computed, constant, dims, new_initializer
+from edgepack.ir.arrays import Array
+from edgepack.ir.model import computed, constant, dims, new_initializer
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 AFFINE = ("Mul", "Add", "Sub", "Div", "BatchNormalization")

@@ -15,7 +15,8 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from edgepack.ir.model import Array, constant
+from edgepack.ir.arrays import Array
+from edgepack.ir.model import constant
 
 DONE: Final = ""
 """The rule has rewritten; any other string is the reason why it must not."""

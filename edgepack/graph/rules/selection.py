@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from edgepack.graph.rules.rule import DONE, Outcome, Rule, int_attribute, ints_attribute, is_op
 from edgepack.graph.rules.shapes import reshaped_axis
-from edgepack.ir.model import Array, constant, fresh_name, new_initializer
+from edgepack.ir.arrays import Array
+from edgepack.ir.model import constant, fresh_name, new_initializer
 
 # fmt: off
 _UNARY = frozenset([

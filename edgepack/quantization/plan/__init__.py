@@ -1,1 +1,1 @@
-"""The room plan."""
+"""The quantization plan: precision and parameters of each fusion group, and the reason where it is float."""

@@ -2,8 +2,7 @@
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -15,33 +14,13 @@ from edgepack.ir.numerics import choose_params
 from edgepack.ir.scheme import QuantParams, QuantScheme
 from edgepack.quantization.groups import RECURRENT_OPS, Role, Unit, activation_bounds, consumers, override_for
 from edgepack.quantization.plan.concat_scales import tied_ranges
+from edgepack.quantization.plan.types import DYNAMIC_OPS, INTEGER_METHODS, Method, QuantPlan, UnitPlan
 from edgepack.quantization.rewrite.hard_activations import gate_params
 from edgepack.quantization.rewrite.substitutions import has_stand_in, is_slow_average
 from edgepack.quantization.weights.group_params import narrow_dynamic, unit_weight_params
 from edgepack.quantization.weights.low_bit import FewBits
 from edgepack.quantization.weights.params import added_channels
 from edgepack.quantization.weights.stored_constants import stored_params
-
-
-class Method(StrEnum):
-    """The form that a unit takes."""
-
-    STATIC = "static"
-    """Integer kernel between Q/DQ with calibrated ranges."""
-    TIED = "tied"
-    """Asked of a concatenation: static, with one scale for all that it reads and gives where that will do."""
-    DYNAMIC = "dynamic"
-    """Integer kernel, activation range found at run time."""
-    WEIGHT_ONLY = "weight_only"
-    """Weights stored as int8, arithmetic in float."""
-    STORED = "stored"
-    """The same, and the runtime makes floats of them when it loads the file: as fast as float."""
-    FLOAT = "float"
-
-
-INTEGER_METHODS = frozenset({Method.STATIC, Method.DYNAMIC})
-DYNAMIC_OPS = frozenset({"MatMul", "Gemm", "LSTM"})
-"""Operators that have a dynamic form at all."""
 
 SLOW_AVERAGE = "its integer kernel takes entries one by one, and no convolution computes the same"
 # Outputs of these have a known range; 1/256 is what every integer kernel of them uses.
@@ -51,45 +30,6 @@ FIXED_RANGES: Mapping[str, tuple[float, float]] = {
     "Tanh": (-1.0, 127 / 128),
     "LogSoftmax": (-255 / 16, 0.0),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class UnitPlan:
-    """One unit's form; ``reason`` says why it is not integer, or why it takes the form it has."""
-
-    unit: Unit
-    method: Method
-    reason: str = ""
-    weight: QuantParams | None = None
-    drop_activation: bool = False
-    """The Relu or Clip is implied by the saturation of the integers that follow."""
-    added_channels: int = 0
-    """Channels of zeros that the input of a convolution gets, for the target's fast kernel."""
-    narrow: tuple[bool, ...] = ()
-    """Which outputs have weights of seven bits, lest sums saturate; none where empty."""
-    smoothing: tuple[float, ...] = ()
-    """What each input channel of a dynamic product is divided by, and its weights multiplied with."""
-    bits: int = 8
-    """Of the weight: stored integers keep to the range of so many."""
-    stand_in: bool = False
-    """Written as operators that the runtime is faster at, see
-    :mod:`edgepack.quantization.rewrite.substitutions`."""
-    stored: tuple[tuple[str, QuantParams], ...] = ()
-    """Constants of a unit without an integer form that are stored all the same: see :mod:`.stored`."""
-
-
-@dataclass(frozen=True, slots=True)
-class QuantPlan:
-    """All decisions: a plan for each unit, and the parameters of each activation that gets a Q/DQ pair."""
-
-    units: tuple[UnitPlan, ...]
-    activations: Mapping[str, QuantParams]
-    activation_scheme: QuantScheme
-    weight_scheme: QuantScheme
-
-    def of(self, method: Method) -> list[UnitPlan]:
-        """The units that take ``method``."""
-        return [u for u in self.units if u.method is method]
 
 
 def requested_methods(units: Sequence[Unit], overrides: Iterable[Override]) -> dict[str, tuple[Method, str]]:

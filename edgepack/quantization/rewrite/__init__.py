@@ -1,1 +1,1 @@
-"""The room rewrite."""
+"""Rewriting a float graph by a plan: Q/DQ pairs, dynamic products, stored weights, kernel substitutions."""

@@ -20,7 +20,7 @@ from edgepack.ir.model import clone, constant, name_of, only_consumer
 from edgepack.ir.numerics import bias_params, choose_params, quantize
 from edgepack.ir.scheme import QuantParams
 from edgepack.quantization.groups import RECURRENT_OPS, activation_bounds
-from edgepack.quantization.plan.plan import Method, QuantPlan, UnitPlan
+from edgepack.quantization.plan.types import Method, QuantPlan, UnitPlan
 from edgepack.quantization.rewrite.dynamic import apply_dynamic
 from edgepack.quantization.rewrite.emit import TO_FLOAT, Emitter
 from edgepack.quantization.rewrite.float_islands import keep_float

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepack.ir.model import name_of
-from edgepack.quantization.plan.plan import UnitPlan
+from edgepack.quantization.plan.types import UnitPlan
 from edgepack.quantization.rewrite.emit import TO_FLOAT, Emitter
 from edgepack.quantization.weights.rounding import Rounded
 

@@ -1,1 +1,1 @@
-"""The room weights."""
+"""Weight quantization: scales, rounding to nearest or by GPTQ, bias correction, and what prepares weights."""

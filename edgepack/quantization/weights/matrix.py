@@ -1,15 +1,13 @@
 """Weights of planned nodes as matrices ``[groups, outputs, K]``, and back."""
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from edgepack.ir.model import constant
-
-if TYPE_CHECKING:
-    from edgepack.quantization.plan.plan import UnitPlan
+from edgepack.quantization.plan.types import UnitPlan
 
 Floats = npt.NDArray[np.float32]
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -22,7 +20,7 @@ def weight_of(node: ir.Node) -> Floats:
     return np.asarray(array, np.float32)
 
 
-def bias_of(node: ir.Node, unit_plan: "UnitPlan") -> Floats | None:
+def bias_of(node: ir.Node, unit_plan: UnitPlan) -> Floats | None:
     """The constant bias of a node, float32 ``[channels]``, or ``None``."""
     array = constant(node.inputs[2]) if unit_plan.unit.bias is not None else None
     return None if array is None else np.asarray(array, np.float32).reshape(-1)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgepack.ir.numerics import quantize
-from edgepack.quantization.plan.plan import QuantPlan
+from edgepack.quantization.plan.types import QuantPlan
 from edgepack.quantization.weights.matrix import weight_of
 from edgepack.quantization.weights.rounding import Rounder
 

@@ -13,7 +13,7 @@ from edgepack.ir.model import name_of, new_initializer
 from edgepack.ir.numerics import dequantize, quantize, weight_limit
 from edgepack.ir.scheme import QuantParams
 from edgepack.quantization.groups import Role, Unit
-from edgepack.quantization.plan.plan import Method, QuantPlan, UnitPlan
+from edgepack.quantization.plan.types import Method, QuantPlan, UnitPlan
 from edgepack.quantization.weights.codebook_scales import grid_of
 from edgepack.quantization.weights.gptq import round_second_order, trusted
 from edgepack.quantization.weights.low_bit import FewBits, scale_by_error

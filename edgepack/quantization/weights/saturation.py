@@ -19,7 +19,8 @@ from edgepack.data.samples import Samples
 from edgepack.ir.numerics import quantize
 from edgepack.ir.scheme import QuantParams, QuantType
 from edgepack.quantization.groups import Unit
-from edgepack.quantization.plan.plan import Method, QuantPlan, UnitPlan, make_plan
+from edgepack.quantization.plan.plan import make_plan
+from edgepack.quantization.plan.types import Method, QuantPlan, UnitPlan
 from edgepack.quantization.weights.matrix import to_groups, weight_of
 from edgepack.quantization.weights.moments import weight_inputs
 from edgepack.quantization.weights.pair_saturation import (

@@ -11,61 +11,24 @@ Result::
 The runtime folds Cast and Mul when it loads the file: a quarter of the bytes, and the time of a float model.
 """
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx_ir as ir
 
-from edgepack.ir.model import Array, constant, constant_tensor, name_of, walk_nodes
+from edgepack.ir.arrays import Array
+from edgepack.ir.model import constant, constant_tensor, name_of
 from edgepack.ir.numerics import choose_weight_params, dequantize, quantize
 from edgepack.ir.scheme import Granularity, QuantParams, QuantScheme
+from edgepack.quantization.groups import Unit
 from edgepack.quantization.rewrite.emit import Emitter
+from edgepack.quantization.storable import storable_constants
 
-if TYPE_CHECKING:
-    from edgepack.quantization.groups import Unit
-
-LEAST_ELEMENTS = 1024
-"""Of a constant; names, scales and two nodes take about as much as this saves of a smaller one."""
 LEAST_SHARE = 16
 """Values for each scale, at least."""
-MASK_MAGNITUDE = 1e6
-"""Constants beyond this stand for infinity, as in attention masks; eight bits that wide hold no more."""
 
 
-def holds_a_mask(array: Array) -> bool:
-    """Whether there is a stand-in for infinity in ``array``."""
-    return bool(array.size) and not float(np.abs(array).max()) < MASK_MAGNITUDE
-
-
-def storable(node: ir.Node) -> tuple[str, ...]:
-    """Names of the float constants of a node and its bodies that are matrices, and large enough.
-
-    Vectors are left: norms and biases, of which eight bits would be felt everywhere.
-    """
-    return tuple(dict.fromkeys(name_of(value) for _, _, value in _constants(node)))
-
-
-def _constants(node: ir.Node) -> Iterator[tuple[ir.Node, int, ir.Value]]:
-    """Each place, here and in bodies, where such a constant is read."""
-    bodies = (
-        graph
-        for a in node.attributes.values()
-        if a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        for graph in (a.as_graphs() if a.type is ir.AttributeType.GRAPHS else [a.as_graph()])
-    )
-    for reader in (node, *(inner for graph in bodies for inner in walk_nodes(graph))):
-        for index, value in enumerate(reader.inputs):
-            array = constant(value)
-            if value is None or array is None or array.dtype != np.float32 or array.size < LEAST_ELEMENTS:
-                continue
-            if sum(size > 1 for size in array.shape) > 1 and not holds_a_mask(array):
-                yield reader, index, value
-
-
-def stored_params(node: ir.Node, unit: "Unit", scheme: QuantScheme) -> tuple[tuple[str, QuantParams], ...]:
+def stored_params(node: ir.Node, unit: Unit, scheme: QuantScheme) -> tuple[tuple[str, QuantParams], ...]:
     """Parameters of each constant that the ``unit`` of this node stores."""
-    found = {name_of(value): value for _, _, value in _constants(node) if name_of(value) in unit.stored}
+    found = {name_of(v): v for _, _, v in storable_constants(node) if name_of(v) in unit.stored}
     return tuple(
         (name, _params(array, scheme)) for name, v in found.items() if (array := constant(v)) is not None
     )
@@ -88,7 +51,7 @@ def _params(array: Array, scheme: QuantScheme) -> QuantParams:
 def store_constants(emit: Emitter, node: ir.Node, stored: tuple[tuple[str, QuantParams], ...]) -> None:
     """Give a node, and the nodes of its bodies, their constants from stored integers."""
     params = dict(stored)
-    for reader, index, value in list(_constants(node)):
+    for reader, index, value in list(storable_constants(node)):
         if name_of(value) not in params:
             continue
         array, p = constant(value), params[name_of(value)]

@@ -1,1 +1,1 @@
-"""The report as one page that opens without a server and without a network."""
+"""The HTML report: one file that opens offline; ``charts`` draws SVG, ``sections`` order the page."""

@@ -1,10 +1,10 @@
 """The part of the page that sets devices side by side."""
 
-from edgepack.report.devices import DeviceFigures, DeviceRun, closeness, origin
+from edgepack.report.devices import closeness, origin
 from edgepack.report.html.markup import Html, table, tag
 from edgepack.report.html.words import NONE, Section, duration, faster, section
 from edgepack.report.tables import size_text
-from edgepack.report.text import BuildReport
+from edgepack.results import BuildReport, DeviceFigures, DeviceRun
 
 HEAD = ("File", "Device", "p50", "p90", "Least", "Speed", "Cold start", "Peak memory", "To the host")
 

@@ -9,7 +9,7 @@ from edgepack.calibration.ranges import Range, RangeTable
 from edgepack.report.html.charts import Bar, Point, bars, legend, scatter
 from edgepack.report.html.markup import Html, join, table, tag
 from edgepack.report.html.words import NONE, Section, level, microseconds, section
-from edgepack.report.text import BuildReport, UnitRow
+from edgepack.results import BuildReport, UnitRow
 
 MOST_HISTOGRAM_BYTES = 2_500_000
 """Of histograms in one page, which is to stay below 6 MB; the tensors that clip the most come first."""

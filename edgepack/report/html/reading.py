@@ -7,7 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from edgepack.calibration.ranges import RangeTable, load_ranges
 from edgepack.errors import ConfigError
-from edgepack.report.text import BuildReport
+from edgepack.results import BuildReport
 
 REPORT = "report.json"
 RANGES = "ranges.json"

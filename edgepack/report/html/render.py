@@ -14,7 +14,7 @@ from edgepack.report.html.reading import read_ranges, read_report
 from edgepack.report.html.sections import candidates, formats, origin, parity, steps, verdict
 from edgepack.report.html.training import training
 from edgepack.report.html.words import Section
-from edgepack.report.text import BuildReport
+from edgepack.results import BuildReport
 
 PAGE = "report.html"
 

@@ -20,9 +20,9 @@ from edgepack.report.html.words import (
     size,
     smaller,
 )
-from edgepack.report.stage_breakdown import Step
 from edgepack.report.tables import size_text, time_text
-from edgepack.report.text import EQUAL_DB, BuildReport, GateLine, notes_of, step_of
+from edgepack.report.text import notes_of
+from edgepack.results import EQUAL_DB, BuildReport, GateLine, Step, step_of
 
 DROP = "metric drop at most"
 """The gate's limit that a chart of the metric can show."""

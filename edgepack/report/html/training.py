@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from edgepack.report.html.charts import Line, lines
 from edgepack.report.html.markup import Html, tag
 from edgepack.report.html.words import Section, section
-from edgepack.report.text import BuildReport
-from edgepack.report.training import Curve
+from edgepack.results import BuildReport, Curve
 
 
 def training(report: BuildReport) -> Section | None:

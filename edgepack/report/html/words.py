@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from edgepack.report.formats import Parity
 from edgepack.report.html.markup import Html, tag
 from edgepack.report.tables import size_text, time_text
-from edgepack.report.text import Fidelity, ModelFigures
+from edgepack.results import Fidelity, ModelFigures, Parity
 
 NONE = "–"
 """Stands where nothing was measured."""

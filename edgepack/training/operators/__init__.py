@@ -1,1 +1,1 @@
-"""The room operators."""
+"""ONNX operators on torch, one module for each family; ``table`` maps operator types to functions."""

@@ -1,0 +1,10 @@
+"""Types of arrays: one, and one for each input of a model."""
+
+from typing import Any
+
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+Feeds = dict[str, Array]

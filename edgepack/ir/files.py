@@ -1,0 +1,203 @@
+"""Reading and writing of ONNX models.
+
+- Tensors of a loaded model may be views into its files, so a model is never saved over its own source.
+- External data stay on disk, mapped, until somebody reads them."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+
+from edgepack.errors import ExportError, ModelError
+from edgepack.ir.model import clone, walk_nodes
+
+EXTERNAL_BYTES = 256_000_000
+"""Above this many bytes of weights a model gets a data file beside it: onnxruntime maps such a file, where it
+keeps weights inside of the model twice while it loads them. One protobuf ends at 2 GiB anyway."""
+_EXTERNAL_TENSOR_BYTES = 1024
+
+
+_QUANTIZED_OPS = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+        "ConvInteger",
+        "DynamicQuantizeMatMul",
+        "MatMulIntegerToFloat",
+        "MatMulNBits",
+        "MatMulBnb4",
+        "GatherBlockQuantized",
+        "QAttention",
+        "QGemm",
+    }
+)
+
+
+def load_model(path: Path) -> ir.Model:
+    """The model in the file ``path``; external data stay on disk and are mapped when read.
+
+    Raises:
+        ModelError: no such file, not a model, a circle in it, or external data missing or too short.
+    """
+    path = Path(path).absolute()
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    if path.is_dir():
+        raise ModelError(f"{path}: is a folder, an .onnx file was expected")
+    if size == 0:
+        raise ModelError(f"{path}: is empty (0 bytes); export or download it again")
+    try:
+        model = ir.load(path, format="protobuf")
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error}") from error
+    except (DecodeError, ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path}: is not an ONNX model, or is cut short ({size} bytes): {error}") from error
+    if not model.ir_version or not model.graph.opset_imports:
+        raise ModelError(
+            f"{path}: is not an ONNX model, or is cut short: it states no IR version or no opset"
+        )
+    for tensor in _external_tensors(model):
+        _check_external(path, tensor)
+    try:
+        model.graph.sort()  # runtimes load nodes in any order, and converters to float16 write such files
+    except ValueError as error:
+        raise ModelError(f"{path}: its nodes depend on each other in a circle; export it again") from error
+    return model
+
+
+def tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """All tensors: initializers and attributes, in all graphs and functions."""
+    for graph in model.graphs():
+        yield from (v.const_value for v in graph.initializers.values() if v.const_value is not None)
+    for node in _all_nodes(model):
+        for attribute in node.attributes.values():
+            if attribute.is_ref():
+                continue
+            if attribute.type == ir.AttributeType.TENSOR:
+                yield attribute.as_tensor()
+            elif attribute.type == ir.AttributeType.TENSORS:
+                yield from attribute.as_tensors()
+
+
+def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    yield from walk_nodes(model.graph)
+    for function in model.functions.values():
+        yield from walk_nodes(function)
+
+
+def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    return (t for t in tensors(model) if isinstance(t, ir.ExternalTensor))
+
+
+def external_files(path: Path) -> list[str]:
+    """Names of the files beside the model ``path`` that hold its weights.
+
+    Raises:
+        ModelError: see :func:`load_model`.
+    """
+    return sorted({str(tensor.location) for tensor in _external_tensors(load_model(path))})
+
+
+def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
+    file = Path(tensor.path)
+    who = f"{path}: tensor {tensor.name!r}"
+    if not file.resolve().is_relative_to(path.parent.resolve()) and not file.is_symlink():
+        raise ModelError(f"{who} has its data in {tensor.location}, outside of the model's folder")
+    if not file.is_file():
+        raise ModelError(f"{who} has its data in {file}, which does not exist; keep the two files together")
+    need = (tensor.offset or 0) + tensor.nbytes
+    have = file.stat().st_size
+    if tensor.length is not None and tensor.length != tensor.nbytes:
+        raise ModelError(
+            f"{who} of {tensor.nbytes} bytes has {tensor.length} bytes in {file}; export the model again"
+        )
+    if have < need:
+        raise ModelError(
+            f"{who} needs {need} bytes of {file}, which has {have}: the file is cut short, copy it again"
+        )
+
+
+def require_float(model: ir.Model, path: Path) -> None:
+    """Refuse a model that is quantized already.
+
+    Raises:
+        ModelError: naming the first quantized node.
+    """
+    for node in _all_nodes(model):
+        if node.op_type in _QUANTIZED_OPS or node.op_type.startswith("QLinear"):
+            raise ModelError(
+                f"{path}: is quantized already: node {node.name!r} is a {node.op_type}; "
+                "pass the float model that it was made from"
+            )
+
+
+def save_model(model: ir.Model, path: Path, *, external: bool | None = None, check: bool = True) -> None:
+    """Write ``model`` to ``path`` and check the result with the ONNX checker; ``model`` stays as it is.
+
+    Args:
+        model: the model.
+        path: the file; with external data also ``<path>.data``.
+        external: write weights to a file beside; by default only where they exceed :data:`EXTERNAL_BYTES`.
+        check: run the checker; off for scratch models, whose extra outputs may have no known rank.
+
+    Raises:
+        ExportError: ``path`` is a file that the model itself reads, the checker refuses the model, or the
+            disk does; nothing half written is left then.
+    """
+    path = Path(path).absolute()
+    data = path.with_name(path.name + ".data")
+    sources = {Path(t.path).resolve() for t in _external_tensors(model)}
+    if sources & {path.resolve(), data.resolve()}:
+        raise ExportError(f"{path}: the model reads its weights from there; save under another name")
+    if external is None:
+        external = weight_bytes(model) > EXTERNAL_BYTES
+    if not external and sources:
+        model = _in_memory(model)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".save-", dir=path.parent) as folder:
+            draft = Path(folder) / path.name
+            if external:
+                ir.save(
+                    model,
+                    draft,
+                    format="protobuf",
+                    external_data=data.name,
+                    size_threshold_bytes=_EXTERNAL_TENSOR_BYTES,
+                )
+            else:
+                ir.save(model, draft, format="protobuf")
+            # By path: a model of more than 2 GiB has no other way, and smaller ones need no second one.
+            if check:
+                onnx.checker.check_model(str(draft))
+            if (written := draft.with_name(data.name)).exists():
+                written.replace(data)
+            draft.replace(path)
+    except (onnx.checker.ValidationError, ir.serde.SerdeError, OSError, EncodeError, ValueError) as error:
+        raise ExportError(f"{path}: the model cannot be written: {error}") from error
+
+
+def _in_memory(model: ir.Model) -> ir.Model:
+    """A copy that needs no file: external tensors are read, those of Constant nodes become initializers."""
+    model = clone(model)
+    lift = ir.passes.common.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)
+    return ir.external_data.load_to_model(lift(model).model)
+
+
+def model_bytes(path: Path) -> int:
+    """Bytes on disk of a model file with all external data files that it names."""
+    files = {Path(path).resolve()}
+    files |= {Path(t.path).resolve() for t in _external_tensors(load_model(path))}
+    return sum(file.stat().st_size for file in files)
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all tensors of a model; none is read."""
+    return sum(t.nbytes for t in tensors(model))
