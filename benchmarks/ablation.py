@@ -29,7 +29,7 @@ from edgepack.ir.files import load_model
 from edgepack.ir.inputs import input_specs
 from edgepack.quantization.groups import Unit, find_units
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
-from edgepack.quantization.plan.types import Method, QuantPlan
+from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder, round_weights
 from edgepack.results import Fidelity
@@ -65,7 +65,7 @@ def static_plan(
 ) -> QuantPlan:
     names = tensors_to_observe(units)
     table = calibrate(model, samples, names, calibration, threads=target.runtime.threads)
-    return make_plan(model, units, table.ranges, target, {u.name: (Method.STATIC, "") for u in units})
+    return make_plan(model, units, table.ranges, target, {u.name: Request(Method.STATIC) for u in units})
 
 
 def rounders(model: ir.Model, plan: QuantPlan, samples: Samples, target: Target, seed: int) -> list[Rounder]:

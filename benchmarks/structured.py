@@ -27,7 +27,8 @@ from edgepack.data.samples import open_samples
 from edgepack.ir.arrays import Feeds
 from edgepack.ir.files import load_model
 from edgepack.ir.inputs import input_specs
-from edgepack.pipeline.build import Job, build
+from edgepack.pipeline.build import build
+from edgepack.pipeline.job import Job
 from edgepack.results import BuildReport
 
 HERE = Path(__file__).parent

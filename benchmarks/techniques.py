@@ -24,7 +24,7 @@ from edgepack.evaluation.metrics import resolve_metric
 from edgepack.ir.scheme import Granularity
 from edgepack.quantization.groups import find_units
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
-from edgepack.quantization.plan.types import DYNAMIC_OPS, Method, QuantPlan
+from edgepack.quantization.plan.types import DYNAMIC_OPS, Method, QuantPlan, Request
 from edgepack.quantization.weights.cross_layer_equalization import equalize
 from edgepack.quantization.weights.rounding import Rounder, round_weights
 
@@ -35,7 +35,7 @@ def forms(
     """Every row of the table: what is left out, and the plan and the rounder without it."""
     units = find_units(model, target.kernels)
     # Operators without a dynamic form are static in both.
-    methods = {u.name: (form if u.op_type in DYNAMIC_OPS else Method.STATIC, "") for u in units}
+    methods = {u.name: Request(form if u.op_type in DYNAMIC_OPS else Method.STATIC) for u in units}
     names, threads = tensors_to_observe(units), target.runtime.threads
     mse, minmax = (
         calibrate(model, samples, names, Calibration(observer=observer), threads=threads).ranges
@@ -44,7 +44,7 @@ def forms(
     few = spread(samples, ROUNDING_SAMPLES)
 
     def rounder_for(device: Target, second_order: bool) -> Rounder:
-        widest = make_plan(model, units, mse, device, {u.name: (Method.STATIC, "") for u in units})
+        widest = make_plan(model, units, mse, device, {u.name: Request(Method.STATIC) for u in units})
         return round_weights(model, widest, few, second_order=second_order, threads=threads, seed=seed)
 
     full, corrected = rounder_for(target, True), rounder_for(target, False)

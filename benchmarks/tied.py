@@ -29,11 +29,11 @@ from edgepack.ir.model import constant, name_of, set_constant
 from edgepack.pack.epk import pack
 from edgepack.quantization.groups import find_units
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
-from edgepack.quantization.plan.types import Method
+from edgepack.quantization.plan.types import Method, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import round_weights
 from edgepack.runtime.fused import what_the_runtime_did
-from edgepack.selection.choose import methods_of, whole_model_methods
+from edgepack.selection.candidates import methods_of, whole_model_methods
 
 TARGET = load_target("x86-cpu")
 LOADS, RUNS = 7, 100
@@ -64,14 +64,14 @@ def forms(folder: Path, copies: int) -> dict[str, Path]:
     units = find_units(model, TARGET.kernels)
     samples = samples_of(folder, "calib", original)
     ranges = calibrate(model, samples, tensors_to_observe(units), Calibration(), threads=1).ranges
-    widest = make_plan(model, units, ranges, TARGET, {u.name: (Method.STATIC, "") for u in units})
+    widest = make_plan(model, units, ranges, TARGET, {u.name: Request(Method.STATIC) for u in units})
     rounder = round_weights(model, widest, samples, second_order=True, threads=1, seed=0)
     found = {}
     for name, by_type in whole_model_methods(units, TARGET).items():
         methods = methods_of(units, name, by_type, {})
         plan = make_plan(model, units, ranges, TARGET, methods, rounder.smoothing)
-        found[name] = folder / f"{name} {copies}.onnx"
-        save_model(compact(apply_plan(model, plan, rounder(plan)), names_of(model)), found[name])
+        found[str(name)] = folder / f"{name} {copies}.onnx"
+        save_model(compact(apply_plan(model, plan, rounder(plan)), names_of(model)), found[str(name)])
     return found
 
 

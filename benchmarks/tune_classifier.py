@@ -37,7 +37,7 @@ from edgepack.ir.scheme import Granularity
 from edgepack.pipeline.passes import some_samples
 from edgepack.quantization.groups import find_units
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
-from edgepack.quantization.plan.types import Method, QuantPlan
+from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder, round_weights, with_trained
 from edgepack.runtime.session import open_session, run
@@ -93,7 +93,7 @@ class Task:
     def plan(self, model: ir.Model, target: Target, ranges: Mapping[str, Range]) -> QuantPlan:
         """Every unit in its integer form."""
         units = find_units(model, target.kernels)
-        return make_plan(model, units, ranges, target, {u.name: (Method.STATIC, "") for u in units})
+        return make_plan(model, units, ranges, target, {u.name: Request(Method.STATIC) for u in units})
 
     def rounded(self, model: ir.Model, target: Target, seed: int) -> ir.Model:
         """The int8 form by second-order rounding, as a build makes it."""

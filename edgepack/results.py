@@ -4,7 +4,66 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
+
+
+class Cause(StrEnum):
+    """What kind of reason a unit's precision has."""
+
+    NONE = "none"
+    """It has what was asked for, and there is nothing to explain."""
+    REQUEST = "request"
+    """The recipe asks for it."""
+    CANDIDATE = "candidate"
+    """The candidate that was chosen has it so."""
+    NO_KERNEL = "no_kernel"
+    """The target's runtime has no such kernel for the operator."""
+    OPERATOR = "operator"
+    """What the node itself is: its attributes, types or constant operands."""
+    NEIGHBOURS = "neighbours"
+    """What is before or behind it in the graph."""
+    UNMEASURED = "unmeasured"
+    """No sample reached it, so there is no range."""
+    STORAGE = "storage"
+    """How its constants are stored."""
+    SLOWER = "slower"
+    """Measured slower in the other precision."""
+    NOISIER = "noisier"
+    """Measured too noisy in the other precision."""
+    FASTER = "faster"
+    """A search measured this precision as the better one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a unit has its precision: the cause for programs, the sentence for people."""
+
+    cause: Cause
+    text: str
+    summary: str = ""
+    """The sentence without names, by which units are counted together; ``text`` where empty."""
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __bool__(self) -> bool:
+        return bool(self.text)
+
+
+NO_REASON = Reason(Cause.NONE, "")
+
+
+class Limit(StrEnum):
+    """The limits of a gate; the value is what reports call them."""
+
+    METRIC_DROP = "metric drop at most"
+    SQNR_DB = "fidelity in dB at least"
+    CENTRED_SQNR_DB = "fidelity of what varies in dB at least"
+    AGREEMENT = "agreement at least"
+    BYTES = "bytes at most"
+    LATENCY_MS = "latency p50 in ms at most"
+    SPEEDUP = "times as fast at least"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +246,10 @@ class UnitRow:
     """Fidelity of the unit's output in the built model to the original's."""
     float_us: float | None = None
     built_us: float | None = None
+    cause: Cause = Cause.NONE
+    """What kind of reason ``reason`` is."""
+    summary: str = ""
+    """``reason`` without names: units of one summary are counted together."""
 
 
 EQUAL_DB = 999.0
@@ -197,7 +260,7 @@ EQUAL_DB = 999.0
 class GateLine:
     """One limit of the gate and what was measured."""
 
-    limit: str
+    limit: Limit
     bound: float
     measured: float | None
     passed: bool

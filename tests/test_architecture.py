@@ -25,7 +25,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "graph": ("errors", "ir", "config"),
     "evaluation": ("errors", "results", "ir", "config", "data", "runtime"),
     "calibration": ("errors", "ir", "config", "data", "runtime"),
-    "quantization": ("errors", "ir", "config", "data", "graph", "calibration"),
+    "quantization": ("errors", "results", "ir", "config", "data", "graph", "calibration"),
     "report": ("errors", "results", "calibration"),
     "benchmark": ("errors", "results", "ir", "config", "data", "runtime", "calibration", "quantization"),
     "compression": ("errors", "ir", "config", "data", "pack", "graph", "calibration", "quantization"),

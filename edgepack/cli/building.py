@@ -26,7 +26,7 @@ from edgepack.cli.common import (
 from edgepack.errors import ConfigError, GateFailed
 
 if TYPE_CHECKING:
-    from edgepack.pipeline.build import Job
+    from edgepack.pipeline.job import Job
     from edgepack.results import BuildReport
 
 
@@ -74,7 +74,7 @@ def build(
     chosen = [load_target(name) for name in loaded.target]
 
     from edgepack.benchmark.devices.timing import DeviceTiming
-    from edgepack.pipeline.build import Job
+    from edgepack.pipeline.job import Job
 
     command = shlex.join(["edgepack", *sys.argv[1:]])
     timing = DeviceTiming(on_device, device_python) if on_device else None

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from edgepack.config.target import Gate
-from edgepack.results import EQUAL_DB, Fidelity, GateLine, ModelFigures
+from edgepack.results import EQUAL_DB, Fidelity, GateLine, Limit, ModelFigures
 
-CENTRED = "fidelity of what varies in dB at least"
 HALF_DB = 3.0
 """Half of the noise."""
 
@@ -19,9 +18,9 @@ def judge(gate: Gate, models: Sequence[ModelFigures], *, asked_for: bool) -> tup
     built = models[1:]
     lines = [
         *_accuracy_lines(gate, models[0].fidelity, [m.fidelity for m in built]),
-        _at_most("bytes at most", gate.max_bytes, [m.size_bytes for m in built]),
-        _at_most("latency p50 in ms at most", gate.max_latency_ms, [m.latency_ms_p50 for m in built]),
-        _at_least("times as fast at least", gate.min_speedup, [m.speedup for m in built]),
+        _at_most(Limit.BYTES, gate.max_bytes, [m.size_bytes for m in built]),
+        _at_most(Limit.LATENCY_MS, gate.max_latency_ms, [m.latency_ms_p50 for m in built]),
+        _at_least(Limit.SPEEDUP, gate.min_speedup, [m.speedup for m in built]),
     ]
     return tuple(line for line in lines if line is not None and (asked_for or line.measured is not None))
 
@@ -38,10 +37,10 @@ def _accuracy_lines(
     gate: Gate, original: Fidelity | None, built: Sequence[Fidelity | None]
 ) -> list[GateLine | None]:
     return [
-        _at_most("metric drop at most", gate.max_metric_drop, [_drop(original, f) for f in built]),
-        _at_least("fidelity in dB at least", gate.min_sqnr_db, [_sqnr(f) for f in built]),
-        _at_least(CENTRED, gate.min_centred_sqnr_db, [_centred(f) for f in built]),
-        _at_least("agreement at least", gate.min_agreement, [f.agreement if f else None for f in built]),
+        _at_most(Limit.METRIC_DROP, gate.max_metric_drop, [_drop(original, f) for f in built]),
+        _at_least(Limit.SQNR_DB, gate.min_sqnr_db, [_sqnr(f) for f in built]),
+        _at_least(Limit.CENTRED_SQNR_DB, gate.min_centred_sqnr_db, [_centred(f) for f in built]),
+        _at_least(Limit.AGREEMENT, gate.min_agreement, [f.agreement if f else None for f in built]),
     ]
 
 
@@ -80,7 +79,7 @@ def _centred(found: Fidelity | None) -> float | None:
     return found.centred_sqnr_db if found.sqnr_db is not None else EQUAL_DB
 
 
-def _at_most(limit: str, bound: float | None, figures: Sequence[float | None]) -> GateLine | None:
+def _at_most(limit: Limit, bound: float | None, figures: Sequence[float | None]) -> GateLine | None:
     if bound is None:
         return None
     known = [f for f in figures if f is not None]
@@ -90,7 +89,7 @@ def _at_most(limit: str, bound: float | None, figures: Sequence[float | None]) -
     return GateLine(limit, bound, max(known), max(known) <= bound + 1e-9)
 
 
-def _at_least(limit: str, bound: float | None, figures: Sequence[float | None]) -> GateLine | None:
+def _at_least(limit: Limit, bound: float | None, figures: Sequence[float | None]) -> GateLine | None:
     if bound is None:
         return None
     known = [f for f in figures if f is not None]

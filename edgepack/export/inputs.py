@@ -8,10 +8,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgepack.calibration.ranges import RangeTable
-from edgepack.quantization.plan.types import QuantPlan
+from edgepack.quantization.plan.types import Methods, QuantPlan
 from edgepack.quantization.weights.rounding import Rounding
 from edgepack.selection.choose import Choice
-from edgepack.selection.trials import Methods
 
 Shapes = Mapping[str, frozenset[tuple[int, ...]]]
 """The shapes that each input was fed with."""

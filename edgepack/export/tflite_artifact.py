@@ -16,11 +16,11 @@ from edgepack.export.tflite_repair import repair
 from edgepack.ir.arrays import Feeds
 from edgepack.ir.inputs import InputSpec, input_specs
 from edgepack.quantization.groups import Role
-from edgepack.quantization.plan.types import Method, QuantPlan
+from edgepack.quantization.plan.types import Method, Methods, QuantPlan, Request
+from edgepack.results import Cause
 from edgepack.runtime.litert import Port, litert, open_tflite
 from edgepack.runtime.runner import Outputs, open_model
-from edgepack.selection.search import REPAIR_SECONDS, TOO_NOISY
-from edgepack.selection.trials import Methods
+from edgepack.selection.search import REPAIR_SECONDS
 
 LEAST_SQNR_DB = 3.0
 """Of a .tflite to the .onnx on a few samples: with less, half of the signal is noise, and the file holds
@@ -135,7 +135,7 @@ def _make_accurate(file: _File, onnx: Path, feeds: Sequence[Feeds]) -> None:
 def _too_noisy(material: Material) -> Methods:
     """Units that the ``.onnx`` could not compute on integers without losing too much: no more can this."""
     units = material.choice.plan.units
-    return {u.unit.name: (Method.FLOAT, u.reason) for u in units if u.reason.startswith(TOO_NOISY)}
+    return {u.unit.name: Request(Method.FLOAT, u.reason) for u in units if u.reason.cause is Cause.NOISIER}
 
 
 def _described(port: Port) -> dict[str, Any]:

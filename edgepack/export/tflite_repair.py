@@ -7,13 +7,12 @@ kernel brings. The fewest of the noisiest that make the file accurate stay in fl
 import time
 from collections.abc import Callable, Sequence
 
-from edgepack.quantization.plan.types import Method
-from edgepack.selection.search import TOO_NOISY
-from edgepack.selection.trials import Methods
+from edgepack.quantization.plan.types import Method, Methods, Request
+from edgepack.selection.search import too_noisy
 
 SHARE_FOR_NOISE = 0.7
 """Of the time, until which units are measured alone."""
-REASON = f"{TOO_NOISY} as {Method.STATIC}"
+REASON = too_noisy(Method.STATIC)
 
 
 def repair(
@@ -35,7 +34,7 @@ def repair(
         return time.monotonic() - started < seconds * share
 
     def in_float(names: Sequence[str]) -> Methods:
-        return dict.fromkeys(names, (Method.FLOAT, REASON))
+        return dict.fromkeys(names, Request(Method.FLOAT, REASON))
 
     alone = {}
     for name in units:

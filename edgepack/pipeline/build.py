@@ -9,16 +9,12 @@ import onnx_ir as ir
 
 from edgepack import __version__
 from edgepack.benchmark.bench import Latency, bench
-from edgepack.benchmark.devices.timing import DeviceTiming
 from edgepack.benchmark.environment import environment
 from edgepack.benchmark.unit_figures import NOTHING_MEASURED, UnitFigures, measure_units, unit_rows
 from edgepack.calibration.ranges import RangeTable, load_ranges
 from edgepack.calibration.run import calibrate
-from edgepack.config.recipe import Recipe
-from edgepack.config.target import Target
 from edgepack.data.samples import Samples
 from edgepack.data.splits import Parts, open_parts
-from edgepack.errors import ConfigError
 from edgepack.evaluation.check import Baseline, baseline, check, check_together
 from edgepack.evaluation.gate import judge, keeps_half
 from edgepack.evaluation.metrics import resolve_metric
@@ -27,38 +23,34 @@ from edgepack.export.epk import export_epk
 from edgepack.export.inputs import Material, digest_of, facts_of
 from edgepack.export.tflite.export import tensors_for
 from edgepack.files.atomic import publish, scratch_folder
-from edgepack.graph.compact import names_of
 from edgepack.graph.half_precision import float32_bytes, refuse_bfloat16
 from edgepack.graph.prepare import prepare
-from edgepack.ir.arrays import Feeds
 from edgepack.ir.files import load_model, require_float, save_model
 from edgepack.ir.fingerprint import fingerprint
 from edgepack.ir.model import LARGE_BYTES
 from edgepack.ir.scheme import Granularity
 from edgepack.pack.epk import Packed
-from edgepack.pipeline.limits import as_wished, floor_of, kept_measurements, limits, search_task
+from edgepack.pipeline.choosing import Quantizable, choose_form
+from edgepack.pipeline.job import PROBES, Job, counter, output_folder, probes, sparing
+from edgepack.pipeline.limits import as_wished, floor_of, limits
 from edgepack.pipeline.passes import PassMaterial, run_passes
-from edgepack.pipeline.progress import Clock, Progress
+from edgepack.pipeline.progress import Clock
 from edgepack.pipeline.stage_breakdown import check_steps, pack_steps, waterfall
 from edgepack.pipeline.weights import ROUNDING_SAMPLES, Storing, round_all, rounding_note, trained
 from edgepack.quantization.groups import Unit, find_units
-from edgepack.quantization.plan.plan import make_plan, requested_methods, tensors_to_observe
+from edgepack.quantization.plan.plan import requested_methods, tensors_to_observe
 from edgepack.quantization.plan.types import QuantPlan
-from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.cross_layer_equalization import equalize
 from edgepack.quantization.weights.low_bit import bits_of_units
-from edgepack.quantization.weights.rounding import Rounder
 from edgepack.quantization.weights.saturation import Narrow, narrow_notes, outputs_that_saturate
 from edgepack.report.html.render import write_page
 from edgepack.report.text import text
-from edgepack.results import BuildReport, DeviceRun, Fidelity
+from edgepack.results import BuildReport, DeviceRun
 from edgepack.runtime.fused import what_the_runtime_did
-from edgepack.selection.choose import Choice, choose
-from edgepack.selection.trials import DEVICE_PROBES, Methods, TrialBench
+from edgepack.selection.choose import Choice
+from edgepack.selection.trials import DEVICE_PROBES
 from edgepack.training.require import require_torch
 
-PROBES = 16
-"""Calibration samples that candidates are timed and compared on."""
 LARGE = (
     "a large model: its weights never are in memory as a whole, so they are rounded to nearest, and all is "
     "measured without laying them out anew for the CPU"
@@ -67,23 +59,6 @@ BENCH_SECONDS = 60.0
 """For timing all files of a package at the end, where fewer rounds can keep to it."""
 EXPORT_PROBES = 3
 """Samples that an artifact in another format is compared on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What one build works on; everything is read and nothing is changed."""
-
-    recipe: Recipe
-    target: Target
-    base: Path
-    """Folder that ``module:function`` references are relative to."""
-    command: str
-    ranges: Path | None = None
-    progress: Progress = lambda stage, done, total: None
-    timing: DeviceTiming | None = None
-    """The device that times forms and artifacts in the place of this host."""
-    large: bool = False
-    """Set by the build itself."""
 
 
 def build(job: Job) -> tuple[BuildReport, Path]:
@@ -110,19 +85,6 @@ def build(job: Job) -> tuple[BuildReport, Path]:
         write_page(package)
         publish(package, output, outdated(output, package))
     return report, output
-
-
-def output_folder(recipe: Recipe, target: Target) -> Path:
-    """The folder that the recipe names for ``target``.
-
-    Raises:
-        ConfigError: several targets would write to one folder.
-    """
-    if len(recipe.target) > 1 and "{target}" not in recipe.output:
-        raise ConfigError(
-            f"output {recipe.output!r}: several targets would write there; put {{target}} into the path"
-        )
-    return Path(recipe.output.replace("{target}", target.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +122,13 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
         notes.extend(data.notes)
         if large := float32_bytes(original) > LARGE_BYTES:
             notes.append(LARGE)
-            job = _sparing(job)
+            job = sparing(job)
     with clock.stage("normalize") as notes:
         model, prepared = prepare(original, job.target)
         widened = prepared.widened.lines()
         notes.extend((*(f"{rule}: {count}" for rule, count in prepared.applied.items()), *widened))
     with clock.stage("check original"):
-        on_sample = _counter(job, "check original", data.evaluation)
+        on_sample = counter(job, "check original", data.evaluation)
         reference = baseline(recipe.model, data.evaluation, job.target.runtime, metric, on_sample)
     passed = run_passes(model, recipe.passes, _material(job, data, reference, scratch), clock.stage, scratch)
     model, steps = _equalized(job, clock, passed.model, data.calibration), passed.files
@@ -179,26 +141,27 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
         bits = bits_of_units(model, units, recipe.quantize, job.target)
         some = data.calibration.spread(ROUNDING_SAMPLES)
         storing = Storing(recipe, job.target, model, units, table, narrow, bits, large)
-        rounder = round_all(storing, some, scratch, _counter(job, "round", some))
+        rounder = round_all(storing, some, scratch, counter(job, "round", some))
         notes.extend((*bits.notes, rounding_note(rounder, large=large)))
     rounder, table = trained(storing, rounder, data.training, clock)
     table.save(package / "ranges.json")
     with clock.stage("choose") as notes:
-        choice = _choose(job, model, units, table, narrow, rounder, data, reference, scratch)
+        fixed = requested_methods(units, recipe.quantize.overrides)
+        made = Quantizable(model, units, table, narrow, rounder)
+        choice = choose_form(job, made, fixed, data.calibration, reference, scratch)
         notes.extend((f"{len(choice.candidates)} forms measured", *choice.notes, *narrow_notes(choice.plan)))
     with clock.stage("export") as notes:
         facts = facts_of(job.target.name, digests, table)
         keeps = _keeps(job, reference)
-        fixed = _requested(job, units)
         material = Material(
             recipe.model, model, choice, fixed, table, rounder, reference.shapes, facts, keeps
         )
-        artifacts = write_artifacts(material, job.target, _probes(data.evaluation, EXPORT_PROBES), package)
+        artifacts = write_artifacts(material, job.target, probes(data.evaluation, EXPORT_PROBES), package)
         notes.extend(f"{refusal.file} not built: {refusal.reason}" for refusal in artifacts.refused)
         packed = export_epk(artifacts.files, package, scratch, ship="epk" in job.target.formats, large=large)
         packed_steps = pack_steps(recipe.model, steps, scratch, large=large)
-    made = (steps, table, choice, artifacts, packed, packed_steps, digests)
-    return _Made(job, original, model, widened, data, reference, *made)
+    files = (steps, table, choice, artifacts, packed, packed_steps, digests)
+    return _Made(job, original, model, widened, data, reference, *files)
 
 
 def _measure(made: _Made, clock: Clock, scratch: Path) -> BuildReport:
@@ -206,7 +169,7 @@ def _measure(made: _Made, clock: Clock, scratch: Path) -> BuildReport:
     job, data, choice, artifacts, steps = made.job, made.data, made.choice, made.artifacts, made.steps
     recipe, reference = job.recipe, made.reference
     with clock.stage("check"):
-        on_sample = _counter(job, "check", data.evaluation)
+        on_sample = counter(job, "check", data.evaluation)
         fidelity, parity = check_together(artifacts.files, reference, on_sample)
         at_steps = check_steps(steps, reference)
     with clock.stage("bench"):
@@ -287,7 +250,7 @@ def _ranges(job: Job, model: ir.Model, units: Sequence[Unit], samples: Samples) 
         names,
         job.recipe.calibration,
         threads=os.cpu_count() or 1,  # the host's, not the target's: ranges do not depend on it
-        on_sample=_counter(job, "calibrate", samples),
+        on_sample=counter(job, "calibrate", samples),
     )
 
 
@@ -312,84 +275,6 @@ def _narrow(
         return outputs_that_saturate(model, units, table.ranges, job.target, some, seed=job.recipe.seed)
 
 
-def _sparing(job: Job) -> Job:
-    """The same for a large model: no form of it is opened that the runtime would hold in memory.
-
-    Weights stored as int8 and used in float are such a form, since the runtime unfolds them; only where the
-    recipe names it, it is built all the same. Rows of tables are unfolded one by one.
-    """
-    recipe, target = job.recipe, job.target
-    named = {recipe.quantize.method, *(override.method for override in recipe.quantize.overrides)}
-    kernels = target.kernels
-    if "weight_only" not in named:
-        tables = tuple(op for op in kernels.weight_only if op == "Gather")
-        kernels = kernels.model_copy(update={"weight_only": tables, "folds_constants": False})
-    changes = {"runtime": target.runtime.sparing(), "kernels": kernels}
-    return replace(job, large=True, target=target.model_copy(update=changes))
-
-
-def _counter(job: Job, stage: str, samples: Samples) -> Callable[[], None]:
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        job.progress(stage, done, len(samples))
-
-    return step
-
-
-def _probes(samples: Samples, count: int = PROBES) -> list[Feeds]:
-    """The feeds of a few samples, evenly spread."""
-    return [sample.feeds for sample in samples.spread(count)]
-
-
-def _requested(job: Job, units: Sequence[Unit]) -> Methods:
-    return requested_methods(units, job.recipe.quantize.overrides)
-
-
-def _choose(
-    job: Job,
-    model: ir.Model,
-    units: Sequence[Unit],
-    table: RangeTable,
-    narrow: Narrow,
-    rounder: Rounder,
-    data: Parts,
-    reference: Baseline,
-    scratch: Path,
-) -> Choice:
-    recipe, target = job.recipe, job.target
-    device = target.model_copy(update={"runtime": target.runtime.as_on_device()})
-    fixed = _requested(job, units)
-
-    def form(methods: Methods) -> tuple[QuantPlan, ir.Model]:
-        plan = make_plan(
-            model, units, table.ranges, target, methods, rounder.smoothing, narrow, rounder.few_bits
-        )
-        return plan, apply_plan(model, plan, rounder(plan))
-
-    def verify(path: Path) -> Fidelity:
-        return check(path, reference)
-
-    kept = kept_measurements(recipe, device, table)
-    return choose(
-        units,
-        TrialBench(
-            recipe.model, device, _probes(data.calibration), scratch, names_of(model), kept, timing=job.timing
-        ),
-        form,
-        fixed,
-        floor_of(limits(recipe, target, reference.metric), reference.fidelity),
-        verify,
-        method=recipe.quantize.method,
-        optimize_for=recipe.quantize.optimize_for,
-        by_group=not target.runtime.absent_optimizers,
-        task=None if recipe.preset == "fast" or job.large else search_task(recipe, model, job.progress),
-        on_trial=lambda name: job.progress(f"try {name}", 0, 0),
-    )
-
-
 def _keeps(job: Job, reference: Baseline) -> Callable[[Path], bool]:
     """Whether a file keeps, on the evaluation data, the accuracy that the gate asks for."""
     floor = floor_of(limits(job.recipe, job.target, reference.metric), reference.fidelity)
@@ -403,7 +288,7 @@ def _bench(
     settings = job.recipe.bench
     runtime, runs = job.target.runtime, settings.runs
     if job.timing is not None:
-        found, device = job.timing.latencies(models, runtime, _probes(samples, DEVICE_PROBES), runs)
+        found, device = job.timing.latencies(models, runtime, probes(samples, DEVICE_PROBES), runs)
         return found, (device,)
-    feeds = _probes(samples)
+    feeds = probes(samples)
     return bench(models, runtime, feeds, warmup=settings.warmup, runs=runs, seconds=BENCH_SECONDS), ()

@@ -22,6 +22,7 @@ from edgepack.config.target import Kernels
 from edgepack.graph.tied_embeddings import tied_weights
 from edgepack.ir.model import constant, walk_nodes
 from edgepack.quantization.storable import holds_a_mask, storable
+from edgepack.results import NO_REASON, Cause, Reason
 
 
 class Role(StrEnum):
@@ -71,7 +72,7 @@ class Unit:
     constants: tuple[str, ...] = ()
     activation: str | None = None
     """Name of the Relu or Clip node inside the unit."""
-    reason: str = ""
+    reason: Reason = NO_REASON
     """Why the unit has no integer form, where it has none."""
     kind: str = ""
     """Units of one kind cost alike: the operator, for convolutions with the shape of the kernel."""
@@ -140,34 +141,45 @@ def _kind(node: ir.Node) -> str:
     return f"{spread} {size} Conv"
 
 
-def _role(node: ir.Node, kernels: Kernels) -> tuple[Role, str]:
+def _role(node: ir.Node, kernels: Kernels) -> tuple[Role, Reason]:
     op = node.op_type
     if not _used(node.outputs):
-        return Role.FLOAT, "nothing uses its output"
+        return _in_float(Cause.NEIGHBOURS, "nothing uses its output")
     if node.domain not in ("", "ai.onnx"):
-        return Role.FLOAT, f"operator of domain {node.domain}"
+        return _in_float(Cause.NO_KERNEL, f"operator of domain {node.domain}")
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
-        return Role.FLOAT, "control flow: its bodies stay as they are"
+        return _in_float(Cause.OPERATOR, "control flow: its bodies stay as they are")
     other = next(
         (v for v in (*_data_inputs(node), *_used(node.outputs)) if v is not None and not _is_float(v)), None
     )
     if other is not None:
         kind = "of unknown type" if other.dtype is None else other.dtype.name.lower()
-        return Role.FLOAT, f"{other.name!r} is {kind}, not float32"
+        what = f"is {kind}, not float32"
+        return Role.FLOAT, Reason(Cause.OPERATOR, f"{other.name!r} {what}", f"an input {what}")
     if op in kernels.same_scale:
         reason = _not_a_mere_move(node, kernels)
-        return (Role.FLOAT, reason) if reason else (Role.MOVE, "")
+        return _in_float(Cause.OPERATOR, reason) if reason else (Role.MOVE, NO_REASON)
     if op in HEAVY_OPS:
         return _heavy_role(node, kernels)
     if op not in kernels.integer:
-        return Role.FLOAT, f"the target's runtime has no integer kernel for {op}"
+        return Role.FLOAT, no_kernel("integer", op)
     if op == "HardSigmoid" and node.attributes.get_float("alpha", 0.2) <= 0:
-        return Role.FLOAT, "it falls, and the integer form of it rises"
+        return _in_float(Cause.OPERATOR, "it falls, and the integer form of it rises")
     if op == "AveragePool" and (reason := _odd_average(node)):
-        return Role.FLOAT, reason
+        return _in_float(Cause.OPERATOR, reason)
     if any(_is_mask(constant(v)) for v in _data_inputs(node)):
-        return Role.FLOAT, "a constant operand holds infinity, or a mask's stand-in for it"
-    return Role.LIGHT, ""
+        return _in_float(Cause.OPERATOR, "a constant operand holds infinity, or a mask's stand-in for it")
+    return Role.LIGHT, NO_REASON
+
+
+def no_kernel(kind: str, op_type: str) -> Reason:
+    """That the target's runtime has no ``kind`` of kernel for an operator."""
+    summary = f"the target's runtime has no {kind} kernel"
+    return Reason(Cause.NO_KERNEL, f"{summary} for {op_type}", summary)
+
+
+def _in_float(cause: Cause, text: str) -> tuple[Role, Reason]:
+    return Role.FLOAT, Reason(cause, text)
 
 
 def _not_a_mere_move(node: ir.Node, kernels: Kernels) -> str:
@@ -202,21 +214,23 @@ def _is_mask(array: npt.NDArray[Any] | None) -> bool:
     return array is not None and holds_a_mask(array)
 
 
-def _heavy_role(node: ir.Node, kernels: Kernels) -> tuple[Role, str]:
+def _heavy_role(node: ir.Node, kernels: Kernels) -> tuple[Role, Reason]:
     op = node.op_type
     if op not in (*kernels.integer, *kernels.dynamic, *kernels.weight_only):
-        return Role.FLOAT, f"the target's runtime has no integer kernel for {op}"
+        return Role.FLOAT, no_kernel("integer", op)
     weight, bias = _weight_and_bias(node)
     if op == "MatMul" and weight is None and any(constant(v) is not None for v in node.inputs):
-        return Role.FLOAT, "the constant operand stands on the left, or has other than two dimensions"
+        why = "the constant operand stands on the left, or has other than two dimensions"
+        return _in_float(Cause.OPERATOR, why)
     if op == "MatMul" and weight is None and not kernels.activation_products:
-        return Role.FLOAT, "the target's runtime has no integer kernel for a product of two activations"
+        why = "the target's runtime has no integer kernel for a product of two activations"
+        return _in_float(Cause.NO_KERNEL, why)
     if op != "MatMul" and weight is None:
-        return Role.FLOAT, "its weight is computed at run time"
+        return _in_float(Cause.OPERATOR, "its weight is computed at run time")
     if bias is not None and constant(bias) is None:
-        return Role.FLOAT, "its bias is computed at run time"
+        return _in_float(Cause.OPERATOR, "its bias is computed at run time")
     reason = _gemm_reason(node) if op == "Gemm" else _recurrent_reason(node) if op in RECURRENT_OPS else ""
-    return (Role.FLOAT, reason) if reason else (Role.HEAVY, "")
+    return _in_float(Cause.OPERATOR, reason) if reason else (Role.HEAVY, NO_REASON)
 
 
 def _gemm_reason(node: ir.Node) -> str:

@@ -1,7 +1,6 @@
 """What a build says about itself: one typed object, written as JSON and as a page of text."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -165,7 +164,7 @@ def _forms(units: Sequence[UnitRow]) -> list[str]:
         lines.append(f"{method.replace('_', ' ')}: {first_of(parts, 8, 'more')}")
     grouped: dict[str, list[str]] = {}
     for (reason, op), n in Counter(
-        (_short(u), u.op_type) for u in units if u.method == "float"
+        (u.summary or u.reason, u.op_type) for u in units if u.method == "float"
     ).most_common():
         grouped.setdefault(reason, []).append(f"{n} {op}")
     if grouped:
@@ -175,12 +174,6 @@ def _forms(units: Sequence[UnitRow]) -> list[str]:
         if len(grouped) > len(shown):
             lines.append(f"  and {len(grouped) - len(shown)} more reasons in report.json")
     return lines
-
-
-def _short(unit: UnitRow) -> str:
-    """Reasons that differ in the name of a tensor or an operator alone are one line."""
-    reason = unit.reason.removesuffix(f" for {unit.op_type}")
-    return re.sub(r"^(its input )?'[^']*' is", "an input is", reason)
 
 
 def _runtime(runtime: Mapping[str, Any]) -> list[str]:

@@ -1,85 +1,116 @@
-"""What a choice has tried so far: forms that were measured, and what the runtime refused to do."""
+"""What a selection works on, and what it has tried so far."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
 
 from edgepack.errors import EdgepackError, ModelError
-from edgepack.quantization.plan.types import QuantPlan
+from edgepack.ir.files import model_bytes
+from edgepack.quantization.groups import Unit
+from edgepack.quantization.plan.types import Methods, QuantPlan
 from edgepack.results import Candidate, Fidelity, finite
-from edgepack.selection.trials import FAILURES, WITH, Cost, Floor, Methods, Trial, TrialBench
+from edgepack.selection.candidates import CandidateName
+from edgepack.selection.trials import FAILURES, Cost, Floor, Trial, TrialBench
 
 Form = Callable[[Methods], tuple[QuantPlan, ir.Model]]
 
 
-@dataclass(slots=True)
-class Tried:
-    """Forms that were measured, what the evaluation data say of them, and what could not be measured."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """What there is to choose from, what must be kept, and by what it is judged."""
 
+    units: Sequence[Unit]
     bench: TrialBench
     form: Form
     """Makes a plan and a model from methods."""
+    fixed: Methods
+    """What the recipe decided, by unit."""
     floor: Floor
-    cost: Cost
     verify: Callable[[Path], Fidelity]
     """Checks a file on the evaluation data."""
-    on_trial: Callable[[str], None]
+    optimize_for: str = "balance"
+    on_trial: Callable[[str], None] = lambda name: None
+    """Told what is tried next."""
+
+
+@dataclass(slots=True)
+class Tried:
+    """Candidates that were measured, what the evaluation data say of them, and what could not be measured."""
+
+    problem: Problem
+    cost: Cost = field(init=False)
     trials: list[Trial] = field(default_factory=list)
     refused: list[Candidate] = field(default_factory=list)
     verdicts: dict[Path, Fidelity | None] = field(default_factory=dict)
     failures: dict[Path, str] = field(default_factory=dict)
-    """Why the evaluation data could not be run on a form."""
+    """Why the evaluation data could not be run on a candidate."""
 
-    def measure(self, name: str, methods: Methods) -> Trial:
-        """Build and measure a form.
+    def __post_init__(self) -> None:
+        bench = self.problem.bench
+        self.cost = Cost(self.problem.optimize_for, model_bytes(bench.original), bench.constant_db)
+
+    @property
+    def bench(self) -> TrialBench:
+        """Where candidates are measured."""
+        return self.problem.bench
+
+    @property
+    def least_db(self) -> float | None:
+        """The floor of fidelity in plain dB, where there is one."""
+        return self.problem.floor.least_db(self.bench.constant_db)
+
+    def measure(self, name: CandidateName, methods: Methods) -> Trial:
+        """Build and measure a candidate.
 
         Raises:
             ModelError, ExportError: the runtime does not run it.
         """
-        self.on_trial(name)
-        trial = self.bench.measure(name, methods, *self.form(methods))
+        self.problem.on_trial(str(name))
+        trial = self.bench.measure(name, methods, *self.problem.form(methods))
         self.trials.append(trial)
         return trial
 
-    def attempt(self, name: str, methods: Methods) -> Trial | None:
+    def attempt(self, name: CandidateName, methods: Methods) -> Trial | None:
         """The same, or ``None`` where the runtime does not run it; the reason is kept."""
         try:
             return self.measure(name, methods)
         except FAILURES as error:
-            self.refuse(name, error)
+            self.refuse(str(name), error, of_units=bool(name.changed))
             return None
 
-    def refuse(self, name: str, error: EdgepackError) -> None:
-        """Keep what could not be measured, and why."""
-        self.refused.append(Candidate(name, None, None, None, None, False, str(error), WITH in name))
+    def refuse(self, name: str, error: EdgepackError, *, of_units: bool) -> None:
+        """Keep what could not be measured, and why; ``of_units``: it differs in single units."""
+        self.refused.append(Candidate(name, None, None, None, None, False, str(error), of_units))
 
     def accurate(self, trial: Trial) -> bool:
-        """Whether a form keeps the floor, on the probes and then on the evaluation data, asked once."""
-        if not self.floor.on_probes(trial) or trial.path in self.failures:
+        """Whether a candidate keeps the floor, on the probes and then on the evaluation data, asked once."""
+        floor = self.problem.floor
+        if not floor.on_probes(trial) or trial.path in self.failures:
             return False
         if trial.path not in self.verdicts:
-            self.on_trial(f"check {trial.name}")
+            self.problem.on_trial(f"check {trial.name}")
             try:
-                found = self.verify(trial.path) if self.floor.limits_anything else None
+                found = self.problem.verify(trial.path) if floor.limits_anything else None
             except FAILURES as error:
                 self.failures[trial.path] = str(error)
                 return False
             self.verdicts[trial.path] = found
-        return self.floor.on_evaluation(self.verdicts[trial.path])
+        return floor.on_evaluation(self.verdicts[trial.path])
 
     def keeps(self, model: ir.Model) -> bool:
-        """Whether a form that was not measured keeps the floor on the evaluation data.
+        """Whether a candidate that was not measured keeps the floor on the evaluation data.
 
         Raises:
             ModelError, ExportError: the runtime does not run it.
         """
+        floor = self.problem.floor
         with self.bench.written(model) as path:
-            return not self.floor.limits_anything or self.floor.on_evaluation(self.verify(path))
+            return not floor.limits_anything or floor.on_evaluation(self.problem.verify(path))
 
     def best(self) -> Trial:
-        """The cheapest accurate form; accuracy is asked in order of cost, since asking takes a run.
+        """The cheapest accurate candidate; accuracy is asked in order of cost, since asking takes a run.
 
         Where none is accurate, that of the highest fidelity on the probes.
 
@@ -96,8 +127,8 @@ class Tried:
         return max(left, key=lambda trial: trial.compared.sqnr_db)
 
     def judged(self, trial: Trial) -> float:
-        """The cost of a form by what the evaluation data say of it."""
-        return self.cost.judged(trial, self.floor.lost(self.verdicts.get(trial.path)))
+        """The cost of a candidate by what the evaluation data say of it."""
+        return self.cost.judged(trial, self.problem.floor.lost(self.verdicts.get(trial.path)))
 
     def lines(self, chosen: Trial) -> list[Candidate]:
         """All of it for the report."""
@@ -105,19 +136,20 @@ class Tried:
 
     def _line(self, trial: Trial, chosen: bool) -> Candidate:
         verdict, reason = self.verdicts.get(trial.path), self.failures.get(trial.path, "")
-        if not self.floor.on_probes(trial):
+        floor = self.problem.floor
+        if not floor.on_probes(trial):
             reason = "below the floor of fidelity"
-        elif verdict is not None and not self.floor.on_metric(verdict):
+        elif verdict is not None and not floor.on_metric(verdict):
             reason = "loses more of the metric than the gate allows"
-        elif not self.floor.on_evaluation(verdict):
+        elif not floor.on_evaluation(verdict):
             reason = "below the floor of fidelity on the evaluation data"
         return Candidate(
-            trial.name,
-            trial.size_bytes,
-            trial.speedup,
-            finite(trial.compared.sqnr_db),
-            verdict.metric if verdict is not None else None,
-            chosen,
-            reason,
-            WITH in trial.name,
+            name=str(trial.name),
+            size_bytes=trial.size_bytes,
+            speedup=trial.speedup,
+            sqnr_db=finite(trial.compared.sqnr_db),
+            metric=verdict.metric if verdict is not None else None,
+            chosen=chosen,
+            reason=reason,
+            of_units=bool(trial.name.changed),
         )

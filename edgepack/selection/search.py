@@ -8,24 +8,19 @@ what is tried is built, timed side by side with the best so far, and taken when 
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import onnx_ir as ir
-
-from edgepack.errors import EdgepackError
 from edgepack.quantization.groups import Role, Unit
-from edgepack.quantization.plan.types import Method, QuantPlan
-from edgepack.results import SensitivityRow, finite
+from edgepack.quantization.plan.types import Method, Methods, Request
+from edgepack.results import Cause, Reason, SensitivityRow, finite
+from edgepack.selection.candidates import CandidateName
+from edgepack.selection.leaderboard import Tried
 from edgepack.selection.trials import (
     FAILURES,
     RUN,
     SAME_SPEED,
-    WITH,
-    Cost,
-    Methods,
     Trial,
-    TrialBench,
     trial_db,
 )
 
@@ -43,14 +38,10 @@ SHARES_FOR_NOISE = (0.5, 0.75, 0.9)
 """Of the budget, until which units are measured alone before forms are tried, in turns."""
 REPAIR_SECONDS = 60.0
 """For finding which units keep the cheapest form from being accurate, where one is not."""
-TOO_NOISY = "too noisy"
-"""How the reason begins of a unit that was kept from its integer form by a repair."""
 
 Forms = Mapping[str, Method]
 Noise = dict[tuple[str, Method], float]
 """Noise power over signal power that a unit in a form brings to the outputs, alone."""
-Attempt = Callable[[str, Methods], Trial | None]
-Form = Callable[[Methods], tuple[QuantPlan, ir.Model]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +62,7 @@ class Move(NamedTuple):
     gain: float
     unit: str
     method: Method
-    reason: str
+    reason: Reason
 
 
 @dataclass(slots=True)
@@ -87,30 +78,28 @@ class _Clock:
         self.task.progress(what, spent, max(int(self.task.seconds), 1))
 
 
+def too_noisy(method: Method) -> Reason:
+    """Why a repair kept a unit from the precision that a candidate had for it."""
+    return Reason(Cause.NOISIER, f"too noisy as {method}")
+
+
 @dataclass(slots=True)
 class Search:
     """What a search works with; see :func:`search`."""
 
-    units: Sequence[Unit]
+    tried: Tried
+    clock: _Clock
     whole: Mapping[Method, Trial]
     """Forms of the whole model by their method."""
-    bench: TrialBench
-    form: Form
-    fixed: Methods
-    attempt: Attempt
-    accurate: Callable[[Trial], bool]
-    keeps: Callable[[ir.Model], bool]
-    """Whether a form is accurate on the evaluation data: asked before it is timed, which takes longer."""
-    cost: Cost
-    least_db: float | None
-    """The floor of fidelity, where there is one."""
-    clock: _Clock
-    refuse: Callable[[str, EdgepackError], None]
-    """Told what the runtime fails to run; the search goes on without it."""
-    noise: Noise
-    us: dict[Method, Mapping[str, float | None]]
-    failed: set[tuple[str, Method]]
+    noise: Noise = field(default_factory=dict)
+    us: dict[Method, Mapping[str, float | None]] = field(default_factory=dict)
+    failed: set[tuple[str, Method]] = field(default_factory=set)
     """Units and forms that could not be measured alone."""
+
+    @property
+    def units(self) -> Sequence[Unit]:
+        """All of the model."""
+        return self.tried.problem.units
 
     @property
     def original_us(self) -> float:
@@ -121,21 +110,21 @@ class Search:
     def time_units(self) -> None:
         """Time units in all forms of the whole model."""
         for method, trial in self.whole.items():
-            self.us[method] = self.bench.unit_us(trial, self.units)
+            self.us[method] = self.tried.bench.unit_us(trial, self.units)
 
     def measure_noise(self, share: float) -> None:
         """Find the noise of each unit in each form alone, up to a ``share`` of the budget."""
-        plain = {u.name: (Method.FLOAT, "") for u in self.units}
+        plain = {u.name: Request(Method.FLOAT) for u in self.units}
         for unit, method in self.unknown():
             if not self.clock.left(share):
                 return
             self.clock.tell(f"unit {unit.name} alone")
-            _, model = self.form({**plain, unit.name: (method, "")})
+            _, model = self.tried.problem.form({**plain, unit.name: Request(method)})
             try:
-                self.noise[unit.name, method] = self.bench.noise(model)
+                self.noise[unit.name, method] = self.tried.bench.noise(model)
             except FAILURES as error:
                 self.failed.add((unit.name, method))
-                self.refuse(f"{unit.name} as {method}, alone", error)
+                self.tried.refuse(f"{unit.name} as {method}, alone", error, of_units=False)
 
     def unknown(self) -> list[tuple[Unit, Method]]:
         """Units and forms whose noise is yet to be measured."""
@@ -148,7 +137,11 @@ class Search:
         trial = self.whole.get(method)
         forms = _forms(trial) if trial is not None else {}
         for unit in self.units:
-            if unit.role is Role.HEAVY and unit.name not in self.fixed and forms.get(unit.name) is method:
+            if (
+                unit.role is Role.HEAVY
+                and unit.name not in self.tried.problem.fixed
+                and forms.get(unit.name) is method
+            ):
                 yield unit
 
     def moves(self, best: Trial) -> list[Move]:
@@ -166,8 +159,10 @@ class Search:
                 power = noise + self._noise(unit.name, method) - self._noise(unit.name, now)
                 ratio = us / total_us
                 after, before = trial_db(max(power, noise * LEAST_NOISE)), best.compared.sqnr_db
-                ratio *= self.cost.of_noise(after) / self.cost.of_noise(before)
-                options.append(Move(1 - ratio, unit.name, method, f"measured better than {now}"))
+                ratio *= self.tried.cost.of_noise(after) / self.tried.cost.of_noise(before)
+                options.append(
+                    Move(1 - ratio, unit.name, method, Reason(Cause.FASTER, f"measured better than {now}"))
+                )
             if options and (move := max(options)).gain > LEAST_GAIN:
                 found.append(move)
         return sorted(found, reverse=True)
@@ -238,15 +233,15 @@ class Search:
             to = Method.WEIGHT_ONLY if stored.get(name) is Method.WEIGHT_ONLY else Method.FLOAT
             saved = self._noise(name, now) - self._noise(name, to)
             if saved > 0 and now is not to:
-                noisy.append(Move(saved / self._price_us(name, now, to), name, to, f"{TOO_NOISY} as {now}"))
+                noisy.append(Move(saved / self._price_us(name, now, to), name, to, too_noisy(now)))
         noisy.sort(reverse=True)
         enough, too_few, count = len(noisy) + 1, 0, 1
         taken = best
         while too_few + 1 < enough and count <= len(noisy) and self.clock.left():
             trial = self._changed(cheap, noisy[:count]) if self._may_do(cheap, noisy[:count]) else None
-            if trial is not None and self.accurate(trial):
+            if trial is not None and self.tried.accurate(trial):
                 enough = count
-                if self.cost(trial) < self.cost(taken) * (1 - SAME_SPEED):
+                if self.tried.cost(trial) < self.tried.cost(taken) * (1 - SAME_SPEED):
                     taken = trial
             else:
                 too_few = count
@@ -259,15 +254,15 @@ class Search:
     def _may_do(self, trial: Trial, batch: Sequence[Move]) -> bool:
         """Whether ``trial`` so changed is accurate: on a few probes nearly, then on the evaluation data."""
         self.clock.tell("search")
-        _, model = self.form(_changed_methods(trial, batch))
+        _, model = self.tried.problem.form(_changed_methods(trial, batch))
         try:
-            if self.least_db is not None:
-                nearly = self.least_db - PROBES_DIFFER_DB
-                if trial_db(self.bench.noise(model)) <= nearly:
+            if self.tried.least_db is not None:
+                nearly = self.tried.least_db - PROBES_DIFFER_DB
+                if trial_db(self.tried.bench.noise(model)) <= nearly:
                     return False
-            return self.keeps(model)
+            return self.tried.keeps(model)
         except FAILURES as error:
-            self.refuse(_name(trial, batch), error)
+            self.tried.refuse(str(_name(trial, batch)), error, of_units=True)
             return False
 
     def _price_us(self, name: str, now: Method, to: Method) -> float:
@@ -276,13 +271,15 @@ class Search:
 
     def _changed(self, trial: Trial, batch: Sequence[Move]) -> Trial | None:
         self.clock.tell("search")
-        return self.attempt(_name(trial, batch), _changed_methods(trial, batch))
+        return self.tried.attempt(_name(trial, batch), _changed_methods(trial, batch))
 
     def _better(self, trial: Trial, best: Trial) -> bool:
-        if self.cost(trial) >= self.cost(best) * (1 - SAME_SPEED) or not self.accurate(trial):
+        if self.tried.cost(trial) >= self.tried.cost(best) * (1 - SAME_SPEED) or not self.tried.accurate(
+            trial
+        ):
             return False
-        advantage = self.cost.apart_from_time(best) / self.cost.apart_from_time(trial)
-        return self.bench.confirms(trial, best, advantage)
+        advantage = self.tried.cost.apart_from_time(best) / self.tried.cost.apart_from_time(trial)
+        return self.tried.bench.confirms(trial, best, advantage)
 
     def rows(self) -> tuple[SensitivityRow, ...]:
         """What was measured of units alone, for the report."""
@@ -300,34 +297,22 @@ class Search:
 
 
 def search(
-    units: Sequence[Unit],
-    best: Trial,
-    trials: Sequence[Trial],
-    bench: TrialBench,
-    form: Form,
-    fixed: Methods,
-    attempt: Attempt,
-    accurate: Callable[[Trial], bool],
-    keeps: Callable[[ir.Model], bool],
-    cost: Cost,
-    least_db: float | None,
-    task: Task,
-    refuse: Callable[[str, EdgepackError], None],
+    tried: Tried, best: Trial, task: Task
 ) -> tuple[Trial, tuple[SensitivityRow, ...], tuple[str, ...]]:
     """The cheapest accurate form found within the budget, what each unit does alone, and notes.
 
-    ``best``: the cheapest accurate one among ``trials``; where a cheaper one is not accurate, it is repaired
-    first. The same measurements give the same result: nothing here is random. ``refuse`` is told what the
-    runtime does not run, and that is not taken.
+    ``best``: the cheapest accurate one of those that were ``tried``; where a cheaper one is not accurate, it
+    is repaired first. The same measurements give the same result: nothing here is random. What the runtime
+    does not run is told to ``tried``, and not taken.
     """
-    whole = {Method(t.name): t for t in reversed(trials) if t.name in set(Method)}
+    trials, cost = tuple(tried.trials), tried.cost
+    whole = {m: t for t in reversed(trials) if t.name.is_whole and (m := t.name.whole.method) is not None}
     clock = _Clock(task, time.monotonic())
-    asked = (attempt, accurate, keeps, cost, least_db)
-    state = Search(units, whole, bench, form, fixed, *asked, clock, refuse, {}, {}, set())
+    state = Search(tried, clock, whole)
     state.time_units()
     state.measure_noise(SHARES_FOR_NOISE[0])
     cheaper = sorted((t for t in trials if cost(t) < cost(best)), key=cost)
-    if cheaper and not accurate(cheaper[0]):
+    if cheaper and not tried.accurate(cheaper[0]):
         best = state.repair(cheaper[0], best)
     if task.improves:
         best = state.improve(best)
@@ -339,20 +324,18 @@ def search(
     notes = [f"{len(state.noise)} units measured alone" + (f", {missing} not" if missing else "")]
     if missing or not clock.left():
         notes.append(f"stopped by the budget of {task.seconds:g} s")
-    if bench.kept.reused:
-        notes.append(f"{bench.kept.reused} measurements of an earlier run used")
+    if tried.bench.kept.reused:
+        notes.append(f"{tried.bench.kept.reused} measurements of an earlier run used")
     return best, state.rows(), tuple(notes)
 
 
-def _name(trial: Trial, batch: Sequence[Move]) -> str:
+def _name(trial: Trial, batch: Sequence[Move]) -> CandidateName:
     """What the form ``trial`` is called with ``batch`` changed."""
-    shown = ", ".join(f"{m.unit} {m.method}" for m in batch[:2])
-    more = f" and {len(batch) - 2} more" if len(batch) > 2 else ""
-    return f"{trial.name.partition(WITH)[0]}{WITH}{shown}{more}"
+    return trial.name.change([(m.unit, m.method) for m in batch])
 
 
-def _changed_methods(trial: Trial, batch: Sequence[Move]) -> dict[str, tuple[Method, str]]:
-    return {**trial.methods, **{m.unit: (m.method, m.reason) for m in batch}}
+def _changed_methods(trial: Trial, batch: Sequence[Move]) -> Methods:
+    return {**trial.methods, **{m.unit: Request(m.method, m.reason) for m in batch}}
 
 
 def _forms(trial: Trial) -> dict[str, Method]:

@@ -1,7 +1,7 @@
 """Trials: forms of a model that are built, timed against the original, compared with it, and weighed."""
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,14 +20,12 @@ from edgepack.ir.arrays import Feeds
 from edgepack.ir.files import model_bytes, save_model
 from edgepack.ir.numerics import ratio_db
 from edgepack.quantization.groups import Unit
-from edgepack.quantization.plan.types import Method, QuantPlan
+from edgepack.quantization.plan.types import Methods, QuantPlan
 from edgepack.quantization.weights.stored_constants import unfolded_bytes
 from edgepack.results import Fidelity
 from edgepack.runtime.runner import Outputs, Runner, open_model
+from edgepack.selection.candidates import CandidateName
 from edgepack.selection.history import Figures, Measurements, file_digest
-
-Methods = Mapping[str, tuple[Method, str]]
-"""Method and reason by unit name."""
 
 SAME_SPEED = 0.01
 """A difference below this is not worth a decision: two runs of one file differ by as much."""
@@ -50,8 +48,6 @@ NOISE_PROBES = 4
 """Probes that the noise of single units is measured on."""
 PROFILED_RUNS = 10
 NEVER = 1e6
-WITH = "; with "
-"""In a form's name between what it is made of and the units that differ."""
 FAILURES = (ModelError, ExportError)
 """What says that a form cannot be used: the runtime does not load it, fails to run it, or gives no numbers.
 All else, samples that cannot be read for one, is no fault of a form."""
@@ -63,7 +59,7 @@ RUN = "whole run"
 class Trial:
     """A built and measured form."""
 
-    name: str
+    name: CandidateName
     methods: Methods
     plan: QuantPlan
     path: Path
@@ -217,7 +213,7 @@ class TrialBench:
             itself.add(outputs, outputs, "probe")
         return ratio_db(itself.signal, self._varying) if itself.signal else 0.0
 
-    def measure(self, name: str, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
+    def measure(self, name: CandidateName, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
         """Write one form, time it against the original, interleaved, and compare its outputs."""
         path = self._write(model)
         digest = self._digest(path)

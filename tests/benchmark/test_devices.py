@@ -32,6 +32,7 @@ from edgepack.evaluation.check import Comparison
 from edgepack.ir.arrays import Feeds
 from edgepack.ir.scheme import QuantScheme, QuantType
 from edgepack.quantization.plan.types import QuantPlan
+from edgepack.selection.candidates import CandidateName, WholeModel
 from edgepack.selection.trials import Trial, TrialBench
 
 NETWORK = """\
@@ -317,7 +318,16 @@ def test_the_devices_speeds_take_the_place_of_the_hosts(tmp_path: Path) -> None:
     target = load_target("x86-cpu")
     scheme = QuantScheme(QuantType.UINT8, symmetric=False)
     bench = TrialBench(original, target, FEEDS, tmp_path, set(), timing=Slow("local"))
-    trial = Trial("a", {}, QuantPlan((), {}, scheme, scheme), original, 1, 2.0, 0.0, Comparison())
+    trial = Trial(
+        CandidateName(WholeModel.FLOAT),
+        {},
+        QuantPlan((), {}, scheme, scheme),
+        original,
+        1,
+        2.0,
+        0.0,
+        Comparison(),
+    )
     assert [t.speedup for t in bench.as_on_device([trial])] == [0.5]
     bench.timing = None
     assert [t.speedup for t in bench.as_on_device([trial])] == [2.0]

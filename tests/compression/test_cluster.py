@@ -22,7 +22,8 @@ from edgepack.config.recipe import load_recipe
 from edgepack.config.target import load_target
 from edgepack.ir.files import load_model
 from edgepack.ir.numerics import sqnr_db
-from edgepack.pipeline.build import Job, build
+from edgepack.pipeline.build import build
+from edgepack.pipeline.job import Job
 from edgepack.quantization.groups import find_units
 from edgepack.quantization.weights.codebook_scales import grid_of
 from edgepack.quantization.weights.gptq import output_error

@@ -18,7 +18,8 @@ from edgepack.config.target import Gate, load_target
 from edgepack.errors import ConfigError
 from edgepack.evaluation.gate import keeps_half
 from edgepack.ir.files import save_model
-from edgepack.pipeline.build import Job, build
+from edgepack.pipeline.build import build
+from edgepack.pipeline.job import Job
 from edgepack.results import BuildReport, Fidelity
 
 WIDE = """net (float[batch, 64] x) => (float[batch, 8] y) {

@@ -16,7 +16,8 @@ from edgepack.config.passes import Share
 from edgepack.config.recipe import load_recipe
 from edgepack.config.target import load_target
 from edgepack.ir.files import load_model, save_model
-from edgepack.pipeline.build import Job, build
+from edgepack.pipeline.build import build
+from edgepack.pipeline.job import Job
 
 TIED = """net (int64[batch, 4] a, int64[batch, 4] b) => (float[batch, 4, 12] y) {
     e = Gather (t1, a)

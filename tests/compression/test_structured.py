@@ -24,7 +24,8 @@ from edgepack.graph.normalize import normalize
 from edgepack.ir.fingerprint import fingerprint
 from edgepack.ir.inputs import input_specs
 from edgepack.ir.numerics import sqnr_db
-from edgepack.pipeline.build import Job, build
+from edgepack.pipeline.build import build
+from edgepack.pipeline.job import Job
 
 NET = """net (float[1, 6, 10, 10] x) => (float[1, 5] y) {
     a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)

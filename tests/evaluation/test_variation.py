@@ -17,7 +17,8 @@ from edgepack.evaluation.check import Comparison
 from edgepack.evaluation.gate import judge, keeps_half
 from edgepack.evaluation.variation import varying_power
 from edgepack.ir.files import save_model
-from edgepack.pipeline.build import Job, build
+from edgepack.pipeline.build import build
+from edgepack.pipeline.job import Job
 from edgepack.report.text import text
 from edgepack.results import BuildReport, Fidelity, finite
 from edgepack.selection.trials import Cost, Floor

@@ -20,7 +20,8 @@ from edgepack.export.artifacts import outdated
 from edgepack.export.tflite_artifact import fixed_sizes
 from edgepack.ir.files import save_model
 from edgepack.ir.inputs import InputSpec
-from edgepack.pipeline.build import Job, build
+from edgepack.pipeline.build import build
+from edgepack.pipeline.job import Job
 from edgepack.report.text import text
 from edgepack.results import BuildReport
 from edgepack.runtime import litert

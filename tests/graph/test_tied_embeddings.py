@@ -24,8 +24,8 @@ from edgepack.graph.normalize import normalize
 from edgepack.graph.tied_embeddings import as_transposes, one_copy, tied_weights
 from edgepack.ir.files import load_model, save_model
 from edgepack.ir.model import clone
-from edgepack.pipeline.build import Job
 from edgepack.pipeline.build import build as build_package
+from edgepack.pipeline.job import Job
 from edgepack.quantization.groups import find_units
 from edgepack.quantization.plan.types import Method
 from edgepack.runtime.fused import what_the_runtime_did
@@ -74,7 +74,7 @@ def test_a_tied_table_is_one_copy_in_every_form(kind: str, method: Method, tmp_p
     assert difference(run(small, feeds(body)), run(made.quantized, feeds(body))) == 0
     assert made.sqnr_db > 35
     table = next(u for u in made.plan.units if u.unit.op_type == "Gather")
-    assert table.method is WEIGHT_ONLY and "the integers of" in table.reason
+    assert table.method is WEIGHT_ONLY and "the integers of" in table.reason.text
 
 
 @pytest.mark.parametrize("method", [STATIC, DYNAMIC, WEIGHT_ONLY])

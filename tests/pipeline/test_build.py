@@ -16,7 +16,8 @@ from edgepack.config.target import load_target
 from edgepack.errors import ConfigError
 from edgepack.ir.files import load_model
 from edgepack.ir.model import LARGE_BYTES
-from edgepack.pipeline.build import Job, build, output_folder
+from edgepack.pipeline.build import build
+from edgepack.pipeline.job import Job, output_folder
 from edgepack.results import BuildReport
 
 

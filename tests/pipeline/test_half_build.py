@@ -15,8 +15,9 @@ from edgepack.config.recipe import load_recipe
 from edgepack.config.target import load_target
 from edgepack.errors import ModelError
 from edgepack.ir.files import load_model, model_bytes, save_model
-from edgepack.pipeline.build import Job, build
+from edgepack.pipeline.build import build
 from edgepack.pipeline.inspection import inspect_model, inspection_text
+from edgepack.pipeline.job import Job
 from edgepack.report.text import text
 from edgepack.results import BuildReport
 

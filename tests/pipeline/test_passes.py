@@ -12,7 +12,8 @@ from edgepack.config.recipe import Recipe, load_recipe
 from edgepack.config.strict_yaml import parse
 from edgepack.config.target import load_target
 from edgepack.errors import ConfigError
-from edgepack.pipeline.build import Job, build
+from edgepack.pipeline.build import build
+from edgepack.pipeline.job import Job
 from edgepack.report.stage_breakdown import waterfall_lines
 from edgepack.report.text import text
 from edgepack.results import BuildReport, Step

@@ -37,7 +37,7 @@ def test_a_weight_that_a_body_reads_is_not_stored_twice(tmp_path: Path) -> None:
     weights = {"w": weight(8, 8), "v": weight(8, 3)}
     made = build(tmp_path, body, weights, feeds={"p": np.asarray(True)}, method=WEIGHT_ONLY)
     assert made.forms()["c"] == "float"
-    assert "needs 'w' in float" in next(u.reason for u in made.plan.units if u.unit.outputs == ("c",))
+    assert "needs 'w' in float" in next(u.reason.text for u in made.plan.units if u.unit.outputs == ("c",))
 
 
 @pytest.mark.parametrize("method", [STATIC, DYNAMIC, WEIGHT_ONLY])

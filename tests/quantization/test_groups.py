@@ -48,7 +48,7 @@ def test_an_activation_stays_apart_where_its_input_is_needed(rest: str) -> None:
     body = f"net (float[1,4,8,8] x) => (float[1,4,8,8] y, float[1,4,8,8] z) {{ {rest} }}"
     found = units(body, {"w": CONV["w"]})
     assert found["y"].op_type == "Relu"
-    assert found["y"].reason == "the target's runtime has no integer kernel for Relu"
+    assert found["y"].reason.text == "the target's runtime has no integer kernel for Relu"
 
 
 def test_an_activation_inside_a_body_is_not_taken_out_of_it() -> None:
@@ -59,7 +59,7 @@ def test_an_activation_inside_a_body_is_not_taken_out_of_it() -> None:
     }"""
     found = units(body, {"w": CONV["w"]})
     assert found["c"].activation is None
-    assert found["y"].reason == "control flow: its bodies stay as they are"
+    assert found["y"].reason.text == "control flow: its bodies stay as they are"
 
 
 def test_bounds_of_activations() -> None:
@@ -148,7 +148,7 @@ REASONS = {
 def test_a_unit_that_must_stay_float_says_why(name: str) -> None:
     body, weights, reason = REASONS[name]
     unit = units(body, weights)["y"]
-    assert (unit.role, unit.reason) == (Role.FLOAT, reason)
+    assert (unit.role, unit.reason.text) == (Role.FLOAT, reason)
 
 
 def test_a_split_with_an_output_that_nothing_reads_stays_float() -> None:
@@ -159,7 +159,7 @@ def test_a_split_with_an_output_that_nothing_reads_stays_float() -> None:
     model.graph[0].name = "split"
     model.graph[0].outputs[1].dtype = model.graph[0].outputs[0].dtype = ir.DataType.FLOAT
     (unit,) = find_units(model, KERNELS)
-    assert unit.reason == "the runtime splits integers only where every output is used"
+    assert unit.reason.text == "the runtime splits integers only where every output is used"
     assert unit.outputs == ("y",)
 
 

@@ -18,8 +18,9 @@ from edgepack.ir.fingerprint import fingerprint
 from edgepack.ir.scheme import Granularity, QuantParams
 from edgepack.quantization.groups import Unit, find_units
 from edgepack.quantization.plan.plan import make_plan, requested_methods, tensors_to_observe
-from edgepack.quantization.plan.types import Method, QuantPlan
+from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.weights.params import weight_axis
+from edgepack.results import Cause, Reason
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 # Stated here, so that golden plans do not follow the shipped targets.
@@ -44,9 +45,13 @@ def plan(
     found = find_units(model, device.kernels)
     table = dict.fromkeys(tensors_to_observe(found), Range(-1, 1, -1, 1))
     table |= {name: Range(*bounds, *bounds) for name, bounds in (ranges or {}).items()}
-    asked = {u.name: (method, "") for u in found}
+    asked = {u.name: Request(method) for u in found}
     for name, special in (methods or {}).items():
-        asked |= {u.name: (special, "asked here") for u in found if name in _values(model, u)}
+        asked |= {
+            u.name: Request(special, Reason(Cause.REQUEST, "asked here"))
+            for u in found
+            if name in _values(model, u)
+        }
     before = fingerprint(model)
     made = make_plan(model, found, table, device, asked)
     assert fingerprint(model) == before, "a plan touches nothing"
@@ -58,7 +63,7 @@ def _values(model: ir.Model, unit: Unit) -> list[str | None]:
 
 
 def by_output(made: QuantPlan) -> dict[str, tuple[str, str]]:
-    return {u.unit.outputs[0]: (str(u.method), u.reason) for u in made.units if u.unit.outputs}
+    return {u.unit.outputs[0]: (str(u.method), u.reason.text) for u in made.units if u.unit.outputs}
 
 
 def text(made: QuantPlan) -> str:
@@ -199,7 +204,7 @@ def test_a_value_that_no_sample_reached_leaves_its_units_in_float() -> None:
     found = find_units(model, device.kernels)
     made = make_plan(
         model, found, {n: Range(-1, 1, -1, 1) for n in ("x", "c", "y")}, device,
-        {u.name: (Method.STATIC, "") for u in found},
+        {u.name: Request(Method.STATIC) for u in found},
     )  # fmt: skip
     forms = by_output(made)
     assert forms["y"] == ("float", "no sample reached 's'")
@@ -286,7 +291,8 @@ def test_overrides_by_name_win_over_those_by_type() -> None:
         Override(nodes=(first,), method="weight_only", reason="this one"),
     ]
     asked = requested_methods(found, overrides)
-    assert asked == {first: (Method.WEIGHT_ONLY, "this one"), second: (Method.FLOAT, "all of them")}
+    this, every = Reason(Cause.REQUEST, "this one"), Reason(Cause.REQUEST, "all of them")
+    assert asked == {first: Request(Method.WEIGHT_ONLY, this), second: Request(Method.FLOAT, every)}
     assert requested_methods(found, [Override(nodes=("*",), method="auto")]) == {}
 
 

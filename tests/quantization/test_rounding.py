@@ -20,7 +20,7 @@ from edgepack.ir.numerics import choose_weight_params, dequantize
 from edgepack.ir.scheme import QuantScheme, QuantType
 from edgepack.quantization.groups import find_units
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
-from edgepack.quantization.plan.types import Method, QuantPlan
+from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.weights import moments as moments_module
 from edgepack.quantization.weights.gptq import output_error, round_second_order
 from edgepack.quantization.weights.matrix import from_groups, to_groups, weight_of
@@ -234,7 +234,7 @@ def prepared(
     target = target.model_copy(update={"quantization": quantization})
     units = find_units(model, target.kernels)
     table = calibrate(model, samples, tensors_to_observe(units), Calibration(observer="minmax"), threads=1)
-    methods = {u.name: (Method.STATIC, "") for u in units}
+    methods = {u.name: Request(Method.STATIC) for u in units}
     return model, make_plan(model, units, table.ranges, target, methods), samples
 
 

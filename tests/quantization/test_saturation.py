@@ -25,7 +25,7 @@ from edgepack.ir.numerics import quantize, sqnr_db
 from edgepack.ir.scheme import Granularity, QuantScheme, QuantType
 from edgepack.quantization.groups import find_units
 from edgepack.quantization.plan.plan import make_plan
-from edgepack.quantization.plan.types import Method, QuantPlan
+from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.matrix import to_groups
 from edgepack.quantization.weights.moments import weight_inputs
@@ -138,7 +138,9 @@ def planned(folder: Path, device: Target) -> tuple[ir.Model, QuantPlan, Rounder,
     narrow = {}
     if device.quantization.saturates:
         narrow = outputs_that_saturate(model, units, ranges, device, samples, seed=0)
-    plan = make_plan(model, units, ranges, device, {u.name: (Method.STATIC, "") for u in units}, None, narrow)
+    plan = make_plan(
+        model, units, ranges, device, {u.name: Request(Method.STATIC) for u in units}, None, narrow
+    )
     rounder = round_weights(model, plan, samples, second_order=True, threads=1, seed=0)
     return model, plan, rounder, samples
 
@@ -172,7 +174,7 @@ def test_what_saturates_loses_a_bit_and_nothing_else(tmp_path: Path) -> None:
     conv = next(u for u in plan.units if u.unit.op_type == "Conv" and len(u.narrow))
     assert np.array(conv.narrow)[lost].all()
     assert sum(conv.narrow) <= lost.sum() + 2, "but for those near the limit"
-    assert conv.reason == f"{sum(conv.narrow)} of 16 outputs have 7-bit weights: 8 would saturate"
+    assert conv.reason.text == f"{sum(conv.narrow)} of 16 outputs have 7-bit weights: 8 would saturate"
     depthwise = next(u for u in plan.units if u.unit.inputs == ("r",))
     assert depthwise.narrow == ()
     stored = rounder(plan)[conv.unit.name].integers
@@ -184,7 +186,7 @@ def test_weights_that_no_integer_kernel_reads_keep_their_bits(tmp_path: Path) ->
     model, ranges, _ = material(tmp_path)
     units = find_units(model, avx2().kernels)
     for method, expected in ((Method.WEIGHT_ONLY, False), (Method.DYNAMIC, True)):
-        plan = make_plan(model, units, ranges, avx2(), {u.name: (method, "") for u in units})
+        plan = make_plan(model, units, ranges, avx2(), {u.name: Request(method) for u in units})
         gemm = next(u for u in plan.units if u.unit.op_type == "Gemm")
         assert any(gemm.narrow) is expected, "a range found at run time is used to its end"
 

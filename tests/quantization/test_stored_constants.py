@@ -13,12 +13,12 @@ from edgepack.graph.normalize import normalize
 from edgepack.ir.scheme import Granularity
 from edgepack.quantization.groups import find_units
 from edgepack.quantization.plan.plan import make_plan
-from edgepack.quantization.plan.types import Method
+from edgepack.quantization.plan.types import Method, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.storable import storable
 from edgepack.quantization.weights.rounding import Rounder
 from edgepack.quantization.weights.stored_constants import unfolded_bytes
-from edgepack.selection.choose import methods_of, whole_model_methods
+from edgepack.selection.candidates import WholeModel, methods_of, whole_model_methods
 
 FLOOR_DB = 35.0
 STORED = "net (float[2, 6, 64] x) => (float[a, b, c] y) {"
@@ -83,7 +83,7 @@ def test_a_constant_that_is_needed_in_float_is_not_stored_besides(tmp_path: Path
     body = f'{STORED} a = Einsum <equation = "bij,bjk->bik"> (x, w) b = MatMul (x, w) y = Sub (a, b) }}'
     made = build(tmp_path, body, {"w": weight(2, 64, 48)}, method={"b": Method.FLOAT})
     assert "INT8" not in stored_bytes(made.quantized)
-    assert "needs 'w' in float" in next(u.reason for u in made.plan.units if u.unit.op_type == "Einsum")
+    assert "needs 'w' in float" in next(u.reason.text for u in made.plan.units if u.unit.op_type == "Einsum")
 
 
 def branches() -> ir.Model:
@@ -112,7 +112,7 @@ def test_constants_of_bodies_are_stored() -> None:
     model, _ = normalize(branches(), min_opset=13, max_opset=23)
     device = target()
     units = find_units(model, device.kernels)
-    plan = make_plan(model, units, {}, device, {u.name: (Method.STORED, "") for u in units})
+    plan = make_plan(model, units, {}, device, {u.name: Request(Method.STORED) for u in units})
     made = apply_plan(model, plan, Rounder(model)(plan))
     held = stored_bytes(made)
     assert held["INT8"] == 3 * 64 * 64
@@ -151,5 +151,5 @@ def test_it_is_a_form_of_the_whole_model_where_it_differs() -> None:
     device = target()
     units = find_units(model, device.kernels)
     assert list(whole_model_methods(units, device)) == ["stored", "float"]
-    methods = methods_of(units, "stored", {}, {})
+    methods = methods_of(units, WholeModel.STORED, {}, {})
     assert [m for m, _ in methods.values()] == [Method.STORED]

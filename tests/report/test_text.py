@@ -8,7 +8,17 @@ from support.reports import BUILT, ORIGINAL, REPORT, UNITS
 
 from edgepack.report.tables import size_text, table, time_text
 from edgepack.report.text import text
-from edgepack.results import EQUAL_DB, BuildReport, Candidate, Fidelity, GateLine, UnitRow, finite
+from edgepack.results import (
+    EQUAL_DB,
+    BuildReport,
+    Candidate,
+    Cause,
+    Fidelity,
+    GateLine,
+    Limit,
+    UnitRow,
+    finite,
+)
 
 
 def test_the_verdict_and_what_counts_are_in_the_first_line() -> None:
@@ -48,7 +58,11 @@ def test_what_stayed_float_is_grouped_by_reason() -> None:
     assert lines[at + 1 : at + 3] == ["  2 Mul: an input is float", "  1 Conv: an override of the recipe"]
     assert "static: 1 of 2 Conv, 1 of 1 Add" in lines
     reasons = [f"the target's runtime has no integer kernel for {op}" for op in ("Erf", "Pow")]
-    rows = [UnitRow(op, op, "float", reason, 0) for op, reason in zip(("Erf", "Pow"), reasons, strict=True)]
+    summary = "the target's runtime has no integer kernel"
+    rows = [
+        UnitRow(op, op, "float", reason, 0, cause=Cause.NO_KERNEL, summary=summary)
+        for op, reason in zip(("Erf", "Pow"), reasons, strict=True)
+    ]
     assert "  1 Erf, 1 Pow: the target's runtime has no integer kernel" in text(
         replace(REPORT, units=tuple(rows))
     )
@@ -67,8 +81,8 @@ def test_weak_points_name_units() -> None:
 def test_the_limit_that_failed_is_marked() -> None:
     gate = (
         REPORT.gate[0],
-        GateLine("bytes at most", 5e5, 1e6, False),
-        GateLine("agreement at least", 0.9, None, False),
+        GateLine(Limit.BYTES, 5e5, 1e6, False),
+        GateLine(Limit.AGREEMENT, 0.9, None, False),
     )
     lines = text(replace(REPORT, passed=False, gate=gate)).splitlines()
     failed = [line.split() for line in lines if line.startswith("  FAIL")]
@@ -120,7 +134,7 @@ def test_a_host_that_flatters_float_is_told() -> None:
 
 
 def test_the_gate_speaks_of_equal_outputs() -> None:
-    line = GateLine("fidelity in dB at least", 15.0, EQUAL_DB, True)
+    line = GateLine(Limit.SQNR_DB, 15.0, EQUAL_DB, True)
     told = text(replace(REPORT, gate=(line,)))
     assert "outputs are equal" in told and "999" not in told
 

@@ -15,10 +15,12 @@ from edgepack.evaluation.check import Comparison
 from edgepack.ir.files import save_model
 from edgepack.ir.scheme import QuantScheme, QuantType
 from edgepack.quantization.groups import Role, Unit
-from edgepack.quantization.plan.types import Method, QuantPlan, UnitPlan
+from edgepack.quantization.plan.types import Method, Methods, QuantPlan, UnitPlan
 from edgepack.results import Fidelity
+from edgepack.selection.candidates import CandidateName
 from edgepack.selection.choose import Choice, choose
-from edgepack.selection.trials import Floor, Methods, Trial, TrialBench
+from edgepack.selection.leaderboard import Problem
+from edgepack.selection.trials import Floor, Trial, TrialBench
 
 SCHEME = QuantScheme(QuantType.UINT8, symmetric=False)
 UNITS = [Unit("conv", "Conv", Role.HEAVY, ("x",), ("y",), weight="w")]
@@ -40,7 +42,7 @@ class Bench:
     def as_on_device(self, trials: Sequence[Trial]) -> list[Trial]:
         return list(trials)
 
-    def measure(self, name: str, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
+    def measure(self, name: CandidateName, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
         method = methods["conv"][0]
         compared = Comparison(signal=10 ** (PROBES_DB[method] / 10), noise=1.0, samples=1)
         return Trial(name, methods, plan, Path(str(method)), 100, SPEED[method], 0.0, compared)
@@ -62,7 +64,7 @@ def chosen(
     def verify(path: Path) -> Fidelity:
         return evaluated(path) if callable(evaluated) else evaluated[str(path)]
 
-    return choose(UNITS, bench, form, {}, floor, verify, method="auto", optimize_for="speed")
+    return choose(Problem(UNITS, bench, form, {}, floor, verify, "speed"), method="auto")
 
 
 def taken(choice: Choice) -> tuple[str, dict[str, str]]:
@@ -143,7 +145,7 @@ STEM = [Unit(n, "Conv", Role.HEAVY, ("x",), ("y",), weight="w", kind="Conv") for
 class StemBench(Bench):
     """Integers are 1.2 times as fast as the original, 1.33 times with the first unit in float."""
 
-    def measure(self, name: str, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
+    def measure(self, name: CandidateName, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
         integer = [m is Method.STATIC for m, _ in methods.values()]
         speed = 1.2 if all(integer) else 1.33 if all(integer[1:]) else 1.22 if not any(integer) else 1.1
         decibels = 16.0 if any(integer) else 26.0
@@ -173,7 +175,7 @@ def test_an_integer_form_near_the_best_is_looked_at(
         return measured(20.0, metric=metric[str(path)])
 
     floor = Floor(None, None, 0.02, 0.90)
-    choice = choose(STEM, bench, make, {}, floor, verify, method="auto", optimize_for="balance")
+    choice = choose(Problem(STEM, bench, make, {}, floor, verify), method="auto")
     assert taken(choice)[0] == expected
 
 
@@ -183,7 +185,7 @@ class PickyBench(Bench):
 
     fails: tuple[Method, ...] = ()
 
-    def measure(self, name: str, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
+    def measure(self, name: CandidateName, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
         if methods["conv"][0] in self.fails:
             raise ModelError(f"{name}: cannot be run")
         return super().measure(name, methods, plan, model)
@@ -193,9 +195,8 @@ def picky(folder: Path, fails: tuple[Method, ...], method: str = "auto") -> Choi
     save_model(parse("g (float[4] x) => (float[4] y) { y = Relu (x) }"), original := folder / "model.onnx")
     bench = cast(TrialBench, PickyBench(original, load_target("x86-cpu"), fails=fails))
     floor = Floor(None, None, None, None)
-    return choose(
-        UNITS, bench, form, {}, floor, lambda _: measured(20.0), method=method, optimize_for="speed"
-    )
+    problem = Problem(UNITS, bench, form, {}, floor, lambda _: measured(20.0), "speed")
+    return choose(problem, method=method)
 
 
 def test_a_form_that_the_runtime_fails_on_is_told_and_not_taken(tmp_path: Path) -> None:

@@ -22,10 +22,13 @@ from edgepack.ir.files import save_model
 from edgepack.ir.scheme import QuantScheme, QuantType
 from edgepack.pipeline.limits import kept_measurements
 from edgepack.quantization.groups import Role, Unit
-from edgepack.quantization.plan.types import Method, QuantPlan, UnitPlan
+from edgepack.quantization.plan.types import Method, Methods, QuantPlan, Request, UnitPlan
+from edgepack.results import Cause, Reason
+from edgepack.selection.candidates import CandidateName, WholeModel
 from edgepack.selection.history import Measurements
+from edgepack.selection.leaderboard import Tried
 from edgepack.selection.search import Task, search
-from edgepack.selection.trials import RUN, Cost, Methods, Trial, TrialBench, trial_db
+from edgepack.selection.trials import RUN, Cost, Trial, TrialBench, trial_db
 
 STATIC, WEIGHT_ONLY, FLOAT = Method.STATIC, Method.WEIGHT_ONLY, Method.FLOAT
 SCHEME = QuantScheme(QuantType.UINT8, symmetric=False)
@@ -66,17 +69,17 @@ class World:
             raise ModelError("a kernel says no")
         return sum(self.noise_of[n] for n in NAMES if methods[n][0] is STATIC)
 
-    def refuse(self, name: str, error: EdgepackError) -> None:
+    def refuse(self, name: str, error: EdgepackError, *, of_units: bool) -> None:
         self.refused.append((name, str(error)))
 
     def run_us(self, methods: Methods) -> float:
         return sum(self.static_us[n] if methods[n][0] is STATIC else self.float_us for n in NAMES)
 
-    def attempt(self, name: str, methods: Methods) -> Trial:
+    def attempt(self, name: CandidateName, methods: Methods) -> Trial:
         plan, model = self.form(methods)
         compared = Comparison(signal=1.0, noise=self.noise(model), samples=1)
         speedup = self.float_us * len(NAMES) / self.run_us(methods)
-        trial = Trial(name, methods, plan, Path(name), 100, speedup, 0.0, compared)
+        trial = Trial(name, methods, plan, Path(str(name)), 100, speedup, 0.0, compared)
         self.timed.append(trial)
         return trial
 
@@ -107,7 +110,10 @@ def searched(
     keeps: Callable[[ir.Model], bool] | None = None,
 ) -> tuple[Trial, int, tuple[str, ...]]:
     """The form found, how many units were measured alone, and the notes."""
-    every = {m: world.attempt(str(m), dict.fromkeys(NAMES, (m, ""))) for m in (STATIC, WEIGHT_ONLY, FLOAT)}
+    every = {
+        m: world.attempt(CandidateName(WholeModel(m)), dict.fromkeys(NAMES, Request(m)))
+        for m in (STATIC, WEIGHT_ONLY, FLOAT)
+    }
     trials = list(every.values())
 
     def accurate(trial: Trial) -> bool:
@@ -118,10 +124,12 @@ def searched(
 
     cost = Cost("balance", 100)
     best = min((t for t in trials if accurate(t)), key=cost)
-    found, rows, notes = search(
-        UNITS, best, trials, cast(TrialBench, world), world.form, fixed or {}, world.attempt, accurate,
-        keeps or keeps_all, cost, least_db, task, world.refuse,
+    board = SimpleNamespace(
+        problem=SimpleNamespace(units=UNITS, form=world.form, fixed=fixed or {}),
+        bench=world, trials=trials, cost=cost, least_db=least_db, attempt=world.attempt,
+        accurate=accurate, keeps=keeps or keeps_all, refuse=world.refuse,
     )  # fmt: skip
+    found, rows, notes = search(cast(Tried, board), best, task)
     assert {r.name for r in rows} <= set(NAMES)
     return found, len(rows), notes
 
@@ -154,7 +162,7 @@ def test_what_is_too_noisy_is_repaired_with_few_units(improves: bool) -> None:
     world = World(QUIET | {"c1": 0.5, "c4": 0.2, "c7": 0.001}, FAST)
     found = look(world, least_db=25.0, improves=improves)
     assert form_of(found, STATIC) == set(NAMES) - {"c1", "c4"}
-    assert found.methods["c1"][1] == "too noisy as static"
+    assert found.methods["c1"].reason.text == "too noisy as static"
 
 
 def test_forms_that_only_the_probes_find_accurate_are_not_timed() -> None:
@@ -162,13 +170,15 @@ def test_forms_that_only_the_probes_find_accurate_are_not_timed() -> None:
     world = World(noise, FAST, unlike_db=4.0)
     found = look(world, least_db=25.0, improves=False)
     assert form_of(found, STATIC) == set(NAMES) - {"c1", "c4", "c5"}
-    inaccurate = [t.name for t in world.timed if world.evaluated_db(cast(ir.Model, t.methods)) < 25.0]
+    inaccurate = [str(t.name) for t in world.timed if world.evaluated_db(cast(ir.Model, t.methods)) < 25.0]
     assert inaccurate == ["static"]
 
 
 def test_what_the_recipe_fixed_stays() -> None:
     world = World(QUIET, FAST | {"c3": 160.0})
-    assert "c3" in form_of(look(world, fixed={"c3": (STATIC, "the recipe says so")}), STATIC)
+    assert "c3" in form_of(
+        look(world, fixed={"c3": Request(STATIC, Reason(Cause.REQUEST, "the recipe says so"))}), STATIC
+    )
 
 
 @pytest.fixture
@@ -265,6 +275,7 @@ def test_a_repair_that_fails_on_the_evaluation_data_is_told(failure: type[Edgepa
     assert form_of(found, WEIGHT_ONLY) >= {"c1", "c4"}
 
 
+NAME = CandidateName(WholeModel.STATIC)
 NOTHING = QuantPlan((), {}, SCHEME, SCHEME)
 RELU = "g (float[4] x) => (float[4] y) { y = Relu (x) }"
 FORMS = [RELU, RELU.replace("Relu (x)", "Abs (x)"), RELU.replace("Relu (x)", "Identity (x)")]
@@ -295,12 +306,12 @@ def bench_of(folder: Path) -> TrialBench:
 
 def test_a_killed_search_goes_on_with_what_it_had_measured(tmp_path: Path, timed: list[float]) -> None:
     first = bench_of(tmp_path / "first")
-    before = [first.measure(f"form {i}", {}, NOTHING, parse(text)) for i, text in enumerate(FORMS[:2])]
+    before = [first.measure(NAME, {}, NOTHING, parse(text)) for i, text in enumerate(FORMS[:2])]
     with pytest.raises(KeyboardInterrupt):
-        first.measure("form 2", {}, NOTHING, parse(FORMS[2]))
+        first.measure(NAME, {}, NOTHING, parse(FORMS[2]))
     timed.clear()
     again = bench_of(tmp_path / "again")
-    after = [again.measure(f"form {i}", {}, NOTHING, parse(text)) for i, text in enumerate(FORMS)]
+    after = [again.measure(NAME, {}, NOTHING, parse(text)) for i, text in enumerate(FORMS)]
     assert len(timed) == 1, "only what was cut off is measured"
     assert again.kept.reused == 2
     assert [(t.speedup, t.compared) for t in after[:2]] == [(t.speedup, t.compared) for t in before]
@@ -308,9 +319,9 @@ def test_a_killed_search_goes_on_with_what_it_had_measured(tmp_path: Path, timed
 
 def test_measurements_belong_to_bytes_not_to_names(tmp_path: Path, timed: list[float]) -> None:
     bench = bench_of(tmp_path / "bench")
-    static = bench.measure("static", {}, NOTHING, parse(FORMS[0]))
-    same = bench.measure("another name", {}, NOTHING, parse(FORMS[0]))
-    other = bench.measure("static", {}, NOTHING, parse(FORMS[1]))
+    static = bench.measure(NAME, {}, NOTHING, parse(FORMS[0]))
+    same = bench.measure(NAME, {}, NOTHING, parse(FORMS[0]))
+    other = bench.measure(NAME, {}, NOTHING, parse(FORMS[1]))
     assert same.speedup == static.speedup
     assert other.speedup != static.speedup
 
@@ -318,7 +329,7 @@ def test_measurements_belong_to_bytes_not_to_names(tmp_path: Path, timed: list[f
 def test_what_the_runtime_says_of_a_form_does_not_name_its_passing_file(tmp_path: Path) -> None:
     bench = bench_of(tmp_path / "bench")
     with pytest.raises(ModelError, match=r"^onnxruntime refuses it: .*Relu"):
-        bench.measure("static", {}, NOTHING, parse(RELU.replace("float", "int16")))
+        bench.measure(NAME, {}, NOTHING, parse(RELU.replace("float", "int16")))
 
 
 def test_measurements_of_other_models_samples_and_threads_are_not_used(

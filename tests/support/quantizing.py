@@ -22,7 +22,7 @@ from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import Granularity, QuantType
 from edgepack.quantization.groups import find_units
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
-from edgepack.quantization.plan.types import Method, QuantPlan
+from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder
 from edgepack.runtime.fused import FusionReport, what_the_runtime_did
@@ -124,7 +124,9 @@ def build(
     units = find_units(model, device.kernels)
     ranges = ranges_of(model, device, stacked, folder)
     asked = {
-        u.name: (method if isinstance(method, Method) else method.get((*u.outputs, "")[0], Method.STATIC), "")
+        u.name: Request(
+            method if isinstance(method, Method) else method.get((*u.outputs, "")[0], Method.STATIC)
+        )
         for u in units
     }
     plan = make_plan(model, units, ranges, device, asked)

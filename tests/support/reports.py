@@ -1,6 +1,16 @@
 """The report of a build that never ran."""
 
-from edgepack.results import BuildReport, Candidate, Fidelity, GateLine, ModelFigures, StageReport, UnitRow
+from edgepack.results import (
+    BuildReport,
+    Candidate,
+    Cause,
+    Fidelity,
+    GateLine,
+    Limit,
+    ModelFigures,
+    StageReport,
+    UnitRow,
+)
 
 ORIGINAL = ModelFigures(
     "original", "net.onnx", 4_000_000, 4.0, 4.4, 3.9, 1.0, 20.0, 9_000_000,
@@ -14,12 +24,13 @@ BUILT = ModelFigures(
 )  # fmt: skip
 
 
+FLOAT_INPUT = Cause.NEIGHBOURS, "an input is float"
 UNITS = (
     UnitRow("stem", "Conv", "static", "", 432, 28.1, 900.0, 300.0),
     UnitRow("mix", "Add", "static", "", 0, 25.0, 10.0, 31.0),
     UnitRow("head", "Conv", "float", "an override of the recipe", 100, 24.0, 50.0, 50.0),
-    UnitRow("gate1", "Mul", "float", "its input 'a' is float", 0, 40.0, 1.0, 1.0),
-    UnitRow("gate2", "Mul", "float", "its input 'b' is float", 0, None, None, None),
+    UnitRow("gate1", "Mul", "float", "its input 'a' is float", 0, 40.0, 1.0, 1.0, *FLOAT_INPUT),
+    UnitRow("gate2", "Mul", "float", "its input 'b' is float", 0, None, None, None, *FLOAT_INPUT),
 )
 
 
@@ -33,7 +44,7 @@ REPORT = BuildReport(
     refused=(),
     waterfall=(),
     parity=(),
-    gate=(GateLine("metric drop at most", 0.02, 0.01, True), GateLine("bytes at most", 2e6, 1e6, True)),
+    gate=(GateLine(Limit.METRIC_DROP, 0.02, 0.01, True), GateLine(Limit.BYTES, 2e6, 1e6, True)),
     candidates=(
         Candidate("static", 1_000_000, 2.0, 31.2, 0.9, True, ""),
         Candidate("static, depthwise 3x3 Conv in float", 1_200_000, 1.5, 33.0, None, False, ""),

@@ -21,9 +21,10 @@ from edgepack.graph.normalize import normalize
 from edgepack.ir.files import save_model
 from edgepack.ir.fingerprint import fingerprint
 from edgepack.ir.inputs import input_specs
-from edgepack.quantization.plan.types import Method, QuantPlan
+from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder
+from edgepack.results import Cause, Reason
 from edgepack.runtime.session import open_session
 from edgepack.runtime.session import run as run_session
 
@@ -87,7 +88,10 @@ def write(
     stacked = draw(model, feeds or {})
     ranges = measured(model, target, stacked, folder)
     made = {node.outputs[0].name: node.name for node in model.graph}
-    methods = {str(made[name]): (method, "asked for") for name, method in (fixed or {}).items()}
+    methods = {
+        str(made[name]): Request(method, Reason(Cause.REQUEST, "asked for"))
+        for name, method in (fixed or {}).items()
+    }
     plan = plan_tflite(model, ranges, target, methods)
     weights_ = Rounder(model)(plan)
     before = fingerprint(model)

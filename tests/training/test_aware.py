@@ -29,7 +29,7 @@ from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import Granularity
 from edgepack.quantization.groups import find_units
 from edgepack.quantization.plan.plan import make_plan
-from edgepack.quantization.plan.types import Method, QuantPlan
+from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.low_bit import FewBits
 from edgepack.quantization.weights.rounding import Rounder, with_trained
@@ -66,7 +66,7 @@ def all_static(
     device = target(granularity=granularity)
     units = find_units(model, device.kernels)
     ranges = given or ranges_of(model, device, {"x": pictures(2)}, folder)
-    methods = {u.name: (Method.STATIC, "") for u in units}
+    methods = {u.name: Request(Method.STATIC) for u in units}
     few = {u.name: FewBits(4) for u in units if u.weight is not None}
     return make_plan(model, units, ranges, device, methods, few_bits=few), ranges
 
@@ -130,7 +130,7 @@ def test_other_forms_are_rounded_as_before(tmp_path: Path) -> None:
     other = {name: type(r)(-r.integers, r.bias) for name, r in given.items()}
     trained = with_trained(rounder, plan, other)
     assert all(np.array_equal(trained(plan)[n].integers, other[n].integers) for n in other)
-    methods = {u.unit.name: (Method.WEIGHT_ONLY, "") for u in plan.units}
+    methods = {u.unit.name: Request(Method.WEIGHT_ONLY) for u in plan.units}
     device = target(granularity=Granularity.PER_CHANNEL)
     units = [u.unit for u in plan.units]
     floats = make_plan(model, units, {}, device, methods)

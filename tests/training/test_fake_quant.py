@@ -24,7 +24,7 @@ from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import Granularity
 from edgepack.quantization.groups import find_units
 from edgepack.quantization.plan.plan import make_plan
-from edgepack.quantization.plan.types import Method
+from edgepack.quantization.plan.types import Method, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder, round_weights
 from edgepack.training.fake_quant import QuantizedStudent
@@ -73,7 +73,7 @@ def test_the_file_computes_what_was_trained(name: str, granularity: Granularity,
     device = target(granularity=granularity)
     units = find_units(model, device.kernels)
     ranges = ranges_of(model, device, {"x": x}, tmp_path)
-    methods = {u.name: (Method.STATIC, "") for u in units}
+    methods = {u.name: Request(Method.STATIC) for u in units}
     plan = make_plan(model, units, ranges, device, methods)
     path = npz(tmp_path / "x.npz", x=x)
     samples = open_samples(Data(path=str(path)), "calibration", input_specs(model), {}, base=tmp_path)
@@ -104,7 +104,7 @@ def test_training_starts_from_the_integers_that_it_is_given(granularity: Granula
     device = target(granularity=granularity)
     units = find_units(model, device.kernels)
     ranges = ranges_of(model, device, {"x": x}, tmp_path)
-    plan = make_plan(model, units, ranges, device, {u.name: (Method.STATIC, "") for u in units})
+    plan = make_plan(model, units, ranges, device, {u.name: Request(Method.STATIC) for u in units})
     path = npz(tmp_path / "x.npz", x=x)
     samples = open_samples(Data(path=str(path)), "calibration", input_specs(model), {}, base=tmp_path)
     given = round_weights(model, plan, samples, second_order=True, threads=1, seed=0)(plan)
@@ -144,7 +144,7 @@ def test_what_q_clamps_is_not_compared_before_it(tmp_path: Path) -> None:
     device = target()
     units = find_units(model, device.kernels)
     ranges = ranges_of(model, device, {"x": x}, tmp_path)
-    plan = make_plan(model, units, ranges, device, {u.name: (Method.STATIC, "") for u in units})
+    plan = make_plan(model, units, ranges, device, {u.name: Request(Method.STATIC) for u in units})
     held = hold(model)
     student = QuantizedStudent(model, held, plan)
     assert "Clip" not in {n.op_type for n in student.model.graph}
@@ -169,7 +169,7 @@ def test_what_q_clamps_before_the_last_product_is_compared_behind_it(tmp_path: P
     device, x = target(), f32(np.random.default_rng(1).normal(size=(8, 1, 16)))
     units = find_units(model, device.kernels)
     ranges = ranges_of(model, device, {"x": x}, tmp_path)
-    plan = make_plan(model, units, ranges, device, {u.name: (Method.STATIC, "") for u in units})
+    plan = make_plan(model, units, ranges, device, {u.name: Request(Method.STATIC) for u in units})
     held = hold(model)
     student = QuantizedStudent(model, held, plan)
     assert "Relu" not in {n.op_type for n in student.model.graph}
@@ -189,7 +189,7 @@ def test_every_stored_weight_is_trained_and_nothing_is_shared(tmp_path: Path) ->
     units = find_units(model, device.kernels)
     plan = make_plan(
         model, units, ranges_of(model, device, {"x": x}, tmp_path), device,
-        {u.name: (Method.STATIC, "") for u in units},
+        {u.name: Request(Method.STATIC) for u in units},
     )  # fmt: skip
     held = hold(model)
     student = QuantizedStudent(model, held, plan)

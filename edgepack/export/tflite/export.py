@@ -76,7 +76,7 @@ def export_tflite(
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error}") from error
     operators = Counter(op.name for op in low.graph.operators)
-    islands = {u.unit.name: u.reason for u in plan.units if u.method is not Method.STATIC}
+    islands = {u.unit.name: u.reason.text for u in plan.units if u.method is not Method.STATIC}
     islands = {name: reason for name, reason in islands.items() if name in low.tasks} | low.islands
     return TfliteSummary(
         dict(operators.most_common()),

@@ -11,12 +11,10 @@ from edgepack.ir.model import name_of
 from edgepack.ir.scheme import QuantType
 from edgepack.quantization.groups import Unit, find_units
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
-from edgepack.quantization.plan.types import Method, QuantPlan
+from edgepack.quantization.plan.types import Method, Methods, QuantPlan, Request
+from edgepack.results import Cause, Reason
 
-Methods = Mapping[str, tuple[Method, str]]
-"""Method and reason by unit name."""
-
-NORMALIZATION = "part of a layer normalization, which computes in float"
+NORMALIZATION = Reason(Cause.NO_KERNEL, "part of a layer normalization, which computes in float")
 
 
 def tensors_for(model: ir.Model, target: Target) -> list[str]:
@@ -43,8 +41,8 @@ def plan_tflite(model: ir.Model, ranges: Mapping[str, Range], target: Target, fi
         update={"activation_type": QuantType.INT8, "input_channels_multiple": 1, "reduce_range": False}
     )
     device = target.model_copy(update={"kernels": kernels, "quantization": quantization})
-    methods = {u.name: (_default(u), "") for u in units}
-    methods |= dict.fromkeys(_layer_normalizations(model), (Method.FLOAT, NORMALIZATION))
+    methods = {u.name: Request(_default(u)) for u in units}
+    methods |= dict.fromkeys(_layer_normalizations(model), Request(Method.FLOAT, NORMALIZATION))
     methods |= {name: form for name, form in fixed.items() if name in methods}
     return make_plan(model, units, ranges, device, methods)
 

@@ -12,17 +12,34 @@ from edgepack.config.target import Target
 from edgepack.errors import CalibrationError, ConfigError, did_you_mean
 from edgepack.ir.numerics import choose_params
 from edgepack.ir.scheme import QuantParams, QuantScheme
-from edgepack.quantization.groups import RECURRENT_OPS, Role, Unit, activation_bounds, consumers, override_for
+from edgepack.quantization.groups import (
+    Role,
+    Unit,
+    activation_bounds,
+    consumers,
+    override_for,
+)
 from edgepack.quantization.plan.concat_scales import tied_ranges
-from edgepack.quantization.plan.types import DYNAMIC_OPS, INTEGER_METHODS, Method, QuantPlan, UnitPlan
+from edgepack.quantization.plan.precision import first_sweep, in_float
+from edgepack.quantization.plan.types import (
+    Method,
+    Methods,
+    QuantPlan,
+    Request,
+    UnitPlan,
+)
 from edgepack.quantization.rewrite.hard_activations import gate_params
 from edgepack.quantization.rewrite.substitutions import has_stand_in, is_slow_average
 from edgepack.quantization.weights.group_params import narrow_dynamic, unit_weight_params
 from edgepack.quantization.weights.low_bit import FewBits
 from edgepack.quantization.weights.params import added_channels
 from edgepack.quantization.weights.stored_constants import stored_params
+from edgepack.results import Cause, Reason
 
-SLOW_AVERAGE = "its integer kernel takes entries one by one, and no convolution computes the same"
+NOTHING_FOLLOWS = Reason(Cause.NEIGHBOURS, "nothing integer follows")
+SLOW_AVERAGE = Reason(
+    Cause.NO_KERNEL, "its integer kernel takes entries one by one, and no convolution computes the same"
+)
 # Outputs of these have a known range; 1/256 is what every integer kernel of them uses.
 FIXED_RANGES: Mapping[str, tuple[float, float]] = {
     "Sigmoid": (0.0, 255 / 256),
@@ -32,7 +49,7 @@ FIXED_RANGES: Mapping[str, tuple[float, float]] = {
 }
 
 
-def requested_methods(units: Sequence[Unit], overrides: Iterable[Override]) -> dict[str, tuple[Method, str]]:
+def requested_methods(units: Sequence[Unit], overrides: Iterable[Override]) -> dict[str, Request]:
     """The method and its reason for each unit that an override speaks of; a name wins over a type.
 
     Raises:
@@ -52,7 +69,7 @@ def requested_methods(units: Sequence[Unit], overrides: Iterable[Override]) -> d
     for unit in units:
         chosen = override_for(unit, (o for o in overrides if o.bits is None or o.method != "auto"))
         if chosen is not None and chosen.method != "auto":
-            requested[unit.name] = (Method(chosen.method), chosen.reason)
+            requested[unit.name] = Request(Method(chosen.method), Reason(Cause.REQUEST, chosen.reason))
     return requested
 
 
@@ -79,7 +96,7 @@ def make_plan(
     units: Sequence[Unit],
     ranges: Mapping[str, Range],
     target: Target,
-    methods: Mapping[str, tuple[Method, str]],
+    methods: Methods,
     smoothing: Mapping[str, tuple[float, ...]] | None = None,
     narrow: Mapping[str, tuple[bool, ...]] | None = None,
     few_bits: Mapping[str, FewBits] | None = None,
@@ -98,7 +115,7 @@ def make_plan(
         CalibrationError: a range that the plan needs was not measured.
     """
     readers = consumers(model)
-    forms = _first_sweep(units, ranges, target, _without_slow_averages(model, units, target, methods))
+    forms = first_sweep(units, ranges, target, _without_slow_averages(model, units, target, methods))
     if not target.kernels.to_the_end:
         forms = _drop_dangling(units, forms, readers)
     forms = _drop_second_copies(units, forms, readers)
@@ -109,8 +126,8 @@ def make_plan(
 
 
 def _without_slow_averages(
-    model: ir.Model, units: Sequence[Unit], target: Target, methods: Mapping[str, tuple[Method, str]]
-) -> Mapping[str, tuple[Method, str]]:
+    model: ir.Model, units: Sequence[Unit], target: Target, methods: Methods
+) -> Methods:
     """``methods`` with averages in float that integers are slow at, where what follows takes conversions."""
     if "AveragePool" not in target.kernels.stand_ins:
         return methods
@@ -118,15 +135,15 @@ def _without_slow_averages(
     light = {name for unit in units if unit.role is not Role.HEAVY for name in unit.inputs}
     alone = [u.name for u in units if u.name in slow and not light & set(u.outputs)]
     static = [name for name in alone if methods[name][0] is Method.STATIC]
-    return {**methods, **dict.fromkeys(static, (Method.FLOAT, SLOW_AVERAGE))}
+    return {**methods, **dict.fromkeys(static, Request(Method.FLOAT, SLOW_AVERAGE))}
 
 
 def _tied(
     model: ir.Model,
     units: Sequence[Unit],
     ranges: Mapping[str, Range],
-    methods: Mapping[str, tuple[Method, str]],
-    forms: Mapping[str, tuple[Method, str]],
+    methods: Methods,
+    forms: Methods,
 ) -> Mapping[str, Range]:
     tied = {u.name for u in units if u.op_type == "Concat" and methods[u.name][0] is Method.TIED}
     if not tied:
@@ -136,97 +153,9 @@ def _tied(
     return tied_ranges(static, {n.name: n for n in model.graph}, ranges, tied, fixed)
 
 
-def _first_sweep(
-    units: Sequence[Unit],
-    ranges: Mapping[str, Range],
-    target: Target,
-    methods: Mapping[str, tuple[Method, str]],
-) -> dict[str, tuple[Method, str]]:
-    """Each unit's method, sources first; ``integer`` are the values that an integer unit leaves."""
-    integer: set[str] = set()
-    forms: dict[str, tuple[Method, str]] = {}
-    for unit in units:
-        method, reason = _form(unit, integer, ranges, target, methods[unit.name])
-        forms[unit.name] = (method, reason)
-        if method is Method.STATIC:
-            integer.update(unit.outputs)
-    return forms
-
-
-def _form(
-    unit: Unit,
-    integer: set[str],
-    ranges: Mapping[str, Range],
-    target: Target,
-    requested: tuple[Method, str],
-) -> tuple[Method, str]:
-    kernels = target.kernels
-    method, why = requested
-    if method is Method.TIED:
-        method = Method.STATIC
-    if unit.role is Role.FLOAT:
-        return _in_float(unit, method), unit.reason
-    if unit.constants and not unit.inputs and unit.op_type == "Gather":
-        # An embedding: the table is data, the indices come in.
-        if method is Method.FLOAT:
-            return Method.FLOAT, why or "asked for"
-        if method is Method.STORED and kernels.folds_constants:
-            return Method.STORED, "embedding: int8 rows, unfolded when the file is loaded"
-        if "Gather" in kernels.weight_only:
-            return Method.WEIGHT_ONLY, "embedding: int8 rows, dequantized after the look-up"
-        return Method.FLOAT, "the target's runtime has no weight_only kernel for Gather"
-    if not unit.inputs:
-        return Method.FLOAT, "reads constants only"
-    if method is Method.FLOAT:
-        return Method.FLOAT, why or "asked for"
-    if unit.role is Role.HEAVY:
-        return _heavy_form(unit, ranges, target, method, why)
-    if method is not Method.STATIC:
-        return _in_float(unit, method), why or f"has no {method} form"
-    missing = [name for name in unit.inputs if name not in integer]
-    if missing:
-        return _in_float(unit, method), f"its input {missing[0]!r} is float"
-    unmeasured = [name for name in unit.outputs if name not in ranges and unit.role is Role.LIGHT]
-    if unmeasured:
-        return _in_float(unit, method), f"no sample reached its output {unmeasured[0]!r}"
-    return Method.STATIC, ""
-
-
-def _in_float(unit: Unit, asked: Method) -> Method:
-    """The form of a unit that computes in float; float itself if asked for, or where nothing is to store."""
-    return Method.STORED if unit.stored and asked is not Method.FLOAT else Method.FLOAT
-
-
-def _heavy_form(
-    unit: Unit, ranges: Mapping[str, Range], target: Target, method: Method, why: str
-) -> tuple[Method, str]:
-    """``why``, the reason of the request, explains the form asked for, and float instead of stored weights.
-
-    Where an integer form was asked for and another one results, the reason is that of the plan.
-    """
-    kernels, op = target.kernels, unit.op_type
-    asked_integer = method in INTEGER_METHODS
-    if method is Method.STATIC and op in kernels.integer and op not in RECURRENT_OPS:
-        unmeasured = [name for name in (*unit.inputs, *unit.outputs) if name not in ranges]
-        if unmeasured:
-            return Method.FLOAT, f"no sample reached {unmeasured[0]!r}"
-        return Method.STATIC, why
-    no_form = f"the target's runtime has no {method} kernel for {op}"
-    if unit.weight is None:
-        no_form = f"two activations: no {method} form"
-    elif asked_integer and op in kernels.dynamic and op in DYNAMIC_OPS:
-        return Method.DYNAMIC, why if method is Method.DYNAMIC else f"no static kernel for {op}"
-    elif method is Method.STORED and op == "MatMul" and kernels.folds_constants:
-        return Method.STORED, why  # of others the weights are unfolded anyway
-    elif op in kernels.weight_only:
-        stored = f"no {method} kernel for {op}; weights stored as int8"
-        return Method.WEIGHT_ONLY, stored if asked_integer else why
-    return Method.FLOAT, no_form if asked_integer else why or no_form
-
-
 def _drop_dangling(
-    units: Sequence[Unit], forms: dict[str, tuple[Method, str]], readers: Mapping[str, list[ir.Node]]
-) -> dict[str, tuple[Method, str]]:
+    units: Sequence[Unit], forms: dict[str, Request], readers: Mapping[str, list[ir.Node]]
+) -> dict[str, Request]:
     """Light and moving units with nothing integer behind them go back to float, sinks first."""
     forms = dict(forms)
     unit_of = {u.name: u for u in units}
@@ -236,13 +165,13 @@ def _drop_dangling(
             continue
         after = {n.name for name in unit.outputs for n in readers.get(name, ())} - inner
         if not any(forms[name][0] is Method.STATIC for name in after if name in unit_of):
-            forms[unit.name] = (_in_float(unit, Method.STATIC), "nothing integer follows")
+            forms[unit.name] = Request(in_float(unit, Method.STATIC), NOTHING_FOLLOWS)
     return forms
 
 
 def _drop_second_copies(
-    units: Sequence[Unit], forms: Mapping[str, tuple[Method, str]], readers: Mapping[str, list[ir.Node]]
-) -> dict[str, tuple[Method, str]]:
+    units: Sequence[Unit], forms: Methods, readers: Mapping[str, list[ir.Node]]
+) -> dict[str, Request]:
     """Weights that the file must hold in float anyway are not stored as int8 besides."""
     in_float = {u.name for u in units if forms[u.name][0] is Method.FLOAT}
     known = {u.name for u in units}
@@ -258,8 +187,8 @@ def _drop_second_copies(
         for name in dict.fromkeys((*own, *(twin for n in own for twin in sorted(twins.get(n, ()))))):
             others = [n for n in readers.get(name or "", ()) if n.name in in_float or n.name not in known]
             if others:
-                reason = f"{others[0].name!r} needs {name!r} in float: storing int8 as well would cost bytes"
-                forms[unit.name] = (Method.FLOAT, reason)
+                why = f"{others[0].name!r} needs {name!r} in float: storing int8 as well would cost bytes"
+                forms[unit.name] = Request(Method.FLOAT, Reason(Cause.NEIGHBOURS, why))
     return forms
 
 
@@ -268,7 +197,7 @@ def _parameters(
     units: Sequence[Unit],
     ranges: Mapping[str, Range],
     target: Target,
-    forms: Mapping[str, tuple[Method, str]],
+    forms: Methods,
     readers: Mapping[str, list[ir.Node]],
     smoothing: Mapping[str, tuple[float, ...]],
     narrow: Mapping[str, tuple[bool, ...]],
@@ -309,10 +238,11 @@ def _parameters(
                 fewer = narrow_dynamic(unit, nodes[unit.name], target.quantization.weight, factors)
             weight = unit_weight_params(unit, nodes, target, None, fewer, factors, few)
         if any(fewer) and not reason:
-            reason = f"{sum(fewer)} of {len(fewer)} outputs have 7-bit weights: 8 would saturate"
+            why = f"{sum(fewer)} of {len(fewer)} outputs have 7-bit weights: 8 would saturate"
+            reason = Reason(Cause.STORAGE, why)
         bits = few.bits if few is not None and weight is not None else 8
         if bits < 8 and not reason:
-            reason = f"weights of {bits} bits"
+            reason = Reason(Cause.STORAGE, f"weights of {bits} bits")
         other = method is Method.STATIC and _stands_in(nodes[unit.name], target)
         kept = (
             stored_params(nodes[unit.name], unit, target.quantization.weight)
@@ -336,7 +266,7 @@ def _with_tied_tables(planned: Sequence[UnitPlan]) -> list[UnitPlan]:
         product = products.get(next(iter(u.unit.constants), "")) if u.unit.op_type == "Gather" else None
         if product is not None and product.weight is not None and u.weight is not None:
             axis = None if product.weight.axis is None else 0
-            reason = f"{u.reason}, the integers of {product.unit.name!r}"
+            reason = Reason(Cause.STORAGE, f"{u.reason}, the integers of {product.unit.name!r}")
             found.append(replace(u, weight=replace(product.weight, axis=axis), reason=reason))
         else:
             found.append(u)

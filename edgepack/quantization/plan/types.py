@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from edgepack.ir.scheme import QuantParams, QuantScheme
 from edgepack.quantization.groups import Unit
+from edgepack.results import NO_REASON, Reason
 
 
 class Method(StrEnum):
@@ -24,6 +26,16 @@ class Method(StrEnum):
     FLOAT = "float"
 
 
+class Request(NamedTuple):
+    """The precision that is asked of a unit, and why."""
+
+    method: Method
+    reason: Reason = NO_REASON
+
+
+Methods = Mapping[str, Request]
+"""What is asked of each unit, by its name."""
+
 INTEGER_METHODS = frozenset({Method.STATIC, Method.DYNAMIC})
 DYNAMIC_OPS = frozenset({"MatMul", "Gemm", "LSTM"})
 """Operators that have a dynamic form at all."""
@@ -35,7 +47,7 @@ class UnitPlan:
 
     unit: Unit
     method: Method
-    reason: str = ""
+    reason: Reason = NO_REASON
     weight: QuantParams | None = None
     drop_activation: bool = False
     """The Relu or Clip is implied by the saturation of the integers that follow."""

@@ -20,7 +20,7 @@ from edgepack.ir.numerics import quantize
 from edgepack.ir.scheme import QuantParams, QuantType
 from edgepack.quantization.groups import Unit
 from edgepack.quantization.plan.plan import make_plan
-from edgepack.quantization.plan.types import Method, QuantPlan, UnitPlan
+from edgepack.quantization.plan.types import Method, QuantPlan, Request, UnitPlan
 from edgepack.quantization.weights.matrix import to_groups, weight_of
 from edgepack.quantization.weights.moments import weight_inputs
 from edgepack.quantization.weights.pair_saturation import (
@@ -81,7 +81,7 @@ def outputs_that_saturate(
     """
     threads = os.cpu_count() or 1  # the host's: nothing here depends on it
     nodes = {n.name: n for n in model.graph}
-    plan = make_plan(model, units, ranges, target, {u.name: (Method.STATIC, "") for u in units})
+    plan = make_plan(model, units, ranges, target, {u.name: Request(Method.STATIC) for u in units})
     static = [
         u
         for u in plan.of(Method.STATIC)

@@ -98,7 +98,7 @@ def forms(report: BuildReport) -> Section | None:
     grouped: dict[str, list[UnitRow]] = {}
     for u in report.units:
         if u.method == "float":
-            grouped.setdefault(u.reason.removesuffix(f" for {u.op_type}"), []).append(u)
+            grouped.setdefault(u.summary or u.reason, []).append(u)
     ordered = sorted(grouped.items(), key=lambda item: -len(item[1]))
     return section(
         "float",

@@ -22,10 +22,7 @@ from edgepack.report.html.words import (
 )
 from edgepack.report.tables import size_text, time_text
 from edgepack.report.text import notes_of
-from edgepack.results import EQUAL_DB, BuildReport, GateLine, Step, step_of
-
-DROP = "metric drop at most"
-"""The gate's limit that a chart of the metric can show."""
+from edgepack.results import EQUAL_DB, BuildReport, GateLine, Limit, Step, step_of
 
 
 def verdict(report: BuildReport) -> Html:
@@ -170,7 +167,7 @@ def _falling(line: Sequence[Step], others: Sequence[Step], field: str) -> Iterat
 
 def _floor(report: BuildReport, base: float | None) -> float | None:
     """The least metric that the gate allows."""
-    drop = next((line.bound for line in report.gate if line.limit == DROP), None)
+    drop = next((line.bound for line in report.gate if line.limit is Limit.METRIC_DROP), None)
     return None if drop is None or base is None else base - drop
 
 

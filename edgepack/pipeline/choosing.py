@@ -1,0 +1,80 @@
+"""What a build chooses from: candidates of one model, measured against the original."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edgepack.calibration.ranges import RangeTable
+from edgepack.data.samples import Samples
+from edgepack.evaluation.check import Baseline, check
+from edgepack.graph.compact import names_of
+from edgepack.pipeline.job import Job, probes
+from edgepack.pipeline.limits import floor_of, kept_measurements, limits, search_task
+from edgepack.quantization.groups import Unit
+from edgepack.quantization.plan.plan import make_plan
+from edgepack.quantization.plan.types import Methods, QuantPlan
+from edgepack.quantization.rewrite.apply import apply_plan
+from edgepack.quantization.weights.rounding import Rounder
+from edgepack.quantization.weights.saturation import Narrow
+from edgepack.results import Fidelity
+from edgepack.selection.choose import Choice, choose
+from edgepack.selection.leaderboard import Problem
+from edgepack.selection.trials import TrialBench
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantizable:
+    """A float model with all that its candidates are made of."""
+
+    model: ir.Model
+    """Normalized, after all passes."""
+    units: Sequence[Unit]
+    table: RangeTable
+    narrow: Narrow
+    rounder: Rounder
+
+    def form(self, job: Job, methods: Methods) -> tuple[QuantPlan, ir.Model]:
+        """The plan that ``methods`` lead to, and the model by that plan."""
+        rounder, narrow = self.rounder, self.narrow
+        plan = make_plan(
+            self.model, self.units, self.table.ranges, job.target, methods,
+            rounder.smoothing, narrow, rounder.few_bits,
+        )  # fmt: skip
+        return plan, apply_plan(self.model, plan, rounder(plan))
+
+
+def choose_form(
+    job: Job, made: Quantizable, fixed: Methods, calibration: Samples, reference: Baseline, scratch: Path
+) -> Choice:
+    """The candidate that pays; ``fixed`` is what the recipe decided.
+
+    Raises:
+        ModelError: the runtime runs no candidate at all, or not the one that was asked for.
+    """
+    recipe, target, model = job.recipe, job.target, made.model
+    device = target.model_copy(update={"runtime": target.runtime.as_on_device()})
+    kept = kept_measurements(recipe, device, made.table)
+    names = names_of(model)
+    bench = TrialBench(recipe.model, device, probes(calibration), scratch, names, kept, timing=job.timing)
+
+    def verify(path: Path) -> Fidelity:
+        return check(path, reference)
+
+    problem = Problem(
+        units=made.units,
+        bench=bench,
+        form=lambda methods: made.form(job, methods),
+        fixed=fixed,
+        floor=floor_of(limits(recipe, target, reference.metric), reference.fidelity),
+        verify=verify,
+        optimize_for=recipe.quantize.optimize_for,
+        on_trial=lambda name: job.progress(f"try {name}", 0, 0),
+    )
+    return choose(
+        problem,
+        method=recipe.quantize.method,
+        by_group=not target.runtime.absent_optimizers,
+        task=None if recipe.preset == "fast" or job.large else search_task(recipe, model, job.progress),
+    )
