@@ -43,6 +43,7 @@ from edgepack.pipeline.stage_breakdown import check_steps, pack_steps, waterfall
 from edgepack.pipeline.weights import ROUNDING_SAMPLES, Storing, round_all, rounding_note, trained
 from edgepack.quantization.groups import Unit, find_units
 from edgepack.quantization.plan.plan import make_plan, requested_methods, tensors_to_observe
+from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import QuantPlan
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.cross_layer_equalization import equalize
@@ -362,11 +363,10 @@ def _choose(
     recipe, target = job.recipe, job.target
     device = target.model_copy(update={"runtime": target.runtime.as_on_device()})
     fixed = _requested(job, units)
+    prepared = WeightPreparation(rounder.smoothing, narrow, rounder.few_bits)
 
     def form(methods: Methods) -> tuple[QuantPlan, ir.Model]:
-        plan = make_plan(
-            model, units, table.ranges, target, methods, rounder.smoothing, narrow, rounder.few_bits
-        )
+        plan = make_plan(model, units, table.ranges, target, methods, prepared)
         return plan, apply_plan(model, plan, rounder(plan))
 
     def verify(path: Path) -> Fidelity:

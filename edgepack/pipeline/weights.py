@@ -16,6 +16,7 @@ from edgepack.errors import ConfigError
 from edgepack.pipeline.progress import Clock
 from edgepack.quantization.groups import Unit
 from edgepack.quantization.plan.plan import make_plan
+from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.quantization.weights.low_bit import BitsOfUnits, FewBits
 from edgepack.quantization.weights.out_of_core import round_to_files
@@ -42,8 +43,8 @@ class Storing:
     def widest(self, few_bits: Mapping[str, FewBits]) -> QuantPlan:
         """The plan in which all is integer that can be; other forms differ in where they use its weights."""
         methods = {u.name: (Method.STATIC, "") for u in self.units}
-        model, units, ranges = self.model, self.units, self.table.ranges
-        return make_plan(model, units, ranges, self.target, methods, narrow=self.narrow, few_bits=few_bits)
+        prepared = WeightPreparation(narrow=self.narrow, few_bits=few_bits)
+        return make_plan(self.model, self.units, self.table.ranges, self.target, methods, prepared)
 
 
 def round_all(storing: Storing, samples: Samples, folder: Path, on_sample: Callable[[], None]) -> Rounder:

@@ -29,6 +29,7 @@ from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import Granularity
 from edgepack.quantization.groups import find_units
 from edgepack.quantization.plan.plan import make_plan
+from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.low_bit import FewBits
@@ -68,7 +69,7 @@ def all_static(
     ranges = given or ranges_of(model, device, {"x": pictures(2)}, folder)
     methods = {u.name: (Method.STATIC, "") for u in units}
     few = {u.name: FewBits(4) for u in units if u.weight is not None}
-    return make_plan(model, units, ranges, device, methods, few_bits=few), ranges
+    return make_plan(model, units, ranges, device, methods, WeightPreparation(few_bits=few)), ranges
 
 
 def fidelity(model: ir.Model, built: ir.Model, x: Array) -> float:
