@@ -84,9 +84,15 @@ def trained(storing: Storing, rounder: Rounder, samples: Samples, clock: Clock) 
     if storing.large:
         raise ConfigError("quantize.tune: a large model is never in memory as a whole; remove the key")
     from edgepack.training.aware import train_integers  # noqa: PLC0415  # an extra that most builds do without
+    from edgepack.training.train import TrainingRun  # noqa: PLC0415
 
     with clock.stage("tune int8") as notes:
         plan = storing.widest(rounder.few_bits)
+        run = TrainingRun(
+            storing.recipe.seed,
+            os.cpu_count() or 1,
+            on_step=lambda done, total, text: clock.progress(f"tune int8: {text}", done, total),
+        )
         found = train_integers(
             storing.model,
             plan,
@@ -94,9 +100,7 @@ def trained(storing: Storing, rounder: Rounder, samples: Samples, clock: Clock) 
             rounder,
             samples,
             settings,
-            seed=storing.recipe.seed,
-            threads=os.cpu_count() or 1,
-            on_step=lambda done, total, text: clock.progress(f"tune int8: {text}", done, total),
+            run,
         )
         notes.extend(found.notes)
         notes.curve = found.notes.curve

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from edgepack.calibration.run import stream_activations
+from edgepack.config.training import Tune
 from edgepack.data.samples import Samples
 from edgepack.errors import ConfigError
 from edgepack.ir.arrays import Feeds
@@ -38,17 +39,15 @@ def prepare_lessons(
     teacher: ir.Model,
     objective: Objective,
     samples: Samples,
+    settings: Tune,
     *,
-    held_out: float,
-    views: int,
-    labelled: bool,
     threads: int,
     folder: Path,
 ) -> Lessons:
     """Run the teacher once over all samples in onnxruntime.
 
-    Of samples that are each followed by ``views`` of it, those that judge are originals, and no view of them
-    is trained on.
+    ``samples`` are each followed by the views that the settings ask for. Those that judge are originals, and
+    no view of them is trained on.
 
     Raises:
         ConfigError: labels are wanted and are not classes.
@@ -67,21 +66,23 @@ def prepare_lessons(
         for name, array in arrays.items():
             moments = (array.size, array.sum(dtype=np.float64), np.square(array, dtype=np.float64).sum())
             sums[name] = [a + float(b) for a, b in zip(sums[name], moments, strict=True)]
-        if labelled:
+        if settings.labels > 0:
             if not isinstance(sample.label, int):
                 raise ConfigError(
                     f"tune: labels: sample {sample.key} has the label {sample.label!r}, not a class number"
                 )
             labels.append(sample.label)
     power = {name: square / count - (total / count) ** 2 for name, (count, total, square) in sums.items()}
+    held_out, own = settings.held_out, settings.views + 1
     every = round(1 / held_out) if held_out else 0
-    own = views + 1
     judged = tuple(range((every - 1) * own, len(feeds), every * own)) if every else ()
     trained = tuple(i for i in range(len(feeds)) if i // own * own not in set(judged))
     if not trained:
         raise ConfigError(f"tune: {len(feeds)} samples with held_out {held_out} leave none to train on")
     shapes = [tuple(a.shape for a in feeds[i].values()) for i in range(len(feeds))]
-    return Lessons(feeds, answers, labels if labelled else None, power, trained, judged, shapes=shapes)
+    return Lessons(
+        feeds, answers, labels if settings.labels > 0 else None, power, trained, judged, shapes=shapes
+    )
 
 
 def can_be_stacked(run: Callable[[dict[str, Tensor]], Mapping[str, Tensor]], feeds: Sequence[Feeds]) -> bool:
