@@ -19,7 +19,7 @@ from edgepack.evaluation.metrics import resolve_metric
 from edgepack.ir.arrays import Feeds
 from edgepack.ir.files import load_model, model_bytes
 from edgepack.ir.inputs import InputSpec, input_specs
-from edgepack.report.tables import size_text, time_text
+from edgepack.report.tables import or_dash, size_text, time_text
 from edgepack.runtime.runner import open_model
 
 UNKNOWN_SIZE = 1
@@ -165,7 +165,8 @@ def bench_text(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['model'].ljust(width)}  {size_text(row['size_bytes']).rjust(10)}  "
             f"p50 {time_text(row['p50_ms']).rjust(9)}  p90 {time_text(row['p90_ms']).rjust(9)}  "
             f"min {time_text(row['min_ms']).rjust(9)}  {row['speedup']:.2f}× as fast  "
-            f"cold {time_text(row['cold_start_ms'])}  memory {size_text(row['peak_memory_bytes'])}"
+            f"cold {or_dash(time_text, row['cold_start_ms'])}  "
+            f"memory {or_dash(size_text, row['peak_memory_bytes'])}"
         )
         for op_type, us in list(row.get("ops_us", {}).items())[:SHOWN_OPS]:
             lines.append(f"  {time_text(us / 1e3).rjust(9)}  {op_type}")
