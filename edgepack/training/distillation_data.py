@@ -12,7 +12,7 @@ from torch import Tensor
 from edgepack.calibration.run import stream_activations
 from edgepack.config.training import Tune
 from edgepack.data.samples import Samples
-from edgepack.errors import ConfigError
+from edgepack.errors import ConfigError, ModelError
 from edgepack.ir.arrays import Feeds
 from edgepack.training.objective import Objective
 from edgepack.training.store import Store
@@ -86,9 +86,12 @@ def prepare_lessons(
 
 
 def can_be_stacked(run: Callable[[dict[str, Tensor]], Mapping[str, Tensor]], feeds: Sequence[Feeds]) -> bool:
-    """Whether two samples at once give the same values as one after another, whatever the file says."""
+    """Whether two samples at once give the same values as one after another, whatever the file says.
+
+    ``run`` raises a ModelError where shapes do not fit, as :func:`edgepack.training.graph.run_program` does.
+    """
     if len(feeds) < 2 or any(
-        a.shape != b.shape for a, b in zip(*(f.values() for f in feeds[:2]), strict=True)
+        a.shape != b.shape or not a.shape for a, b in zip(*(f.values() for f in feeds[:2]), strict=True)
     ):
         return False
     tensors = [{k: torch.from_numpy(v) for k, v in f.items()} for f in feeds[:2]]
@@ -96,10 +99,13 @@ def can_be_stacked(run: Callable[[dict[str, Tensor]], Mapping[str, Tensor]], fee
         alone = [run(t) for t in tensors]
         try:
             both = run({k: torch.cat([t[k] for t in tensors]) for k in tensors[0]})
-        except Exception:  # noqa: BLE001  # any failure means that it cannot be done
+        except ModelError:
             return False
     for name, value in both.items():
-        wanted = torch.cat([a[name] for a in alone]) if alone[0][name].dim() else alone[0][name]
+        first, second = (a[name] for a in alone)
+        if first.dim() != second.dim() or first.shape[1:] != second.shape[1:]:
+            return False
+        wanted = torch.cat([first, second]) if first.dim() else first
         size = float(wanted.abs().max()) if wanted.numel() else 0.0
         if wanted.shape != value.shape or not torch.allclose(wanted, value, rtol=1e-2, atol=1e-2 * size):
             return False
