@@ -24,6 +24,7 @@ from edgepack.evaluation.metrics import resolve_metric
 from edgepack.ir.scheme import Granularity
 from edgepack.quantization.groups import find_units
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
+from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import DYNAMIC_OPS, Method, QuantPlan, Request
 from edgepack.quantization.weights.cross_layer_equalization import equalize
 from edgepack.quantization.weights.rounding import Rounder, round_weights
@@ -48,12 +49,12 @@ def forms(
         return round_weights(model, widest, few, second_order=second_order, threads=threads, seed=seed)
 
     full, corrected = rounder_for(target, True), rounder_for(target, False)
-    plan = make_plan(model, units, mse, target, methods, full.smoothing)
+    plan = make_plan(model, units, mse, target, methods, WeightPreparation(full.smoothing))
     plain = make_plan(model, units, mse, target, methods)
     yield "nothing", plan, full
     yield (
         "ranges by squared error (minmax)",
-        make_plan(model, units, minmax, target, methods, full.smoothing),
+        make_plan(model, units, minmax, target, methods, WeightPreparation(full.smoothing)),
         full,
     )
     yield "second order (nearest)", plan, corrected
@@ -64,7 +65,7 @@ def forms(
     whole = target.quantization.model_copy(update={"weight_granularity": Granularity.PER_TENSOR})
     device = target.model_copy(update={"quantization": whole})
     coarse = rounder_for(device, True)
-    one_scale = make_plan(model, units, mse, device, methods, coarse.smoothing)
+    one_scale = make_plan(model, units, mse, device, methods, WeightPreparation(coarse.smoothing))
     yield "a scale per channel (per tensor)", one_scale, coarse
     yield "a scale per channel, second order", one_scale, rounder_for(device, False)
     yield "a scale per channel, second order, bias correction", one_scale, Rounder(model)

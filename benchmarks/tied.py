@@ -29,6 +29,7 @@ from edgepack.ir.model import constant, name_of, set_constant
 from edgepack.pack.epk import pack
 from edgepack.quantization.groups import find_units
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
+from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import Method, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import round_weights
@@ -69,7 +70,7 @@ def forms(folder: Path, copies: int) -> dict[str, Path]:
     found = {}
     for name, by_type in whole_model_methods(units, TARGET).items():
         methods = methods_of(units, name, by_type, {})
-        plan = make_plan(model, units, ranges, TARGET, methods, rounder.smoothing)
+        plan = make_plan(model, units, ranges, TARGET, methods, WeightPreparation(rounder.smoothing))
         found[str(name)] = folder / f"{name} {copies}.onnx"
         save_model(compact(apply_plan(model, plan, rounder(plan)), names_of(model)), found[str(name)])
     return found

@@ -46,7 +46,7 @@ from edgepack.ir.files import load_model, save_model
 from edgepack.ir.inputs import input_specs
 from edgepack.pipeline.passes import some_samples
 from edgepack.runtime.session import open_session, run
-from edgepack.training.train import tune
+from edgepack.training.train import TrainingRun, tune
 from edgepack.training.weights import Kind, array_of, keys_of, trainables
 
 FULL, HALF = ("32", "64", "96", "128"), ("16", "32", "48", "64")
@@ -151,7 +151,7 @@ class Bench:
     def tuned(self, start: ir.Model, teacher: Path, settings: dict[str, Any], seed: int) -> ir.Model:
         """``start`` after training; its nodes are the same to the byte."""
         chosen = parse(Tune, _merged(settings, self.given), "settings")
-        made = tune(start, load_model(teacher), self.opened(start), chosen, seed=seed).model
+        made = tune(start, load_model(teacher), self.opened(start), chosen, TrainingRun(seed)).model
         require_same_nodes(start, made)
         return made
 

@@ -42,7 +42,7 @@ from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder, round_weights, with_trained
 from edgepack.runtime.session import open_session, run
 from edgepack.training.aware import train_integers
-from edgepack.training.train import Tuned, tune
+from edgepack.training.train import TrainingRun, Tuned, tune
 
 
 class Task:
@@ -141,9 +141,7 @@ def pruned(task: Task, settings: Tune, config: Prune, seeds: list[int], folder: 
             task.model,
             task.calibration,
             settings,
-            seed=seed,
-            threads=task.threads,
-            checkpoints=states,
+            TrainingRun(seed, task.threads, states),
         )
         tell(seed=seed, step="tune", kept=made.kept_step, between=made.between, **ended(made))
         tell(seed=seed, form="float", **task.scores(made.model))
@@ -161,7 +159,7 @@ def quantized(task: Task, settings: AwareTune, seeds: list[int]) -> None:
         rounder = round_weights(task.model, plan, some, second_order=True, threads=task.threads, seed=seed)
         tell(seed=seed, form="int8, second order", **task.scores(apply_plan(task.model, plan, rounder(plan))))
         found = train_integers(
-            task.model, plan, ranges, rounder, task.calibration, settings, seed=seed, threads=task.threads
+            task.model, plan, ranges, rounder, task.calibration, settings, TrainingRun(seed, task.threads)
         )
         tell(seed=seed, step="tune", notes=found.notes)
         after = task.plan(task.model, target, found.ranges)

@@ -34,7 +34,7 @@ from edgepack.ir.arrays import Array
 from edgepack.ir.files import save_model
 from edgepack.ir.inputs import input_specs
 from edgepack.runtime.session import open_session, run
-from edgepack.training.train import tune
+from edgepack.training.train import TrainingRun, tune
 from edgepack.training.workers import joined
 
 NET = """<ir_version: 8, opset_import: ["" : 17]> net (float[batch, 1, 28, 28] x) => (float[batch, 10] y) {
@@ -104,7 +104,7 @@ def learn(data: Path, way: str, seed: int, epochs: int) -> dict[str, Any] | None
     settings = Tune(**LEARNING, steps=steps, gradients=WAYS[way][1])
     with joined() as workers:
         before, started = loopback_bytes(), time.perf_counter()
-        made = tune(model, model, samples, settings, seed=seed, workers=workers)
+        made = tune(model, model, samples, settings, TrainingRun(seed, workers=workers))
     sent = made.traffic
     return None if not workers.first else {
         "accuracy": accuracy(made.model, held["x"], held["label"]),

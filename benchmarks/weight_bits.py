@@ -21,6 +21,7 @@ from edgepack.evaluation.check import Baseline, baseline
 from edgepack.evaluation.metrics import Metric, resolve_metric
 from edgepack.quantization.groups import Unit, find_units
 from edgepack.quantization.plan.plan import make_plan
+from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.weights.low_bit import FewBits, bits_of_units
 from edgepack.quantization.weights.rounding import Rounder, round_weights
@@ -32,7 +33,7 @@ def weight_only_plan(
     model: ir.Model, units: tuple[Unit, ...], target: Target, few_bits: dict[str, FewBits]
 ) -> QuantPlan:
     methods = {u.name: Request(Method.WEIGHT_ONLY) for u in units}
-    return make_plan(model, units, {}, target, methods, few_bits=few_bits)
+    return make_plan(model, units, {}, target, methods, WeightPreparation(few_bits=few_bits))
 
 
 def row(

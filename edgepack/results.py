@@ -98,8 +98,8 @@ class Step:
     """On disk."""
     packed_bytes: int | None
     """As an ``.epk``; ``None`` where it was not packed."""
-    resident_bytes: int
-    """What opening and running it adds to a process, at its peak."""
+    resident_bytes: int | None
+    """What opening and running it adds to a process, at its peak; ``None`` where that is not known."""
     latency_ms_p50: float
     speedup: float
     """Median over rounds of the original's latency by this one's."""
@@ -156,6 +156,8 @@ class DeviceFigures:
     """Of the outputs against the host's on the same samples; ``None`` where they are equal."""
     ops_us: Mapping[str, float]
     """Microseconds of a run by type of operator, where that was asked for."""
+    mean_ms: float | None = None
+    """``None`` in reports of versions that did not measure it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +226,9 @@ class ModelFigures:
     latency_ms_min: float
     speedup: float
     """Median over rounds of the original's latency by this one's."""
-    cold_start_ms: float
-    peak_memory_bytes: int
+    cold_start_ms: float | None
+    """``None``, like the memory, where a device did not tell."""
+    peak_memory_bytes: int | None
     fidelity: Fidelity | None
     packed_bytes: int | None = None
     """As an ``.epk``; ``None`` where it was not packed."""

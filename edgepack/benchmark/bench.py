@@ -61,16 +61,17 @@ class Latency:
     p50_ms: float
     p90_ms: float
     min_ms: float
-    mean_ms: float
+    mean_ms: float | None
     runs: int
     """Rounds; a fast model is called many times in each."""
     speedup: float
     """Median over rounds of the first model's time by this one's."""
     speedup_error: float
     """Standard error of ``speedup``."""
-    cold_start_ms: float
-    """Opening a session and the first call, in a new process; median of three, the file in the page cache."""
-    peak_memory_bytes: int
+    cold_start_ms: float | None
+    """Opening a session and the first call, in a new process; median of three, the file in the page cache.
+    ``None``, like the memory, where a device did not tell."""
+    peak_memory_bytes: int | None
     """Resident memory that opening and running the model adds to a process, at its peak."""
 
 

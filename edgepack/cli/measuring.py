@@ -104,10 +104,9 @@ def bench(
         job = Job(runs=runs, ops=ops)
         wish = Wish(device, tuple(models), chosen, threads, job, device_python, keep)
         return _show_run(bench_device(wish, loaded, base), as_json)
-    from edgepack.pipeline.measuring import bench_models, bench_text
+    from edgepack.pipeline.measuring import bench_data, bench_models, bench_text
 
-    samples = loaded.calibration_data
-    rows = bench_models(models, samples, loaded.images, base, chosen, threads=threads, runs=runs, ops=ops)
+    rows = bench_models(models, bench_data(loaded, base), chosen, threads=threads, runs=runs, ops=ops)
     print(json.dumps(rows, indent=1) if as_json else bench_text(rows), end="\n" if as_json else "")
 
 

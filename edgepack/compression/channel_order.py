@@ -1,6 +1,6 @@
 """In which order the channels of each group go, and what that costs: by magnitude or by what readers lose."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +9,8 @@ import onnx_ir as ir
 from edgepack.compression.channels.atoms import Atoms, Channels, Group, output_axis
 from edgepack.compression.eliminate import Floats, Reader, eliminate, order_of, salience_of
 from edgepack.compression.refit import bias_of
+from edgepack.compression.sample_run import SampleRun
 from edgepack.config.passes import Structured
-from edgepack.data.samples import Samples
 from edgepack.ir.model import name_of
 from edgepack.quantization.groups import Role, Unit
 from edgepack.quantization.weights.matrix import to_groups, weight_of
@@ -22,19 +22,13 @@ def orders(
     channels: Channels,
     roots: Atoms,
     groups: Sequence[Group],
-    samples: Samples,
     config: Structured,
-    *,
-    threads: int,
-    seed: int,
-    on_sample: Callable[[], None],
+    run: SampleRun,
 ) -> list[tuple[Atoms, Floats]]:
     """Of each group the order of its classes (as positions in ``classes``) and the losses."""
     if config.method in ("l1", "l2"):
         return [order_of(_magnitudes(channels, roots, group, config.method)) for group in groups]
-    readers = _readers(
-        model, channels, roots, groups, samples, threads=threads, seed=seed, on_sample=on_sample
-    )
+    readers = _readers(model, channels, roots, groups, run)
     found = []
     for group in groups:
         mine = [_owned(reader, read, group) for reader, read in readers if np.isin(group.classes, read).any()]
@@ -61,15 +55,7 @@ def _magnitudes(channels: Channels, roots: Atoms, group: Group, method: str) -> 
 
 
 def _readers(
-    model: ir.Model,
-    channels: Channels,
-    roots: Atoms,
-    groups: Sequence[Group],
-    samples: Samples,
-    *,
-    threads: int,
-    seed: int,
-    on_sample: Callable[[], None],
+    model: ir.Model, channels: Channels, roots: Atoms, groups: Sequence[Group], run: SampleRun
 ) -> list[tuple[Reader, Atoms]]:
     """Readers of channels that may go, each with the root of every input."""
     free = np.concatenate([group.classes for group in groups])
@@ -87,7 +73,13 @@ def _readers(
     ]
     second = {}
     for unit, moments in stream_moments(
-        model, units, samples, second_order=True, threads=threads, seed=seed, on_sample=on_sample
+        model,
+        units,
+        run.samples,
+        second_order=True,
+        threads=run.threads,
+        seed=run.seed,
+        on_sample=run.on_sample,
     ):
         second[unit.name] = moments
     found = []

@@ -7,7 +7,7 @@ on what those before it give now, so that it makes up for their errors as well (
 for Accelerating Very Deep Neural Networks", 2017, layer by layer; here every layer behind a cut).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ import onnx_ir as ir
 from edgepack.calibration.run import stream_activations
 from edgepack.compression.channels.atoms import Atoms
 from edgepack.compression.operands import replace_operand
-from edgepack.data.samples import Samples
+from edgepack.compression.sample_run import SampleRun
 from edgepack.ir.model import constant, name_of, only_consumer
 from edgepack.quantization.weights.matrix import from_groups, to_groups, weight_of
 from edgepack.quantization.weights.moments import MAX_COLUMNS, Floats, weight_inputs
@@ -81,11 +81,7 @@ def refit(
     pruned: ir.Model,
     cut: frozenset[str],
     kept: Mapping[str, Atoms],
-    samples: Samples,
-    *,
-    threads: int,
-    seed: int,
-    on_sample: Callable[[], None] = lambda: None,
+    run: SampleRun,
 ) -> int:
     """Fit the weights of ``pruned``, which is changed; gives the number of those fitted.
 
@@ -94,10 +90,7 @@ def refit(
         pruned: nodes have the names that they have in ``whole``.
         cut: names of the nodes that read fewer channels.
         kept: of nodes that have fewer outputs, the positions of those left.
-        samples: what both run on, once for each depth of the graph.
-        threads: of the runtime.
-        seed: of the choice of positions.
-        on_sample: called after each sample.
+        run: what both run on, once for each depth of the graph.
 
     Raises:
         CalibrationError: a model fails on a sample.
@@ -106,10 +99,10 @@ def refit(
     fitted = 0
     for names in _levels(pruned, cut):
         sums = {name: _empty(nodes[name]) for name in names}
-        rngs = np.random.default_rng(seed), np.random.default_rng(seed)
+        rngs = np.random.default_rng(run.seed), np.random.default_rng(run.seed)
         inputs = [[name_of(_input(m[name])) for name in names] for m in (originals, nodes)]
         streams = (
-            stream_activations(model, samples, list(dict.fromkeys(wanted)), threads=threads)
+            stream_activations(model, run.samples, list(dict.fromkeys(wanted)), threads=run.threads)
             for model, wanted in zip((whole, pruned), inputs, strict=True)
         )
         for (_, before), (_, after) in zip(*streams, strict=True):
@@ -119,7 +112,7 @@ def refit(
                 y = np.matmul(_matrix(originals[name]), x).reshape(-1, x.shape[2])
                 y = y[kept[name]] if name in kept else y
                 sums[name].add(x_left, y.reshape(len(x_left), -1, x.shape[2]))
-            on_sample()
+            run.on_sample()
         for name in names:
             _fit(pruned.graph, nodes[name], sums[name])
         fitted += len(names)

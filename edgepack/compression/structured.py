@@ -14,6 +14,7 @@ from edgepack.compression.channel_order import orders
 from edgepack.compression.channels.atoms import Atoms, Channels, Group, Mask, find_groups, output_axis
 from edgepack.compression.channels.rules import find_channels
 from edgepack.compression.refit import refit
+from edgepack.compression.sample_run import SampleRun
 from edgepack.compression.slim import slim
 from edgepack.compression.weights import require_types
 from edgepack.config.passes import Structured
@@ -74,9 +75,8 @@ def prune_structured(
         reasons = "; ".join(sorted({g.pinned for g in groups})[:3]) or "it has no weights"
         raise ConfigError(f"structured: no channel of the model can go: {reasons}")
     roots = channels.roots()
-    found = orders(
-        model, channels, roots, free, samples, config, threads=threads, seed=seed, on_sample=on_sample
-    )
+    run = SampleRun(samples, threads, seed, on_sample)
+    found = orders(model, channels, roots, free, config, run)
     choices = [
         Choice(
             group,
@@ -98,7 +98,7 @@ def prune_structured(
     fitted = 0
     if config.reconstruct and not alive.all():
         cut, kept = _changes(channels, alive)
-        fitted = refit(model, pruned, cut, kept, samples, threads=threads, seed=seed, on_sample=on_sample)
+        fitted = refit(model, pruned, cut, kept, run)
     rows = tuple(SlimGroup(g.name, len(g.widest), int(alive[g.widest].sum()), g.pinned) for g in groups)
     return pruned, SlimReport(before, costs.macs(alive), rows, fitted)
 

@@ -14,6 +14,7 @@ from edgepack.pipeline.job import Job, probes
 from edgepack.pipeline.limits import floor_of, kept_measurements, limits, search_task
 from edgepack.quantization.groups import Unit
 from edgepack.quantization.plan.plan import make_plan
+from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import Methods, QuantPlan
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder
@@ -37,11 +38,9 @@ class Quantizable:
 
     def form(self, job: Job, methods: Methods) -> tuple[QuantPlan, ir.Model]:
         """The plan that ``methods`` lead to, and the model by that plan."""
-        rounder, narrow = self.rounder, self.narrow
-        plan = make_plan(
-            self.model, self.units, self.table.ranges, job.target, methods,
-            rounder.smoothing, narrow, rounder.few_bits,
-        )  # fmt: skip
+        rounder = self.rounder
+        prepared = WeightPreparation(rounder.smoothing, self.narrow, rounder.few_bits)
+        plan = make_plan(self.model, self.units, self.table.ranges, job.target, methods, prepared)
         return plan, apply_plan(self.model, plan, rounder(plan))
 
 

@@ -1,7 +1,7 @@
 """The commands that measure models which exist already: check and bench."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from edgepack.evaluation.metrics import resolve_metric
 from edgepack.ir.arrays import Feeds
 from edgepack.ir.files import load_model, model_bytes
 from edgepack.ir.inputs import InputSpec, input_specs
-from edgepack.report.tables import size_text, time_text
+from edgepack.report.tables import or_dash, size_text, time_text
 from edgepack.runtime.runner import open_model
 
 UNKNOWN_SIZE = 1
@@ -75,28 +75,40 @@ def check_text(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + f"\non {rows[0]['samples']} samples\n"
 
 
+@dataclass(frozen=True, slots=True)
+class BenchData:
+    """Samples that models are timed on, and how they are read."""
+
+    data: Data
+    images: Mapping[str, ImageInput]
+    base: Path
+    """Folder that ``module:function`` references are relative to."""
+
+
+def bench_data(recipe: Recipe, base: Path, count: int = BENCH_SAMPLES) -> BenchData | None:
+    """``count`` of the recipe's calibration samples, evenly spread; ``None`` where it has none."""
+    data = recipe.calibration_data
+    return None if data is None else BenchData(Data(path=data.path, samples=count), recipe.images, base)
+
+
 def bench_models(
     models: Sequence[Path],
-    data: Data | None,
-    images: Mapping[str, ImageInput],
-    base: Path,
+    data: BenchData | None,
     target: Target,
     *,
     threads: int | None,
     runs: int,
     ops: bool,
 ) -> list[dict[str, Any]]:
-    """Latency of ``models`` taking turns, on the first samples of ``data`` or on random inputs.
+    """Latency of ``models`` taking turns, on ``data`` or on random inputs.
 
-    ``images`` and ``base`` are those of the recipe that ``data`` come from. With ``ops`` also microseconds by
-    operator type, profiled.
+    With ``ops`` also microseconds by operator type, profiled.
 
     Raises:
         EdgepackError: see :mod:`edgepack.errors`.
     """
     runtime = target.runtime if threads is None else target.runtime.model_copy(update={"threads": threads})
-    few = None if data is None else Data(path=data.path, samples=BENCH_SAMPLES)
-    feeds = bench_feeds(models, few, images, base, runtime)
+    feeds = bench_feeds(models, data, runtime)
     if ops and (unknown := [path for path in models if path.suffix == ".tflite"]):
         raise ConfigError(f"{unknown[0]}: its runtime tells no times by operator; bench it without --ops")
     names = {f"{i} {path}": path for i, path in enumerate(models)}
@@ -114,9 +126,7 @@ def bench_models(
     ]
 
 
-def bench_feeds(
-    models: Sequence[Path], data: Data | None, images: Mapping[str, ImageInput], base: Path, runtime: Runtime
-) -> list[Feeds]:
+def bench_feeds(models: Sequence[Path], data: BenchData | None, runtime: Runtime) -> list[Feeds]:
     """What ``models`` are fed: all of ``data``, or one random sample.
 
     Raises:
@@ -125,7 +135,8 @@ def bench_feeds(
     inputs = _inputs(models, runtime)
     if data is None:
         return [random_feed(inputs)]
-    return [sample.feeds for sample in open_samples(data, "bench", inputs, images, base=base)]
+    samples = open_samples(data.data, "bench", inputs, data.images, base=data.base)
+    return [sample.feeds for sample in samples]
 
 
 def random_feed(inputs: Sequence[InputSpec]) -> Feeds:
@@ -154,7 +165,8 @@ def bench_text(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['model'].ljust(width)}  {size_text(row['size_bytes']).rjust(10)}  "
             f"p50 {time_text(row['p50_ms']).rjust(9)}  p90 {time_text(row['p90_ms']).rjust(9)}  "
             f"min {time_text(row['min_ms']).rjust(9)}  {row['speedup']:.2f}× as fast  "
-            f"cold {time_text(row['cold_start_ms'])}  memory {size_text(row['peak_memory_bytes'])}"
+            f"cold {or_dash(time_text, row['cold_start_ms'])}  "
+            f"memory {or_dash(size_text, row['peak_memory_bytes'])}"
         )
         for op_type, us in list(row.get("ops_us", {}).items())[:SHOWN_OPS]:
             lines.append(f"  {time_text(us / 1e3).rjust(9)}  {op_type}")

@@ -7,12 +7,12 @@ from pathlib import Path
 from edgepack.benchmark.devices.bench import bench_on
 from edgepack.benchmark.devices.bundle import Job
 from edgepack.benchmark.web.bench import Show, Web, bench_in_browser
-from edgepack.config.recipe import Data, Recipe
+from edgepack.config.recipe import Recipe
 from edgepack.config.target import Runtime, Target
 from edgepack.errors import ConfigError
 from edgepack.ir.files import load_model
 from edgepack.ir.fingerprint import fingerprint
-from edgepack.pipeline.measuring import bench_feeds
+from edgepack.pipeline.measuring import bench_data, bench_feeds
 from edgepack.report.html.reading import REPORT, read_report
 from edgepack.report.html.render import replace_file, write_page
 from edgepack.results import DeviceRun, with_run
@@ -56,16 +56,14 @@ def _files_of_package(folder: Path) -> list[Path]:
 
 
 def bench_device(wish: Wish, recipe: Recipe, base: Path) -> DeviceRun:
-    """Measure on the device, on the first samples of the recipe or on random inputs.
+    """Measure on the device, on a few samples of the recipe or on random inputs.
 
     Raises:
         EdgepackError: see :func:`edgepack.benchmark.devices.bench.bench_on`.
     """
     threads = {} if wish.threads is None else {"threads": wish.threads}
     runtime = wish.target.runtime.model_copy(update=threads)
-    data = recipe.calibration_data
-    few = None if data is None else Data(path=data.path, samples=FEEDS)
-    feeds = bench_feeds(wish.models, few, recipe.images, base, runtime)
+    feeds = bench_feeds(wish.models, bench_data(recipe, base, FEEDS), runtime)
     return bench_on(wish.device, wish.models, runtime, feeds, wish.job, python=wish.python, keep=wish.keep)
 
 
@@ -77,9 +75,7 @@ def bench_web(
     Raises:
         EdgepackError: see :func:`edgepack.benchmark.web.bench.bench_in_browser`.
     """
-    data = recipe.calibration_data
-    few = None if data is None else Data(path=data.path, samples=FEEDS)
-    feeds = bench_feeds(models, few, recipe.images, base, runtime)
+    feeds = bench_feeds(models, bench_data(recipe, base, FEEDS), runtime)
     return bench_in_browser(web, models, runtime, feeds, runs, show)
 
 

@@ -133,10 +133,11 @@ def _tune(
 
     require_torch()
     from edgepack.training.report import curve_of, told  # noqa: PLC0415
-    from edgepack.training.train import tune  # noqa: PLC0415
+    from edgepack.training.train import TrainingRun, tune  # noqa: PLC0415
 
     asked = _liked_by(material.target, settings)
-    made = tune(model, original, material.training, asked, seed=material.seed, threads=material.threads)
+    run = TrainingRun(material.seed, material.threads)
+    made = tune(model, original, material.training, asked, run)
     return made.model, Notes(told(made), curve_of(made))
 
 

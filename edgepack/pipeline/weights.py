@@ -16,6 +16,7 @@ from edgepack.errors import ConfigError
 from edgepack.pipeline.progress import Clock
 from edgepack.quantization.groups import Unit
 from edgepack.quantization.plan.plan import make_plan
+from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.weights.low_bit import BitsOfUnits, FewBits
 from edgepack.quantization.weights.out_of_core import round_to_files
@@ -42,8 +43,8 @@ class Storing:
     def widest(self, few_bits: Mapping[str, FewBits]) -> QuantPlan:
         """The plan in which all is integer that can be; other forms differ in where they use its weights."""
         methods = {u.name: Request(Method.STATIC) for u in self.units}
-        model, units, ranges = self.model, self.units, self.table.ranges
-        return make_plan(model, units, ranges, self.target, methods, narrow=self.narrow, few_bits=few_bits)
+        prepared = WeightPreparation(narrow=self.narrow, few_bits=few_bits)
+        return make_plan(self.model, self.units, self.table.ranges, self.target, methods, prepared)
 
 
 def round_all(storing: Storing, samples: Samples, folder: Path, on_sample: Callable[[], None]) -> Rounder:
@@ -83,9 +84,15 @@ def trained(storing: Storing, rounder: Rounder, samples: Samples, clock: Clock) 
     if storing.large:
         raise ConfigError("quantize.tune: a large model is never in memory as a whole; remove the key")
     from edgepack.training.aware import train_integers  # noqa: PLC0415  # an extra that most builds do without
+    from edgepack.training.train import TrainingRun  # noqa: PLC0415
 
     with clock.stage("tune int8") as notes:
         plan = storing.widest(rounder.few_bits)
+        run = TrainingRun(
+            storing.recipe.seed,
+            os.cpu_count() or 1,
+            on_step=lambda done, total, text: clock.progress(f"tune int8: {text}", done, total),
+        )
         found = train_integers(
             storing.model,
             plan,
@@ -93,9 +100,7 @@ def trained(storing: Storing, rounder: Rounder, samples: Samples, clock: Clock) 
             rounder,
             samples,
             settings,
-            seed=storing.recipe.seed,
-            threads=os.cpu_count() or 1,
-            on_step=lambda done, total, text: clock.progress(f"tune int8: {text}", done, total),
+            run,
         )
         notes.extend(found.notes)
         notes.curve = found.notes.curve

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from edgepack.report.tables import size_text, table, time_text
+from edgepack.report.tables import or_dash, size_text, table, time_text
 from edgepack.results import DeviceFigures, DeviceRun
 
 FORM = 1
@@ -37,8 +37,8 @@ def device_lines(runs: Sequence[DeviceRun]) -> list[str]:
                 (
                     m.model, size_text(m.size_bytes), time_text(m.p50_ms), time_text(m.p90_ms),
                     time_text(m.min_ms), f"{m.speedup:.2f}×",
-                    "-" if m.cold_start_ms is None else time_text(m.cold_start_ms),
-                    "-" if not m.peak_memory_bytes else size_text(m.peak_memory_bytes),
+                    or_dash(time_text, m.cold_start_ms),
+                    or_dash(size_text, m.peak_memory_bytes),
                     closeness(m),
                 )
             )  # fmt: skip

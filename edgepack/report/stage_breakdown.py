@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from edgepack.report.tables import size_text, table, time_text
+from edgepack.report.tables import or_dash, size_text, table, time_text
 from edgepack.results import Step
 
 
@@ -16,8 +16,8 @@ def waterfall_lines(steps: Sequence[Step]) -> list[str]:
             (
                 step.name,
                 size_text(step.raw_bytes),
-                "-" if step.packed_bytes is None else size_text(step.packed_bytes),
-                size_text(step.resident_bytes),
+                or_dash(size_text, step.packed_bytes),
+                or_dash(size_text, step.resident_bytes),
                 time_text(step.latency_ms_p50),
                 "equal" if step.sqnr_db is None else f"{step.sqnr_db:.1f} dB",
                 "" if step.agreement is None else f"{step.agreement:.4f}",

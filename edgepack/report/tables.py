@@ -1,6 +1,6 @@
 """Figures as a person reads them, and tables of text."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 
 def size_text(size_bytes: float) -> str:
@@ -14,6 +14,11 @@ def size_text(size_bytes: float) -> str:
 def time_text(ms: float) -> str:
     """Milliseconds as a person reads them."""
     return f"{ms:.2f} ms" if ms >= 1 else f"{ms * 1e3:.1f} µs"
+
+
+def or_dash(text: Callable[[float], str], value: float | None) -> str:
+    """``value`` as ``text`` writes it; a dash where nothing was measured."""
+    return "-" if value is None else text(value)
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from edgepack.report.devices import device_lines
 from edgepack.report.formats import busy, first_of, host_only, tflite_lines
 from edgepack.report.stage_breakdown import waterfall_lines
-from edgepack.report.tables import size_text, table, time_text
+from edgepack.report.tables import or_dash, size_text, table, time_text
 from edgepack.results import (
     EQUAL_DB,
     BuildReport,
@@ -112,8 +112,8 @@ def _figures(models: Sequence[ModelFigures]) -> list[str]:
     p50 = [time_text(m.latency_ms_p50) for m in models]
     rows.append(("latency p50", *(_with(p50[i], speed[i], m, original) for i, m in enumerate(models))))
     rows.append(("latency p90", *(time_text(m.latency_ms_p90) for m in models)))
-    rows.append(("cold start", *(time_text(m.cold_start_ms) for m in models)))
-    rows.append(("peak memory", *(size_text(m.peak_memory_bytes) for m in models)))
+    rows.append(("cold start", *(or_dash(time_text, m.cold_start_ms) for m in models)))
+    rows.append(("peak memory", *(or_dash(size_text, m.peak_memory_bytes) for m in models)))
     if any(m.fidelity is not None for m in models):
         name = next((m.fidelity.metric_name for m in models if m.fidelity and m.fidelity.metric_name), None)
         if name:

@@ -17,10 +17,9 @@ from edgepack.results import Notes
 from edgepack.training.fake_quant import QuantizedStudent
 from edgepack.training.held import Held
 from edgepack.training.learned_scales import Scales, learned_ranges
-from edgepack.training.loop import OnStep
 from edgepack.training.report import curve_of, told
 from edgepack.training.start import start_from
-from edgepack.training.train import tune
+from edgepack.training.train import TrainingRun, tune
 from edgepack.training.weights import trainables
 
 
@@ -40,10 +39,7 @@ def train_integers(
     rounding: Callable[[QuantPlan], dict[str, Rounded]],
     samples: Samples,
     settings: AwareTune,
-    *,
-    seed: int,
-    threads: int,
-    on_step: OnStep = lambda done, total, text: None,
+    run: TrainingRun,
 ) -> TrainedIntegers:
     """Train the integer graph of ``plan``, made of ``ranges``, from what ``rounding`` stores, to answer as
     ``model`` does.
@@ -66,7 +62,7 @@ def train_integers(
         return students[-1]
 
     training = settings.model_copy(update={"keep": (*settings.keep, *keep)})
-    made = tune(start.model, model, samples, training, seed=seed, threads=threads, form=form, on_step=on_step)
+    made = tune(start.model, model, samples, training, run, form)
     stored = start.stored(made.model)
     changed = sum(int((stored[n].integers != given[n].integers).sum()) for n in stored)
     values = sum(stored[n].integers.size for n in stored)

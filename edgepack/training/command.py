@@ -12,7 +12,7 @@ from edgepack.data.samples import open_samples
 from edgepack.errors import ConfigError
 from edgepack.ir.files import load_model, require_float, save_model
 from edgepack.ir.inputs import input_specs
-from edgepack.training.train import Tuned, tune
+from edgepack.training.train import TrainingRun, Tuned, tune
 from edgepack.training.workers import joined
 
 
@@ -49,17 +49,9 @@ def tune_file(
         progress(f"tune: {text}", done, total)
 
     with joined() as workers:
-        made = tune(
-            model,
-            master,
-            samples,
-            settings,
-            seed=recipe.seed,
-            threads=max(1, (os.cpu_count() or 1) // workers.local),
-            checkpoints=checkpoints,
-            on_step=on_step,
-            workers=workers,
-        )
+        threads = max(1, (os.cpu_count() or 1) // workers.local)
+        run = TrainingRun(recipe.seed, threads, checkpoints, on_step, workers)
+        made = tune(model, master, samples, settings, run)
     if not workers.first:
         return None
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from edgepack.calibration.run import stream_activations
+from edgepack.config.training import Tune
 from edgepack.data.samples import Samples
-from edgepack.errors import ConfigError
+from edgepack.errors import ConfigError, ModelError
 from edgepack.ir.arrays import Feeds
 from edgepack.training.objective import Objective
 from edgepack.training.store import Store
@@ -38,17 +39,15 @@ def prepare_lessons(
     teacher: ir.Model,
     objective: Objective,
     samples: Samples,
+    settings: Tune,
     *,
-    held_out: float,
-    views: int,
-    labelled: bool,
     threads: int,
     folder: Path,
 ) -> Lessons:
     """Run the teacher once over all samples in onnxruntime.
 
-    Of samples that are each followed by ``views`` of it, those that judge are originals, and no view of them
-    is trained on.
+    ``samples`` are each followed by the views that the settings ask for. Those that judge are originals, and
+    no view of them is trained on.
 
     Raises:
         ConfigError: labels are wanted and are not classes.
@@ -67,27 +66,32 @@ def prepare_lessons(
         for name, array in arrays.items():
             moments = (array.size, array.sum(dtype=np.float64), np.square(array, dtype=np.float64).sum())
             sums[name] = [a + float(b) for a, b in zip(sums[name], moments, strict=True)]
-        if labelled:
+        if settings.labels > 0:
             if not isinstance(sample.label, int):
                 raise ConfigError(
                     f"tune: labels: sample {sample.key} has the label {sample.label!r}, not a class number"
                 )
             labels.append(sample.label)
     power = {name: square / count - (total / count) ** 2 for name, (count, total, square) in sums.items()}
+    held_out, own = settings.held_out, settings.views + 1
     every = round(1 / held_out) if held_out else 0
-    own = views + 1
     judged = tuple(range((every - 1) * own, len(feeds), every * own)) if every else ()
     trained = tuple(i for i in range(len(feeds)) if i // own * own not in set(judged))
     if not trained:
         raise ConfigError(f"tune: {len(feeds)} samples with held_out {held_out} leave none to train on")
     shapes = [tuple(a.shape for a in feeds[i].values()) for i in range(len(feeds))]
-    return Lessons(feeds, answers, labels if labelled else None, power, trained, judged, shapes=shapes)
+    return Lessons(
+        feeds, answers, labels if settings.labels > 0 else None, power, trained, judged, shapes=shapes
+    )
 
 
 def can_be_stacked(run: Callable[[dict[str, Tensor]], Mapping[str, Tensor]], feeds: Sequence[Feeds]) -> bool:
-    """Whether two samples at once give the same values as one after another, whatever the file says."""
+    """Whether two samples at once give the same values as one after another, whatever the file says.
+
+    ``run`` raises a ModelError where shapes do not fit, as :func:`edgepack.training.graph.run_program` does.
+    """
     if len(feeds) < 2 or any(
-        a.shape != b.shape for a, b in zip(*(f.values() for f in feeds[:2]), strict=True)
+        a.shape != b.shape or not a.shape for a, b in zip(*(f.values() for f in feeds[:2]), strict=True)
     ):
         return False
     tensors = [{k: torch.from_numpy(v) for k, v in f.items()} for f in feeds[:2]]
@@ -95,10 +99,13 @@ def can_be_stacked(run: Callable[[dict[str, Tensor]], Mapping[str, Tensor]], fee
         alone = [run(t) for t in tensors]
         try:
             both = run({k: torch.cat([t[k] for t in tensors]) for k in tensors[0]})
-        except Exception:  # noqa: BLE001  # any failure means that it cannot be done
+        except ModelError:
             return False
     for name, value in both.items():
-        wanted = torch.cat([a[name] for a in alone]) if alone[0][name].dim() else alone[0][name]
+        first, second = (a[name] for a in alone)
+        if first.dim() != second.dim() or first.shape[1:] != second.shape[1:]:
+            return False
+        wanted = torch.cat([first, second]) if first.dim() else first
         size = float(wanted.abs().max()) if wanted.numel() else 0.0
         if wanted.shape != value.shape or not torch.allclose(wanted, value, rtol=1e-2, atol=1e-2 * size):
             return False

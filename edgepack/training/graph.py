@@ -199,9 +199,9 @@ def _constants(body: Body, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _call(step: Step, env: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Any:
     inputs = [env[name] if name else None for name in step.inputs]
-    if step.op_type in CONTROL:
-        return _CONTROL[step.op_type](step, inputs, env, values)
     try:
+        if step.op_type in CONTROL:
+            return _CONTROL[step.op_type](step, inputs, env, values)
         return OPERATORS[step.op_type](step, *inputs)
     except (RuntimeError, IndexError, ValueError, TypeError, KeyError) as error:
         shapes = ", ".join("-" if x is None else str(list(x.shape)) for x in inputs)

@@ -46,6 +46,20 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """One run of a training: where it starts from, where it runs, whom it tells."""
+
+    seed: int
+    threads: int = 1
+    """Used where the settings name none."""
+    checkpoints: Path | None = None
+    """A folder for a log and, after each epoch, all that is needed to go on."""
+    on_step: OnStep = lambda done, total, text: None
+    workers: Workers = ALONE
+    """They divide the samples of each step; all call with the same arguments and get the same model."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tuned:
     """A trained model and how it came about."""
 
@@ -68,21 +82,15 @@ def tune(
     teacher: ir.Model,
     samples: Samples,
     settings: Tune,
-    *,
-    seed: int,
-    threads: int = 1,
-    checkpoints: Path | None = None,
-    on_step: OnStep = lambda done, total, text: None,
+    run: TrainingRun,
     form: Callable[[ir.Model, Held], Student] | None = None,
-    workers: Workers = ALONE,
 ) -> Tuned:
     """Train the weights of ``model`` on what ``teacher`` says to ``samples``; both stay as they are.
 
     The trained model has the same nodes, names, types and zeros; shared values stay shared. With a folder of
-    ``checkpoints`` there are a log and, after each epoch, all that is needed to go on: called again with the
-    same arguments, a run that was killed ends as it would have. ``form`` runs the weights in another form
-    than the model's own, such as the integer one of :mod:`.fake_quant`. Several ``workers`` that
-    call this with the same arguments divide the samples of each step, and all get the same model.
+    checkpoints, a run that was killed ends as it would have when it is called again with the same arguments.
+    ``form`` runs the weights in another form than the model's own, such as the integer one of
+    :mod:`.fake_quant`.
 
     Raises:
         ModelError: the model has operators that cannot be trained (all are listed), or does not run.
@@ -96,31 +104,30 @@ def tune(
     student = (form or FloatStudent)(together, held)
     objective = choose_objective(student.model, teacher, settings, together)
     sizes = [t.numel() for t in held.tensors.values()]
-    exchange = Exchange(sizes, settings.gradients, workers, seed)
+    exchange = Exchange(sizes, settings.gradients, run.workers, run.seed)
     zeros = _zeros(together, held, settings)
     state = State(held, _optimizer(held, settings), exchange, zeros)
-    identity = run_identity(student.model, teacher, samples, settings, seed, workers.count)
-    workers.require_same(identity, "it has another model, teacher, samples, settings or seed")
+    identity = run_identity(student.model, teacher, samples, settings, run.seed, run.workers.count)
+    run.workers.require_same(identity, "it has another model, teacher, samples, settings or seed")
+    threads = settings.threads or run.threads
     with (
-        _threads(settings.threads or threads),
+        _threads(threads),
         tempfile.TemporaryDirectory(prefix="edgepack-tune-") as folder,
     ):
         lessons = prepare_lessons(
             teacher,
             objective,
-            with_views(samples, settings.views, seed),
-            held_out=settings.held_out,
-            views=settings.views,
-            labelled=settings.labels > 0,
-            threads=settings.threads or threads,
+            with_views(samples, settings.views, run.seed),
+            settings,
+            threads=threads,
             folder=Path(folder),
         )
         objective = _tried(student, held, objective, lessons, settings)
         start = {key: tensor.detach().clone() for key, tensor in held.tensors.items()}
-        if checkpoints is not None:
-            _resume(checkpoints, state, identity)
-        loop = Loop(student, objective, lessons, settings, seed, on_step)
-        ended = loop.run(state, checkpoints, identity)
+        if run.checkpoints is not None:
+            _resume(run.checkpoints, state, identity)
+        loop = Loop(student, objective, lessons, settings, run.seed, run.on_step)
+        ended = loop.run(state, run.checkpoints, identity)
         between = loop.between(state, start)
     return _finished(model, state, tables, ended, between)
 

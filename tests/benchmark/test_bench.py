@@ -214,6 +214,7 @@ def test_bench_of_files(tmp_path: Path) -> None:
     assert (first.speedup, first.speedup_error, first.runs) == (1.0, 0.0, 6)
     assert 0.5 < same.speedup < 2
     assert 0 < first.min_ms <= first.p50_ms <= first.p90_ms
+    assert first.cold_start_ms is not None and first.peak_memory_bytes is not None
     assert first.cold_start_ms > first.min_ms
     # 9 MB of weights are resident at least once, and a model without is not charged for the libraries.
     assert first.peak_memory_bytes > 9e6

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgepack.benchmark.bench import Ratio
-from edgepack.benchmark.devices import device_runner
+from edgepack.benchmark.devices import device_runner, timing
 from edgepack.benchmark.devices.bench import bench_on, open_device, parity
 from edgepack.benchmark.devices.bundle import Job, write_bundle
 from edgepack.benchmark.devices.protocol import Shell, ShellDevice
@@ -90,6 +91,7 @@ def test_local_figures_are_whole_and_outputs_are_the_hosts(model: Path) -> None:
     assert found.models[0].speedup == 1.0
     for m in found.models:
         assert 0 < m.min_ms <= m.p50_ms <= m.p90_ms
+        assert m.mean_ms is not None and m.mean_ms > m.min_ms and m.mean_ms != m.p50_ms
         assert m.cold_start_ms is not None
         assert m.cold_start_ms > m.min_ms
         assert set(m.ops_us) == {"Relu", "Add"}
@@ -304,6 +306,25 @@ def test_a_build_is_timed_on_its_device(
     assert [m.latency_ms_p50 for m in report.models] == [m.p50_ms for m in found.models]
     assert ssh.read_text().count("--watch") == 2, "forms once, artifacts once"
     assert run(lambda: app([*words, "--device", "adb:-x"])) == 2
+
+
+def test_what_a_device_does_not_tell_is_no_figure(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mean is its own and no median; a cold start or memory that was not measured is not zero."""
+    run = bench_on("local", [model], Runtime(), FEEDS, QUICK, python=sys.executable)
+    told = replace(run, models=(replace(run.models[0], p50_ms=2.0, mean_ms=3.0),))
+    monkeypatch.setattr(timing, "bench_on", lambda *_, **__: told)
+    found, _ = DeviceTiming("local").latencies({"original": model}, Runtime(), FEEDS, 3)
+    latency = found["original"]
+    assert (latency.p50_ms, latency.mean_ms) == (2.0, 3.0)
+    assert latency.cold_start_ms is None and latency.peak_memory_bytes is None
+
+
+def test_a_system_without_proc_tells_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_runner, "read", lambda path: "")
+    assert device_runner.memory_bytes() is None
+    answer = subprocess.CompletedProcess([], 0, b'{"milliseconds": 5.0, "memory_bytes": null}', b"")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
+    assert device_runner.cold(tmp_path, {"models": [{"file": "m.onnx"}]}, 0) == (5.0, None)
 
 
 def test_the_devices_speeds_take_the_place_of_the_hosts(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def test_an_answer_as_figures(models: tuple[Path, ...]) -> None:
     run = read_answer(answer(), models, EXPECTED, 1, 2)
     first, second = run.models
     assert (run.device, run.threads, run.cpu) == ("web, Chrome 1", 2, "Agent1")
+    assert first.mean_ms == 5.0
     assert (first.p50_ms, first.speedup, first.exact, first.sqnr_db) == (5.0, 1.0, True, None)
     assert (second.p50_ms, second.speedup, second.exact, second.cold_start_ms) == (2.0, 2.5, False, 20.0)
     assert second.sqnr_db == pytest.approx(40.0, abs=0.01)

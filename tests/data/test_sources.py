@@ -1,9 +1,10 @@
+import hashlib
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import pytest
+from support.counting import calls_of
 from support.sampling import (
     F4,
     IDS,
@@ -220,14 +221,47 @@ def test_shared_image_files_are_refused_whatever_their_names(tmp_path: Path) -> 
         check_disjoint(calibration, opened(npz(tmp_path / "a.npz", picture=array), PICTURE))
 
 
-def test_twenty_thousand_tiny_samples_take_moments(tmp_path: Path) -> None:
-    dense = np.random.default_rng(0).random((22_000, 22), np.float32)
-    spec, ids = InputSpec("dense", F4, ("batch", 22)), np.zeros((22_000, 3), int)
-    first = opened(npz(tmp_path / "a.npz", dense=dense[:2000], ids=ids[:2000]), spec, IDS)
-    second = opened(npz(tmp_path / "b.npz", dense=dense[2000:], ids=ids[2000:]), spec, IDS)
-    start = perf_counter()
-    check_disjoint(first, second)
-    assert perf_counter() - start < 4  # 0.7 s on an idle core
+class CountedDigest(bytes):
+    """A digest whose comparisons are calls of Python, so that they count as work."""
+
+    def __eq__(self, other: object) -> bool:
+        return bytes.__eq__(self, other) is True
+
+    __hash__ = bytes.__hash__
+
+
+class CountedSha256:
+    """SHA-256 that gives such digests."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.update, self._whole = (whole := SHA256(data)).update, whole
+
+    def digest(self) -> bytes:
+        return CountedDigest(self._whole.digest())
+
+
+SHA256 = hashlib.sha256
+
+
+def test_samples_are_read_and_compared_in_linear_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice the samples in both parts are twice the work; each with each would be four times."""
+    monkeypatch.setattr(hashlib, "sha256", CountedSha256)
+    spec = InputSpec("dense", F4, ("batch", 22))
+
+    def work(used: int, evaluated: int) -> int:
+        dense, ids = (
+            np.arange(22 * (used + evaluated), dtype=F4).reshape(-1, 22),
+            np.zeros((evaluated, 3), int),
+        )
+        first = opened(npz(tmp_path / "a.npz", dense=dense[:used], ids=ids[:used]), spec, IDS)
+        second = opened(npz(tmp_path / "b.npz", dense=dense[used:], ids=ids), spec, IDS)
+        return calls_of(lambda: check_disjoint(first, second))
+
+    few = work(500, 1000)
+    assert few > 1500  # each sample is looked at
+    assert work(1000, 2000) < 2.2 * few
 
 
 def test_batches_do_not_hide_shared_samples(tmp_path: Path) -> None:

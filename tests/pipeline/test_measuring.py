@@ -17,7 +17,16 @@ from edgepack.errors import ConfigError, ExportError
 from edgepack.export.ort import export_ort
 from edgepack.ir.files import save_model
 from edgepack.ir.inputs import InputSpec
-from edgepack.pipeline.measuring import bench_models, bench_text, check_models, check_text, random_feed
+from edgepack.pipeline.measuring import (
+    BenchData,
+    bench_data,
+    bench_feeds,
+    bench_models,
+    bench_text,
+    check_models,
+    check_text,
+    random_feed,
+)
 
 TARGET = load_target("x86-cpu")
 
@@ -63,7 +72,7 @@ def test_check_refuses_another_output(folder: Path) -> None:
 def test_bench_measures_each_file_and_its_operators(folder: Path) -> None:
     models = [folder / "model.onnx", folder / "noisy.onnx"]
     data = Data(path=str(folder / "calib.npz"))
-    rows = bench_models(models, data, {}, folder, TARGET, threads=1, runs=5, ops=True)
+    rows = bench_models(models, BenchData(data, {}, folder), TARGET, threads=1, runs=5, ops=True)
     assert [row["model"] for row in rows] == [str(m) for m in models]
     for row in rows:
         assert 0 < row["min_ms"] <= row["p50_ms"] <= row["p90_ms"]
@@ -76,10 +85,22 @@ def test_bench_measures_each_file_and_its_operators(folder: Path) -> None:
     assert "thread(s), onnxruntime" in page.splitlines()[-1]
 
 
+def test_a_bench_takes_a_few_samples_of_the_recipe(folder: Path) -> None:
+    recipe = load_recipe(folder / "edgepack.yaml", {})
+    few = bench_data(recipe, folder, 3)
+    assert few is not None
+    feeds = bench_feeds([folder / "model.onnx"], few, TARGET.runtime)
+    with np.load(folder / "calib.npz") as archive:
+        rows = archive["x"].reshape(len(archive["x"]), -1).tolist()
+    places = [rows.index(feed["x"].ravel().tolist()) for feed in feeds]
+    assert len(places) == 3 and places == sorted(set(places))
+    assert bench_data(load_recipe(None, {"model": str(folder / "model.onnx")}), folder) is None
+
+
 def test_bench_of_an_ort_file_on_random_inputs(folder: Path) -> None:
     path = folder / "model.ort"
     export_ort(folder / "model.onnx", path, load_target("mobile").runtime)
-    rows = bench_models([path], None, {}, folder, TARGET, threads=None, runs=3, ops=True)
+    rows = bench_models([path], None, TARGET, threads=None, runs=3, ops=True)
     assert rows[0]["size_bytes"] == path.stat().st_size
     assert rows[0]["p50_ms"] > 0
     assert rows[0]["ops_us"]
@@ -92,9 +113,9 @@ def test_bench_of_pictures_takes_the_preprocessing_of_the_recipe(tmp_path: Path)
     data = Data(path=str(image_folder(tmp_path / "images", "a.png", "b.png")))
     options: dict[str, Any] = {"threads": 1, "runs": 2, "ops": False}
     with pytest.raises(ConfigError, match="images:"):
-        bench_models([tmp_path / "model.onnx"], data, {}, tmp_path, TARGET, **options)
+        bench_models([tmp_path / "model.onnx"], BenchData(data, {}, tmp_path), TARGET, **options)
     images = {"picture": ImageInput()}
-    rows = bench_models([tmp_path / "model.onnx"], data, images, tmp_path, TARGET, **options)
+    rows = bench_models([tmp_path / "model.onnx"], BenchData(data, images, tmp_path), TARGET, **options)
     assert rows[0]["p50_ms"] > 0
 
 
@@ -118,8 +139,8 @@ def test_check_and_bench_of_a_tflite_beside_its_original(tmp_path: Path) -> None
     rows = check_models(original, [built], recipe, tmp_path, TARGET, lambda *_: None)
     assert rows[1]["sqnr_db"] > 25
     options: dict[str, Any] = {"threads": 1, "runs": 3}
-    timed = bench_models([original, built], None, {}, tmp_path, TARGET, ops=False, **options)
+    timed = bench_models([original, built], None, TARGET, ops=False, **options)
     assert [row["model"] for row in timed] == [str(original), str(built)]
     assert timed[1]["p50_ms"] > 0
     with pytest.raises(ConfigError, match=r"model.tflite: .*without --ops"):
-        bench_models([original, built], None, {}, tmp_path, TARGET, ops=True, **options)
+        bench_models([original, built], None, TARGET, ops=True, **options)

@@ -27,6 +27,7 @@ from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import QuantParams, QuantType
 from edgepack.quantization.groups import Unit, find_units
 from edgepack.quantization.plan.plan import make_plan
+from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.low_bit import FewBits, bits_of_units, scale_by_error
@@ -70,9 +71,8 @@ def samples_of(folder: Path, model: ir.Model, x: Floats) -> Samples:
 
 
 def weight_only(model: ir.Model, units: tuple[Unit, ...], few: dict[str, FewBits]) -> QuantPlan:
-    return make_plan(
-        model, units, {}, target(), {u.name: Request(Method.WEIGHT_ONLY) for u in units}, few_bits=few
-    )
+    methods = {u.name: Request(Method.WEIGHT_ONLY) for u in units}
+    return make_plan(model, units, {}, target(), methods, WeightPreparation(few_bits=few))
 
 
 def few_of(model: ir.Model, units: tuple[Unit, ...], bits: int) -> dict[str, FewBits]:

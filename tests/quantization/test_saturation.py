@@ -25,6 +25,7 @@ from edgepack.ir.numerics import quantize, sqnr_db
 from edgepack.ir.scheme import Granularity, QuantScheme, QuantType
 from edgepack.quantization.groups import find_units
 from edgepack.quantization.plan.plan import make_plan
+from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.matrix import to_groups
@@ -138,9 +139,8 @@ def planned(folder: Path, device: Target) -> tuple[ir.Model, QuantPlan, Rounder,
     narrow = {}
     if device.quantization.saturates:
         narrow = outputs_that_saturate(model, units, ranges, device, samples, seed=0)
-    plan = make_plan(
-        model, units, ranges, device, {u.name: Request(Method.STATIC) for u in units}, None, narrow
-    )
+    methods = {u.name: Request(Method.STATIC) for u in units}
+    plan = make_plan(model, units, ranges, device, methods, WeightPreparation(narrow=narrow))
     rounder = round_weights(model, plan, samples, second_order=True, threads=1, seed=0)
     return model, plan, rounder, samples
 

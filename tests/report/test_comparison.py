@@ -36,6 +36,13 @@ def test_figures_and_forms_of_both() -> None:
     assert "750.00 kB   -25.0 %" in told and "other machines" in told and "FAIL" in told
 
 
+def test_a_figure_that_one_build_lacks_has_no_change() -> None:
+    untold = tuple(replace(m, cold_start_ms=None, peak_memory_bytes=None) for m in REPORT.models)
+    rows = compare_builds(("a", "b"), REPORT, replace(REPORT, models=untold)).rows
+    found = {row.figure: value_texts(row) for row in rows}
+    assert found["onnx cold start"] == ("15.00 ms", "-") and found["onnx peak memory"] == ("5.00 MB", "-")
+
+
 def test_equal_outputs_are_told_as_equal() -> None:
     equal = replace(BUILT, fidelity=Fidelity(50, None, 1.0, 0.91, "top1"))
     pair = compare_builds(("a", "b"), REPORT, replace(REPORT, models=(ORIGINAL, equal)))

@@ -65,6 +65,20 @@ def test_the_whole_report_is_on_the_page() -> None:
     assert page.index("Pass") < page.index("metric drop at most") < page.index("Bytes on disk")
 
 
+def test_what_was_not_measured_has_a_dash(tmp_path: Path) -> None:
+    assert "Memory at its peak" in checked(report_page(REPORT, None)).charts
+    untold = tuple(replace(m, cold_start_ms=None, peak_memory_bytes=None) for m in REPORT.models)
+    report = replace(REPORT, models=untold)
+    page = report_page(report, None)
+    dash = '<td class="num">–</td>'
+    assert page.count(dash) == report_page(REPORT, None).count(dash) + 4
+    assert "Memory at its peak" not in checked(page).charts
+    (tmp_path / "report.json").write_text(report.to_json())
+    assert read_report(tmp_path) == report
+    one = replace(REPORT, models=(REPORT.models[0], untold[1]))
+    assert "Memory at its peak" in checked(report_page(one, None)).charts
+
+
 def test_a_gate_that_is_not_met_comes_first() -> None:
     page = report_page(replace(REPORT, passed=False), None)
     assert "Gate failed" in page.partition("<main>")[0]

@@ -18,6 +18,7 @@ from edgepack.results import (
     Limit,
     UnitRow,
     finite,
+    step_of,
 )
 
 
@@ -38,6 +39,18 @@ def test_a_model_that_grew_or_has_no_metric() -> None:
     grown = replace(BUILT, size_bytes=5_000_000, speedup=0.8, fidelity=Fidelity(5, None, None, None, None))
     first = text(replace(REPORT, models=(ORIGINAL, grown))).splitlines()[0]
     assert first.endswith("1.25× larger, 0.80× as fast, fidelity equal")
+
+
+def test_what_was_not_measured_has_a_dash() -> None:
+    """A device need not tell of memory; zero would be a figure."""
+    untold = tuple(replace(m, cold_start_ms=None, peak_memory_bytes=None) for m in (ORIGINAL, BUILT))
+    report = replace(REPORT, models=untold, waterfall=(step_of(untold[0], "original", None),) * 3)
+    lines = [line.split() for line in text(report).splitlines()]
+    assert ["cold", "start", "-", "-"] in lines and ["peak", "memory", "-", "-"] in lines
+    steps = [line for line in lines if line[:1] == ["original"] and "MB" in line]
+    assert len(steps) == 3 and all(line[4:6] == ["-", "4.00"] for line in steps)
+    figures = json.loads(report.to_json())["models"][1]
+    assert figures["cold_start_ms"] is None and figures["peak_memory_bytes"] is None
 
 
 def test_columns_stand_below_each_other() -> None:

@@ -133,5 +133,5 @@ def test_a_bench_of_both_kinds_of_file(tmp_path: Path) -> None:
     found = bench({"onnx": original, "tflite": built}, Runtime(), [{"x": X}], warmup=1, runs=5)
     assert found["onnx"].speedup == 1.0
     assert 0.05 < found["tflite"].speedup < 20
-    assert found["tflite"].cold_start_ms > 0
-    assert found["tflite"].peak_memory_bytes > 0
+    assert (found["tflite"].cold_start_ms or 0) > 0
+    assert (found["tflite"].peak_memory_bytes or 0) > 0

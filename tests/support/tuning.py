@@ -12,7 +12,7 @@ from edgepack.config.recipe import Data, Labels
 from edgepack.config.training import Tune
 from edgepack.data.samples import Samples, open_samples
 from edgepack.ir.inputs import input_specs
-from edgepack.training.train import Tuned, tune
+from edgepack.training.train import TrainingRun, Tuned, tune
 from edgepack.training.weights import array_of, keys_of, trainables, with_weights
 
 QUICK: dict[str, Any] = {"steps": 40, "learning_rate": 3e-3, "held_out": 0.0, "batch": 8}
@@ -50,4 +50,4 @@ def distance(a: ir.Model, b: ir.Model, samples: Samples) -> float:
 
 def trained(model: ir.Model, samples: Samples, **settings: Any) -> Tuned:
     """A short run, with the original net as the teacher."""
-    return tune(model, conv_net(), samples, Tune(**{**QUICK, **settings}), seed=1)
+    return tune(model, conv_net(), samples, Tune(**{**QUICK, **settings}), TrainingRun(1))

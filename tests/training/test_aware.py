@@ -29,11 +29,13 @@ from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import Granularity
 from edgepack.quantization.groups import find_units
 from edgepack.quantization.plan.plan import make_plan
+from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.low_bit import FewBits
 from edgepack.quantization.weights.rounding import Rounder, with_trained
 from edgepack.training.aware import train_integers
+from edgepack.training.train import TrainingRun
 
 NET = """net (float[batch, 4, 8, 8] x) => (float[batch, 5] y) {
     a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)
@@ -68,7 +70,7 @@ def all_static(
     ranges = given or ranges_of(model, device, {"x": pictures(2)}, folder)
     methods = {u.name: Request(Method.STATIC) for u in units}
     few = {u.name: FewBits(4) for u in units if u.weight is not None}
-    return make_plan(model, units, ranges, device, methods, few_bits=few), ranges
+    return make_plan(model, units, ranges, device, methods, WeightPreparation(few_bits=few)), ranges
 
 
 def fidelity(model: ir.Model, built: ir.Model, x: Array) -> float:
@@ -85,7 +87,7 @@ def test_trained_integers_are_better_and_floats_stay(granularity: Granularity, t
     samples = open_samples(Data(path=str(path)), "training", input_specs(model), {}, base=tmp_path)
     rounder = Rounder(model)
     settings = AwareTune(steps=200, learning_rate=2e-3, held_out=0.0, batch=8)
-    found = train_integers(model, plan, ranges, rounder, samples, settings, seed=0, threads=1)
+    found = train_integers(model, plan, ranges, rounder, samples, settings, TrainingRun(0))
     trained = with_trained(rounder, plan, found.stored)
     assert set(found.stored) == {u.unit.name for u in plan.units if u.weight is not None}
     built = apply_plan(model, plan, trained(plan))
@@ -108,7 +110,7 @@ def test_trained_ranges_give_the_scales_that_were_trained(granularity: Granulari
     samples = open_samples(Data(path=str(path)), "training", input_specs(model), {}, base=tmp_path)
     rounder = Rounder(model)
     settings = AwareTune(steps=200, learning_rate=5e-3, held_out=0.0, batch=8, learn_ranges=True)
-    found = train_integers(model, plan, wide, rounder, samples, settings, seed=0, threads=1)
+    found = train_integers(model, plan, wide, rounder, samples, settings, TrainingRun(0))
     after, _ = all_static(model, tmp_path, granularity, found.ranges)
     narrower = [n for n in wide if found.ranges[n].high < 0.99 * wide[n].high]
     assert len(narrower) >= 3 and any("scales trained" in note for note in found.notes)
@@ -148,7 +150,7 @@ def test_nothing_to_train_is_refused(tmp_path: Path) -> None:
     device = target()
     plan = make_plan(model, [], {}, device, {})
     with pytest.raises(ConfigError, match="no weight of this model has an integer form"):
-        train_integers(model, plan, {}, Rounder(model), samples, AwareTune(steps=1), seed=0, threads=1)
+        train_integers(model, plan, {}, Rounder(model), samples, AwareTune(steps=1), TrainingRun(0))
 
 
 def test_a_build_stores_what_was_trained(tmp_path: Path) -> None:

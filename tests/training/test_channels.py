@@ -32,7 +32,7 @@ from edgepack.ir.inputs import input_specs
 from edgepack.training.coupled import couple
 from edgepack.training.held import hold
 from edgepack.training.masks import LEAST_CHANNELS, Past, whole_channels
-from edgepack.training.train import tune
+from edgepack.training.train import TrainingRun, tune
 from edgepack.training.weights import array_of, keys_of
 from edgepack.training.zeros import Zeros
 
@@ -51,7 +51,7 @@ def tuned(model: ir.Model, folder: Path, sparsify: Sparsify, **more: Any) -> ir.
     path = npz(folder / "x.npz", x=f32(np.random.default_rng(1).normal(size=(12, 1, 6, 8, 8))))
     noise = open_samples(Data(path=str(path)), "training", input_specs(model), {}, base=folder)
     config = Tune(**{**QUICK, "steps": 12, **more}, sparsify=sparsify)
-    return tune(model, model, noise, config, seed=0).model
+    return tune(model, model, noise, config, TrainingRun(0)).model
 
 
 def sizes(model: ir.Model) -> int:

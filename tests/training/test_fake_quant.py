@@ -32,7 +32,7 @@ from edgepack.training.graph import as_tensor, compile_model, run_program
 from edgepack.training.held import hold
 from edgepack.training.objective import choose_objective
 from edgepack.training.start import start_from
-from edgepack.training.train import tune
+from edgepack.training.train import TrainingRun, tune
 from edgepack.training.weights import array_of, keys_of, trainables, with_weights
 
 RESIDUAL = """net (float[batch, 4, 8, 8] x) => (float[batch, 5] y) {
@@ -78,7 +78,9 @@ def test_the_file_computes_what_was_trained(name: str, granularity: Granularity,
     path = npz(tmp_path / "x.npz", x=x)
     samples = open_samples(Data(path=str(path)), "calibration", input_specs(model), {}, base=tmp_path)
     settings = Tune(steps=40, learning_rate=5e-3, held_out=0.0, batch=8)
-    made = tune(model, moved(model), samples, settings, seed=0, form=partial(QuantizedStudent, plan=plan))
+    made = tune(
+        model, moved(model), samples, settings, TrainingRun(0), form=partial(QuantizedStudent, plan=plan)
+    )
     assert np.mean([e.loss for e in made.log[-5:]]) < np.mean([e.loss for e in made.log[:5]])
 
     after = make_plan(made.model, units, ranges, device, methods)
@@ -124,7 +126,7 @@ def test_training_starts_from_the_integers_that_it_is_given(granularity: Granula
 
     settings = Tune(steps=40, learning_rate=5e-3, held_out=0.2, batch=8)
     form = partial(QuantizedStudent, plan=plan, start=start)
-    made = tune(start.model, moved(model), samples, settings, seed=0, form=form)
+    made = tune(start.model, moved(model), samples, settings, TrainingRun(0), form=form)
     assert made.kept_step > 0
     after = start.stored(made.model)
     assert any(not np.array_equal(after[n].integers, given[n].integers) for n in given)

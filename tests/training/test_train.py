@@ -28,7 +28,7 @@ from edgepack.training.distillation_data import can_be_stacked, prepare_lessons
 from edgepack.training.graph import compile_model, run_program
 from edgepack.training.held import hold
 from edgepack.training.objective import Pair, choose_objective
-from edgepack.training.train import Tuned, tune
+from edgepack.training.train import TrainingRun, Tuned, tune
 from edgepack.training.weights import array_of, keys_of, with_weights
 
 
@@ -71,7 +71,7 @@ def test_shared_values_stay_shared(tmp_path: Path) -> None:
     start = parse(body, weights={"w": codebook[places]})
     path = npz(tmp_path / "x.npz", x=f32(rng.normal(size=(32, 1, 32))))
     samples = open_samples(Data(path=str(path)), "calibration", input_specs(start), {}, base=tmp_path)
-    made = tune(start, teacher, samples, Tune(**QUICK), seed=0)
+    made = tune(start, teacher, samples, Tune(**QUICK), TrainingRun(0))
     after = held_arrays(made.model)["w"]
     values = [np.unique(after[places == i]) for i in range(4)]
     assert all(len(v) == 1 for v in values)
@@ -117,7 +117,7 @@ def test_a_weight_that_left_its_grid_is_trained_freely(samples: Samples) -> None
 
 def test_the_same_seed_gives_the_same_weights(samples: Samples) -> None:
     runs = [held_arrays(trained(noisy(conv_net()), samples).model) for _ in range(2)]
-    other = held_arrays(tune(noisy(conv_net()), conv_net(), samples, Tune(**QUICK), seed=2).model)
+    other = held_arrays(tune(noisy(conv_net()), conv_net(), samples, Tune(**QUICK), TrainingRun(2)).model)
     assert all(np.array_equal(runs[0][k], runs[1][k]) for k in runs[0])
     assert not all(np.array_equal(runs[0][k], other[k]) for k in other)
 
@@ -149,7 +149,7 @@ def test_killed_and_resumed_it_gives_the_same_weights(
                 raise Killed
 
         start = noisy(conv_net())
-        return tune(start, conv_net(), samples, config, seed=3, checkpoints=folder, on_step=on_step)
+        return tune(start, conv_net(), samples, config, TrainingRun(3, checkpoints=folder, on_step=on_step))
 
     whole = go(tmp_path / "whole")
     for die_at in (1, 17, 29):
@@ -164,18 +164,28 @@ def test_killed_and_resumed_it_gives_the_same_weights(
 
 
 def test_a_checkpoint_of_another_run_is_refused(samples: Samples, tmp_path: Path) -> None:
-    tune(noisy(conv_net()), conv_net(), samples, Tune(**QUICK), seed=0, checkpoints=tmp_path / "c")
+    tune(noisy(conv_net()), conv_net(), samples, Tune(**QUICK), TrainingRun(0, checkpoints=tmp_path / "c"))
     with pytest.raises(ConfigError, match="another model, samples or settings"):
-        tune(noisy(conv_net()), conv_net(), samples, Tune(**QUICK), seed=1, checkpoints=tmp_path / "c")
+        tune(
+            noisy(conv_net()), conv_net(), samples, Tune(**QUICK), TrainingRun(1, checkpoints=tmp_path / "c")
+        )
     path = tmp_path / "c" / "checkpoint.pt"
     content = torch.load(path, weights_only=True)
     for other in ({**content, "layout": 99}, {k: v for k, v in content.items() if k != "layout"}, [1]):
         torch.save(other, path)
         with pytest.raises(ConfigError, match=r"another version of edgepack .* remove the file"):
-            tune(noisy(conv_net()), conv_net(), samples, Tune(**QUICK), seed=0, checkpoints=tmp_path / "c")
+            tune(
+                noisy(conv_net()),
+                conv_net(),
+                samples,
+                Tune(**QUICK),
+                TrainingRun(0, checkpoints=tmp_path / "c"),
+            )
     path.write_bytes(b"no")
     with pytest.raises(ConfigError, match="cut short"):
-        tune(noisy(conv_net()), conv_net(), samples, Tune(**QUICK), seed=1, checkpoints=tmp_path / "c")
+        tune(
+            noisy(conv_net()), conv_net(), samples, Tune(**QUICK), TrainingRun(1, checkpoints=tmp_path / "c")
+        )
 
 
 def test_views_teach_and_those_of_held_out_pictures_do_not(samples: Samples, tmp_path: Path) -> None:
@@ -183,7 +193,12 @@ def test_views_teach_and_those_of_held_out_pictures_do_not(samples: Samples, tmp
     (tmp_path / "l").mkdir()
     seen = with_views(samples, 2, seed=0)
     lessons = prepare_lessons(
-        conv_net(), objective, seen, held_out=0.25, views=2, labelled=True, threads=1, folder=tmp_path / "l"
+        conv_net(),
+        objective,
+        seen,
+        Tune(held_out=0.25, views=2, labels=1.0),
+        threads=1,
+        folder=tmp_path / "l",
     )
     assert lessons.labels is not None and len(lessons.feeds) == 3 * len(samples)
     assert lessons.judged == tuple(range(9, 72, 12))
@@ -282,7 +297,7 @@ def test_sums_of_integers_and_masks_on_scores_are_no_features(tmp_path: Path) ->
     }
     path = npz(tmp_path / "x.npz", **feeds)
     samples = open_samples(Data(path=str(path)), "calibration", input_specs(model), {}, base=tmp_path)
-    made = tune(model, model, samples, Tune(**QUICK), seed=0)
+    made = tune(model, model, samples, Tune(**QUICK), TrainingRun(0))
     assert all(np.isfinite(e.loss) and e.parts["features"] < 1e-6 for e in made.log[:1])
 
 
@@ -298,15 +313,15 @@ def test_features_of_other_shapes_are_left_out_unless_they_are_asked_for(tmp_pat
     )
     path = npz(tmp_path / "x.npz", x=f32(rng.normal(size=(16, 1, 4))))
     samples = open_samples(Data(path=str(path)), "calibration", input_specs(slim), {}, base=tmp_path)
-    made = tune(slim, wide, samples, Tune(**QUICK), seed=0)
+    made = tune(slim, wide, samples, Tune(**QUICK), TrainingRun(0))
     assert set(made.log[0].parts) == {"logits", "level"}
-    assert set(tune(wide, wide, samples, Tune(**QUICK), seed=0).log[0].parts) == {
+    assert set(tune(wide, wide, samples, Tune(**QUICK), TrainingRun(0)).log[0].parts) == {
         "logits",
         "level",
         "features",
     }
     with pytest.raises(ConfigError, match=r"'h' is \[1, 3\] and the teacher's 'h' \[1, 8\]"):
-        tune(slim, wide, samples, Tune(**QUICK, feature_map={"h": "h"}), seed=0)
+        tune(slim, wide, samples, Tune(**QUICK, feature_map={"h": "h"}), TrainingRun(0))
 
 
 def test_samples_are_stacked_only_where_that_changes_nothing(samples: Samples) -> None:
@@ -318,6 +333,50 @@ def test_samples_are_stacked_only_where_that_changes_nothing(samples: Samples) -
     assert not can_be_stacked(lambda f: run_program(across, f), feeds)
 
 
+@pytest.mark.parametrize(
+    ("body", "feeds"),
+    [
+        # A size that the graph fixes: the operator fails.
+        (
+            "net (float[a, 4] x, int64[2] s) => (float[b, c] y) { y = Reshape (x, s) }",
+            [{"x": f32(np.ones((1, 4))), "s": np.asarray([1, 4])} for _ in range(2)],
+        ),
+        # A condition that is one bool for each sample.
+        (
+            """net (bool[a] c, float[a, 4] x) => (float[b, 4] y) {
+                y = If (c) <then_branch = one () => (float[b, 4] t) { t = Abs (x) },
+                            else_branch = two () => (float[b, 4] e) { e = Neg (x) }>
+            }""",
+            [{"c": np.asarray([True]), "x": f32(np.ones((1, 4)))} for _ in range(2)],
+        ),
+        # Scalars have no axis to stack along.
+        (
+            "net (float x) => (float y) { y = Abs (x) }",
+            [{"x": np.asarray(i, np.float32)} for i in range(2)],
+        ),
+        # Answers of other shapes: one sample after another have no common stack either.
+        (
+            "net (float[a, 4] x) => (int64[2, n] y) { y = NonZero (x) }",
+            [{"x": f32([[1, 0, 0, 0]])}, {"x": f32([[1, 1, 0, 0]])}],
+        ),
+    ],
+)
+def test_what_does_not_run_as_a_stack_is_not_stacked(body: str, feeds: list[dict[str, Array]]) -> None:
+    program = compile_model(parse(body))
+    assert not can_be_stacked(lambda f: run_program(program, f), feeds)
+
+
+@pytest.mark.parametrize("defect", [AttributeError, TypeError, KeyError, MemoryError])
+def test_a_defect_is_not_taken_for_a_shape_that_does_not_fit(defect: type[Exception]) -> None:
+    def fails(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        if len(feeds["x"]) > 1:
+            raise defect("a defect")
+        return {"y": feeds["x"]}
+
+    with pytest.raises(defect, match="a defect"):
+        can_be_stacked(fails, [{"x": f32(np.ones((1, 4)))} for _ in range(2)])
+
+
 def test_what_cannot_be_trained_is_said_first(samples: Samples) -> None:
     body = """net (float[batch, 3, 8, 8] x) => (float[batch, 3, 8, 8] y) {
         n = Conv (x, w)
@@ -325,7 +384,7 @@ def test_what_cannot_be_trained_is_said_first(samples: Samples) -> None:
     }"""
     model = parse(body, weights={"w": f32(np.ones((3, 3, 1, 1)))})
     with pytest.raises(ModelError, match="Bernoulli"):
-        tune(model, model, samples, Tune(**QUICK), seed=0)
+        tune(model, model, samples, Tune(**QUICK), TrainingRun(0))
     with pytest.raises(ConfigError, match="no weight is named 'bn_scal', did you mean"):
         hold(conv_net(), ["bn_scal"])
 
@@ -341,7 +400,7 @@ def test_a_tied_table_stays_tied(tmp_path: Path) -> None:
     model = with_weights(teacher, {"t": shaken, "u": f32(shaken.T)})
     path = npz(tmp_path / "x.npz", ids=rng.integers(0, 64, (32, 1, 6)))
     words = open_samples(Data(path=str(path)), "calibration", input_specs(model), {}, base=tmp_path)
-    made = tune(model, teacher, words, Tune(**QUICK), seed=0).model
+    made = tune(model, teacher, words, Tune(**QUICK), TrainingRun(0)).model
     after = held_arrays(made)
     np.testing.assert_array_equal(after["t"], after["u"].T)
     assert not np.array_equal(after["t"], shaken)

@@ -22,7 +22,7 @@ from edgepack.ir.inputs import input_specs
 from edgepack.training.held import hold
 from edgepack.training.masks import patterned, unstructured
 from edgepack.training.sparsify import wanted_exchange, wanted_sparsity
-from edgepack.training.train import tune
+from edgepack.training.train import TrainingRun, tune
 from edgepack.training.zeros import Zeros
 
 
@@ -106,7 +106,7 @@ def test_zeros_that_are_needed_come_back(tmp_path: Path, way: dict[str, Any]) ->
 
     def come_back(**given: Any) -> int:
         share = parse_settings(Sparsify, {"sparsity": 0.5, "start": 0, **given}, "sparsify")
-        made = tune(start, teacher, samples, Tune(**NEEDED, sparsify=share), seed=0)
+        made = tune(start, teacher, samples, Tune(**NEEDED, sparsify=share), TrainingRun(0))
         return int(np.count_nonzero(held_arrays(made.model)["w"][3]))
 
     assert come_back(**way) > 6

@@ -154,8 +154,11 @@ def clocked(runner: Any, feed: Feed) -> float:
     return max(time.perf_counter() - started, 1e-9)
 
 
-def cold(folder: Path, job: Job, place: int) -> tuple[float, int]:
-    """Median milliseconds and greatest memory of the first result in new processes."""
+def cold(folder: Path, job: Job, place: int) -> tuple[float, int | None]:
+    """Median milliseconds and greatest memory of the first result in new processes.
+
+    ``None`` for the memory where the system does not tell.
+    """
     command = [sys.executable, str(Path(sys.argv[0]).absolute()), str(folder), "--cold", str(place)]
     results: list[dict[str, Any]] = []
     started = time.perf_counter()
@@ -168,10 +171,11 @@ def cold(folder: Path, job: Job, place: int) -> tuple[float, int]:
             raise Stop(REFUSED, f"a process of its own for {job['models'][place]['file']}: {reason[-1]}")
         results.append(json.loads(done.stdout))
     times = sorted(r["milliseconds"] for r in results)
-    return times[len(times) // 2], max(r["memory_bytes"] for r in results)
+    known = [r["memory_bytes"] for r in results if r["memory_bytes"] is not None]
+    return times[len(times) // 2], max(known) if known else None
 
 
-def cold_once(folder: Path, job: Job, place: int) -> dict[str, float]:
+def cold_once(folder: Path, job: Job, place: int) -> dict[str, float | None]:
     """In a process of its own: open a model, run it once."""
     model = job["models"][place]
     feed = feeds_of(folder, dict(model, samples=1))[0]
@@ -180,13 +184,15 @@ def cold_once(folder: Path, job: Job, place: int) -> dict[str, float]:
     started = time.perf_counter()
     open_model(folder / model["file"], job["runtime"]).call(feed)
     milliseconds = 1e3 * (time.perf_counter() - started)
-    return {"milliseconds": milliseconds, "memory_bytes": max(memory_bytes() - before, 0)}
+    after = memory_bytes()
+    grown = None if before is None or after is None else max(after - before, 0)
+    return {"milliseconds": milliseconds, "memory_bytes": grown}
 
 
-def memory_bytes() -> int:
-    """The most memory that was resident, 0 where the system does not tell."""
+def memory_bytes() -> int | None:
+    """The most memory that was resident, ``None`` where the system does not tell."""
     found = [line for line in read("/proc/self/status").splitlines() if line.startswith("VmHWM")]
-    return int(found[0].split()[1]) * 1024 if found else 0
+    return int(found[0].split()[1]) * 1024 if found else None
 
 
 def operator_us(folder: Path, model: Job, feed: Feed, job: Job) -> dict[str, float]:
@@ -277,7 +283,7 @@ def bench(folder: Path, job: Job) -> dict[str, Any]:
         low, high = np.percentile(ratios, [25, 75])
         row.update(
             id=models[place]["id"], p50_ms=float(np.median(own)), p90_ms=float(np.percentile(own, 90)),
-            min_ms=float(own.min()), speedup=float(np.median(ratios)),
+            min_ms=float(own.min()), mean_ms=float(own.mean()), speedup=float(np.median(ratios)),
             speedup_error=float(1.2533 * (high - low) / 1.349 / len(ratios) ** 0.5),
             cold_start_ms=start_ms, peak_memory_bytes=peak,
             ops_us=operator_us(folder, models[place], feeds[place][0], job),

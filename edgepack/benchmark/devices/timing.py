@@ -44,8 +44,8 @@ class DeviceTiming:
         )
         found = {
             name: Latency(
-                m.p50_ms, m.p90_ms, m.min_ms, m.p50_ms, runs, m.speedup, m.speedup_error,
-                m.cold_start_ms or 0.0, m.peak_memory_bytes or 0,
+                m.p50_ms, m.p90_ms, m.min_ms, m.mean_ms, runs, m.speedup, m.speedup_error,
+                m.cold_start_ms, m.peak_memory_bytes,
             )
             for name, m in zip(models, run.models, strict=True)
         }  # fmt: skip

@@ -199,5 +199,5 @@ def _row(
         min_ms=float(pair[1].min()), speedup=float(np.median(ratios)),
         speedup_error=float(1.2533 * ratios.std() / math.sqrt(len(ratios))),
         cold_start_ms=cold_ms, peak_memory_bytes=None, sha256=digest.hexdigest(),
-        exact=exact, sqnr_db=finite(sqnr_db), ops_us={},
+        exact=exact, sqnr_db=finite(sqnr_db), ops_us={}, mean_ms=float(pair[1].mean()),
     )  # fmt: skip

@@ -8,7 +8,7 @@ from edgepack.export.tflite.flatbuffer import Quant
 from edgepack.export.tflite.layout import Order, Shape, arranged, native
 from edgepack.export.tflite.linear import depthwise_affine
 from edgepack.export.tflite.lowering import QMIN, Lowering
-from edgepack.export.tflite.tasks import FLOAT, Task, dtype_of, quant, stored_as
+from edgepack.export.tflite.tasks import FLOAT, Output, Task, dtype_of, quant, stored_as
 from edgepack.ir.model import constant, name_of
 from edgepack.quantization.groups import activation_bounds
 
@@ -50,7 +50,7 @@ def arithmetic(low: Lowering, task: Task) -> None:
     if task.integer and op in ("ADD", "SUB"):
         least = float(low.planned(task.output).scale[0]) * LEAST_OF_SUM
         tensors = [_coarser(low, tensor, least) for tensor in tensors]
-    low.write(task, op, tensors, order, fuses=True)
+    low.write(task, op, tensors, Output(order), fuses=True)
 
 
 def _coarser(low: Lowering, tensor: int, least: float) -> int:
@@ -81,7 +81,7 @@ def extreme(low: Lowering, task: Task) -> None:
 def comparison(low: Lowering, task: Task) -> None:
     """Equal, Greater, Less, in the types of the graph."""
     tensors, order = operands(low, task, integer=False)
-    low.write(task, COMPARISONS[task.node.op_type], tensors, order)
+    low.write(task, COMPARISONS[task.node.op_type], tensors, Output(order))
 
 
 def where(low: Lowering, task: Task) -> None:
@@ -92,21 +92,25 @@ def where(low: Lowering, task: Task) -> None:
     choices = [low.read(v, order, integer=task.integer) for v in node.inputs[1:]]
     if task.integer:
         choices = [low.requantize(t, low.planned(task.output)) for t in choices]
-    low.write(task, "SELECT_V2", [mask, *choices], order)
+    low.write(task, "SELECT_V2", [mask, *choices], Output(order))
 
 
 def unary(low: Lowering, task: Task) -> None:
     """Functions of one entry that have a kernel of their own."""
     op = task.node.op_type
     tensors, order = operands(low, task, integer=task.integer)
-    low.write(task, UNARY[op], tensors, order, kind=FIXED.get(op) if task.integer else None)
+    low.write(task, UNARY[op], tensors, Output(order, kind=FIXED.get(op) if task.integer else None))
 
 
 def leaky_relu(low: Lowering, task: Task) -> None:
     """LeakyRelu."""
     tensors, order = operands(low, task, integer=task.integer)
     low.write(
-        task, "LEAKY_RELU", tensors, order, options={"alpha": task.node.attributes.get_float("alpha", 0.01)}
+        task,
+        "LEAKY_RELU",
+        tensors,
+        Output(order),
+        options={"alpha": task.node.attributes.get_float("alpha", 0.01)},
     )
 
 
@@ -130,7 +134,7 @@ def prelu(low: Lowering, task: Task) -> None:
         kind = quant(max(float(np.abs(stored).max()) / 127, 1e-12), 0)
         stored = stored_as(stored, kind)
     alpha = low.constant(stored, name_of(slope), kind)  # type: ignore[arg-type]
-    low.write(task, "PRELU", [tensor, alpha], order)
+    low.write(task, "PRELU", [tensor, alpha], Output(order))
 
 
 def clip(low: Lowering, task: Task) -> None:
@@ -172,10 +176,10 @@ def hard_swish(low: Lowering, task: Task) -> None:
     """HardSwish; int8 as a product with its gate, since the delegate has no int8 HARD_SWISH."""
     tensors, order = operands(low, task, integer=task.integer)
     if not task.integer:
-        low.write(task, "HARD_SWISH", tensors, order)
+        low.write(task, "HARD_SWISH", tensors, Output(order))
         return
     gate = _hard_sigmoid(low, tensors[0], 1 / 6, 0.5, f"{name_of(task.output)}_gate", UNIT)
-    low.write(task, "MUL", [tensors[0], gate], order)
+    low.write(task, "MUL", [tensors[0], gate], Output(order))
 
 
 def _hard_sigmoid(low: Lowering, tensor: int, alpha: float, beta: float, name: str, kind: Quant) -> int:
@@ -262,22 +266,22 @@ def power(low: Lowering, task: Task) -> None:
     order = low.common_order(task.node.inputs, rank)
     base = low.read(task.node.inputs[0], order, integer=False)
     if whole == 2.0:
-        low.write(task, "MUL", [base, base], order)
+        low.write(task, "MUL", [base, base], Output(order))
     elif whole == 0.5:
-        low.write(task, "SQRT", [base], order)
+        low.write(task, "SQRT", [base], Output(order))
     else:
         right = task.node.inputs[1]
         if exponent is not None and exponent.dtype != np.float32:
             wide = exponent.astype(np.float32).reshape((1,) * (rank - exponent.ndim) + exponent.shape)
-            low.write(task, "POW", [base, low.constant(wide.transpose(order), "exponent")], order)
+            low.write(task, "POW", [base, low.constant(wide.transpose(order), "exponent")], Output(order))
         else:
-            low.write(task, "POW", [base, low.read(right, order, integer=False)], order)
+            low.write(task, "POW", [base, low.read(right, order, integer=False)], Output(order))
 
 
 def reciprocal(low: Lowering, task: Task) -> None:
     """Reciprocal as a division."""
     tensors, order = operands(low, task, integer=False)
-    low.write(task, "DIV", [number(low, 1.0, len(order)), tensors[0]], order)
+    low.write(task, "DIV", [number(low, 1.0, len(order)), tensors[0]], Output(order))
 
 
 # Abramowitz and Stegun, Handbook of Mathematical Functions (1964), 7.1.26: absolute error below 1.5e-7.
@@ -353,4 +357,4 @@ def elu(low: Lowering, task: Task) -> None:
     if task.node.attributes.get_float("alpha", 1.0) != 1.0:
         raise task.refuse("ELU of TFLite has alpha 1")
     tensors, order = operands(low, task, integer=False)
-    low.write(task, "ELU", tensors, order)
+    low.write(task, "ELU", tensors, Output(order))

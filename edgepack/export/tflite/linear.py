@@ -10,7 +10,7 @@ from edgepack.export.tflite.flatbuffer import Quant
 from edgepack.export.tflite.layout import Order, Shape, axis_last, channels_last, native
 from edgepack.export.tflite.lowering import Lowering
 from edgepack.export.tflite.schema import Padding
-from edgepack.export.tflite.tasks import Task, dtype_of, quant_of
+from edgepack.export.tflite.tasks import Output, Task, dtype_of, quant_of
 from edgepack.export.tflite.window import Window, options, padded, window
 from edgepack.ir.model import constant, name_of, only_consumer
 from edgepack.ir.numerics import quantize
@@ -96,7 +96,7 @@ def conv(low: Lowering, task: Task) -> None:
         bias_tensor(low, task, bias, outputs, tensor, kind),
     ]
     order = channels_last(len(x))
-    low.write(task, op, inputs, order, shape=shape, fuses=True, options=settings)
+    low.write(task, op, inputs, Output(order, shape), fuses=True, options=settings)
 
 
 def conv_transpose(low: Lowering, task: Task) -> None:
@@ -309,7 +309,7 @@ def _product(
         bias_tensor(low, task, bias, outputs, image, kind),
     ]
     low.write(
-        task, "CONV_2D", operands, order, shape=target, fuses=True,
+        task, "CONV_2D", operands, Output(order, target), fuses=True,
         options={"padding": Padding.VALID, "stride_h": 1, "stride_w": 1},
     )  # fmt: skip
 
@@ -333,7 +333,13 @@ def _batch_matmul(low: Lowering, task: Task) -> None:
         chosen = (*wide, *(axis + len(wide) for axis in chosen))
         tensors.append(low.read(value, chosen, integer=task.integer))
         flipped.append(flip)
-    low.write(task, "BATCH_MATMUL", tensors, native(rank), options={"adj_x": flipped[0], "adj_y": flipped[1]})
+    low.write(
+        task,
+        "BATCH_MATMUL",
+        tensors,
+        Output(native(rank)),
+        options={"adj_x": flipped[0], "adj_y": flipped[1]},
+    )
 
 
 def depthwise_affine(low: Lowering, task: Task, factor: Array, shift: Array) -> None:
@@ -349,8 +355,7 @@ def depthwise_affine(low: Lowering, task: Task, factor: Array, shift: Array) -> 
         task,
         "DEPTHWISE_CONV_2D",
         [source, low.constant(stored, name, kind), bias],
-        channels_last(len(low.shape(task.output))),
-        shape=low.image_shape(task.output),
+        Output(channels_last(len(low.shape(task.output))), low.image_shape(task.output)),
         fuses=True,
         options={"padding": Padding.VALID, "stride_h": 1, "stride_w": 1, "depth_multiplier": 1},
     )
@@ -368,6 +373,6 @@ def average_by_convolution(low: Lowering, task: Task, view: Window) -> None:
     weight = low.constant(np.full((1, height, width, channels), 127, np.int8), name, kind)
     low.write(
         task, "DEPTHWISE_CONV_2D", [tensor, weight, bias_tensor(low, task, None, channels, tensor, kind)],
-        channels_last(len(low.shape(task.output))), shape=low.image_shape(task.output),
+        Output(channels_last(len(low.shape(task.output))), low.image_shape(task.output)),
         options={"depth_multiplier": 1, **options(view, padding)},
     )  # fmt: skip

@@ -28,6 +28,7 @@ from edgepack.export.tflite.tasks import (
     SCHEME,
     UNBOUNDED,
     Bounds,
+    Output,
     Task,
     View,
     dtype_of,
@@ -252,30 +253,23 @@ class Lowering:
         task: Task,
         op: str,
         inputs: Sequence[int],
-        order: Order,
+        output: Output,
         *,
-        shape: Shape | None = None,
         fuses: bool = False,
-        kind: Quant | None = None,
         options: Options | None = None,
     ) -> None:
-        """Write the operator whose output is the output of the unit.
-
-        ``shape`` where the operator's own differs from the value's in ``order`` by axes of one entry;
-        ``fuses`` where the operator takes an activation; ``kind`` where its parameters are not those
-        planned, so that a QUANTIZE follows.
-        """
+        """Write the operator whose output is the output of the unit; ``fuses`` if it takes an activation."""
         value, bounds = task.output, task.bounds
-        stored = arranged(self.shape(value), order) if shape is None else shape
+        stored = arranged(self.shape(value), output.order) if output.shape is None else output.shape
         if fuses and bounds in FUSED:
             options, bounds = {**(options or {}), "activation": FUSED[bounds]}, UNBOUNDED
         result: Quant | np.dtype[np.generic] = dtype_of(value)
         if task.integer:
-            result = kind or self.planned(value)
+            result = output.kind or self.planned(value)
         tensor = self.clamp(self.emit(op, inputs, stored, result, name_of(value), **(options or {})), bounds)
         if task.integer:
             tensor = self.requantize(tensor, self.planned(value))
-        self.put(value, tensor, order)
+        self.put(value, tensor, output.order)
 
     def _view(self, value: ir.Value, order: Order, *, integer: bool) -> View:
         """A view in the order asked for, made where it is missing."""

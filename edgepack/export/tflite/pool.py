@@ -8,7 +8,7 @@ from edgepack.export.tflite.layout import Shape, channels_last
 from edgepack.export.tflite.linear import average_by_convolution
 from edgepack.export.tflite.lowering import QMIN, Lowering
 from edgepack.export.tflite.schema import Padding
-from edgepack.export.tflite.tasks import FLOAT, Task, dtype_of
+from edgepack.export.tflite.tasks import FLOAT, Output, Task, dtype_of
 from edgepack.export.tflite.window import Pair, Window, options, pad_image, repeat_border, window
 from edgepack.graph.resampling import coordinates, nearest
 from edgepack.ir.model import constant, name_of
@@ -119,7 +119,9 @@ def global_pool(low: Lowering, task: Task) -> None:
     if task.node.op_type == "GlobalAveragePool":
         source = low.read_image(task.node.inputs[0], integer=task.integer)
         axes = low.numbers([1, 2])
-        low.write(task, "MEAN", [source, axes], channels_last(rank), shape=shape, options={"keep_dims": True})
+        low.write(
+            task, "MEAN", [source, axes], Output(channels_last(rank), shape), options={"keep_dims": True}
+        )
         return
     integer = task.integer or low.is_integer(task.node.inputs[0])
     source = low.read_image(task.node.inputs[0], integer=integer)

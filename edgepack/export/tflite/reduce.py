@@ -7,7 +7,7 @@ from edgepack.export.tflite.layout import Order, arranged, axis_last
 from edgepack.export.tflite.lowering import Lowering
 from edgepack.export.tflite.move import identity
 from edgepack.export.tflite.schema import TENSOR_TYPES
-from edgepack.export.tflite.tasks import Task, dtype_of
+from edgepack.export.tflite.tasks import Output, Task, dtype_of
 from edgepack.ir.model import constant, name_of
 
 REDUCTIONS = {"ReduceMean": "MEAN", "ReduceSum": "SUM", "ReduceMax": "REDUCE_MAX", "ReduceMin": "REDUCE_MIN"}
@@ -30,7 +30,7 @@ def reduce(low: Lowering, task: Task) -> None:
     kind = low.quant(tensor) if task.integer and keeps_scale else None
     kept = bool(node.attributes.get_int("keepdims", 1))
     target = order if kept else _without(order, axes)
-    low.write(task, op, [tensor, places], target, shape=stored, kind=kind, options={"keep_dims": True})
+    low.write(task, op, [tensor, places], Output(target, stored, kind), options={"keep_dims": True})
 
 
 def _axes(task: Task, rank: int) -> list[int]:
@@ -65,7 +65,7 @@ def softmax(low: Lowering, task: Task) -> None:
         tensor = low.reshape(tensor, (int(np.prod(shape[:-1])), shape[-1]))
     op, options = ("SOFTMAX", {"beta": 1.0}) if node.op_type == "Softmax" else ("LOG_SOFTMAX", {})
     kind = FIXED[node.op_type] if task.integer else None
-    low.write(task, op, [tensor], order, shape=low.graph.tensors[tensor].shape, kind=kind, options=options)
+    low.write(task, op, [tensor], Output(order, low.graph.tensors[tensor].shape, kind), options=options)
 
 
 def concat(low: Lowering, task: Task) -> None:
@@ -78,7 +78,7 @@ def concat(low: Lowering, task: Task) -> None:
     tensors = [low.read(v, order, integer=task.integer) for v in inputs]
     if task.integer:
         tensors = [low.requantize(t, low.planned(task.output)) for t in tensors]
-    low.write(task, "CONCATENATION", tensors, order, options={"axis": order.index(axis)})
+    low.write(task, "CONCATENATION", tensors, Output(order), options={"axis": order.index(axis)})
 
 
 def arg_extreme(low: Lowering, task: Task) -> None:

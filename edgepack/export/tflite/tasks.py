@@ -7,9 +7,7 @@ import onnx_ir as ir
 
 from edgepack.errors import ExportError
 from edgepack.export.tflite.flatbuffer import Quant
-from edgepack.export.tflite.layout import (
-    Order,
-)
+from edgepack.export.tflite.layout import Order, Shape
 from edgepack.ir.arrays import Array
 from edgepack.ir.numerics import quantize
 from edgepack.ir.scheme import QuantParams, QuantScheme, QuantType
@@ -28,6 +26,17 @@ class View:
 
     tensor: int
     order: Order
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Output:
+    """How an operator leaves the output of its unit in the file."""
+
+    order: Order
+    shape: Shape | None = None
+    """Where the operator's own differs from the value's in ``order``, by axes of one entry."""
+    kind: Quant | None = None
+    """Where the operator's parameters are not those planned, so that they are converted."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -21,6 +21,7 @@ from edgepack.quantization.groups import (
 )
 from edgepack.quantization.plan.concat_scales import tied_ranges
 from edgepack.quantization.plan.precision import first_sweep, in_float
+from edgepack.quantization.plan.preparation import NOTHING_PREPARED, WeightPreparation
 from edgepack.quantization.plan.types import (
     Method,
     Methods,
@@ -31,7 +32,6 @@ from edgepack.quantization.plan.types import (
 from edgepack.quantization.rewrite.hard_activations import gate_params
 from edgepack.quantization.rewrite.substitutions import has_stand_in, is_slow_average
 from edgepack.quantization.weights.group_params import narrow_dynamic, unit_weight_params
-from edgepack.quantization.weights.low_bit import FewBits
 from edgepack.quantization.weights.params import added_channels
 from edgepack.quantization.weights.stored_constants import stored_params
 from edgepack.results import Cause, Reason
@@ -97,15 +97,9 @@ def make_plan(
     ranges: Mapping[str, Range],
     target: Target,
     methods: Methods,
-    smoothing: Mapping[str, tuple[float, ...]] | None = None,
-    narrow: Mapping[str, tuple[bool, ...]] | None = None,
-    few_bits: Mapping[str, FewBits] | None = None,
+    prepared: WeightPreparation = NOTHING_PREPARED,
 ) -> QuantPlan:
     """Decide the form of each unit.
-
-    ``smoothing`` has factors by activation, see :mod:`.smooth`; ``narrow`` the outputs of static units that
-    get weights of seven bits, see :mod:`.saturation`; ``few_bits`` the units whose weights have fewer than
-    eight, see :mod:`.few_bits`.
 
     A heavy unit takes the method asked for, where the target has it. A light or moving unit is integer when
     everything it reads is, and when an integer unit follows; otherwise a pair of conversions would buy
@@ -120,9 +114,7 @@ def make_plan(
         forms = _drop_dangling(units, forms, readers)
     forms = _drop_second_copies(units, forms, readers)
     ranges = _tied(model, units, ranges, methods, forms)
-    return _parameters(
-        model, units, ranges, target, forms, readers, smoothing or {}, narrow or {}, few_bits or {}
-    )
+    return _parameters(model, units, ranges, target, forms, readers, prepared)
 
 
 def _without_slow_averages(
@@ -199,9 +191,7 @@ def _parameters(
     target: Target,
     forms: Methods,
     readers: Mapping[str, list[ir.Node]],
-    smoothing: Mapping[str, tuple[float, ...]],
-    narrow: Mapping[str, tuple[bool, ...]],
-    few_bits: Mapping[str, FewBits],
+    prepared: WeightPreparation,
 ) -> QuantPlan:
     scheme = target.quantization.activation
     nodes = {n.name: n for n in model.graph}
@@ -219,7 +209,7 @@ def _parameters(
         weight, drop, added = None, False, 0
         factors: tuple[float, ...] = ()
         fewer: tuple[bool, ...] = ()
-        few = few_bits.get(unit.name)
+        few = prepared.few_bits.get(unit.name)
         if method is Method.STATIC:
             inputs = [activation(name) for name in unit.inputs]
             if unit.role is Role.MOVE:
@@ -227,13 +217,13 @@ def _parameters(
             elif _needs_output(unit, target, static, readers):
                 outputs = [activation(name, unit) for name in unit.outputs]
                 drop = unit.activation is not None and _implied(nodes[unit.activation], outputs[0])
-            fewer = () if few else narrow.get(unit.name, ())
+            fewer = () if few else prepared.narrow.get(unit.name, ())
             weight = unit_weight_params(unit, nodes, target, inputs[0], fewer, few=few)
             multiple = target.quantization.input_channels_multiple
             added = added_channels(nodes[unit.name], multiple)
         elif method is not Method.FLOAT:
             if method is Method.DYNAMIC and unit.op_type in ("MatMul", "Gemm") and few is None:
-                factors = smoothing.get(unit.inputs[0], ())
+                factors = prepared.smoothing.get(unit.inputs[0], ())
             if method is Method.DYNAMIC and target.quantization.saturates and few is None:
                 fewer = narrow_dynamic(unit, nodes[unit.name], target.quantization.weight, factors)
             weight = unit_weight_params(unit, nodes, target, None, fewer, factors, few)

@@ -2,8 +2,7 @@
 
 from edgepack.report.devices import closeness, origin
 from edgepack.report.html.markup import Html, table, tag
-from edgepack.report.html.words import NONE, Section, duration, faster, section
-from edgepack.report.tables import size_text
+from edgepack.report.html.words import Section, duration, faster, section, size
 from edgepack.results import BuildReport, DeviceFigures, DeviceRun
 
 HEAD = ("File", "Device", "p50", "p90", "Least", "Speed", "Cold start", "Peak memory", "To the host")
@@ -34,6 +33,6 @@ def _row(run: DeviceRun, found: DeviceFigures) -> list[Html | str]:
         found.model, run.device,
         duration(found.p50_ms), duration(found.p90_ms), duration(found.min_ms), faster(found.speedup),
         duration(found.cold_start_ms),
-        size_text(found.peak_memory_bytes) if found.peak_memory_bytes else NONE,
+        size(found.peak_memory_bytes),
         closeness(found),
     ]  # fmt: skip

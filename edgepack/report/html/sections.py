@@ -110,8 +110,10 @@ def steps(report: BuildReport) -> Section:
     charts = [
         bars("Bytes on disk", list(_falling(line, others, "raw_bytes")), better="less is better"),
         bars("Latency, median", list(_falling(line, others, "latency_ms_p50")), better="less is better"),
-        bars("Memory at its peak", list(_falling(line, others, "resident_bytes")), better="less is better"),
     ]
+    if any(s.resident_bytes is not None for s in rows):
+        title = "Memory at its peak"
+        charts.append(bars(title, list(_falling(line, others, "resident_bytes")), better="less is better"))
     if any(s.packed_bytes is not None for s in rows):
         title = "Bytes when packed (.epk)"
         charts.insert(1, bars(title, list(_falling(line, others, "packed_bytes")), better="less is better"))
@@ -181,7 +183,7 @@ def formats(report: BuildReport) -> Section:
             tag("span", m.name, tag("small", m.file, class_="block")),
             size_text(m.size_bytes), size(m.packed_bytes),
             time_text(m.latency_ms_p50), time_text(m.latency_ms_p90), time_text(m.latency_ms_min),
-            faster(m.speedup), time_text(m.cold_start_ms), size_text(m.peak_memory_bytes),
+            faster(m.speedup), duration(m.cold_start_ms), size(m.peak_memory_bytes),
             NONE if m is models[0] or m.fidelity is None else closeness(m.fidelity),
         ]  # fmt: skip
         value = metric_of(m)
