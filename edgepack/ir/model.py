@@ -122,7 +122,8 @@ def computed(
     made = dtype or source.dtype
 
     def compute() -> ir.TensorProtocol:
-        return ir.tensor(np.ascontiguousarray(function(source.numpy()), made.numpy()))
+        # Not ascontiguousarray, which gives a scalar a dimension.
+        return ir.tensor(np.asarray(function(source.numpy()), made.numpy(), order="C"))
 
     if source.nbytes <= LAZY_BYTES:
         return compute()
