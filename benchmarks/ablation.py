@@ -33,6 +33,7 @@ from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder, round_weights
 from edgepack.results import Fidelity
+from edgepack.runtime.host import for_accuracy
 
 ROUNDING_SAMPLES = 32
 COLUMNS = ("nearest", "bias corrected", "second order, bias corrected")
@@ -112,7 +113,7 @@ def main() -> None:
     target = load_target(arguments.target)
     recipe, model, calibration, evaluation = read(arguments.suite, arguments.task, target, arguments.samples)
     metric = resolve_metric(recipe.metric, HERE) if recipe.metric else None
-    reference = baseline(recipe.model, evaluation, target.runtime, metric)
+    reference = baseline(recipe.model, evaluation, for_accuracy(target), metric)
     units = find_units(model, target.kernels)
     units_of_cells = "dB" if metric is None else f"dB / {metric.name}"
     head = f"{arguments.task}, {len(evaluation)} samples, {units_of_cells}"

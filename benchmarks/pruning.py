@@ -26,6 +26,7 @@ from edgepack.ir.files import load_model, save_model
 from edgepack.ir.inputs import input_specs
 from edgepack.pipeline.passes import some_samples
 from edgepack.quantization.groups import find_units
+from edgepack.runtime.host import for_accuracy
 
 METHODS = ("l1", "wanda", "second_order")
 
@@ -48,7 +49,7 @@ def main() -> None:
     calibration = open_samples(recipe.calibration_data, "calibration", inputs, recipe.images, base=base)
     evaluation = open_samples(recipe.evaluation_data, "evaluation", inputs, recipe.images, base=base)
     metric = resolve_metric(recipe.metric or "top1", base)
-    reference = baseline(recipe.model, evaluation, target.runtime, metric)
+    reference = baseline(recipe.model, evaluation, for_accuracy(target), metric)
     some, threads = some_samples(calibration), os.cpu_count() or 1
     print(f"{arguments.task}: {metric.name} {reference.fidelity.metric:.4f}, {len(evaluation)} samples")
     print("| zeros | method | agreement | metric | dB | seconds |\n|---|---|---|---|---|---|")

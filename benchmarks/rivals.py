@@ -32,6 +32,7 @@ from edgepack.evaluation.metrics import resolve_metric
 from edgepack.ir.files import load_model, model_bytes
 from edgepack.ir.inputs import input_specs
 from edgepack.results import Fidelity
+from edgepack.runtime.host import for_accuracy
 
 PRESETS = {"edgepack": "balanced", "edgepack, best": "best"}
 TASKS = ("efficientnet_lite0", "fastestdet", "ppocrv4_rec", "minilm_sst2", "dscnn_fsdd", "dlrm_ml100k")
@@ -141,7 +142,7 @@ def _measured(
 ) -> Iterator[str]:
     target = load_target("x86-cpu")
     metric = resolve_metric(recipe.metric or "", HERE)
-    reference = baseline(models["original"], evaluation, target.runtime, metric)
+    reference = baseline(models["original"], evaluation, for_accuracy(target), metric)
     found = {"original": reference.fidelity}
     for name, path in list(models.items())[1:]:
         try:

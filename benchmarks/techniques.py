@@ -28,6 +28,7 @@ from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import DYNAMIC_OPS, Method, QuantPlan, Request
 from edgepack.quantization.weights.cross_layer_equalization import equalize
 from edgepack.quantization.weights.rounding import Rounder, round_weights
+from edgepack.runtime.host import for_accuracy
 
 
 def forms(
@@ -86,7 +87,7 @@ def main() -> None:
         some = spread(calibration, ROUNDING_SAMPLES)
         model, _ = equalize(model, some, threads=target.runtime.threads)
     metric = resolve_metric(recipe.metric, HERE) if recipe.metric else None
-    reference = baseline(recipe.model, evaluation, target.runtime, metric)
+    reference = baseline(recipe.model, evaluation, for_accuracy(target), metric)
     head = f"{arguments.task}, {arguments.form}, {len(evaluation)} samples: without"
     print(f"| {head} | dB{'' if metric is None else f' / {metric.name}'} | worth, dB |\n|---|---|---|")
     all_db = None

@@ -34,6 +34,7 @@ from edgepack.quantization.plan.types import Method, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import round_weights
 from edgepack.runtime.fused import what_the_runtime_did
+from edgepack.runtime.host import for_accuracy
 from edgepack.selection.candidates import methods_of, whole_model_methods
 
 TARGET = load_target("x86-cpu")
@@ -100,7 +101,7 @@ def main(folder: Path) -> None:
     """Print the table."""
     path = folder / "model.onnx"
     evaluation = samples_of(folder, "eval", load_model(path))
-    reference = baseline(path, evaluation, TARGET.runtime, None)
+    reference = baseline(path, evaluation, for_accuracy(TARGET), None)
     feed = next(iter(evaluation)).feeds
     print("| form | copies | bytes | packed | dB | load, ms | run, ms | integer kernels |")
     print("|---|---|---|---|---|---|---|---|")

@@ -25,6 +25,7 @@ from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.weights.low_bit import FewBits, bits_of_units
 from edgepack.quantization.weights.rounding import Rounder, round_weights
+from edgepack.runtime.host import for_accuracy
 
 HERE = Path(__file__).parent
 
@@ -62,7 +63,7 @@ def main() -> None:
     target = load_target(arguments.target).model_copy(update={"min_opset": 21})
     recipe, model, calibration, evaluation = read(arguments.suite, arguments.task, target, arguments.samples)
     metric = resolve_metric(recipe.metric, HERE) if recipe.metric else None
-    reference = baseline(recipe.model, evaluation, target.runtime, metric)
+    reference = baseline(recipe.model, evaluation, for_accuracy(target), metric)
     units = find_units(model, target.kernels)
     wanted = Quantize(method="weight_only", weight_bits=arguments.bits)
     plan = weight_only_plan(model, units, target, dict(bits_of_units(model, units, wanted, target).few))

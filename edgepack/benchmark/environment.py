@@ -3,12 +3,11 @@
 import os
 import platform
 from datetime import UTC, datetime
-from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from edgepack import __version__
+from edgepack.runtime.host import cpu
 from edgepack.runtime.litert import litert_version
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "asimd", "asimddp", "i8mm", "sve")
@@ -16,9 +15,9 @@ _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "asimd", "asimddp", "i8m
 
 def environment() -> dict[str, Any]:
     """CPU, cores, instruction sets that matter for int8, versions, load and time; no names, no paths."""
-    cpu, flags = _cpu()
+    name, flags = cpu()
     return {
-        "cpu": cpu,
+        "cpu": name,
         "cores": os.cpu_count(),
         "flags": [f for f in _FLAGS if f in flags],
         "machine": platform.machine(),
@@ -35,22 +34,4 @@ def environment() -> dict[str, Any]:
 
 def machine() -> dict[str, str]:
     """What measurements of one machine have in common: the CPU and the versions that run on it."""
-    return {"cpu": _cpu()[0], "onnxruntime": version("onnxruntime"), "edgepack": __version__}
-
-
-def has_vnni() -> bool:
-    """Whether this CPU adds u8 × s8 products without saturating at 16 bits."""
-    return bool({"avx512_vnni", "avx_vnni"} & _cpu()[1])
-
-
-@lru_cache
-def _cpu() -> tuple[str, frozenset[str]]:
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return platform.processor() or platform.machine(), frozenset()
-    fields: dict[str, str] = {}
-    for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    flags = frozenset((fields.get("flags") or fields.get("Features") or "").split())
-    return fields.get("model name") or platform.machine(), flags
+    return {"cpu": cpu()[0], "onnxruntime": version("onnxruntime"), "edgepack": __version__}

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from edgepack.benchmark.profile import match_units, profile_ops
 from edgepack.calibration.run import stream_activations
-from edgepack.config.target import Runtime
+from edgepack.config.target import Target
 from edgepack.data.samples import Samples
 from edgepack.ir.arrays import Array
 from edgepack.ir.files import save_model
@@ -18,6 +18,7 @@ from edgepack.ir.numerics import ratio_db
 from edgepack.quantization.groups import Unit
 from edgepack.quantization.plan.types import QuantPlan
 from edgepack.results import UnitRow, finite
+from edgepack.runtime.host import ExactRuntime, for_accuracy
 
 PROFILED_RUNS = 20
 
@@ -38,7 +39,7 @@ NOTHING_MEASURED = UnitFigures({}, {}, {}, 0.0)
 
 
 def measure_units(
-    model: ir.Model, built: Path, plan: QuantPlan, samples: Samples, runtime: Runtime, folder: Path
+    model: ir.Model, built: Path, plan: QuantPlan, samples: Samples, target: Target, folder: Path
 ) -> UnitFigures:
     """Time and compare each unit of ``plan`` in the float ``model`` and in the file ``built`` made of it.
 
@@ -46,23 +47,33 @@ def measure_units(
         EdgepackError: see :func:`edgepack.benchmark.profile.profile_ops` and
             :func:`edgepack.calibration.run.stream_activations`.
     """
+    runtime = target.runtime
+    exact = isinstance(for_accuracy(target), ExactRuntime)
     units = [u.unit for u in plan.units]
     feeds = [sample.feeds for sample in samples]
     plain = folder / "float.onnx"
     save_model(model, plain)
     before = match_units(units, profile_ops(plain, runtime, feeds, runs=PROFILED_RUNS))
     after = match_units(units, profile_ops(built, runtime, feeds, runs=PROFILED_RUNS))
-    errors = unit_errors(model, ir.load(built), units, samples, threads=runtime.threads)
+    errors = unit_errors(model, ir.load(built), units, samples, threads=runtime.threads, exact=exact)
     return UnitFigures(before.us, after.us, errors, after.overhead_us)
 
 
 def unit_errors(
-    model: ir.Model, built: ir.Model, units: Sequence[Unit], samples: Samples, *, threads: int
+    model: ir.Model,
+    built: ir.Model,
+    units: Sequence[Unit],
+    samples: Samples,
+    *,
+    threads: int,
+    exact: bool = False,
 ) -> dict[str, float]:
     """Fidelity in dB of the first output of each unit, as the units after it read it; ``inf`` where equal.
 
     Errors of the units before are in it: it falls along the network, and a unit that hurts is where it falls
     at once. Units whose output has no counterpart in ``built``, or is not float, are left out.
+
+    ``exact``: integer products of ``built`` are exact on every host, see :mod:`edgepack.runtime.host`.
     """
     found = _counterparts(built)
     own = {v.name for node in model.graph for v in node.outputs}
@@ -72,7 +83,9 @@ def unit_errors(
     pairs = {name: pair for name, pair in pairs.items() if pair[0] in own}
     signal, noise = dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0.0)
     left = stream_activations(model, samples, list({a for a, _ in pairs.values()}), threads=threads)
-    right = stream_activations(built, samples, list({b for _, b in pairs.values()}), threads=threads)
+    right = stream_activations(
+        built, samples, list({b for _, b in pairs.values()}), threads=threads, exact=exact
+    )
     for (_, float_values), (_, built_values) in zip(left, right, strict=True):
         for name, (a, b) in pairs.items():
             _add(signal, noise, name, float_values[a], built_values[b])

@@ -19,6 +19,7 @@ from edgepack.ir.files import save_model, weight_bytes
 from edgepack.ir.fingerprint import fingerprint
 from edgepack.ir.model import LARGE_BYTES, clone
 from edgepack.runtime.session import open_session
+from edgepack.runtime.unsigned import make_weights_unsigned
 
 LEVELS_8_BIT = 255
 
@@ -77,9 +78,11 @@ def calibrate(
 
 
 def stream_activations(
-    model: ir.Model, samples: Samples, names: Sequence[str], *, threads: int
+    model: ir.Model, samples: Samples, names: Sequence[str], *, threads: int, exact: bool = False
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Run ``model`` on each sample and give ``(sample key, {name: array})`` for the values ``names``.
+
+    ``exact``: integer products are exact on every host, see :mod:`edgepack.runtime.host`.
 
     Raises:
         CalibrationError: the runtime fails on a sample.
@@ -90,6 +93,8 @@ def stream_activations(
     values = {v.name: v for node in observed.graph for v in node.outputs}
     present = {v.name for v in observed.graph.outputs}
     observed.graph.outputs.extend(values[name] for name in inner if name not in present)
+    if exact:
+        make_weights_unsigned(observed, int8_activations=False)
     with tempfile.TemporaryDirectory(prefix="edgepack-calibrate-") as folder:
         path = Path(folder) / "observed.onnx"
         save_model(observed, path, check=False)

@@ -95,7 +95,8 @@ def bench(
         from edgepack.pipeline.on_device import bench_web
 
         runtime = chosen.runtime.model_copy(update={} if threads is None else {"threads": threads})
-        run = bench_web(Web(host, port), models, runtime, runs, loaded, base, _show_address)
+        chosen = chosen.model_copy(update={"runtime": runtime})
+        run = bench_web(Web(host, port), models, chosen, runs, loaded, base, _show_address)
         return _show_run(run, as_json)
     if device:
         from edgepack.benchmark.devices.bundle import Job

@@ -18,6 +18,7 @@ from edgepack.ir.inputs import InputSpec, input_specs
 from edgepack.quantization.groups import Role
 from edgepack.quantization.plan.types import Method, Methods, QuantPlan, Request
 from edgepack.results import Cause
+from edgepack.runtime.host import for_accuracy
 from edgepack.runtime.litert import Port, litert, open_tflite
 from edgepack.runtime.runner import Outputs, open_model
 from edgepack.selection.search import REPAIR_SECONDS
@@ -99,7 +100,7 @@ def _make_accurate(file: _File, onnx: Path, feeds: Sequence[Feeds]) -> None:
     Raises:
         ExportError: it computes something else, or it is optional and cannot be repaired.
     """
-    runtime, made = file.target.runtime, file.material
+    runtime, made = for_accuracy(file.target), file.material
     original, built = (
         [runner.run(feed) for feed in feeds]
         for runner in (open_model(made.original, runtime), open_model(onnx, runtime))

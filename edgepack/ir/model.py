@@ -112,16 +112,22 @@ def set_constant(model: ir.Model, name: str, content: Array) -> None:
     raise ModelError(f"the model has no initializer {name!r}")
 
 
-def computed(source: ir.TensorProtocol, function: Callable[[Array], Array]) -> ir.TensorProtocol:
-    """``function`` of a tensor, same shape and type: at once, or for a large tensor whenever it is read."""
-    dtype = source.dtype.numpy()
+def computed(
+    source: ir.TensorProtocol, function: Callable[[Array], Array], dtype: ir.DataType | None = None
+) -> ir.TensorProtocol:
+    """``function`` of a tensor, same shape: at once, or for a large tensor whenever it is read.
+
+    ``dtype``: the type of the result; by default that of ``source``.
+    """
+    made = dtype or source.dtype
 
     def compute() -> ir.TensorProtocol:
-        return ir.tensor(np.ascontiguousarray(function(source.numpy()), dtype))
+        # Not ascontiguousarray, which gives a scalar a dimension.
+        return ir.tensor(np.asarray(function(source.numpy()), made.numpy(), order="C"))
 
     if source.nbytes <= LAZY_BYTES:
         return compute()
-    return ir.LazyTensor(compute, dtype=source.dtype, shape=_shape(source), name=source.name)
+    return ir.LazyTensor(compute, dtype=made, shape=_shape(source), name=source.name)
 
 
 def walk_nodes(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:

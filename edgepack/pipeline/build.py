@@ -47,6 +47,7 @@ from edgepack.report.html.render import write_page
 from edgepack.report.text import text
 from edgepack.results import BuildReport, DeviceRun
 from edgepack.runtime.fused import what_the_runtime_did
+from edgepack.runtime.host import accuracy_notes, for_accuracy
 from edgepack.selection.choose import Choice
 from edgepack.selection.trials import DEVICE_PROBES
 from edgepack.training.require import require_torch
@@ -129,7 +130,7 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
         notes.extend((*(f"{rule}: {count}" for rule, count in prepared.applied.items()), *widened))
     with clock.stage("check original"):
         on_sample = counter(job, "check original", data.evaluation)
-        reference = baseline(recipe.model, data.evaluation, job.target.runtime, metric, on_sample)
+        reference = baseline(recipe.model, data.evaluation, for_accuracy(job.target), metric, on_sample)
     passed = run_passes(model, recipe.passes, _material(job, data, reference, scratch), clock.stage, scratch)
     model, steps = _equalized(job, clock, passed.model, data.calibration), passed.files
     units = find_units(model, job.target.kernels)
@@ -203,7 +204,7 @@ def _measure(made: _Made, clock: Clock, scratch: Path) -> BuildReport:
         stages=tuple(clock.stages),
         environment={**environment(), "threads": job.target.runtime.threads},
         devices=devices,
-        notes=made.notes,
+        notes=(*made.notes, *accuracy_notes(job.target)),
         fingerprints={
             "model": fingerprint(made.original),
             "calibration": made.table.samples_fingerprint,
@@ -216,11 +217,10 @@ def _look_inside(
     job: Job, model: ir.Model, plan: QuantPlan, built: Path, data: Parts, folder: Path
 ) -> tuple[dict[str, object], UnitFigures]:
     """What the runtime made of the ``.onnx`` and, but for a large model, what each unit of it costs."""
-    runtime = job.target.runtime
-    fused = what_the_runtime_did(built, runtime).as_dict()
+    fused = what_the_runtime_did(built, job.target.runtime).as_dict()
     if job.large:
         return fused, NOTHING_MEASURED
-    return fused, measure_units(model, built, plan, data.calibration.spread(PROBES), runtime, folder)
+    return fused, measure_units(model, built, plan, data.calibration.spread(PROBES), job.target, folder)
 
 
 def _material(job: Job, data: Parts, reference: Baseline, scratch: Path) -> PassMaterial:
@@ -288,7 +288,8 @@ def _bench(
     settings = job.recipe.bench
     runtime, runs = job.target.runtime, settings.runs
     if job.timing is not None:
-        found, device = job.timing.latencies(models, runtime, probes(samples, DEVICE_PROBES), runs)
+        few = probes(samples, DEVICE_PROBES)
+        found, device = job.timing.latencies(models, for_accuracy(job.target), few, runs)
         return found, (device,)
     feeds = probes(samples)
     return bench(models, runtime, feeds, warmup=settings.warmup, runs=runs, seconds=BENCH_SECONDS), ()

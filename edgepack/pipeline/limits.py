@@ -15,6 +15,7 @@ from edgepack.errors import ConfigError
 from edgepack.evaluation.metrics import Metric
 from edgepack.quantization.weights.low_bit import wants_four_bits
 from edgepack.results import Fidelity
+from edgepack.runtime.host import accuracy_notes
 from edgepack.selection.history import Measurements, cache_folder
 from edgepack.selection.search import REPAIR_SECONDS, Task
 from edgepack.selection.trials import Floor
@@ -64,6 +65,7 @@ def kept_measurements(recipe: Recipe, target: Target, table: RangeTable) -> Meas
         return Measurements()
     wanted = recipe.quantize.model_dump_json(include={"weight_bits", "overrides"})
     facts = [table.model_fingerprint, table.samples_fingerprint, target.runtime.model_dump_json(), wanted]
+    facts += accuracy_notes(target)  # of the same file on the same machine other outputs
     name = hashlib.sha256(" ".join([*facts, json.dumps(machine())]).encode()).hexdigest()
     return Measurements(cache_folder() / "search" / f"{name[:32]}.jsonl")
 

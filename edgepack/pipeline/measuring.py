@@ -20,6 +20,7 @@ from edgepack.ir.arrays import Feeds
 from edgepack.ir.files import load_model, model_bytes
 from edgepack.ir.inputs import InputSpec, input_specs
 from edgepack.report.tables import or_dash, size_text, time_text
+from edgepack.runtime.host import for_accuracy
 from edgepack.runtime.runner import open_model
 
 UNKNOWN_SIZE = 1
@@ -48,7 +49,7 @@ def check_models(
     samples = open_samples(data, "evaluation", inputs, recipe.images, base=base)
     metric = resolve_metric(recipe.metric, base) if recipe.metric else None
     progress("check original", 0, 0)
-    reference = baseline(original, samples, target.runtime, metric)
+    reference = baseline(original, samples, for_accuracy(target), metric)
     rows = [{"model": str(original), "size_bytes": model_bytes(original), **asdict(reference.fidelity)}]
     for path in built:
         progress(f"check {path.name}", 0, 0)

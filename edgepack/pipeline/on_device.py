@@ -8,7 +8,7 @@ from edgepack.benchmark.devices.bench import bench_on
 from edgepack.benchmark.devices.bundle import Job
 from edgepack.benchmark.web.bench import Show, Web, bench_in_browser
 from edgepack.config.recipe import Recipe
-from edgepack.config.target import Runtime, Target
+from edgepack.config.target import Target
 from edgepack.errors import ConfigError
 from edgepack.ir.files import load_model
 from edgepack.ir.fingerprint import fingerprint
@@ -16,6 +16,7 @@ from edgepack.pipeline.measuring import bench_data, bench_feeds
 from edgepack.report.html.reading import REPORT, read_report
 from edgepack.report.html.render import replace_file, write_page
 from edgepack.results import DeviceRun, with_run
+from edgepack.runtime.host import for_accuracy
 
 FEEDS = 4
 """Samples that go to a device: outputs of all of them come back."""
@@ -62,19 +63,20 @@ def bench_device(wish: Wish, recipe: Recipe, base: Path) -> DeviceRun:
         EdgepackError: see :func:`edgepack.benchmark.devices.bench.bench_on`.
     """
     threads = {} if wish.threads is None else {"threads": wish.threads}
-    runtime = wish.target.runtime.model_copy(update=threads)
+    runtime = for_accuracy(wish.target).model_copy(update=threads)
     feeds = bench_feeds(wish.models, bench_data(recipe, base, FEEDS), runtime)
     return bench_on(wish.device, wish.models, runtime, feeds, wish.job, python=wish.python, keep=wish.keep)
 
 
 def bench_web(
-    web: Web, models: Sequence[Path], runtime: Runtime, runs: int, recipe: Recipe, base: Path, show: Show
+    web: Web, models: Sequence[Path], target: Target, runs: int, recipe: Recipe, base: Path, show: Show
 ) -> DeviceRun:
     """Measure the ``.onnx`` among ``models`` in a browser that opens the address which ``show`` gets.
 
     Raises:
         EdgepackError: see :func:`edgepack.benchmark.web.bench.bench_in_browser`.
     """
+    runtime = for_accuracy(target)
     feeds = bench_feeds(models, bench_data(recipe, base, FEEDS), runtime)
     return bench_in_browser(web, models, runtime, feeds, runs, show)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.config.recipe import Recipe, load_recipe
-from edgepack.config.target import Gate, Runtime, Target, load_target
+from edgepack.config.target import Gate, Target, load_target
 from edgepack.data.splits import open_evaluation
 from edgepack.errors import ConfigError
 from edgepack.evaluation.check import baseline, check_together, compare_outputs
@@ -21,6 +21,7 @@ from edgepack.pipeline.limits import LEAST_UNLABELLED_DB, limits
 from edgepack.pipeline.measuring import random_feed
 from edgepack.pipeline.progress import Progress
 from edgepack.results import Fidelity
+from edgepack.runtime.host import for_accuracy
 from edgepack.runtime.runner import open_model
 
 LEAST_DB = 30.0
@@ -157,11 +158,11 @@ def _report_beside(model: Path) -> dict[str, Any]:
 
 def _measured(terms: Terms, source: Path, pooled: Path, wish: Wish, progress: Progress) -> Verdict:
     """On all samples that judge a build, by the means of a build."""
-    recipe, runtime = terms.recipe, terms.target.runtime
+    recipe = terms.recipe
     progress(f"judge {pooled.name}", 0, 0)
     samples = open_evaluation(recipe, terms.target, terms.base, load_model(recipe.model))
     metric = resolve_metric(recipe.metric, terms.base) if recipe.metric else None
-    reference = baseline(recipe.model, samples, runtime, metric)
+    reference = baseline(recipe.model, samples, for_accuracy(terms.target), metric)
     files = {"before": source, "pooled": pooled}
     found, (moved,) = check_together(files, reference)
     asked_for = recipe.gate is not None or wish.min_sqnr_db is not None
@@ -171,7 +172,7 @@ def _measured(terms: Terms, source: Path, pooled: Path, wish: Wish, progress: Pr
 
 def _on_random_input(source: Path, pooled: Path, wish: Wish) -> Verdict:
     """On what is at hand where nobody gives samples."""
-    runtime = load_target(wish.target).runtime if wish.target else Runtime()
+    runtime = for_accuracy(load_target(wish.target or USUAL_TARGET))
     feeds = [random_feed(input_specs(load_model(source)))]
     outputs = [open_model(source, runtime).run(feed) for feed in feeds]
     found = compare_outputs(outputs, open_model(pooled, runtime), feeds).fidelity()

@@ -8,6 +8,8 @@ from edgepack.config.target import Runtime
 from edgepack.errors import ModelError
 from edgepack.ir.arrays import Array, Feeds
 from edgepack.ir.inputs import InputSpec
+from edgepack.runtime.exact import open_exact
+from edgepack.runtime.host import ExactRuntime
 from edgepack.runtime.litert import litert, open_tflite
 from edgepack.runtime.session import OrtRunner, open_session
 
@@ -47,7 +49,9 @@ def open_model(path: Path, runtime: Runtime) -> Runner:
         raise ModelError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; give a model file")
     if path.suffix == ".tflite":
         return open_tflite(path, runtime.threads)
-    return OrtRunner(open_session(path, runtime))
+    return OrtRunner(
+        open_exact(path, runtime) if isinstance(runtime, ExactRuntime) else open_session(path, runtime)
+    )
 
 
 def load_library(path: Path) -> None:

@@ -26,14 +26,15 @@ def open_session(
     runtime: Runtime,
     *,
     lean: bool = False,
+    optimize: bool = True,
     optimized_path: Path | None = None,
     profile_prefix: Path | None = None,
 ) -> "ort.InferenceSession":
     """A session of ``model`` with the target's provider, threads and settings.
 
     ``model`` is a file, or a serialized model below 2 GB. ``lean`` keeps no memory between runs (for
-    calibration, where shapes vary); ``optimized_path`` has the runtime write the graph that it made of the
-    model; ``profile_prefix`` turns profiling on.
+    calibration, where shapes vary); without ``optimize`` the graph is run as it is; ``optimized_path`` has
+    the runtime write the graph that it made of the model; ``profile_prefix`` turns profiling on.
 
     Raises:
         ConfigError: the provider is not in this onnxruntime.
@@ -52,6 +53,8 @@ def open_session(
     options.inter_op_num_threads = 1
     options.log_severity_level = QUIET
     options.enable_cpu_mem_arena = options.enable_mem_pattern = not lean
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     for key, value in runtime.session_config.items():
         options.add_session_config_entry(key, value)
     if optimized_path is not None:

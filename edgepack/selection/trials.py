@@ -23,6 +23,7 @@ from edgepack.quantization.groups import Unit
 from edgepack.quantization.plan.types import Methods, QuantPlan
 from edgepack.quantization.weights.stored_constants import unfolded_bytes
 from edgepack.results import Fidelity
+from edgepack.runtime.host import for_accuracy
 from edgepack.runtime.runner import Outputs, Runner, open_model
 from edgepack.selection.candidates import CandidateName
 from edgepack.selection.history import Figures, Measurements, file_digest
@@ -223,7 +224,7 @@ class TrialBench:
                 runner = open_model(path, self.target.runtime)
             except ModelError as refusal:  # nobody will see this file: it is told by what it is made of
                 raise ModelError(str(refusal).removeprefix(f"{path}: ")) from refusal
-            compared = compare_outputs(self._reference, runner, self.feeds)
+            compared = compare_outputs(self._reference, self._exact(path, runner), self.feeds)
             ratio = quick_ratios([self._runner, runner], self.feeds, self.rounds)[1]
             figures = {**asdict(compared), "speedup": ratio.speedup, "error": ratio.standard_error}
             self.kept.put(figures, "trial", digest)
@@ -234,6 +235,11 @@ class TrialBench:
         compared = Comparison(**values)  # type: ignore[arg-type]  # as asdict gave them
         unfolded = unfolded_bytes(model) if "ort" in self.target.formats else 0
         return Trial(name, methods, plan, path, model_bytes(path), speedup, error, compared, unfolded)
+
+    def _exact(self, path: Path, timed: Runner) -> Runner:
+        """What computes as the device does: the session that is timed, where this host's kernels allow it."""
+        runtime = for_accuracy(self.target)
+        return timed if runtime is self.target.runtime else open_model(path, runtime)
 
     def as_on_device(self, trials: Sequence[Trial]) -> list[Trial]:
         """``trials`` with their speeds on the device, from one run there; as they are without a device.
@@ -256,7 +262,7 @@ class TrialBench:
             digest = self._digest(path)
             figures = self.kept.get("noise", digest)
             if figures is None:
-                runner = open_model(path, self.target.runtime)
+                runner = open_model(path, for_accuracy(self.target))
                 compared = compare_outputs(self._reference[:NOISE_PROBES], runner, self.feeds[:NOISE_PROBES])
                 figures = {"noise": compared.noise / compared.signal if compared.signal else 0.0}
                 self.kept.put(figures, "noise", digest)

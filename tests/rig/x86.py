@@ -7,6 +7,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from edgepack.runtime.host import overflows
+
 EMULATOR = "qemu-x86_64"
 PROCESSOR = "Haswell"
 """AVX2, no VNNI: its kernels add pairs in 16 bits. Emulated with all that saturates."""
@@ -16,7 +18,9 @@ SCRIPT = Path(__file__).parent / "run_model.py"
 def missing() -> list[str]:
     """What this host lacks."""
     lacks = [] if shutil.which(EMULATOR) else [f"{EMULATOR} (Debian's qemu-user)"]
-    return lacks if os.uname().machine == "x86_64" else [*lacks, "an x86-64 host, whose Python is emulated"]
+    if os.uname().machine != "x86_64":
+        return [*lacks, "an x86-64 host, whose Python is emulated"]
+    return [*lacks, "VNNI, which the host's own run stands for"] if overflows() else lacks
 
 
 def run_x86(model: Path, inputs: Path, outputs: Path, *, vnni: bool) -> None:

@@ -12,7 +12,9 @@ import onnx.parser
 import onnx_ir as ir
 import onnxruntime as ort
 
-from edgepack.ir.model import walk_nodes
+from edgepack.ir.model import clone, walk_nodes
+from edgepack.runtime.host import overflows
+from edgepack.runtime.unsigned import make_weights_unsigned
 
 Array = npt.NDArray[Any]
 
@@ -47,12 +49,15 @@ def i64(numbers: npt.ArrayLike) -> Array:
 
 
 def run(model: ir.Model | Path, feeds: Mapping[str, Array], *, optimize: bool = True) -> dict[str, Array]:
-    """All outputs of a model by name, by onnxruntime on one thread."""
+    """All outputs of a model by name, by onnxruntime on one thread, with exact integer products."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if overflows():
+        model = ir.load(model) if isinstance(model, Path) else clone(model)
+        make_weights_unsigned(model, int8_activations=False)
     source = str(model) if isinstance(model, Path) else ir.to_proto(model).SerializeToString()
     session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]

@@ -26,8 +26,8 @@ from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder
 from edgepack.runtime.fused import FusionReport, what_the_runtime_did
-from edgepack.runtime.session import open_session
-from edgepack.runtime.session import run as run_session
+from edgepack.runtime.host import for_accuracy
+from edgepack.runtime.runner import open_model
 
 SAMPLES = 6
 U8, S8 = QuantType.UINT8, QuantType.INT8
@@ -141,11 +141,11 @@ def build(
     ):
         assert [(v.name, v.type, v.shape) for v in mine] == [(v.name, v.type, v.shape) for v in original]
     got, expected = [], []
-    reference, session = open_session(source, Runtime()), open_session(path, device.runtime)
+    reference, integers = open_model(source, Runtime()), open_model(path, for_accuracy(device))
     for index in range(SAMPLES):
         sample = {name: np.asarray(array[index]) for name, array in stacked.items()}
-        expected += list(run_session(reference, sample).values())
-        got += list(run_session(session, sample).values())
+        expected += list(reference.run(sample).values())
+        got += list(integers.run(sample).values())
     return Built(
         model, plan, quantized, path, what_the_runtime_did(path, device.runtime), sqnr_db(expected, got)
     )
