@@ -14,6 +14,7 @@ from edgepack.benchmark.environment import environment
 from edgepack.benchmark.unit_figures import NOTHING_MEASURED, UnitFigures, measure_units, unit_rows
 from edgepack.calibration.ranges import RangeTable, load_ranges
 from edgepack.calibration.run import calibrate
+from edgepack.compression.material import PassMaterial
 from edgepack.config.recipe import Recipe
 from edgepack.config.target import Target
 from edgepack.data.samples import Samples
@@ -37,7 +38,7 @@ from edgepack.ir.model import LARGE_BYTES
 from edgepack.ir.scheme import Granularity
 from edgepack.pack.epk import Packed
 from edgepack.pipeline.limits import as_wished, floor_of, kept_measurements, limits, search_task
-from edgepack.pipeline.passes import PassMaterial, run_passes
+from edgepack.pipeline.passes import run_passes
 from edgepack.pipeline.progress import Clock, Progress
 from edgepack.pipeline.stage_breakdown import check_steps, pack_steps, waterfall
 from edgepack.pipeline.weights import ROUNDING_SAMPLES, Storing, round_all, rounding_note, trained
