@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 from suite import recipe_for
 
+from edgepack.compression.material import some_samples
 from edgepack.compression.prune import prune
 from edgepack.config.passes import Prune
 from edgepack.config.recipe import Recipe
@@ -24,7 +25,6 @@ from edgepack.evaluation.metrics import resolve_metric
 from edgepack.graph.prepare import prepare
 from edgepack.ir.files import load_model, save_model
 from edgepack.ir.inputs import input_specs
-from edgepack.pipeline.passes import some_samples
 from edgepack.quantization.groups import find_units
 from edgepack.runtime.host import for_accuracy
 

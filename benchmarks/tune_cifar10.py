@@ -34,6 +34,7 @@ from cifar10 import read, standardized
 from edgepack.compression.channel_choice import Costs
 from edgepack.compression.channels.rules import find_channels
 from edgepack.compression.compact import compact
+from edgepack.compression.material import some_samples
 from edgepack.compression.structured import Multiples, prune_structured
 from edgepack.config.passes import Compact, Structured
 from edgepack.config.recipe import Data, Labels
@@ -44,7 +45,6 @@ from edgepack.data.samples import Samples, open_samples
 from edgepack.graph.normalize import normalize
 from edgepack.ir.files import load_model, save_model
 from edgepack.ir.inputs import input_specs
-from edgepack.pipeline.passes import some_samples
 from edgepack.runtime.session import open_session, run
 from edgepack.training.train import TrainingRun, tune
 from edgepack.training.weights import Kind, array_of, keys_of, trainables

@@ -23,6 +23,7 @@ from suite import recipe_for
 
 from edgepack.calibration.ranges import Range
 from edgepack.calibration.run import calibrate
+from edgepack.compression.material import some_samples
 from edgepack.compression.prune import prune
 from edgepack.config.passes import Prune
 from edgepack.config.recipe import Calibration, load_recipe
@@ -34,7 +35,6 @@ from edgepack.graph.prepare import prepare
 from edgepack.ir.files import load_model, save_model
 from edgepack.ir.inputs import input_specs
 from edgepack.ir.scheme import Granularity
-from edgepack.pipeline.passes import some_samples
 from edgepack.quantization.groups import find_units
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
 from edgepack.quantization.plan.types import Method, QuantPlan, Request

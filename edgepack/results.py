@@ -3,9 +3,13 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
+
+SCHEMA_VERSION = 1
+"""Of ``report.json``. It is counted up when a field is removed or changes its meaning; a new field does not
+count, since readers ignore what they do not know."""
 
 
 class Cause(StrEnum):
@@ -304,6 +308,8 @@ class SensitivityRow:
 class BuildReport:
     """The whole build."""
 
+    schema_version: int = field(default=SCHEMA_VERSION, kw_only=True)
+    """Of these fields: :data:`SCHEMA_VERSION`."""
     edgepack_version: str
     model: str
     target: str

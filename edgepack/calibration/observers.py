@@ -1,16 +1,18 @@
 """Observers: how the statistics of a tensor become the range that its integers cover.
 
 Each is a pure function ``(stats, config, levels) -> (low, high)``, ``levels`` being the number of steps of
-the integer type (255 for 8 bits). ``OBSERVERS`` is the table that the recipe's ``observer`` key selects from.
+the integer type (255 for 8 bits). ``OBSERVERS`` holds those that the recipe's ``observer`` key may name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from edgepack.calibration.effective_range import Function
 from edgepack.calibration.histogram import StreamingHistogram, TensorStats
+from edgepack.config import recipe
 from edgepack.config.recipe import Calibration
 
 Bounds = tuple[float, float]
@@ -181,11 +183,7 @@ def _magnitudes(histogram: StreamingHistogram) -> tuple[Doubles, float]:
     return np.asarray(masses, np.float64), histogram.width * 2**shift
 
 
-OBSERVERS: dict[str, Observer] = {
-    "minmax": minmax,
-    "moving_average": moving_average,
-    "percentile": percentile,
-    "entropy": entropy,
-    "mse": mse,
-}
-NEEDS_HISTOGRAM = frozenset({"percentile", "entropy", "mse"})
+OBSERVERS: Mapping[str, Observer] = {name: globals()[name] for name in get_args(recipe.Observer)}
+"""By name. The names stand once, in the recipe, which refuses others before this room is imported."""
+WITHOUT_HISTOGRAM = frozenset({"minmax", "moving_average"})
+"""Observers that need extremes only: no values are counted for them."""

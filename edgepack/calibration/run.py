@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from edgepack.calibration.effective_range import functions_seen
 from edgepack.calibration.histogram import StreamingHistogram, TensorStats
-from edgepack.calibration.observers import NEEDS_HISTOGRAM, OBSERVERS
+from edgepack.calibration.observers import OBSERVERS, WITHOUT_HISTOGRAM
 from edgepack.calibration.ranges import Range, RangeTable
 from edgepack.config.recipe import Calibration
 from edgepack.config.target import Runtime
@@ -50,7 +50,7 @@ def calibrate(
         )
         for name in dict.fromkeys(names)
     }
-    with_histogram = config.observer in NEEDS_HISTOGRAM
+    with_histogram = config.observer not in WITHOUT_HISTOGRAM
     for key, values in stream_activations(model, samples, list(stats), threads=threads):
         for name, value in values.items():
             try:

@@ -33,7 +33,7 @@ Budget = Annotated[
 ]
 ObserverName = Annotated[
     str | None,
-    typer.Option(metavar="WORD", help="minmax, moving_average, percentile, entropy or mse."),
+    typer.Option(metavar="WORD", help="The recipe's calibration.observer, such as percentile; mse."),
 ]
 SampleCount = Annotated[
     int | None, typer.Option(metavar="COUNT", help="Calibrate on at most this many samples.")

@@ -13,6 +13,7 @@ from edgepack.config.training import AwareTune
 from edgepack.errors import ConfigError
 
 Observer = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
+"""The observers. Each is the function of that name in :mod:`edgepack.calibration.observers`."""
 Method = Literal["auto", "static", "dynamic", "weight_only", "float"]
 Bits = Literal[4, 6, 8]
 Preset = Literal["fast", "balanced", "best"]

@@ -13,6 +13,7 @@ from edgepack.benchmark.environment import environment
 from edgepack.benchmark.unit_figures import NOTHING_MEASURED, UnitFigures, measure_units, unit_rows
 from edgepack.calibration.ranges import RangeTable, load_ranges
 from edgepack.calibration.run import calibrate
+from edgepack.compression.material import PassMaterial
 from edgepack.data.samples import Samples
 from edgepack.data.splits import Parts, open_parts
 from edgepack.evaluation.check import Baseline, baseline, check, check_together
@@ -33,7 +34,7 @@ from edgepack.pack.epk import Packed
 from edgepack.pipeline.choosing import Quantizable, choose_form
 from edgepack.pipeline.job import PROBES, Job, counter, output_folder, probes, sparing
 from edgepack.pipeline.limits import as_wished, floor_of, limits
-from edgepack.pipeline.passes import PassMaterial, run_passes
+from edgepack.pipeline.passes import run_passes
 from edgepack.pipeline.progress import Clock
 from edgepack.pipeline.stage_breakdown import check_steps, pack_steps, waterfall
 from edgepack.pipeline.weights import ROUNDING_SAMPLES, Storing, round_all, rounding_note, trained

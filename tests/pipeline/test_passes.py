@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from support import tiny
 
 from edgepack.benchmark.bench import ColdStart
+from edgepack.compression.table import PASSES
 from edgepack.config.passes import Pass, step_names
 from edgepack.config.recipe import Recipe, load_recipe
 from edgepack.config.strict_yaml import parse
 from edgepack.config.target import load_target
+from edgepack.config.training import Tune
 from edgepack.errors import ConfigError
 from edgepack.pipeline.build import build
 from edgepack.pipeline.job import Job
@@ -96,3 +99,9 @@ def test_lines_leave_out_what_nobody_measured() -> None:
     lines = waterfall_lines(steps)
     assert "metric" not in lines[1] and "agreement" not in lines[1] and "fidelity" in lines[1]
     assert len(lines) == 5
+
+
+def test_every_pass_of_a_recipe_is_in_the_table() -> None:
+    """But `tune`, which the pipeline carries out itself."""
+    kinds = [get_args(field.annotation)[0] for field in Pass.model_fields.values()]
+    assert set(kinds) - {Tune} == set(PASSES)

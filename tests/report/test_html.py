@@ -20,7 +20,17 @@ from edgepack.report.html.layers import MOST_HISTOGRAM_BYTES
 from edgepack.report.html.markup import Html, join, tag
 from edgepack.report.html.reading import read_report
 from edgepack.report.html.render import report_page, write_page
-from edgepack.results import BuildReport, Curve, Fidelity, Parity, Refusal, StageReport, Step, UnitRow
+from edgepack.results import (
+    SCHEMA_VERSION,
+    BuildReport,
+    Curve,
+    Fidelity,
+    Parity,
+    Refusal,
+    StageReport,
+    Step,
+    UnitRow,
+)
 
 TABLE = RangeTable(
     {
@@ -146,6 +156,28 @@ def test_what_is_no_report_is_named(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(json.dumps(broken))
     with pytest.raises(
         ConfigError, match=r"is no report of this edgepack \(models\.1\.size_bytes: .*\); build again"
+    ):
+        read_report(tmp_path)
+
+
+def test_the_schema_version_comes_first_in_a_report() -> None:
+    assert next(iter(json.loads(REPORT.to_json()).items())) == ("schema_version", SCHEMA_VERSION)
+
+
+def test_a_report_without_a_schema_version_is_read_as_before(tmp_path: Path) -> None:
+    content = json.loads(REPORT.to_json())
+    del content["schema_version"]
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    assert asdict(read_report(tmp_path)) == {**asdict(REPORT), "schema_version": 1}
+
+
+def test_a_newer_report_is_refused_even_where_its_fields_would_fit(tmp_path: Path) -> None:
+    content = {**json.loads(REPORT.to_json()), "edgepack_version": "9.0.0", "new": 1}
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    assert read_report(tmp_path).edgepack_version == "9.0.0", "a new field alone is no new schema"
+    (tmp_path / "report.json").write_text(json.dumps({**content, "schema_version": SCHEMA_VERSION + 1}))
+    with pytest.raises(
+        ConfigError, match=rf"schema version {SCHEMA_VERSION + 1}, .* edgepack 9\.0\.0; .*: update edgepack"
     ):
         read_report(tmp_path)
 
