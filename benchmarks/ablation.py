@@ -14,7 +14,7 @@ from typing import get_args
 
 import numpy as np
 import onnx_ir as ir
-from suite import HERE, recipe_for
+from suite import HERE, recipe_file
 
 from edgepack.calibration.run import calibrate
 from edgepack.config.recipe import Calibration, Observer, Recipe, load_recipe
@@ -47,10 +47,8 @@ def spread(samples: Samples, count: int) -> Samples:
 
 def read(suite: Path, task: str, target: Target, count: int) -> tuple[Recipe, ir.Model, Samples, Samples]:
     """The task's recipe, its normalized model, and its calibration and evaluation samples."""
-    with tempfile.NamedTemporaryFile("w", dir=HERE, prefix=".recipe-", suffix=".yaml", encoding="utf-8") as f:
-        f.write(recipe_for(suite, task))
-        f.flush()
-        recipe = load_recipe(Path(f.name), {})
+    with recipe_file(suite, task) as file:
+        recipe = load_recipe(file, {})
     original = load_model(recipe.model)
     inputs = input_specs(original)
     assert recipe.calibration_data is not None

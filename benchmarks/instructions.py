@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from rig.arm import missing, root_folder
 from rig.instructions import count
-from suite import recipe_for
+from suite import recipe_file
 
 from edgepack.config.recipe import load_recipe
 from edgepack.data.samples import open_samples
@@ -58,10 +58,8 @@ def built(suite: Path, task: str, target: str, folder: Path) -> Path:
 
 def first_sample(suite: Path, task: str, folder: Path) -> tuple[Path, Path]:
     """The original, and its first calibration sample as an .npz by input."""
-    with tempfile.NamedTemporaryFile("w", dir=HERE, prefix=".recipe-", suffix=".yaml", encoding="utf-8") as f:
-        f.write(recipe_for(suite, task))
-        f.flush()
-        recipe = load_recipe(Path(f.name), {})
+    with recipe_file(suite, task) as file:
+        recipe = load_recipe(file, {})
     assert recipe.calibration_data is not None
     inputs = input_specs(load_model(recipe.model))
     samples = open_samples(recipe.calibration_data, "calibration", inputs, recipe.images, base=HERE)

@@ -59,8 +59,7 @@ def built(recipe: dict[str, Any], name: str, passes: list[Any], folder: Path) ->
     """One build; its report and its folder."""
     content = {**recipe, "passes": passes, "output": str(folder / name), "preset": "fast"}
     content["quantize"] = {"method": "static"}
-    # References to metrics are relative to the recipe's folder.
-    with tempfile.NamedTemporaryFile("w", dir=HERE, prefix=".recipe-", suffix=".yaml") as file:
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(content, file)
         file.flush()
         loaded = load_recipe(Path(file.name), {})
@@ -120,7 +119,7 @@ def metric(value: float | None) -> str:
 
 def probes(recipe: dict[str, Any]) -> list[Feeds]:
     """Samples to time on."""
-    with tempfile.NamedTemporaryFile("w", dir=HERE, prefix=".recipe-", suffix=".yaml") as file:
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump({**recipe, "target": "x86-cpu"}, file)
         file.flush()
         loaded = load_recipe(Path(file.name), {})

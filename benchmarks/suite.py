@@ -8,9 +8,12 @@ in benchmarks/recipes/TASK.yaml. Leaves DIR/model.onnx and the report. More argu
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -25,6 +28,17 @@ def recipe_for(suite: Path, task: str) -> str:
     return template.read_text(encoding="utf-8").replace("$SUITE", str(suite.absolute()))
 
 
+@contextmanager
+def recipe_file(suite: Path, task: str) -> Iterator[Path]:
+    """The task's recipe as a file in a temporary folder, beside the metrics that it names."""
+    with tempfile.TemporaryDirectory(prefix="edgepack-suite-") as folder:
+        # References in a recipe are relative to its folder.
+        shutil.copy(HERE / "suite_metrics.py", folder)
+        path = Path(folder) / f"{task}.yaml"
+        path.write_text(recipe_for(suite, task), encoding="utf-8")
+        yield path
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("suite", type=Path)
@@ -32,12 +46,9 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--target", default="x86-cpu")
     known, more = parser.parse_known_args()
-    # References in the recipe (metrics) are relative to its folder: it is written beside the templates.
-    with tempfile.NamedTemporaryFile("w", dir=HERE, prefix=".recipe-", suffix=".yaml", encoding="utf-8") as f:
-        f.write(recipe_for(known.suite, known.task))
-        f.flush()
+    with recipe_file(known.suite, known.task) as recipe:
         call = [
-            sys.executable, "-m", "edgepack", "build", "--recipe", f.name, "--target", known.target,
+            sys.executable, "-m", "edgepack", "build", "--recipe", str(recipe), "--target", known.target,
             "--output", str(known.output), *more,
         ]  # fmt: skip
         return subprocess.run(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from suite import recipe_for
+from suite import recipe_file
 
 from edgepack.calibration.ranges import Range
 from edgepack.calibration.run import calibrate
@@ -49,10 +49,8 @@ class Task:
     """A classifier, its samples and the decisions of the original."""
 
     def __init__(self, suite: Path, name: str, threads: int) -> None:
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-            file.write(recipe_for(suite, name))
-            file.flush()
-            self.recipe = load_recipe(Path(file.name), {})
+        with recipe_file(suite, name) as file:
+            self.recipe = load_recipe(file, {})
         self.threads = threads
         self.target = load_target("x86-cpu")
         original = load_model(self.recipe.model)
