@@ -18,7 +18,8 @@ from edgepack.cli import app, program
 from edgepack.config.recipe import Recipe, load_recipe
 from edgepack.config.target import Target, load_target
 from edgepack.errors import EdgepackError
-from edgepack.pipeline.build import Job, build
+from edgepack.pipeline.build import build
+from edgepack.pipeline.job import Job
 from edgepack.results import BuildReport
 from edgepack.runtime.fused import FusionReport
 
