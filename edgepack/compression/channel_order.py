@@ -55,12 +55,12 @@ def _magnitudes(channels: Channels, roots: Atoms, group: Group, method: str) -> 
 
 
 def _readers(
-    model: ir.Model, channels: Channels, roots: Atoms, groups: Sequence[Group], run: SampleRun
+    model: ir.Model, channels: Channels, roots: Atoms, coupled: Sequence[Group], run: SampleRun
 ) -> list[tuple[Reader, Atoms]]:
     """Readers of channels that may go, each with the root of every input."""
-    free = np.concatenate([group.classes for group in groups])
+    free = np.concatenate([each.classes for each in coupled])
     wanted = [(node, roots[atoms]) for node, atoms in channels.readers if np.isin(roots[atoms], free).any()]
-    units = [
+    read_by = [
         Unit(
             name=node.name or "",
             op_type=node.op_type,
@@ -72,16 +72,16 @@ def _readers(
         if node.op_type != "ConvTranspose" and node.inputs[0] is not None
     ]
     second = {}
-    for unit, moments in stream_moments(
+    for reader, moments in stream_moments(
         model,
-        units,
+        read_by,
         run.samples,
         second_order=True,
         threads=run.threads,
         seed=run.seed,
         on_sample=run.on_sample,
     ):
-        second[unit.name] = moments
+        second[reader.name] = moments
     found = []
     for node, read in wanted:
         weight = _columns(node)

@@ -40,33 +40,33 @@ def tied_ranges(
     operators whose outputs have a range of their own. A concatenation one of whose members would use too
     little of the common range, or whose activation ends before it, stays as it is.
     """
-    group = {name: frozenset([name]) for unit in units for name in (*unit.inputs, *unit.outputs)}
+    joined = {name: frozenset([name]) for unit in units for name in (*unit.inputs, *unit.outputs)}
     members: dict[str, _Member] = {}
     for unit in units:
         if unit.role is Role.MOVE:
-            _join(group, (*unit.inputs, *unit.outputs))
+            _join(joined, (*unit.inputs, *unit.outputs))
         elif unit.op_type not in fixed:
             members.update(_members(unit, nodes, ranges))
     new = dict(ranges)
     for unit in units:
         if unit.name not in tied:
             continue
-        together = frozenset[str]().union(*(group[n] for n in (*unit.inputs, *unit.outputs)))
+        together = frozenset[str]().union(*(joined[n] for n in (*unit.inputs, *unit.outputs)))
         moved = {n for u in units if u.role is Role.MOVE for n in u.outputs}
         found = [members.get(n) for n in sorted(together - moved)]
         common = _common([m for m in found if m is not None])
         if None in found or common is None:
             continue
-        _join(group, sorted(together))
+        _join(joined, sorted(together))
         for name in together & set(ranges):
             new[name] = replace(ranges[name], low=common[0], high=common[1])
     return new
 
 
-def _join(group: dict[str, frozenset[str]], names: Sequence[str]) -> None:
-    together = frozenset[str]().union(*(group[name] for name in names))
+def _join(joined: dict[str, frozenset[str]], names: Sequence[str]) -> None:
+    together = frozenset[str]().union(*(joined[name] for name in names))
     for name in together:
-        group[name] = together
+        joined[name] = together
 
 
 def _members(

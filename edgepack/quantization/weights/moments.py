@@ -126,11 +126,10 @@ def batches_of(
     batches: list[list[Unit]] = []
     room = 0
     for unit in units:
-        groups, _, columns = to_groups(nodes[unit.name], weight_of(nodes[unit.name])).shape
-        # Twice: inputs that wait take as much.
-        need = (
-            2 * groups * columns**2 * 4 if second_order and columns <= MAX_COLUMNS else groups * columns * 4
-        )
+        matrices, _, columns = to_groups(nodes[unit.name], weight_of(nodes[unit.name])).shape
+        need = matrices * columns * 4
+        if second_order and columns <= MAX_COLUMNS:
+            need = 2 * matrices * columns**2 * 4  # twice: inputs that wait take as much
         if not batches or need > room:
             batches.append([])
             room = MAX_BYTES
