@@ -25,8 +25,11 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import yaml
+
+from edgepack.config.target import load_target
+from edgepack.runtime.host import for_accuracy
+from edgepack.runtime.runner import open_model
 
 COLORS = ("#1b6ca8", "#c8553d", "#588157")
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 380, 70, 50
@@ -73,10 +76,12 @@ def judged(model: Path, folder: Path) -> float:
     with np.load(folder / "train.npz") as data:
         every = round(1 / float(data["held_out"]))
         pictures, labels = data["x"][every - 1 :: every, 0], data["label"][every - 1 :: every]
-    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
+    runner = open_model(model, for_accuracy(load_target("x86-cpu")))
+    (entry,) = runner.inputs
     parts = np.array_split(np.arange(len(labels)), max(len(labels) // 50, 1))
-    found = np.concatenate([session.run(None, {name: pictures[part]})[0].argmax(1) for part in parts])
+    found = np.concatenate(
+        [next(iter(runner.run({entry.name: pictures[part]}).values())).argmax(1) for part in parts]
+    )
     return float((found == labels).mean())
 
 

@@ -40,7 +40,8 @@ from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
 from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder, round_weights, with_trained
-from edgepack.runtime.session import open_session, run
+from edgepack.runtime.host import for_accuracy
+from edgepack.runtime.runner import open_model
 from edgepack.training.aware import train_integers
 from edgepack.training.train import TrainingRun, Tuned, tune
 
@@ -69,8 +70,8 @@ class Task:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             save_model(model, path)
-            session = open_session(path, self.target.runtime)
-            return [int(np.argmax(next(iter(run(session, s.feeds).values())))) for s in self.evaluation]
+            runner = open_model(path, for_accuracy(self.target))
+            return [int(np.argmax(next(iter(runner.run(s.feeds).values())))) for s in self.evaluation]
 
     def scores(self, model: ir.Model) -> dict[str, float]:
         """Agreement with the original, and the share of right labels of both where there are labels."""

@@ -70,7 +70,7 @@ def test_units_have_times_and_errors(folder: Path) -> None:
 def test_the_model_tells_what_made_it(folder: Path) -> None:
     report, output = run(folder)
     facts = load_model(output / "model.onnx").metadata_props
-    assert facts["edgepack.config.target"] == "x86-cpu"
+    assert facts["edgepack.target"] == "x86-cpu"
     assert facts["edgepack.recipe_digest"] == report.fingerprints["recipe"]
     assert facts["edgepack.target_digest"] == report.fingerprints["target"]
     assert facts["edgepack.samples_digest"] == report.fingerprints["calibration"]

@@ -56,8 +56,8 @@ def run(model: ir.Model | Path, feeds: Mapping[str, Array], *, optimize: bool = 
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if overflows():
-        model = ir.load(model) if isinstance(model, Path) else clone(model)
-        make_weights_unsigned(model, int8_activations=False)
+        copy = ir.load(model) if isinstance(model, Path) else clone(model)
+        model = copy if make_weights_unsigned(copy, int8_activations=False) else model
     source = str(model) if isinstance(model, Path) else ir.to_proto(model).SerializeToString()
     session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
