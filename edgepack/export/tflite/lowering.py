@@ -268,7 +268,7 @@ class Lowering:
         value, bounds = task.output, task.bounds
         stored = arranged(self.shape(value), order) if shape is None else shape
         if fuses and bounds in FUSED:
-            options, bounds = {**(options or {}), "activation": FUSED[bounds]}, UNBOUNDED
+            options, bounds = {**(options or {}), "fused_activation_function": FUSED[bounds]}, UNBOUNDED
         result: Quant | np.dtype[np.generic] = dtype_of(value)
         if task.integer:
             result = kind or self.planned(value)
