@@ -62,5 +62,6 @@ def load_library(path: Path) -> None:
     """
     if path.suffix == ".tflite":
         litert()
+        import tflite  # noqa: F401, PLC0415  # reads the metadata
     else:
         import onnxruntime  # noqa: F401, PLC0415  # a third of a second that --help must not cost

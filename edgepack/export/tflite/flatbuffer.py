@@ -11,15 +11,9 @@ from typing import Any
 import flatbuffers
 import numpy as np
 import numpy.typing as npt
+import tflite
 
-from edgepack.export.tflite.schema import (
-    FILE_IDENTIFIER,
-    OPS,
-    PLACEHOLDER_CODE,
-    SCHEMA_VERSION,
-    TENSOR_TYPES,
-    OpSpec,
-)
+from edgepack.export.tflite.schema import FILE_IDENTIFIER, OPS, SCHEMA_VERSION, TENSOR_TYPES
 
 Array = npt.NDArray[Any]
 Options = Mapping[str, float]
@@ -94,23 +88,42 @@ def serialize(graph: Graph, description: str, metadata: Mapping[str, bytes]) -> 
     buffers = [_buffer(builder, None), *(_buffer(builder, d) for d in (*datas, *texts))]
     buffer_vector = _vector(builder, buffers)
     codes = list(dict.fromkeys((op.name, op.version) for op in graph.operators))
-    code_vector = _vector(builder, [_code(builder, OPS[name], version) for name, version in codes])
+    code_vector = _vector(builder, [_code(builder, name, version) for name, version in codes])
     subgraph = _vector(builder, [_subgraph(builder, graph, codes, buffer_of)])
     first_text = 1 + len(datas)
     entries = _vector(builder, [_metadata(builder, k, first_text + i) for i, k in enumerate(metadata)])
     signature = _vector(builder, [_signature(builder, graph)])
     text = builder.CreateString(description)
-    builder.StartObject(8)
-    builder.PrependUint32Slot(0, SCHEMA_VERSION, 0)
-    for slot, offset in ((1, code_vector), (2, subgraph), (3, text), (4, buffer_vector), (6, entries)):
-        builder.PrependUOffsetTRelativeSlot(slot, offset, 0)
-    builder.PrependUOffsetTRelativeSlot(7, signature, 0)
-    builder.Finish(builder.EndObject(), FILE_IDENTIFIER)
+    model = _table(
+        builder,
+        "Model",
+        version=SCHEMA_VERSION,
+        operator_codes=code_vector,
+        subgraphs=subgraph,
+        description=text,
+        buffers=buffer_vector,
+        metadata=entries,
+        signature_defs=signature,
+    )
+    builder.Finish(model, FILE_IDENTIFIER)
     return memoryview(builder.Bytes)[builder.Head() :]
 
 
 def _quants(graph: Graph) -> list[Quant]:
     return [t.quant for t in graph.tensors if t.quant is not None]
+
+
+def _table(builder: flatbuffers.Builder, table: str, /, **fields: float | None) -> int:
+    """A table of the schema with fields by their names there; those that are ``None`` are left out.
+
+    A field is a number, or the offset of what it points to.
+    """
+    getattr(tflite, f"{table}Start")(builder)
+    for field_name, content in fields.items():
+        if content is not None:
+            spelled = "".join(word.capitalize() for word in field_name.split("_"))
+            getattr(tflite, f"{table}Add{spelled}")(builder, content)
+    return int(getattr(tflite, f"{table}End")(builder))
 
 
 def _vector(builder: flatbuffers.Builder, offsets: Sequence[int]) -> int:
@@ -127,24 +140,22 @@ def _numbers(builder: flatbuffers.Builder, numbers: Sequence[int]) -> int:
 def _buffer(builder: flatbuffers.Builder, data: Array | None) -> int:
     content = None
     if data is not None and data.nbytes:
+        # By hand: flatc's code for Python leaves out the alignment that the schema asks for.
         raw = np.atleast_1d(data).reshape(-1).view(np.uint8).data
         builder.StartVector(1, raw.nbytes, ALIGNMENT)
         head = builder.head - raw.nbytes
         builder.head = head
         builder.Bytes[head : head + raw.nbytes] = raw
         content = builder.EndVector()
-    builder.StartObject(3)
-    if content is not None:
-        builder.PrependUOffsetTRelativeSlot(0, content, 0)
-    return int(builder.EndObject())
+    return _table(builder, "Buffer", data=content)
 
 
-def _code(builder: flatbuffers.Builder, spec: OpSpec, version: int) -> int:
-    builder.StartObject(4)
-    builder.PrependInt8Slot(0, min(spec.code, PLACEHOLDER_CODE), 0)
-    builder.PrependInt32Slot(2, version, 1)
-    builder.PrependInt32Slot(3, spec.code, 0)
-    return int(builder.EndObject())
+def _code(builder: flatbuffers.Builder, name: str, version: int) -> int:
+    code = getattr(tflite.BuiltinOperator, name)
+    eight_bits = min(code, tflite.BuiltinOperator.PLACEHOLDER_FOR_GREATER_OP_CODES)
+    return _table(
+        builder, "OperatorCode", deprecated_builtin_code=eight_bits, version=version, builtin_code=code
+    )
 
 
 def _contents(graph: Graph) -> tuple[list[Array], list[int]]:
@@ -174,92 +185,66 @@ def _subgraph(
     operators = [_operator(builder, op, places[op.name, op.version]) for op in graph.operators]
     operator_vector = _vector(builder, operators)
     inputs, outputs = _numbers(builder, graph.inputs), _numbers(builder, graph.outputs)
-    name = builder.CreateString("main")
-    builder.StartObject(5)
-    for slot, offset in enumerate((tensor_vector, inputs, outputs, operator_vector, name)):
-        builder.PrependUOffsetTRelativeSlot(slot, offset, 0)
-    return int(builder.EndObject())
+    return _table(
+        builder,
+        "SubGraph",
+        tensors=tensor_vector,
+        inputs=inputs,
+        outputs=outputs,
+        operators=operator_vector,
+        name=builder.CreateString("main"),
+    )
 
 
 def _tensor(builder: flatbuffers.Builder, tensor: Tensor, buffer: int) -> int:
     name, shape = builder.CreateString(tensor.name), _numbers(builder, tensor.shape)
     quant = None if tensor.quant is None else _quant(builder, tensor.quant)
-    builder.StartObject(9)
-    builder.PrependUOffsetTRelativeSlot(0, shape, 0)
-    builder.PrependInt8Slot(1, TENSOR_TYPES[tensor.dtype], 0)
-    builder.PrependUint32Slot(2, buffer, 0)
-    builder.PrependUOffsetTRelativeSlot(3, name, 0)
-    if quant is not None:
-        builder.PrependUOffsetTRelativeSlot(4, quant, 0)
-    builder.PrependBoolSlot(8, True, False)
-    return int(builder.EndObject())
+    return _table(
+        builder,
+        "Tensor",
+        shape=shape,
+        type=TENSOR_TYPES[tensor.dtype],
+        buffer=buffer,
+        name=name,
+        quantization=quant,
+        has_rank=True,
+    )
 
 
 def _quant(builder: flatbuffers.Builder, quant: Quant) -> int:
     scale = builder.CreateNumpyVector(quant.scale)
     zero_point = builder.CreateNumpyVector(quant.zero_point)
-    builder.StartObject(7)
-    builder.PrependUOffsetTRelativeSlot(2, scale, 0)
-    builder.PrependUOffsetTRelativeSlot(3, zero_point, 0)
-    builder.PrependInt32Slot(6, quant.axis, 0)
-    return int(builder.EndObject())
+    return _table(
+        builder, "QuantizationParameters", scale=scale, zero_point=zero_point, quantized_dimension=quant.axis
+    )
 
 
 def _operator(builder: flatbuffers.Builder, operator: Operator, code: int) -> int:
-    spec = OPS[operator.name]
     inputs, outputs = _numbers(builder, operator.inputs), _numbers(builder, operator.outputs)
-    options = _options(builder, spec, operator.options) if spec.options else None
-    builder.StartObject(5)
-    builder.PrependUint32Slot(0, code, 0)
-    builder.PrependUOffsetTRelativeSlot(1, inputs, 0)
-    builder.PrependUOffsetTRelativeSlot(2, outputs, 0)
-    if options is not None:
-        builder.PrependUint8Slot(3, spec.options, 0)
-        builder.PrependUOffsetTRelativeSlot(4, options, 0)
-    return int(builder.EndObject())
-
-
-def _options(builder: flatbuffers.Builder, spec: OpSpec, options: Options) -> int:
-    fields = spec.fields or {}
-    builder.StartObject(max((f.slot + 1 for f in fields.values()), default=0))
-    for name, value in options.items():
-        place = fields[name]
-        match place.kind:
-            case "b":
-                builder.PrependInt8Slot(place.slot, int(value), int(place.default))
-            case "i":
-                builder.PrependInt32Slot(place.slot, int(value), int(place.default))
-            case "f":
-                builder.PrependFloat32Slot(place.slot, float(value), place.default)
-            case _:
-                builder.PrependBoolSlot(place.slot, bool(value), bool(place.default))
-    return int(builder.EndObject())
+    table = OPS[operator.name].options
+    options = _table(builder, table, **operator.options) if table else None
+    return _table(
+        builder,
+        "Operator",
+        opcode_index=code,
+        inputs=inputs,
+        outputs=outputs,
+        builtin_options_type=getattr(tflite.BuiltinOptions, table or "NONE"),
+        builtin_options=options,
+    )
 
 
 def _metadata(builder: flatbuffers.Builder, name: str, buffer: int) -> int:
-    text = builder.CreateString(name)
-    builder.StartObject(2)
-    builder.PrependUOffsetTRelativeSlot(0, text, 0)
-    builder.PrependUint32Slot(1, buffer, 0)
-    return int(builder.EndObject())
+    return _table(builder, "Metadata", name=builder.CreateString(name), buffer=buffer)
 
 
 def _signature(builder: flatbuffers.Builder, graph: Graph) -> int:
     def named(indices: Sequence[int]) -> int:
-        maps = []
-        for index in indices:
-            name = builder.CreateString(graph.tensors[index].name)
-            builder.StartObject(2)
-            builder.PrependUOffsetTRelativeSlot(0, name, 0)
-            builder.PrependUint32Slot(1, index, 0)
-            maps.append(int(builder.EndObject()))
-        return _vector(builder, maps)
+        names = ((builder.CreateString(graph.tensors[index].name), index) for index in indices)
+        return _vector(builder, [_table(builder, "TensorMap", name=n, tensor_index=i) for n, i in names])
 
     inputs, outputs = named(graph.inputs), named(graph.outputs)
     key = builder.CreateString("serving_default")
-    builder.StartObject(5)
-    builder.PrependUOffsetTRelativeSlot(0, inputs, 0)
-    builder.PrependUOffsetTRelativeSlot(1, outputs, 0)
-    builder.PrependUOffsetTRelativeSlot(2, key, 0)
-    builder.PrependUint32Slot(4, 0, 0)
-    return int(builder.EndObject())
+    return _table(
+        builder, "SignatureDef", inputs=inputs, outputs=outputs, signature_key=key, subgraph_index=0
+    )

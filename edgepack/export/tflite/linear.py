@@ -84,7 +84,10 @@ def conv(low: Lowering, task: Task) -> None:
     source = low.read_image(node.inputs[0], integer=task.integer)
     tensor, padding = padded(low, source, view)
     shape = low.image_shape(task.output)
-    settings = options(view, padding) | {"dilation_h": view.dilations[0], "dilation_w": view.dilations[1]}
+    settings = options(view, padding) | {
+        "dilation_h_factor": view.dilations[0],
+        "dilation_w_factor": view.dilations[1],
+    }
     if group == x[1] and group > 1:
         op, array, axis = "DEPTHWISE_CONV_2D", image.transpose(1, 2, 3, 0), 3
         settings["depth_multiplier"] = outputs // group

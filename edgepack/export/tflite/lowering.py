@@ -262,7 +262,7 @@ class Lowering:
         value, bounds = task.output, task.bounds
         stored = arranged(self.shape(value), output.order) if output.shape is None else output.shape
         if fuses and bounds in FUSED:
-            options, bounds = {**(options or {}), "activation": FUSED[bounds]}, UNBOUNDED
+            options, bounds = {**(options or {}), "fused_activation_function": FUSED[bounds]}, UNBOUNDED
         result: Quant | np.dtype[np.generic] = dtype_of(value)
         if task.integer:
             result = output.kind or self.planned(value)

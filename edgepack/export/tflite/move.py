@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
+import tflite
 
 from edgepack.export.tflite.flatbuffer import Quant
 from edgepack.export.tflite.layout import (
@@ -16,7 +17,7 @@ from edgepack.export.tflite.layout import (
     reshaped_order,
 )
 from edgepack.export.tflite.lowering import Lowering
-from edgepack.export.tflite.schema import TENSOR_TYPES, MirrorMode
+from edgepack.export.tflite.schema import TENSOR_TYPES
 from edgepack.export.tflite.tasks import Task, View, dtype_of
 from edgepack.export.tflite.window import repeat_border
 from edgepack.ir.model import constant, name_of
@@ -289,7 +290,7 @@ def pad(low: Lowering, task: Task) -> None:
         value = low.constant(np.asarray(fill, dtype_of(task.output)), "fill")
         _moved(low, task, "PADV2", [*inputs, value], order, stored, tensor)
     elif mode == "reflect":
-        _moved(low, task, "MIRROR_PAD", inputs, order, stored, tensor, mode=MirrorMode.REFLECT)
+        _moved(low, task, "MIRROR_PAD", inputs, order, stored, tensor, mode=tflite.MirrorPadMode.REFLECT)
     elif mode == "edge":
         low.put(task.output, repeat_border(low, tensor, amounts[list(order)].tolist()), order)
     else:
@@ -345,5 +346,5 @@ def cast(low: Lowering, task: Task) -> None:
     order = low.common_order([source], len(low.shape(source)))
     tensor = low.read(source, order, integer=False)
     shape = arranged(low.shape(source), order)
-    types = {"in_type": TENSOR_TYPES[before], "out_type": TENSOR_TYPES[after]}
+    types = {"in_data_type": TENSOR_TYPES[before], "out_data_type": TENSOR_TYPES[after]}
     low.put(task.output, low.emit("CAST", [tensor], shape, after, name_of(task.output), **types), order)

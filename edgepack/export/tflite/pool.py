@@ -18,7 +18,7 @@ MOST_COPIES = 4
 
 
 def _filter(view: Window) -> dict[str, float]:
-    return {"filter_h": view.size[0], "filter_w": view.size[1]}
+    return {"filter_height": view.size[0], "filter_width": view.size[1]}
 
 
 def max_pool(low: Lowering, task: Task) -> None:
@@ -129,7 +129,7 @@ def global_pool(low: Lowering, task: Task) -> None:
     kind = low.graph.tensors[source].quant or FLOAT
     result = low.emit(
         "MAX_POOL_2D", [source], shape, kind, name_of(task.output), padding=Padding.VALID,
-        stride_h=1, stride_w=1, filter_h=height, filter_w=width,
+        stride_h=1, stride_w=1, filter_height=height, filter_width=width,
     )  # fmt: skip
     low.put(task.output, result, channels_last(rank))
 

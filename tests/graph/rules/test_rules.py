@@ -245,6 +245,44 @@ def test_shapes_that_only_copy_dimensions_become_constant() -> None:
     assert ops(normal) == {"Reshape": 2} and notes.applied["constant_reshape"] == 2
 
 
+def test_a_transposition_is_undone_where_others_read_it_too() -> None:
+    """A rule of onnxscript merges only transpositions that nothing else reads."""
+    body = """net (float[n, 2, 6, 5] x) => (float[n, 2, 6, 5] y, float[n, 6, 5, 2] z) {
+        last = Transpose <perm = [0, 2, 3, 1]> (x)
+        z = Relu (last)
+        first = Transpose <perm = [0, 3, 1, 2]> (last)
+        y = Neg (first)
+    }"""
+    normal, notes = check(parse(body), randoms(x=(2, 2, 6, 5)))
+    assert notes.applied["merge_transposes"] == 1
+    assert ops(normal) == {"Transpose": 1, "Relu": 1, "Neg": 1}
+
+
+def test_clips_that_do_not_overlap_stay_two() -> None:
+    """One Clip from 2 to 0 would be 0 everywhere; both together are 2."""
+    body = "net (float[n, 4] x) => (float[n, 4] y) { c = Clip (x, a, b) y = Clip (c, d, e) }"
+    held = {"a": f32(-1), "b": f32(0), "d": f32(2), "e": f32(3)}
+    normal, _ = check(parse(body, weights=held), randoms(x=(3, 4)))
+    assert ops(normal) == {"Clip": 2}
+
+
+def test_the_known_part_of_a_shape_is_read_from_it() -> None:
+    """As PyTorch writes ``interpolate(z, x.shape[2:])``: folding alone leaves a Slice of an open shape."""
+    body = """net (float[n, 2, 6, 5] x, float[n, 2, 3, 3] z) => (float[n, 4, 6, 5] y) {
+        s = Shape (x)
+        size = Slice (s, two, four)
+        o = Shape (z)
+        batch = Slice (o, zero, two)
+        sizes = Concat <axis = 0> (batch, size)
+        r = Resize <mode = "nearest"> (z, , , sizes)
+        y = Concat <axis = 1> (x, r)
+    }"""
+    held = {"zero": i64([0]), "two": i64([2]), "four": i64([4])}
+    normal, notes = check(parse(body, weights=held), randoms(x=(2, 2, 6, 5), z=(2, 2, 3, 3)))
+    assert notes.applied["slice_of_shape"] > 0
+    assert ops(normal)["Slice"] == 0 and ops(normal)["Shape"] == 1
+
+
 EXPANDED = """net (bool[n, 1, 1, l] m) => (bool[a, b, c, d] y) {
     s = Shape (m)
     b = Gather (s, first)

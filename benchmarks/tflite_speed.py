@@ -1,6 +1,6 @@
 """The .tflite of suite tasks: conversion, partitions, latency beside a rival's, parity with the .onnx.
 
-    python benchmarks/tflite.py SUITE_FOLDER [TASK ...] [--work DIR] [--rival FILE.tflite]
+    python benchmarks/tflite_speed.py SUITE_FOLDER [TASK ...] [--work DIR] [--rival FILE.tflite]
 
 For each task: `edgepack build --target mobile`; then the conversion again in a process of its own, for its
 seconds and memory; then the .tflite under LiteRT and the int8 .onnx under onnxruntime taking turns. With
