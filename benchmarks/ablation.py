@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py SUITE_FOLDER TASK [--target x86-cpu] [--samples 1000]
 
-All units that have an integer form take it. Prints a table in Markdown: dB over the evaluation
+All groups that have an integer form take it. Prints a table in Markdown: dB over the evaluation
 samples, and the task's metric on them.
 """
 
@@ -27,7 +27,7 @@ from edgepack.graph.compact import names_of
 from edgepack.graph.prepare import prepare
 from edgepack.ir.files import load_model
 from edgepack.ir.inputs import input_specs
-from edgepack.quantization.groups import Unit, find_units
+from edgepack.quantization.groups import FusionGroup, find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
 from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
@@ -36,7 +36,7 @@ from edgepack.results import Fidelity
 from edgepack.runtime.host import for_accuracy
 
 ROUNDING_SAMPLES = 32
-COLUMNS = ("nearest", "bias corrected", "second order, bias corrected")
+COLUMNS = ("nearest", "bias corrected", "GPTQ, bias corrected")
 
 
 def spread(samples: Samples, count: int) -> Samples:
@@ -60,11 +60,15 @@ def read(suite: Path, task: str, target: Target, count: int) -> tuple[Recipe, ir
 
 
 def static_plan(
-    model: ir.Model, units: tuple[Unit, ...], samples: Samples, target: Target, calibration: Calibration
+    model: ir.Model,
+    groups: tuple[FusionGroup, ...],
+    samples: Samples,
+    target: Target,
+    calibration: Calibration,
 ) -> QuantPlan:
-    names = tensors_to_observe(units)
+    names = tensors_to_observe(groups)
     table = calibrate(model, samples, names, calibration, threads=target.runtime.threads)
-    return make_plan(model, units, table.ranges, target, {u.name: Request(Method.STATIC) for u in units})
+    return make_plan(model, groups, table.ranges, target, {u.name: Request(Method.STATIC) for u in groups})
 
 
 def rounders(model: ir.Model, plan: QuantPlan, samples: Samples, target: Target, seed: int) -> list[Rounder]:
@@ -73,7 +77,7 @@ def rounders(model: ir.Model, plan: QuantPlan, samples: Samples, target: Target,
     return [
         Rounder(model),
         *(
-            round_weights(model, plan, few, second_order=second_order, threads=threads, seed=seed)
+            round_weights(model, plan, few, gptq=second_order, threads=threads, seed=seed)
             for second_order in (False, True)
         ),
     ]
@@ -112,7 +116,7 @@ def main() -> None:
     recipe, model, calibration, evaluation = read(arguments.suite, arguments.task, target, arguments.samples)
     metric = resolve_metric(recipe.metric, HERE) if recipe.metric else None
     reference = baseline(recipe.model, evaluation, for_accuracy(target), metric)
-    units = find_units(model, target.kernels)
+    groups = find_fusion_groups(model, target.kernels)
     units_of_cells = "dB" if metric is None else f"dB / {metric.name}"
     head = f"{arguments.task}, {len(evaluation)} samples, {units_of_cells}"
     print(f"| {head} | {' | '.join(COLUMNS)} |")
@@ -120,7 +124,7 @@ def main() -> None:
     # Which weights are rounded how does not depend on the ranges of activations: rounded once, used by all.
     made: list[Rounder] = []
     for observer in get_args(Observer):
-        plan = static_plan(model, units, calibration, target, Calibration(observer=observer))
+        plan = static_plan(model, groups, calibration, target, Calibration(observer=observer))
         made = made or rounders(model, plan, calibration, target, recipe.seed)
         cells = [cell(measured(model, plan, r, evaluation, target, reference, metric)[0]) for r in made]
         print(f"| {observer} | {' | '.join(cells)} |", flush=True)

@@ -5,7 +5,7 @@
 Each side runs in a process of its own on the same calibration samples and all cores. Both read them, run
 the float model over them, find ranges with the same kind of observer, quantize per channel and save. The
 stock side's preprocessing is done before its clock starts. The whole `edgepack build`, with rounding by
-second order, the choice between forms, check and bench, is timed besides.
+GPTQ, the choice between forms, check and bench, is timed besides.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def edgepack_side(recipe_file: Path, observer: str, out: Path) -> None:
     from edgepack.graph.prepare import prepare  # noqa: PLC0415
     from edgepack.ir.files import load_model, save_model  # noqa: PLC0415
     from edgepack.ir.inputs import input_specs  # noqa: PLC0415
-    from edgepack.quantization.groups import find_units  # noqa: PLC0415
+    from edgepack.quantization.groups import find_fusion_groups  # noqa: PLC0415
     from edgepack.quantization.plan.plan import make_plan, tensors_to_observe  # noqa: PLC0415
     from edgepack.quantization.plan.types import Method, Request  # noqa: PLC0415
     from edgepack.quantization.rewrite.apply import apply_plan  # noqa: PLC0415
@@ -49,11 +49,11 @@ def edgepack_side(recipe_file: Path, observer: str, out: Path) -> None:
         recipe.calibration_data, "calibration", input_specs(original), recipe.images, base=HERE
     )
     model, _ = prepare(original, target)
-    units = find_units(model, target.kernels)
+    groups = find_fusion_groups(model, target.kernels)
     table = calibrate(
-        model, samples, tensors_to_observe(units), recipe.calibration, threads=os.cpu_count() or 1
+        model, samples, tensors_to_observe(groups), recipe.calibration, threads=os.cpu_count() or 1
     )
-    plan = make_plan(model, units, table.ranges, target, {u.name: Request(Method.STATIC) for u in units})
+    plan = make_plan(model, groups, table.ranges, target, {u.name: Request(Method.STATIC) for u in groups})
     save_model(apply_plan(model, plan, Rounder(model)(plan)), out)
 
 

@@ -25,7 +25,7 @@ from edgepack.evaluation.metrics import resolve_metric
 from edgepack.graph.prepare import prepare
 from edgepack.ir.files import load_model, save_model
 from edgepack.ir.inputs import input_specs
-from edgepack.quantization.groups import find_units
+from edgepack.quantization.groups import find_fusion_groups
 from edgepack.runtime.host import for_accuracy
 
 METHODS = ("l1", "wanda", "second_order")
@@ -45,7 +45,7 @@ def main() -> None:
     assert recipe.calibration_data is not None
     assert recipe.evaluation_data is not None
     model, _ = prepare(load_model(recipe.model), target)
-    inputs, units = input_specs(model), find_units(model, target.kernels)
+    inputs, groups = input_specs(model), find_fusion_groups(model, target.kernels)
     calibration = open_samples(recipe.calibration_data, "calibration", inputs, recipe.images, base=base)
     evaluation = open_samples(recipe.evaluation_data, "evaluation", inputs, recipe.images, base=base)
     metric = resolve_metric(recipe.metric or "top1", base)
@@ -59,7 +59,7 @@ def main() -> None:
                 {"sparsity": sparsity, "method": method, "scope": arguments.scope, "views": arguments.views}
             )
             started = time.perf_counter()
-            sparse, rows = prune(model, units, some, config, threads=threads, seed=0)
+            sparse, rows = prune(model, groups, some, config, threads=threads, seed=0)
             seconds = time.perf_counter() - started
             with tempfile.TemporaryDirectory() as folder:
                 save_model(sparse, path := Path(folder) / "m.onnx")

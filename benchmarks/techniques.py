@@ -2,7 +2,7 @@
 
     python benchmarks/techniques.py SUITE_FOLDER TASK [--form static] [--target x86-cpu] [--samples 1000]
 
-All units that have a form take it. Prints a table in Markdown: dB over the evaluation samples, the task's
+All groups that have a form take it. Prints a table in Markdown: dB over the evaluation samples, the task's
 metric on them, and how many dB the technique is worth.
 """
 
@@ -22,7 +22,7 @@ from edgepack.data.samples import Samples
 from edgepack.evaluation.check import baseline
 from edgepack.evaluation.metrics import resolve_metric
 from edgepack.ir.scheme import Granularity
-from edgepack.quantization.groups import find_units
+from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
 from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import DYNAMIC_OPS, Method, QuantPlan, Request
@@ -35,10 +35,10 @@ def forms(
     model: ir.Model, samples: Samples, target: Target, form: Method, seed: int
 ) -> Iterator[tuple[str, QuantPlan, Rounder]]:
     """Every row of the table: what is left out, and the plan and the rounder without it."""
-    units = find_units(model, target.kernels)
+    groups = find_fusion_groups(model, target.kernels)
     # Operators without a dynamic form are static in both.
-    methods = {u.name: Request(form if u.op_type in DYNAMIC_OPS else Method.STATIC) for u in units}
-    names, threads = tensors_to_observe(units), target.runtime.threads
+    methods = {u.name: Request(form if u.op_type in DYNAMIC_OPS else Method.STATIC) for u in groups}
+    names, threads = tensors_to_observe(groups), target.runtime.threads
     mse, minmax = (
         calibrate(model, samples, names, Calibration(observer=observer), threads=threads).ranges
         for observer in ("mse", "minmax")
@@ -46,30 +46,30 @@ def forms(
     few = spread(samples, ROUNDING_SAMPLES)
 
     def rounder_for(device: Target, second_order: bool) -> Rounder:
-        widest = make_plan(model, units, mse, device, {u.name: Request(Method.STATIC) for u in units})
-        return round_weights(model, widest, few, second_order=second_order, threads=threads, seed=seed)
+        widest = make_plan(model, groups, mse, device, {u.name: Request(Method.STATIC) for u in groups})
+        return round_weights(model, widest, few, gptq=second_order, threads=threads, seed=seed)
 
     full, corrected = rounder_for(target, True), rounder_for(target, False)
-    plan = make_plan(model, units, mse, target, methods, WeightPreparation(full.smoothing))
-    plain = make_plan(model, units, mse, target, methods)
+    plan = make_plan(model, groups, mse, target, methods, WeightPreparation(full.smoothing))
+    plain = make_plan(model, groups, mse, target, methods)
     yield "nothing", plan, full
     yield (
         "ranges by squared error (minmax)",
-        make_plan(model, units, minmax, target, methods, WeightPreparation(full.smoothing)),
+        make_plan(model, groups, minmax, target, methods, WeightPreparation(full.smoothing)),
         full,
     )
-    yield "second order (nearest)", plan, corrected
+    yield "GPTQ (nearest)", plan, corrected
     yield "bias correction", plan, replace(full, means={})
-    yield "second order and bias correction", plan, Rounder(model)
+    yield "GPTQ and bias correction", plan, Rounder(model)
     if form is Method.DYNAMIC:
         yield "smoothing", plain, full
     whole = target.quantization.model_copy(update={"weight_granularity": Granularity.PER_TENSOR})
     device = target.model_copy(update={"quantization": whole})
     coarse = rounder_for(device, True)
-    one_scale = make_plan(model, units, mse, device, methods, WeightPreparation(coarse.smoothing))
+    one_scale = make_plan(model, groups, mse, device, methods, WeightPreparation(coarse.smoothing))
     yield "a scale per channel (per tensor)", one_scale, coarse
-    yield "a scale per channel, second order", one_scale, rounder_for(device, False)
-    yield "a scale per channel, second order, bias correction", one_scale, Rounder(model)
+    yield "a scale per channel, GPTQ", one_scale, rounder_for(device, False)
+    yield "a scale per channel, GPTQ, bias correction", one_scale, Rounder(model)
 
 
 def main() -> None:

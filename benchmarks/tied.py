@@ -27,7 +27,7 @@ from edgepack.ir.files import load_model, save_model
 from edgepack.ir.inputs import input_specs
 from edgepack.ir.model import constant, name_of, set_constant
 from edgepack.pack.epk import pack
-from edgepack.quantization.groups import find_units
+from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
 from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import Method, Request
@@ -63,15 +63,15 @@ def forms(folder: Path, copies: int) -> dict[str, Path]:
     model, _ = normalize(original, min_opset=TARGET.min_opset, max_opset=TARGET.max_opset)
     if copies == 2:
         nudge(model)
-    units = find_units(model, TARGET.kernels)
+    groups = find_fusion_groups(model, TARGET.kernels)
     samples = samples_of(folder, "calib", original)
-    ranges = calibrate(model, samples, tensors_to_observe(units), Calibration(), threads=1).ranges
-    widest = make_plan(model, units, ranges, TARGET, {u.name: Request(Method.STATIC) for u in units})
-    rounder = round_weights(model, widest, samples, second_order=True, threads=1, seed=0)
+    ranges = calibrate(model, samples, tensors_to_observe(groups), Calibration(), threads=1).ranges
+    widest = make_plan(model, groups, ranges, TARGET, {u.name: Request(Method.STATIC) for u in groups})
+    rounder = round_weights(model, widest, samples, gptq=True, threads=1, seed=0)
     found = {}
-    for name, by_type in whole_model_methods(units, TARGET).items():
-        methods = methods_of(units, name, by_type, {})
-        plan = make_plan(model, units, ranges, TARGET, methods, WeightPreparation(rounder.smoothing))
+    for name, by_type in whole_model_methods(groups, TARGET).items():
+        methods = methods_of(groups, name, by_type, {})
+        plan = make_plan(model, groups, ranges, TARGET, methods, WeightPreparation(rounder.smoothing))
         found[str(name)] = folder / f"{name} {copies}.onnx"
         save_model(compact(apply_plan(model, plan, rounder(plan)), names_of(model)), found[str(name)])
     return found

@@ -49,7 +49,7 @@ def cifar(path):
 
 
 def lenet():
-    """LeNet-5 (LeCun et al., 1998) in the widths of Caffe's: 20, 50 and 500 units."""
+    """LeNet-5 (LeCun et al., 1998) in the widths of Caffe's: 20, 50 and 500 groups."""
     return nn.Sequential(
         nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2),
@@ -105,7 +105,7 @@ def train(net, x, y, epochs, rate, decay, flip, shift):
         )
 
 
-def lessons(x, y, views, flip, shift):
+def distillation(x, y, views, flip, shift):
     """Samples for ``edgepack``'s training, with labels, for ``held_out: 1 / (1 + (JUDGES - 1) * views)``.
 
     In their order, after so many moved pictures comes one as it is, which no other is a version of.
@@ -178,7 +178,7 @@ def main():
     if not arguments.samples_only:
         make(kind, (x, y), held, out)
     torch.manual_seed(1)
-    pictures, labels = lessons(torch.from_numpy(x), torch.from_numpy(y), VIEWS[kind], **MOVES[kind])
+    pictures, labels = distillation(torch.from_numpy(x), torch.from_numpy(y), VIEWS[kind], **MOVES[kind])
     held_out = 1 / (1 + (JUDGES - 1) * VIEWS[kind])
     np.savez(out / "train.npz", x=pictures[:, None], label=labels, held_out=held_out)
 

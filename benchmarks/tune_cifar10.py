@@ -7,7 +7,7 @@
 students: nets of half the channels, from the same start weights and in as many steps, trained on labels
 alone or to answer as the full net. zeros: the full net with L1, with L2, or with zeros that are chosen anew
 on the way. channels: the full net without channels that were taken out on the way, against group lasso,
-removal of as much work by second order, and training again, in as many steps.
+removal of as much work by GPTQ, and training again, in as many steps.
 
 The full net is trained by train_cifar10.py on nine of ten train pictures. The tenth is for the choice of
 settings: ``--part validation --only WAY KEY=VALUE...`` judges other settings by it. Seeds are those of the

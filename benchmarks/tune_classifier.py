@@ -6,7 +6,7 @@
 pruned: second-order pruning, then distillation; agreement with the original in float and as int8. With a
 folder, a run that was stopped goes on from what is there.
 quantized: int8 with one scale a weight, by rounding alone and after quantization-aware training that starts
-from what second order has rounded to.
+from what GPTQ has rounded to.
 More settings of training go behind as KEY=VALUE. Prints one JSON object a line.
 """
 
@@ -35,7 +35,7 @@ from edgepack.graph.prepare import prepare
 from edgepack.ir.files import load_model, save_model
 from edgepack.ir.inputs import input_specs
 from edgepack.ir.scheme import Granularity
-from edgepack.quantization.groups import find_units
+from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
 from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
@@ -86,19 +86,19 @@ class Task:
 
     def ranges(self, model: ir.Model, target: Target) -> Mapping[str, Range]:
         """Of all that an integer form observes."""
-        names = tensors_to_observe(find_units(model, target.kernels))
+        names = tensors_to_observe(find_fusion_groups(model, target.kernels))
         return calibrate(model, self.calibration, names, Calibration(), threads=self.threads).ranges
 
     def plan(self, model: ir.Model, target: Target, ranges: Mapping[str, Range]) -> QuantPlan:
-        """Every unit in its integer form."""
-        units = find_units(model, target.kernels)
-        return make_plan(model, units, ranges, target, {u.name: Request(Method.STATIC) for u in units})
+        """Every group in its integer form."""
+        groups = find_fusion_groups(model, target.kernels)
+        return make_plan(model, groups, ranges, target, {u.name: Request(Method.STATIC) for u in groups})
 
     def rounded(self, model: ir.Model, target: Target, seed: int) -> ir.Model:
-        """The int8 form by second-order rounding, as a build makes it."""
+        """The int8 form by GPTQ, as a build makes it."""
         plan = self.plan(model, target, self.ranges(model, target))
         some: Samples = some_samples(self.calibration)
-        rounder = round_weights(model, plan, some, second_order=True, threads=self.threads, seed=seed)
+        rounder = round_weights(model, plan, some, gptq=True, threads=self.threads, seed=seed)
         return apply_plan(model, plan, rounder(plan))
 
 
@@ -116,10 +116,10 @@ def zeroed(task: Task, config: Prune, seed: int, folder: Path) -> ir.Model:
     file = folder / f"pruned_{seed}.onnx"
     if file.exists():
         return load_model(file)
-    units = find_units(task.model, task.target.kernels)
+    groups = find_fusion_groups(task.model, task.target.kernels)
     started = time.perf_counter(), time.process_time()
     some = some_samples(task.calibration)
-    sparse, rows = prune(task.model, units, some, config, threads=task.threads, seed=seed)
+    sparse, rows = prune(task.model, groups, some, config, threads=task.threads, seed=seed)
     zeros = sum(r.zeros for r in rows) / sum(r.values for r in rows)
     s, cpu_s = (
         round(b - a) for a, b in zip(started, (time.perf_counter(), time.process_time()), strict=True)
@@ -155,8 +155,8 @@ def quantized(task: Task, settings: AwareTune, seeds: list[int]) -> None:
     tell(form="int8, nearest", **task.scores(apply_plan(task.model, plan, Rounder(task.model)(plan))))
     some = some_samples(task.calibration)
     for seed in seeds:
-        rounder = round_weights(task.model, plan, some, second_order=True, threads=task.threads, seed=seed)
-        tell(seed=seed, form="int8, second order", **task.scores(apply_plan(task.model, plan, rounder(plan))))
+        rounder = round_weights(task.model, plan, some, gptq=True, threads=task.threads, seed=seed)
+        tell(seed=seed, form="int8, GPTQ", **task.scores(apply_plan(task.model, plan, rounder(plan))))
         found = train_integers(
             task.model, plan, ranges, rounder, task.calibration, settings, TrainingRun(seed, task.threads)
         )

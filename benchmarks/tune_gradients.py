@@ -72,7 +72,7 @@ def untrained(seed: int) -> ir.Model:
     rng, proto = np.random.default_rng(seed), onnx.parser.parse_model(NET)
     for number, shape in SHAPES.items():
         weight = rng.normal(size=shape) * (2 / np.prod(shape[1:])) ** 0.5
-        # Biases start small and not at zero: what is trained is trained in units of its own size.
+        # Biases start small and not at zero: what is trained is trained in groups of its own size.
         for name, array in ((f"w{number}", weight), (f"b{number}", 0.05 * rng.normal(size=shape[0]))):
             proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
     return ir.from_proto(proto)

@@ -1,4 +1,4 @@
-"""Weights of few bits, activations in float: round to nearest against the default preset, on one task.
+"""Weights of low-bit weights, activations in float: round to nearest against the default preset, on one task.
 
     python benchmarks/weight_bits.py SUITE_FOLDER TASK [--bits 4] [--target x86-cpu] [--samples 1000]
 
@@ -19,11 +19,11 @@ from edgepack.config.target import Target, load_target
 from edgepack.data.samples import Samples
 from edgepack.evaluation.check import Baseline, baseline
 from edgepack.evaluation.metrics import Metric, resolve_metric
-from edgepack.quantization.groups import Unit, find_units
+from edgepack.quantization.groups import FusionGroup, find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan
 from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import Method, QuantPlan, Request
-from edgepack.quantization.weights.low_bit import FewBits, bits_of_units
+from edgepack.quantization.weights.low_bit import LowBit, bits_of_groups
 from edgepack.quantization.weights.rounding import Rounder, round_weights
 from edgepack.runtime.host import for_accuracy
 
@@ -31,10 +31,10 @@ HERE = Path(__file__).parent
 
 
 def weight_only_plan(
-    model: ir.Model, units: tuple[Unit, ...], target: Target, few_bits: dict[str, FewBits]
+    model: ir.Model, groups: tuple[FusionGroup, ...], target: Target, low_bit: dict[str, LowBit]
 ) -> QuantPlan:
-    methods = {u.name: Request(Method.WEIGHT_ONLY) for u in units}
-    return make_plan(model, units, {}, target, methods, WeightPreparation(few_bits=few_bits))
+    methods = {u.name: Request(Method.WEIGHT_ONLY) for u in groups}
+    return make_plan(model, groups, {}, target, methods, WeightPreparation(low_bit=low_bit))
 
 
 def row(
@@ -64,9 +64,9 @@ def main() -> None:
     recipe, model, calibration, evaluation = read(arguments.suite, arguments.task, target, arguments.samples)
     metric = resolve_metric(recipe.metric, HERE) if recipe.metric else None
     reference = baseline(recipe.model, evaluation, for_accuracy(target), metric)
-    units = find_units(model, target.kernels)
+    groups = find_fusion_groups(model, target.kernels)
     wanted = Quantize(method="weight_only", weight_bits=arguments.bits)
-    plan = weight_only_plan(model, units, target, dict(bits_of_units(model, units, wanted, target).few))
+    plan = weight_only_plan(model, groups, target, dict(bits_of_groups(model, groups, wanted, target).few))
     head = f"{arguments.task}, weights of {arguments.bits} bits, {len(evaluation)} samples"
     print(f"| {head} | dB{'' if metric is None else f' / {metric.name}'} | agreement | bytes |")
     print("|---|---|---|---|")
@@ -76,12 +76,12 @@ def main() -> None:
         model,
         plan,
         spread(calibration, ROUNDING_SAMPLES),
-        second_order=True,
+        gptq=True,
         threads=target.runtime.threads,
         seed=recipe.seed,
     )
     took_s = time.perf_counter() - started
-    ours = weight_only_plan(model, units, target, dict(rounder.few_bits))
+    ours = weight_only_plan(model, groups, target, dict(rounder.low_bit))
     print(row("edgepack", model, ours, rounder, evaluation, target, reference, metric))
     print(f"\nRounding took {took_s:.0f} s on {target.runtime.threads} thread.")
     if reference.fidelity.metric is not None:

@@ -13,7 +13,7 @@ count, since readers ignore what they do not know."""
 
 
 class Cause(StrEnum):
-    """What kind of reason a unit's precision has."""
+    """What kind of reason a group's precision has."""
 
     NONE = "none"
     """It has what was asked for, and there is nothing to explain."""
@@ -41,12 +41,12 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a unit has its precision: the cause for programs, the sentence for people."""
+    """Why a group has its precision: the cause for programs, the sentence for people."""
 
     cause: Cause
     text: str
     summary: str = ""
-    """The sentence without names, by which units are counted together; ``text`` where empty."""
+    """The sentence without names, by which groups are counted together; ``text`` where empty."""
 
     def __str__(self) -> str:
         return self.text
@@ -241,8 +241,8 @@ class ModelFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class UnitRow:
-    """One unit in the report."""
+class GroupRow:
+    """One group in the report."""
 
     name: str
     op_type: str
@@ -250,13 +250,13 @@ class UnitRow:
     reason: str
     parameters: int
     sqnr_db: float | None = None
-    """Fidelity of the unit's output in the built model to the original's."""
+    """Fidelity of the group's output in the built model to the original's."""
     float_us: float | None = None
     built_us: float | None = None
     cause: Cause = Cause.NONE
     """What kind of reason ``reason`` is."""
     summary: str = ""
-    """``reason`` without names: units of one summary are counted together."""
+    """``reason`` without names: groups of one summary are counted together."""
 
 
 EQUAL_DB = 999.0
@@ -288,12 +288,12 @@ class Candidate:
     chosen: bool
     reason: str
     of_units: bool = False
-    """Differs from another candidate in single units."""
+    """Differs from another candidate in single groups."""
 
 
 @dataclass(frozen=True, slots=True)
 class SensitivityRow:
-    """One unit in one form, alone in an otherwise float model."""
+    """One group in one form, alone in an otherwise float model."""
 
     name: str
     op_type: str
@@ -324,9 +324,9 @@ class BuildReport:
     """From the original over each pass to the built ``.onnx``."""
     gate: tuple[GateLine, ...]
     candidates: tuple[Candidate, ...]
-    units: tuple[UnitRow, ...]
+    units: tuple[GroupRow, ...]
     sensitivity: tuple[SensitivityRow, ...]
-    """Units alone, where a search measured them."""
+    """Groups alone, where a search measured them."""
     runtime: Mapping[str, Any]
     """What the runtime made of the built model: fused integer kernels, leftover Q/DQ, float operators."""
     stages: tuple[StageReport, ...]

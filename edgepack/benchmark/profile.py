@@ -55,14 +55,14 @@ CONVERSIONS = frozenset(
 MOST_PROFILING_US = 5.0
 """What profiling can cost a node; what is more has another cause."""
 LONGEST_CHAIN = 4
-"""Nodes that one operator is unfolded to, and units that are fused to one, at most."""
+"""Nodes that one operator is unfolded to, and groups that are fused to one, at most."""
 
 HEAVY_OPS = frozenset(["Conv", "ConvTranspose", "Gemm", "MatMul"])
-"""What the runtime fuses other units into, and calls by the value that leaves the last of them."""
+"""What the runtime fuses other groups into, and calls by the value that leaves the last of them."""
 
 
-class Unit(Protocol):
-    """What is asked of the units that a profile is matched with: nodes with the activation that follows."""
+class FusionGroup(Protocol):
+    """What is asked of the groups that a profile is matched with: nodes with the activation that follows."""
 
     @property
     def name(self) -> str:
@@ -85,7 +85,7 @@ class Unit(Protocol):
         """Values that leave."""
 
 
-Units = Mapping[str, Unit]
+Groups = Mapping[str, FusionGroup]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +124,13 @@ class OpProfile:
 
 
 @dataclass(frozen=True, slots=True)
-class UnitTimes:
-    """A profile by units of the float model."""
+class GroupTimes:
+    """A profile by groups of the float model."""
 
     us: dict[str, float]
-    """Microseconds by unit name; a unit that the runtime fused into another has none of its own."""
+    """Microseconds by group name; a group that the runtime fused into another has none of its own."""
     overhead: tuple[NodeTime, ...]
-    """Nodes that belong to no unit: conversions, layout changes."""
+    """Nodes that belong to no group: conversions, layout changes."""
 
     @property
     def overhead_us(self) -> float:
@@ -213,33 +213,35 @@ def _aligned(nodes: Sequence[ir.Node], events: Sequence[dict[str, Any]], model: 
     return times
 
 
-def match_units(units: Sequence[Unit], profile: OpProfile) -> UnitTimes:
-    """The times of ``profile`` by the ``units`` of the float model.
+def match_groups(groups: Sequence[FusionGroup], profile: OpProfile) -> GroupTimes:
+    """The times of ``profile`` by the ``groups`` of the float model.
 
     The profile may be that of the float model or of any quantized form of it: both are matched by the same
-    units, so their times can be set side by side. Where the runtime fuses several units (a layer
+    groups, so their times can be set side by side. Where the runtime fuses several groups (a layer
     normalization written as small operators) one of them has the time of all.
     """
-    by_name = {unit.name: unit for unit in units}
-    by_name |= {unit.activation: unit for unit in units if unit.activation is not None}
-    by_value = {value: unit for unit in units for value in unit.outputs}
+    by_name = {group.name: group for group in groups}
+    by_name |= {group.activation: group for group in groups if group.activation is not None}
+    by_value = {value: group for group in groups for value in group.outputs}
     readers = {value: node for node in reversed(profile.nodes) for value in node.inputs}
     times: dict[str, float] = defaultdict(float)
     overhead = []
     for node in profile.nodes:
-        unit = _unit_of(node, by_name, by_value, readers)
-        if unit is None:
+        group = _group_of(node, by_name, by_value, readers)
+        if group is None:
             overhead.append(node)
         else:
-            times[_main(unit, node, by_value).name] += node.us
-    return UnitTimes(dict(times), tuple(overhead))
+            times[_main(group, node, by_value).name] += node.us
+    return GroupTimes(dict(times), tuple(overhead))
 
 
-def _unit_of(node: NodeTime, by_name: Units, by_value: Units, readers: Mapping[str, NodeTime]) -> Unit | None:
-    """The unit that ``node`` came from, by its name, by the value that leaves it, or by who reads it."""
+def _group_of(
+    node: NodeTime, by_name: Groups, by_value: Groups, readers: Mapping[str, NodeTime]
+) -> FusionGroup | None:
+    """The group that ``node`` came from, by its name, by the value that leaves it, or by who reads it."""
     if node.op_type in CONVERSIONS:
-        unit = by_name.get(node.name)
-        return unit if unit is not None and unit.op_type == node.op_type else None
+        group = by_name.get(node.name)
+        return group if group is not None and group.op_type == node.op_type else None
     step: NodeTime | None = node
     for _ in range(LONGEST_CHAIN):
         if step is None:
@@ -253,17 +255,17 @@ def _unit_of(node: NodeTime, by_name: Units, by_value: Units, readers: Mapping[s
     return None
 
 
-def _main(unit: Unit, node: NodeTime, by_value: Units) -> Unit:
-    """The heavy unit behind ``unit``, where the runtime fused that into it: Sigmoid into a convolution."""
+def _main(group: FusionGroup, node: NodeTime, by_value: Groups) -> FusionGroup:
+    """The heavy group behind ``group``, where the runtime fused that into it: Sigmoid into a convolution."""
     op_type = node.op_type.removeprefix("Fused")
-    step: Unit | None = unit
+    step: FusionGroup | None = group
     for _ in range(LONGEST_CHAIN):
         if op_type not in HEAVY_OPS or step is None:
-            return unit
+            return group
         if step.op_type == op_type:
             return step
         step = next((by_value[v] for v in step.inputs if v in by_value), None)
-    return unit
+    return group
 
 
 def _origins(name: str) -> Iterator[str]:

@@ -17,7 +17,7 @@ Doubles = npt.NDArray[np.float64]
 Function = Callable[[Doubles], Doubles]
 
 
-def functions_seen(value: ir.Value) -> tuple[Function, ...]:
+def reader_functions(value: ir.Value) -> tuple[Function, ...]:
     """The functions that all readers of ``value`` are; none where one of them sees the value itself.
 
     Given: ``HardSwish(x)`` alone. Result: ``x * clip(x / 6 + 0.5, 0, 1)``.

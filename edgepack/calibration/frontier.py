@@ -39,7 +39,7 @@ def can_be_parted(model: ir.Model) -> bool:
 
 
 @dataclass(slots=True)
-class Front:
+class Frontier:
     """Values of all samples at a cut through ``model``; ``wanted`` are all that will ever be asked for."""
 
     model: ir.Model

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgepack.calibration.effective_range import functions_seen
+from edgepack.calibration.effective_range import reader_functions
 from edgepack.calibration.histogram import StreamingHistogram, TensorStats
 from edgepack.calibration.observers import OBSERVERS, WITHOUT_HISTOGRAM
 from edgepack.calibration.ranges import Range, RangeTable
@@ -46,7 +46,7 @@ def calibrate(
         name: TensorStats(
             StreamingHistogram(config.bins),
             momentum=config.momentum,
-            seen=functions_seen(inner[name]) if name in inner else (),
+            seen=reader_functions(inner[name]) if name in inner else (),
         )
         for name in dict.fromkeys(names)
     }

@@ -17,11 +17,11 @@ def report(folder: Package, as_json: Json = False) -> None:
     From report.json and ranges.json alone: nothing is built or measured.
     """
     from edgepack.report.html.reading import read_report
-    from edgepack.report.html.render import write_page
+    from edgepack.report.html.render import write_html
     from edgepack.report.text import text
 
     found = read_report(folder)
-    page = write_page(folder)
+    page = write_html(folder)
     print(found.to_json() if as_json else f"{text(found)}\n{page} written", end="" if as_json else "\n")
 
 
@@ -36,18 +36,18 @@ def compare(
 ) -> None:
     """Set two builds side by side, from their reports.
 
-    Sizes, latencies, fidelity and metric of every file, and the units that have another form.
+    Sizes, latencies, fidelity and metric of every file, and the groups that have another form.
     """
     import json
     from dataclasses import asdict
 
     from edgepack.report.comparison import compare_builds, named, pair_text
-    from edgepack.report.html.pair import pair_page
+    from edgepack.report.html.pair import comparison_html
     from edgepack.report.html.reading import read_report
     from edgepack.report.html.render import replace_file
 
     names = named([str(first), str(second)])
     pair = compare_builds(names, read_report(first), read_report(second))
     if html is not None:
-        replace_file(html, pair_page(pair))
+        replace_file(html, comparison_html(pair))
     print(json.dumps(asdict(pair), indent=1, allow_nan=False) if as_json else pair_text(pair).rstrip())

@@ -12,7 +12,7 @@ from edgepack.compression.sensitivity import noise_alone, outputs_of
 from edgepack.compression.weights import write_weight
 from edgepack.data.samples import Samples
 from edgepack.ir.model import clone
-from edgepack.quantization.groups import Unit
+from edgepack.quantization.groups import FusionGroup
 from edgepack.quantization.weights.gptq import Matrix, output_error
 from edgepack.quantization.weights.moments import InputMoments
 
@@ -40,7 +40,7 @@ class Curve:
 
 def noise_curves(
     model: ir.Model,
-    weights: Iterable[tuple[Unit, Matrix, InputMoments, InputMoments]],
+    weights: Iterable[tuple[FusionGroup, Matrix, InputMoments, InputMoments]],
     zeroed: Zeroed,
     judging: Samples,
     threads: int,
@@ -49,7 +49,7 @@ def noise_curves(
 
     Zeros are fitted to one half and judged on the other, and the other way round: a weight with many inputs
     and few samples makes up for anything on what it was fitted to. ``judging`` are the samples of the second
-    half, for the effect of one unit's error on the outputs; noises of several units add up.
+    half, for the effect of one group's error on the outputs; noises of several groups add up.
 
     Raises:
         CalibrationError: the model fails on a sample.
@@ -58,8 +58,8 @@ def noise_curves(
     nodes = {n.name: n for n in changed.graph}
     errors: dict[str, tuple[int, float, npt.NDArray[np.float64]]] = {}
     measured: dict[str, float] = {}
-    for unit, weight, first, second in weights:
-        name = unit.name
+    for group, weight, first, second in weights:
+        name = group.name
         tried = {d: _judged(weight, first, second, zeroed, SHARES[MIDDLE], d) for d in DAMPINGS}
         damping = min(tried, key=lambda d: tried[d].error)
         found = [

@@ -15,7 +15,7 @@ from edgepack.ir.model import clone, new_initializer
 from edgepack.ir.numerics import quantize
 from edgepack.ir.scheme import Granularity, QuantScheme, QuantType
 from edgepack.pack.epk import pack
-from edgepack.quantization.groups import Unit
+from edgepack.quantization.groups import FusionGroup
 from edgepack.quantization.weights.gptq import Matrix
 from edgepack.quantization.weights.matrix import from_groups, has_rows, weight_of
 from edgepack.quantization.weights.params import weight_params
@@ -25,30 +25,30 @@ SCALE = "_scale_of_draft"
 
 
 def packed_int8_bytes(
-    model: ir.Model, units: Sequence[Unit], weights: Mapping[str, Matrix], clusters: Cluster | None
+    model: ir.Model, groups: Sequence[FusionGroup], weights: Mapping[str, Matrix], clusters: Cluster | None
 ) -> int:
-    """Bytes of the ``.epk`` of ``model`` with all weights int8, those in ``weights`` by unit first replaced.
+    """Bytes of the ``.epk`` of ``model`` with all weights int8, those in ``weights`` by group first replaced.
 
-    With ``clusters``, as that pass would leave them. Weights are rounded to nearest: what second order makes
+    With ``clusters``, as that pass would leave them. Weights are rounded to nearest: what GPTQ makes
     of them takes the same bytes to about a percent. Of the activations' scales and zero points, which are
     not there yet, a file has little more than text.
     """
     draft = clone(model)
     nodes = {n.name: n for n in draft.graph}
-    for unit in units:
-        node = nodes[unit.name]
-        table = node.op_type == "Gather" and bool(unit.constants) and not unit.inputs
-        if unit.weight is None and not table:
+    for group in groups:
+        node = nodes[group.name]
+        table = node.op_type == "Gather" and bool(group.constants) and not group.inputs
+        if group.weight is None and not table:
             continue
-        matrix = weights.get(unit.name)
+        matrix = weights.get(group.name)
         weight = weight_of(node) if matrix is None else from_groups(node, matrix)
         stored = _stored(node, weight, matrix, clusters)
-        node.replace_input_with(0 if table else 1, new_initializer(draft.graph, f"{unit.name}_q", stored))
+        node.replace_input_with(0 if table else 1, new_initializer(draft.graph, f"{group.name}_q", stored))
         scale = weight_params(node, weight, INT8).scale
-        new_initializer(draft.graph, f"{unit.name}{SCALE}", scale)
-    for unit in (u for u in units if u.table is not None):
-        for look_up in (u for u in units if u.constants == (unit.table,) and u.op_type == "Gather"):
-            nodes[look_up.name].replace_input_with(0, nodes[unit.name].inputs[1])  # stored once
+        new_initializer(draft.graph, f"{group.name}{SCALE}", scale)
+    for group in (u for u in groups if u.table is not None):
+        for look_up in (u for u in groups if u.constants == (group.table,) and u.op_type == "Gather"):
+            nodes[look_up.name].replace_input_with(0, nodes[group.name].inputs[1])  # stored once
     for name, value in list(draft.graph.initializers.items()):
         if not value.uses() and not value.is_graph_output() and not name.endswith(SCALE):
             del draft.graph.initializers[name]

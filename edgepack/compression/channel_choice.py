@@ -51,7 +51,7 @@ dense one."""
 
 class Costs:
     """Multiplications of a model for one sample by which channels are alive, and its work: multiplications
-    and, in the same unit, what is moved for them."""
+    and, in the same group, what is moved for them."""
 
     def __init__(self, model: ir.Model, channels: Channels, samples: Samples, threads: int) -> None:
         factors: dict[ir.Node, tuple[Atoms, ...]] = {p.node: p.factors for p in channels.products}

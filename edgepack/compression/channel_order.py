@@ -12,7 +12,7 @@ from edgepack.compression.refit import bias_of
 from edgepack.compression.sample_run import SampleRun
 from edgepack.config.passes import Structured
 from edgepack.ir.model import name_of
-from edgepack.quantization.groups import Role, Unit
+from edgepack.quantization.groups import FusionGroup, Role
 from edgepack.quantization.weights.matrix import to_groups, weight_of
 from edgepack.quantization.weights.moments import stream_moments
 
@@ -61,7 +61,7 @@ def _readers(
     free = np.concatenate([each.classes for each in coupled])
     wanted = [(node, roots[atoms]) for node, atoms in channels.readers if np.isin(roots[atoms], free).any()]
     read_by = [
-        Unit(
+        FusionGroup(
             name=node.name or "",
             op_type=node.op_type,
             role=Role.HEAVY,

@@ -7,27 +7,27 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepack.compression.codebook import cluster as cluster_matrix
-from edgepack.compression.weights import matrix_of, weighty_units, write_weight
+from edgepack.compression.weights import matrix_of, weighted_groups, write_weight
 from edgepack.config.passes import Cluster
 from edgepack.data.samples import Samples
 from edgepack.ir.model import clone
-from edgepack.quantization.groups import Unit
-from edgepack.quantization.weights.codebook_scales import set_grid
+from edgepack.quantization.groups import FusionGroup
+from edgepack.quantization.weights.codebook_scales import set_codebook_scales
 from edgepack.quantization.weights.moments import stream_moments
 
 
 @dataclass(frozen=True, slots=True)
 class ClusteredWeight:
-    """One weight: its unit, its size, and how many different integers it takes."""
+    """One weight: its group, its size, and how many different integers it takes."""
 
-    unit: str
+    group: str
     values: int
     codes: int
 
 
 def cluster(
     model: ir.Model,
-    units: Sequence[Unit],
+    groups: Sequence[FusionGroup],
     samples: Samples,
     config: Cluster,
     *,
@@ -44,18 +44,18 @@ def cluster(
         CalibrationError: the model fails on a sample.
     """
     nodes = {n.name: n for n in model.graph}
-    wanted = weighty_units("cluster", units, nodes, config.keep, config.keep_types)
+    wanted = weighted_groups("cluster", groups, nodes, config.keep, config.keep_types)
     clustered, rows = clone(model), []
     targets = {n.name: n for n in clustered.graph}
     measured = stream_moments(
         model, wanted, samples, second_order=True, threads=threads, seed=seed, on_sample=on_sample
     )
-    for unit, moments in measured:
-        weight = matrix_of(nodes[unit.name])
+    for group, moments in measured:
+        weight = matrix_of(nodes[group.name])
         seen = moments.second if moments.count else None
         coded = cluster_matrix(weight, seen, 2**config.bits, config.outputs)
         after = coded.codes * coded.scale
-        value = write_weight(clustered.graph, targets[unit.name], weight, after, moments, "clustered")
-        set_grid(value, coded.scale.reshape(-1).astype(np.float32))
-        rows.append(ClusteredWeight(unit.name, weight.size, len(np.unique(coded.codes))))
+        value = write_weight(clustered.graph, targets[group.name], weight, after, moments, "clustered")
+        set_codebook_scales(value, coded.scale.reshape(-1).astype(np.float32))
+        rows.append(ClusteredWeight(group.name, weight.size, len(np.unique(coded.codes))))
     return clustered, tuple(rows)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgepack.ir.numerics import MIN_SCALE, short_scale
-from edgepack.quantization.weights.gptq import Matrix, output_error, store_second_order
+from edgepack.quantization.weights.gptq import Matrix, output_error, store_gptq
 
 LIMIT = 127
 """Of a code's magnitude: codes are int8."""
@@ -31,7 +31,7 @@ def cluster(weight: Matrix, second: Matrix | None, values: int, outputs: int | N
     Each output's weights are divided by its scale, so that all outputs of a layer look alike; ``values``
     integers then stand for all of them, or for those of each ``outputs`` outputs in a row. Which integers:
     :func:`best_codes`. Who takes which: the nearest, or with the ``second`` moments of the inputs [groups, K,
-    K] by second order (see :mod:`edgepack.quantization.weights.gptq`): later weights make up for what earlier
+    K] by GPTQ (see :mod:`edgepack.quantization.weights.gptq`): later weights make up for what earlier
     ones lose. The scales are then fitted to the integers by least squares, to eight bits. Zeros stay zeros.
     """
     scale = short_scale(_full_scale(weight))
@@ -44,7 +44,7 @@ def cluster(weight: Matrix, second: Matrix | None, values: int, outputs: int | N
     least = np.inf
     for _ in range(ROUNDS + 1):
         books = codebooks(weight / scale, importance * scale**2, values, outputs)
-        codes = store_second_order(weight, second, scale, lambda x: nearest_code(x, books))  # noqa: B023
+        codes = store_gptq(weight, second, scale, lambda x: nearest_code(x, books))  # noqa: B023
         error = float(output_error(weight, codes * scale, second).sum())
         if not error < least:
             break

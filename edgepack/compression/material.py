@@ -20,7 +20,7 @@ small inputs of nets with large products need more samples to tell as much."""
 
 
 @dataclass(frozen=True)
-class PassMaterial:
+class PassInputs:
     """What every pass gets."""
 
     target: Target

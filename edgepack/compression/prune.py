@@ -14,17 +14,17 @@ from edgepack.compression.sparse import (
     damped,
     lowest,
     lowest_in_rows,
-    prune_second_order,
+    prune_obs,
     rates,
     salience,
 )
-from edgepack.compression.weights import matrix_of, weighty_units, write_weight
+from edgepack.compression.weights import matrix_of, weighted_groups, write_weight
 from edgepack.config.passes import Prune
-from edgepack.data.augmentation import with_views
+from edgepack.data.augmentation import augmented
 from edgepack.data.samples import Samples
 from edgepack.errors import ConfigError
 from edgepack.ir.model import clone
-from edgepack.quantization.groups import Unit
+from edgepack.quantization.groups import FusionGroup
 from edgepack.quantization.weights.moments import InputMoments, stream_moments
 
 PATTERNS = {"unstructured": Pattern(), "2:4": Pattern(2, 4), "4:8": Pattern(4, 8)}
@@ -34,7 +34,7 @@ USUAL_MOST = 0.95
 """Of one weight, where the rates differ, unless more are asked for of all. With 0.99 a VGG-type net with 90%
 zeros keeps 0.899 of its decisions, with 0.95 0.924."""
 SPARE = 0.98
-"""Of a budget: what second order and the ranges of activations add is not known before."""
+"""Of a budget: what GPTQ and the ranges of activations add is not known before."""
 MOST_DAMPING = 1.0
 """Of moments, relative to their mean square; below it inputs by rows looked at, which comes near what is best
 on other samples: 0.3 for EfficientNet-Lite0's late bottlenecks, none where rows are many."""
@@ -44,9 +44,9 @@ STEPS = 6
 
 @dataclass(frozen=True, slots=True)
 class PrunedWeight:
-    """One weight: its unit, its size, and how many of its values are zero now."""
+    """One weight: its group, its size, and how many of its values are zero now."""
 
-    unit: str
+    group: str
     values: int
     zeros: int
 
@@ -56,13 +56,13 @@ class Limits:
     """What ends a search for the share of zeros, where the settings ask for one."""
 
     packed_bytes: Callable[[Mapping[str, Matrix]], int]
-    """Of the int8 file with these weights, by unit."""
+    """Of the int8 file with these weights, by group."""
     accurate: Callable[[ir.Model], bool]
     """Whether the gate is met, and leaves room for what follows."""
 
 
 Shares = Callable[[float], dict[str, float]]
-"""The share of zeros of each unit, by that of all together."""
+"""The share of zeros of each group, by that of all together."""
 BY_COUNT: Mapping[str, float] = {}
 """Dampings of the moments of inputs that follow from how many were looked at."""
 
@@ -77,47 +77,47 @@ class Pruned(NamedTuple):
 @dataclass(frozen=True, slots=True, eq=False)
 class _Work:
     model: ir.Model
-    wanted: Sequence[Unit]
+    wanted: Sequence[FusionGroup]
     samples: Samples
     config: Prune
     threads: int
     seed: int
 
-    def measured(self) -> Iterator[tuple[Unit, Matrix, InputMoments]]:
+    def measured(self) -> Iterator[tuple[FusionGroup, Matrix, InputMoments]]:
         """Each weight with the moments of its inputs.
 
         All moments at once may be more than memory holds: they are measured anew each time.
         """
         nodes = {n.name: n for n in self.model.graph}
         second = self.config.method in ("wanda", "second_order")
-        for unit, moments in stream_moments(
+        for group, moments in stream_moments(
             self.model,
             self.wanted,
-            with_views(self.samples, self.config.views, self.seed),
+            augmented(self.samples, self.config.views, self.seed),
             second_order=second,
             threads=self.threads,
             seed=self.seed,
         ):
-            yield unit, matrix_of(nodes[unit.name]), moments
+            yield group, matrix_of(nodes[group.name]), moments
 
     def costs(self) -> dict[str, Matrix]:
-        """What each value of each weight costs, by unit."""
+        """What each value of each weight costs, by group."""
         return {u.name: salience(w, m.second, self.config.method) for u, w, m in self.measured()}
 
     def pruned(self, share: Mapping[str, float], damping: Mapping[str, float] = BY_COUNT) -> Pruned:
-        """The model with these shares of zeros, by unit, fitted with damped moments."""
+        """The model with these shares of zeros, by group, fitted with damped moments."""
         made, rows = clone(self.model), []
         targets = {n.name: n for n in made.graph}
-        for unit, weight, moments in self.measured():
-            sparse = _zeroed(weight, moments, share[unit.name], damping.get(unit.name), self.config)
-            write_weight(made.graph, targets[unit.name], weight, sparse, moments, "sparse")
-            rows.append(PrunedWeight(unit.name, sparse.size, int((sparse == 0).sum())))
+        for group, weight, moments in self.measured():
+            sparse = _zeroed(weight, moments, share[group.name], damping.get(group.name), self.config)
+            write_weight(made.graph, targets[group.name], weight, sparse, moments, "sparse")
+            rows.append(PrunedWeight(group.name, sparse.size, int((sparse == 0).sum())))
         return Pruned(made, tuple(rows))
 
 
 def prune(
     model: ir.Model,
-    units: Sequence[Unit],
+    groups: Sequence[FusionGroup],
     samples: Samples,
     config: Prune,
     *,
@@ -133,7 +133,7 @@ def prune(
         CalibrationError: the model fails on a sample.
     """
     nodes = {n.name: n for n in model.graph}
-    wanted = weighty_units("prune", units, nodes, config.keep, config.keep_types)
+    wanted = weighted_groups("prune", groups, nodes, config.keep, config.keep_types)
     work = _Work(model, wanted, samples, config, threads, seed)
     if config.scope == "layer" or PATTERNS[config.pattern].of:
         return work.pruned(dict.fromkeys((u.name for u in wanted), config.sparsity))
@@ -162,8 +162,8 @@ def _by_noise(work: _Work) -> tuple[Shares, dict[str, float]]:
     """Shares and dampings by what zeros do to the outputs of samples that they were not chosen on."""
     first, second = (replace(work, samples=half) for half in work.samples.halves())
     pairs = (
-        (unit, weight, one, other)
-        for (unit, weight, one), (_, _, other) in zip(first.measured(), second.measured(), strict=True)
+        (group, weight, one, other)
+        for (group, weight, one), (_, _, other) in zip(first.measured(), second.measured(), strict=True)
     )
 
     def zeroed(weight: Matrix, moments: InputMoments, share: float, damping: float) -> Matrix:
@@ -229,7 +229,7 @@ def _zeroed(
     if method == "second_order" and moments.second is not None and moments.count:
         if damping is None:
             damping = min(weight.shape[2] / moments.count, MOST_DAMPING)
-        return prune_second_order(weight, damped(moments.second, damping), rate, pattern)
+        return prune_obs(weight, damped(moments.second, damping), rate, pattern)
     cost = salience(weight, moments.second, method)
     mask = lowest_in_rows(cost, pattern) if pattern.of else lowest(cost, round(rate * cost.size))
     return np.where(mask, np.float32(0), weight)

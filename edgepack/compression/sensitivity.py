@@ -1,4 +1,4 @@
-"""How much each unit's zeros change what the model gives: measured, one unit at a time."""
+"""How much each group's zeros change what the model gives: measured, one group at a time."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ from edgepack.ir.arrays import Array
 from edgepack.ir.model import clone, constant, name_of, new_initializer
 
 PROBES = 32
-"""Samples that a unit's effect is measured on."""
+"""Samples that a group's effect is measured on."""
 
 Outputs = list[list[Array]]
 """The float outputs of a model, by sample."""
@@ -44,19 +44,19 @@ def noise(reference: Outputs, outputs: Outputs) -> float:
 def noise_alone(
     model: ir.Model,
     changed: ir.Model,
-    units: Sequence[str],
+    groups: Sequence[str],
     reference: Outputs,
     samples: Samples,
     threads: int,
 ) -> dict[str, float]:
-    """Noise at the outputs of ``model`` where one unit alone has the weight and bias it has in ``changed``.
+    """Noise at the outputs of ``model`` where one group alone has the weight and bias it has in ``changed``.
 
     Raises:
         CalibrationError: the model fails on a sample.
     """
     nodes: Mapping[str | None, ir.Node] = {n.name: n for n in changed.graph}
     found = {}
-    for name in units:
+    for name in groups:
         alone = clone(model)
         node = next(n for n in alone.graph if n.name == name)
         new = nodes[name].inputs

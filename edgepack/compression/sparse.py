@@ -72,7 +72,7 @@ def lowest_in_rows(cost: Matrix, pattern: Pattern) -> Mask:
     return mask
 
 
-def prune_second_order(weight: Matrix, second: Matrix, sparsity: float, pattern: Pattern) -> Matrix:
+def prune_obs(weight: Matrix, second: Matrix, sparsity: float, pattern: Pattern) -> Matrix:
     """``weight`` [groups, outputs, K] with zeros, the rest changed so that ``weight @ x`` is kept.
 
     Frantar and Alistarh (2023), SparseGPT: columns are passed in order; in each block of them the weights

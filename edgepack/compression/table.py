@@ -12,55 +12,55 @@ import onnx_ir as ir
 from edgepack.compression.budget import packed_int8_bytes
 from edgepack.compression.cluster import cluster
 from edgepack.compression.compact import compact, compact_notes
-from edgepack.compression.material import PassMaterial
+from edgepack.compression.material import PassInputs
 from edgepack.compression.prune import Limits, prune
 from edgepack.compression.share import share
 from edgepack.compression.structured import prune_structured, structured_notes
 from edgepack.config.passes import Cluster, Compact, Prune, Share, Structured
 from edgepack.config.strict_yaml import Strict
-from edgepack.quantization.groups import find_units
+from edgepack.quantization.groups import find_fusion_groups
 
 Done = tuple[ir.Model, list[str]]
 
 
-def _prune(model: ir.Model, settings: Prune, material: PassMaterial) -> Done:
-    units = find_units(model, material.target.kernels)
-    limits = Limits(lambda w: packed_int8_bytes(model, units, w, material.clusters), material.accurate)
+def _prune(model: ir.Model, settings: Prune, material: PassInputs) -> Done:
+    groups = find_fusion_groups(model, material.target.kernels)
+    limits = Limits(lambda w: packed_int8_bytes(model, groups, w, material.clusters), material.accurate)
     sparse, rows = prune(
-        model, units, material.some, settings, threads=material.threads, seed=material.seed, limits=limits
+        model, groups, material.some, settings, threads=material.threads, seed=material.seed, limits=limits
     )
     zeros, values = sum(r.zeros for r in rows), sum(r.values for r in rows)
-    return sparse, [f"{zeros / values:.1%} of {values} weights in {len(rows)} units are zero"]
+    return sparse, [f"{zeros / values:.1%} of {values} weights in {len(rows)} groups are zero"]
 
 
-def _cluster(model: ir.Model, settings: Cluster, material: PassMaterial) -> Done:
-    units = find_units(model, material.target.kernels)
+def _cluster(model: ir.Model, settings: Cluster, material: PassInputs) -> Done:
+    groups = find_fusion_groups(model, material.target.kernels)
     few, weights = cluster(
-        model, units, material.some, settings, threads=material.threads, seed=material.seed
+        model, groups, material.some, settings, threads=material.threads, seed=material.seed
     )
     total, most = sum(w.values for w in weights), max(w.codes for w in weights)
-    return few, [f"{total} weights in {len(weights)} units take at most {most} values each"]
+    return few, [f"{total} weights in {len(weights)} groups take at most {most} values each"]
 
 
-def _share(model: ir.Model, settings: Share, material: PassMaterial) -> Done:
+def _share(model: ir.Model, settings: Share, material: PassInputs) -> Done:
     tied, ties = share(model, settings)
     error = max((tie.error for tie in ties), default=0.0)
     return tied, [f"{len(ties)} constants replaced by others, at most {error:.3g} of their norm apart"]
 
 
-def _structured(model: ir.Model, settings: Structured, material: PassMaterial) -> Done:
+def _structured(model: ir.Model, settings: Structured, material: PassInputs) -> Done:
     slim, report = prune_structured(
         model, material.some, settings, material.multiples, threads=material.threads, seed=material.seed
     )
     return slim, structured_notes(report, settings)
 
 
-def _compact(model: ir.Model, settings: Compact, material: PassMaterial) -> Done:
+def _compact(model: ir.Model, settings: Compact, material: PassInputs) -> Done:
     small, left = compact(model, settings, material.multiples)
     return small, compact_notes(left)
 
 
-PASSES: Mapping[type[Strict], Callable[[ir.Model, Any, PassMaterial], Done]] = {
+PASSES: Mapping[type[Strict], Callable[[ir.Model, Any, PassInputs], Done]] = {
     Prune: _prune,
     Cluster: _cluster,
     Share: _share,

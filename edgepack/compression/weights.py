@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from edgepack.errors import ConfigError, did_you_mean
 from edgepack.ir.model import constant, name_of, new_initializer
-from edgepack.quantization.groups import Role, Unit
+from edgepack.quantization.groups import FusionGroup, Role
 from edgepack.quantization.weights.gptq import Matrix
 from edgepack.quantization.weights.matrix import from_groups, has_rows, to_groups, weight_of
 from edgepack.quantization.weights.moments import InputMoments
@@ -19,14 +19,14 @@ def matrix_of(node: ir.Node) -> Matrix:
     return to_groups(node, weight_of(node))
 
 
-def weighty_units(
+def weighted_groups(
     name: str,
-    units: Sequence[Unit],
+    groups: Sequence[FusionGroup],
     nodes: Mapping[str | None, ir.Node],
     keep: Sequence[str],
     keep_types: Sequence[str],
-) -> list[Unit]:
-    """Units whose weights the pass ``name`` may change: those of products, but for what is kept.
+) -> list[FusionGroup]:
+    """Groups whose weights the pass ``name`` may change: those of products, but for what is kept.
 
     A weight that is a table's too is left alone: changed for its own inputs alone it would be one no more,
     and the file would hold two.
@@ -34,14 +34,14 @@ def weighty_units(
     Raises:
         ConfigError: a name or a type to keep that no node has; nothing is left.
     """
-    names = [u.name for u in units]
+    names = [u.name for u in groups]
     for pattern in keep:
         if not fnmatch.filter(names, pattern):
             raise ConfigError(f"{name}: keep: no node is named {pattern!r}, {did_you_mean(pattern, names)}")
-    require_types(name, keep_types, {u.op_type for u in units})
+    require_types(name, keep_types, {u.op_type for u in groups})
     found = [
         u
-        for u in units
+        for u in groups
         if u.role is Role.HEAVY
         and u.weight is not None
         and u.table is None

@@ -118,7 +118,7 @@ class Quantize(Strict):
 
 
 class Search(Strict):
-    """How preset best looks for forms of single units."""
+    """How preset best looks for forms of single groups."""
 
     budget_s: Annotated[float, Field(gt=0)] = 120.0
     """Seconds that the search may take, after the forms of the whole model."""
@@ -158,8 +158,8 @@ class Recipe(Strict):
     """top1, accuracy, auc, or `module:function(outputs, labels) -> float`; higher is better."""
     calibration: Calibration = Calibration()
     preset: Preset = "balanced"
-    """fast: rounding to nearest with bias correction. balanced: second-order rounding, then the same. best:
-    balanced, then a search for the form of each unit."""
+    """fast: rounding to nearest with bias correction. balanced: GPTQ, then the same. best:
+    balanced, then a search for the form of each group."""
     quantize: Quantize = Quantize()
     search: Search = Search()
     passes: tuple[Pass, ...] = ()

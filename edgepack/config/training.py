@@ -46,7 +46,7 @@ class Sparsify(Strict):
 
 
 class Gradients(Strict):
-    """Gradients as few bits, as they are stored on small devices and sent between workers."""
+    """Gradients as low-bit weights, as they are stored on small devices and sent between workers."""
 
     bits: Literal[8, 4] = 8
     block: Annotated[int, Field(ge=8)] | None = 256

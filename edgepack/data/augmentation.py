@@ -19,7 +19,7 @@ CHANNELS = (1, 3, 4)
 PICTURE_RANK = 4
 
 
-def with_views(samples: Samples, count: int, seed: int) -> Samples:
+def augmented(samples: Samples, count: int, seed: int) -> Samples:
     """``samples``, each followed by ``count`` views of it: parts of the picture, mirrored or not.
 
     Inputs that are no pictures stay as they are. The views follow from the seed and the place of the sample
@@ -41,7 +41,7 @@ def with_views(samples: Samples, count: int, seed: int) -> Samples:
     origin, labels = samples.origin, samples.labels
     views = Source(
         keys=tuple(origin.keys[n] + (f", view {v}" if v else "") for n in numbers for v in range(count + 1)),
-        stream=_Views(samples, count, seed, axes),
+        stream=_Augmented(samples, count, seed, axes),
         labels=None if labels is None else tuple(label for label in labels for _ in range(count + 1)),
         preprocessing=f"{origin.preprocessing} {count} views, seed {seed}",
     )
@@ -58,7 +58,7 @@ def _plane(array: Array) -> tuple[int, int] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Views:
+class _Augmented:
     samples: Samples
     count: int
     seed: int

@@ -17,7 +17,7 @@ HELD_OUT = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Splits:
     """Samples of which no build may mix the last with the others."""
 
     calibration: Samples
@@ -26,7 +26,7 @@ class Parts:
     notes: tuple[str, ...]
 
 
-def open_parts(recipe: Recipe, target: Target, base: Path, model: ir.Model) -> Parts:
+def open_splits(recipe: Recipe, target: Target, base: Path, model: ir.Model) -> Splits:
     """The samples of ``recipe`` for ``model``; ``base`` is what ``module:function`` is relative to.
 
     Raises:
@@ -43,7 +43,7 @@ def open_parts(recipe: Recipe, target: Target, base: Path, model: ir.Model) -> P
     if recipe.evaluation_data is not None:
         evaluation = open_evaluation(recipe, target, base, model)
         check_disjoint(calibration, evaluation)
-        return Parts(calibration, _training(recipe, inputs, base, calibration, evaluation), evaluation, ())
+        return Splits(calibration, _training(recipe, inputs, base, calibration, evaluation), evaluation, ())
     if recipe.metric:
         raise ConfigError("the recipe names a metric but no evaluation_data with labels")
     if len(calibration) < 2:
@@ -56,7 +56,7 @@ def open_parts(recipe: Recipe, target: Target, base: Path, model: ir.Model) -> P
     note = f"no evaluation data: {len(kept)} of {len(calibration)} calibration samples kept for the check"
     calibration, evaluation = replace(calibration, indices=rest), replace(calibration, indices=kept)
     training = _training(recipe, inputs, base, calibration, evaluation)
-    return Parts(calibration, training, evaluation, (note,))
+    return Splits(calibration, training, evaluation, (note,))
 
 
 def _training(
@@ -74,11 +74,11 @@ def open_evaluation(recipe: Recipe, target: Target, base: Path, model: ir.Model)
     """The samples that a build with ``recipe`` judges by.
 
     Raises:
-        ConfigError, SamplesError: see :func:`open_parts`; calibration data need be there only where the
+        ConfigError, SamplesError: see :func:`open_splits`; calibration data need be there only where the
             evaluation data are a part of them.
     """
     if recipe.evaluation_data is None:
-        return open_parts(recipe, target, base, model).evaluation
+        return open_splits(recipe, target, base, model).evaluation
     inputs = _inputs(recipe, target, model)
     return open_samples(recipe.evaluation_data, "evaluation", inputs, recipe.images, base=base)
 

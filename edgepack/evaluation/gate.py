@@ -44,7 +44,7 @@ def _accuracy_lines(
     ]
 
 
-def keeps_half(gate: Gate, original: Fidelity, found: Fidelity) -> bool:
+def leaves_room(gate: Gate, original: Fidelity, found: Fidelity) -> bool:
     """Whether a model takes at most half of what the gate allows to be lost; the other half is for others.
 
     Half of the noise, which is 3 dB more, where fidelity is what counts. A gate without such a limit allows

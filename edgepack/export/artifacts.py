@@ -9,7 +9,7 @@ from typing import Any
 from edgepack.benchmark.bench import Latency
 from edgepack.config.target import Format, Target
 from edgepack.errors import ConfigError, EdgepackError, ExportError, ModelError
-from edgepack.export.inputs import Material
+from edgepack.export.inputs import ExportInputs
 from edgepack.export.onnx import export_onnx
 from edgepack.export.ort import export_ort
 from edgepack.export.tflite_artifact import write_tflite
@@ -51,7 +51,7 @@ def require_runtimes(target: Target) -> None:
         litert()
 
 
-def write_artifacts(material: Material, target: Target, feeds: Sequence[Feeds], package: Path) -> Artifacts:
+def write_artifacts(inputs: ExportInputs, target: Target, feeds: Sequence[Feeds], package: Path) -> Artifacts:
     """Write the models of the target's formats; each but the ``.onnx`` is compared with it on ``feeds``.
 
     A format that is optional for the target may be left out, with the reason.
@@ -60,8 +60,8 @@ def write_artifacts(material: Material, target: Target, feeds: Sequence[Feeds], 
         ConfigError, ExportError, ModelError: a format that is not optional cannot be written or run.
     """
     files: dict[str, Path] = {"onnx": package / FILES["onnx"]}
-    facts = material.facts_of(material.choice.plan)
-    export_onnx(material.choice.model, files["onnx"], facts, names_of(material.model))
+    facts = inputs.facts_of(inputs.choice.plan)
+    export_onnx(inputs.choice.model, files["onnx"], facts, names_of(inputs.model))
     refused, told = [], None
     for name in (f for f in target.formats if f not in ("onnx", "epk")):
         path = package / FILES[name]
@@ -69,7 +69,7 @@ def write_artifacts(material: Material, target: Target, feeds: Sequence[Feeds], 
             if name == "ort":
                 export_ort(files["onnx"], path, target.runtime, feeds)
             else:
-                told = write_tflite(material, target, files["onnx"], path, feeds)
+                told = write_tflite(inputs, target, files["onnx"], path, feeds)
             files[name] = path
         except (ConfigError, ExportError, ModelError) as error:
             if name not in target.optional:

@@ -17,7 +17,7 @@ Shapes = Mapping[str, frozenset[tuple[int, ...]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Material:
+class ExportInputs:
     """What all files of a package are made of."""
 
     original: Path
@@ -26,7 +26,7 @@ class Material:
     choice: Choice
     """The form of the ``.onnx`` and the ``.ort``."""
     fixed: Methods
-    """What the recipe decided, by unit; the ``.tflite`` keeps it too."""
+    """What the recipe decided, by group; the ``.tflite`` keeps it too."""
     table: RangeTable
     rounding: Rounding
     shapes: Shapes

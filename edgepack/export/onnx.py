@@ -13,16 +13,18 @@ from edgepack.ir.files import save_model
 PREFIX = "edgepack."
 
 
-def export_onnx(model: ir.Model, path: Path, facts: Mapping[str, object], spoken: Collection[str]) -> None:
+def export_onnx(
+    model: ir.Model, path: Path, facts: Mapping[str, object], kept_names: Collection[str]
+) -> None:
     """Write ``model`` to ``path``, checked; ``facts`` become metadata entries ``edgepack.<key>``.
 
     The model's own metadata stay (a reader of text lines keeps its alphabet there), and so do the names of
-    the values in ``spoken``, see :func:`edgepack.graph.compact.compact`.
+    the values in ``kept_names``, see :func:`edgepack.graph.compact.compact`.
 
     Raises:
         ExportError: the checker refuses the model, or the disk does.
     """
-    described = compact(model, spoken)
+    described = compact(model, kept_names)
     described.producer_name, described.producer_version = "edgepack", __version__
     described.metadata_props[f"{PREFIX}version"] = __version__
     for key, value in facts.items():

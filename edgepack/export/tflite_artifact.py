@@ -9,7 +9,7 @@ from typing import Any
 from edgepack.config.target import Target
 from edgepack.errors import ExportError
 from edgepack.evaluation.check import compare_outputs
-from edgepack.export.inputs import Material, Shapes
+from edgepack.export.inputs import ExportInputs, Shapes
 from edgepack.export.tflite.export import TfliteSummary, export_tflite, plan_tflite
 from edgepack.export.tflite.planning import tflite_of
 from edgepack.export.tflite_repair import repair
@@ -32,7 +32,7 @@ another model than the one that was asked for."""
 class _File:
     """The file, as it was written last."""
 
-    material: Material
+    inputs: ExportInputs
     target: Target
     path: Path
     fixed: Methods
@@ -41,8 +41,8 @@ class _File:
     summary: TfliteSummary = field(init=False)
 
     def write(self, changed: Methods) -> None:
-        """Write it with some units in other forms; what is fixed stays."""
-        made = self.material
+        """Write it with some groups in other forms; what is fixed stays."""
+        made = self.inputs
         self.plan = plan_tflite(made.model, made.table.ranges, self.target, {**changed, **self.fixed})
         self.summary = export_tflite(
             made.model,
@@ -60,11 +60,11 @@ class _File:
 
 
 def write_tflite(
-    material: Material, target: Target, onnx: Path, path: Path, feeds: Sequence[Feeds]
+    inputs: ExportInputs, target: Target, onnx: Path, path: Path, feeds: Sequence[Feeds]
 ) -> dict[str, Any]:
     """Write the ``.tflite`` and run it on ``feeds``; what it holds, and how its runtime runs it.
 
-    Where int8 throughout is less accurate than the gate asks, the noisiest units compute in float.
+    Where int8 throughout is less accurate than the gate asks, the noisiest groups compute in float.
 
     Raises:
         ConfigError: nothing here runs it.
@@ -73,13 +73,13 @@ def write_tflite(
         ModelError: the runtime refuses the file.
     """
     litert()
-    if fewer := sorted(u.unit.name for u in material.choice.plan.units if u.bits < 8):
+    if fewer := sorted(u.group.name for u in inputs.choice.plan.groups if u.bits < 8):
         raise ExportError(
             f"{path}: is written with weights of 8 bits, and {fewer[0]!r} was asked for with fewer "
             f"({len(fewer)} such in all): leave out `weight_bits` and `bits`, or the format"
         )
-    dims = fixed_sizes(input_specs(material.model), tflite_of(target).dims, material.shapes)
-    file = _File(material, target, path, {**_too_noisy(material), **material.fixed}, dims)
+    dims = fixed_sizes(input_specs(inputs.model), tflite_of(target).dims, inputs.shapes)
+    file = _File(inputs, target, path, {**_too_noisy(inputs), **inputs.fixed}, dims)
     file.write({})
     _make_accurate(file, onnx, feeds)
     runner = open_tflite(path, target.runtime.threads)
@@ -100,7 +100,7 @@ def _make_accurate(file: _File, onnx: Path, feeds: Sequence[Feeds]) -> None:
     Raises:
         ExportError: it computes something else, or it is optional and cannot be repaired.
     """
-    runtime, made = for_accuracy(file.target), file.material
+    runtime, made = for_accuracy(file.target), file.inputs
     original, built = (
         [runner.run(feed) for feed in feeds]
         for runner in (open_model(made.original, runtime), open_model(onnx, runtime))
@@ -115,28 +115,28 @@ def _make_accurate(file: _File, onnx: Path, feeds: Sequence[Feeds]) -> None:
 
     if accurate():
         return
-    units = [u.unit.name for u in file.plan.of(Method.STATIC) if u.unit.role is Role.HEAVY]
-    count = repair(units, file.write, lambda: -file.noise_db(original, feeds), accurate, REPAIR_SECONDS)
+    groups = [u.group.name for u in file.plan.of(Method.STATIC) if u.group.role is Role.HEAVY]
+    count = repair(groups, file.write, lambda: -file.noise_db(original, feeds), accurate, REPAIR_SECONDS)
     if count is not None:
         return
     if (found_db := file.noise_db(built, feeds)) < LEAST_SQNR_DB:
         raise ExportError(
             f"{file.path}: its outputs are {found_db:.1f} dB from those of {onnx.name} on {len(feeds)} "
-            "samples: int8 does not hold this model; keep the units that need it in float with "
+            "samples: int8 does not hold this model; keep the groups that need it in float with "
             "`quantize: {overrides: ...}`"
         )
     if "tflite" in file.target.optional:
         raise ExportError(
-            f"{file.path}: loses more accuracy than the gate allows, also with its noisiest units in float; "
+            f"{file.path}: loses more accuracy than the gate allows, also with its noisiest groups in float; "
             "keep others in float with `quantize: {overrides: ...}`, or see what it loses: a copy of the "
             "target without `optional: [tflite]` ships it all the same"
         )
 
 
-def _too_noisy(material: Material) -> Methods:
-    """Units that the ``.onnx`` could not compute on integers without losing too much: no more can this."""
-    units = material.choice.plan.units
-    return {u.unit.name: Request(Method.FLOAT, u.reason) for u in units if u.reason.cause is Cause.NOISIER}
+def _too_noisy(inputs: ExportInputs) -> Methods:
+    """Groups that the ``.onnx`` could not compute on integers without losing too much: no more can this."""
+    groups = inputs.choice.plan.groups
+    return {u.group.name: Request(Method.FLOAT, u.reason) for u in groups if u.reason.cause is Cause.NOISIER}
 
 
 def _described(port: Port) -> dict[str, Any]:

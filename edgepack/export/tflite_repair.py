@@ -1,6 +1,6 @@
-"""A ``.tflite`` that is int8 throughout and not accurate, repaired: its noisiest units compute in float.
+"""A ``.tflite`` that is int8 throughout and not accurate, repaired: its noisiest groups compute in float.
 
-Each unit is measured alone, int8 in a file that is float otherwise: the runtime itself tells what noise its
+Each group is measured alone, int8 in a file that is float otherwise: the runtime itself tells what noise its
 kernel brings. The fewest of the noisiest that make the file accurate stay in float.
 """
 
@@ -11,20 +11,20 @@ from edgepack.quantization.plan.types import Method, Methods, Request
 from edgepack.selection.search import too_noisy
 
 SHARE_FOR_NOISE = 0.7
-"""Of the time, until which units are measured alone."""
+"""Of the time, until which groups are measured alone."""
 REASON = too_noisy(Method.STATIC)
 
 
 def repair(
-    units: Sequence[str],
+    groups: Sequence[str],
     write: Callable[[Methods], None],
     noise: Callable[[], float],
     accurate: Callable[[], bool],
     seconds: float,
 ) -> int | None:
-    """Leave the file with the fewest noisy ``units`` in float that make it accurate.
+    """Leave the file with the fewest noisy ``groups`` in float that make it accurate.
 
-    ``write`` makes the file, with some units in other forms; ``noise`` and ``accurate`` judge it as it is
+    ``write`` makes the file, with some groups in other forms; ``noise`` and ``accurate`` judge it as it is
     then. Gives how many are in float; ``None`` where the file is not accurate with all that were measured in
     float, or time ran out, and then they all are.
     """
@@ -37,10 +37,10 @@ def repair(
         return dict.fromkeys(names, Request(Method.FLOAT, REASON))
 
     alone = {}
-    for name in units:
+    for name in groups:
         if not left(SHARE_FOR_NOISE):
             break
-        write(in_float([other for other in units if other != name]))
+        write(in_float([other for other in groups if other != name]))
         alone[name] = noise()
     noisy = sorted(alone, key=lambda name: alone[name], reverse=True)
     too_few, enough, count = 0, len(noisy) + 1, 1

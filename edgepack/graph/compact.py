@@ -33,19 +33,19 @@ _SPATIAL_DEFAULTS = {"dilations": 1, "strides": 1, "pads": 0}
 _WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "ConvInteger"})
 
 
-def compact(model: ir.Model, spoken: Collection[str]) -> ir.Model:
+def compact(model: ir.Model, kept_names: Collection[str]) -> ir.Model:
     """A copy of ``model`` that computes the same bits and takes fewer bytes.
 
-    ``spoken`` are the values that ranges, overrides and reports speak of, those of the float model: they keep
-    their names, and so do nodes, inputs and outputs. Stored constants, scales and what else quantization has
-    put between get names of one or two letters.
+    ``kept_names`` are the values that ranges, overrides and reports speak of, those of the float model. They
+    keep their names, and so do nodes, inputs and outputs. Stored constants, scales and what else
+    quantization has put between get names of one or two letters.
     """
     made = clone(model)
     as_transposes(made)
     _derive_bias_scales(made)
     _drop_defaults(made)
     _drop_inferable_types(made)
-    _shorten_names(made.graph, spoken)
+    _shorten_names(made.graph, kept_names)
     return made
 
 
@@ -60,7 +60,7 @@ def _derive_bias_scales(model: ir.Model) -> None:
 
     Given: ``DQ(b int32, stored)``, where ``stored`` equals ``xs * ws`` bit for bit for a node that reads
     ``DQ(x, xs)`` and ``DQ(w, ws)``. Result: ``DQ(b int32, Mul(xs, ws))``; every runtime folds the Mul when it
-    loads the file, before it looks for integer units.
+    loads the file, before it looks for integer groups.
     """
     graph = model.graph
     derivable = list(_derivable(graph))
@@ -155,13 +155,13 @@ def _unknown(dimension: int | ir.SymbolicDim) -> bool:
     return not isinstance(dimension, int) and (dimension.value or _UNNAMED).startswith(_UNNAMED)
 
 
-def _shorten_names(graph: ir.Graph, spoken: Collection[str]) -> None:
+def _shorten_names(graph: ir.Graph, kept_names: Collection[str]) -> None:
     """Short names for what nobody speaks of, the shortest for what is used most."""
     helpers = [
         v
         for v in (*graph.initializers.values(), *(v for node in graph for v in node.outputs))
         if v.name and not v.is_graph_input() and not v.is_graph_output()
-        if v.is_initializer() or v.name not in spoken
+        if v.is_initializer() or v.name not in kept_names
     ]
     inner = (v for g in graph.subgraphs() for v in (*g.inputs, *g.initializers.values(), *_outputs(g)))
     renamed = set(helpers)

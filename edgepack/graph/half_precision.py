@@ -47,7 +47,7 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Widened:
+class HalfPrecisionNotes:
     """What :func:`to_float32` did."""
 
     types: tuple[str, ...] = ()
@@ -99,13 +99,13 @@ def refuse_bfloat16(model: ir.Model, path: Path) -> None:
         )
 
 
-def has_half(model: ir.Model) -> bool:
+def has_half_precision(model: ir.Model) -> bool:
     """Whether anything in the model is in half precision; Constant nodes are not looked at."""
     makes_half = any(_asked(node) is not None for node in walk_nodes(model.graph))
     return makes_half or any(value.dtype in HALF for value in _values(model))
 
 
-def to_float32(model: ir.Model) -> Widened:
+def to_float32(model: ir.Model) -> HalfPrecisionNotes:
     """Compute in float32 what ``model`` computes in half precision; changes it in place.
 
     All constants are initializers, all functions inlined, and types are inferred. Inputs and outputs keep
@@ -132,7 +132,7 @@ def to_float32(model: ir.Model) -> Widened:
     for value in changed:
         value.type = _single(value.type)
         if value.const_value is not None:
-            value.const_value = _widened(value.const_value)
+            value.const_value = _half_precision(value.const_value)
     for value in plan.stays:
         _cast_for_readers(model.graph, value, plan)
     for node in plan.foreign:
@@ -140,7 +140,7 @@ def to_float32(model: ir.Model) -> Widened:
     _cast_for_outputs(model.graph, plan)
     kept = (Kept(node.outputs[0].name or "", _reason(node, plan)) for node in plan.foreign)
     types = tuple(dtype.name.lower() for dtype in HALF if dtype in half.values())
-    return Widened(types, len(changed), tuple(kept))
+    return HalfPrecisionNotes(types, len(changed), tuple(kept))
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:
@@ -204,7 +204,7 @@ def _retype_attributes(node: ir.Node) -> None:
                 node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT)
     value = node.attributes.get("value")
     if is_op(node, "ConstantOfShape") and value is not None and value.as_tensor().dtype in HALF:
-        node.attributes["value"] = ir.AttrTensor("value", _widened(value.as_tensor()))
+        node.attributes["value"] = ir.AttrTensor("value", _half_precision(value.as_tensor()))
 
 
 def _single(kind: ir.TypeProtocol | None) -> ir.TypeProtocol:
@@ -214,7 +214,7 @@ def _single(kind: ir.TypeProtocol | None) -> ir.TypeProtocol:
     return ir.TensorType(ir.DataType.FLOAT, denotation=None if kind is None else kind.denotation)
 
 
-def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+def _half_precision(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """The same numbers as float32: at once, or for a large tensor whenever they are read."""
 
     def widen() -> ir.TensorProtocol:

@@ -17,7 +17,7 @@ The only module that imports onnxscript (when called: it takes seconds). The ord
 9.  ``affine`` with ``padding``: multiplications, additions, batch normalization and zero padding go into the
     weights and attributes of their neighbours, to a fixed point. With them ``selection``: what is read at one
     position is computed for that one.
-10. ``gemm``: after folding, which knows MatMul and bias as one unit anyway.
+10. ``gemm``: after folding, which knows MatMul and bias as one group anyway.
 11. ``merge``: equal constants and equal nodes become one; last, because sharing would only hide patterns.
 12. ``check``: dead code goes, names are made unique, the ONNX checker has the last word.
 """
@@ -32,7 +32,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from edgepack.errors import ModelError
-from edgepack.graph.half_precision import Widened, has_half, to_float32
+from edgepack.graph.half_precision import HalfPrecisionNotes, has_half_precision, to_float32
 from edgepack.graph.notes import Log, NormalizeNotes, Refusal
 from edgepack.graph.opset import HARD_SWISH_OPSET, opset_of, raise_opset, raised_for_gelu, wanted_opset
 from edgepack.graph.rules.affine import FOLDING, GEMM
@@ -92,7 +92,7 @@ def normalize(model: ir.Model, *, min_opset: int, max_opset: int) -> tuple[ir.Mo
     with _quiet_onnxscript():
         _run(model, log, "inline", passes.InlinePass())
         _constants(model, log)
-        widened = _widen(model, log)
+        half_precision = _to_float32(model, log)
         _apply(model, log, CLEANING)
         _shapes_and_fold(model, log)
         raise_opset(model, log, wanted_opset(model, before, min_opset, max_opset))
@@ -110,9 +110,12 @@ def normalize(model: ir.Model, *, min_opset: int, max_opset: int) -> tuple[ir.Mo
     _finish(model)
     return model, NormalizeNotes(
         applied={name: n for name, n in sorted(log.applied.items()) if n},
-        refused=(*log.refused.values(), *(Refusal("to_float32", k.node, k.reason) for k in widened.kept)),
+        refused=(
+            *log.refused.values(),
+            *(Refusal("to_float32", k.node, k.reason) for k in half_precision.kept),
+        ),
         unsupported=_foreign_operators(model),
-        widened=widened,
+        half_precision=half_precision,
         opset_before=before,
         opset_after=opset_of(model),
         nodes_before=sum(1 for _ in walk_nodes(source.graph)),
@@ -157,14 +160,14 @@ def _constants(model: ir.Model, log: Log) -> None:
     passes.LiftSubgraphInitializersToMainGraphPass()(model)
 
 
-def _widen(model: ir.Model, log: Log) -> Widened:
+def _to_float32(model: ir.Model, log: Log) -> HalfPrecisionNotes:
     """Half precision to float32; what is exact needs types, and those come with shapes."""
-    if not has_half(model):
-        return Widened()
+    if not has_half_precision(model):
+        return HalfPrecisionNotes()
     infer_shapes(model)
-    widened = to_float32(model)
-    log.applied["to_float32"] = widened.values
-    return widened
+    half_precision = to_float32(model)
+    log.applied["to_float32"] = half_precision.values
+    return half_precision
 
 
 def _apply(model: ir.Model, log: Log, rules: tuple[Rule, ...]) -> None:

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from edgepack.graph.half_precision import Widened
+from edgepack.graph.half_precision import HalfPrecisionNotes
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class NormalizeNotes:
     """Patterns left alone, with the reason."""
     unsupported: tuple[str, ...]
     """Operators outside of the ONNX standard: kept as they are."""
-    widened: Widened
+    half_precision: HalfPrecisionNotes
     """What was in half precision."""
     opset_before: int
     opset_after: int

@@ -46,7 +46,7 @@ class _Group:
     """Operands ``[.., channels, 1, ..]`` of elementwise nodes."""
 
 
-def widen_depthwise(model: ir.Model, multiple: int) -> tuple[ir.Model, int]:
+def pad_depthwise(model: ir.Model, multiple: int) -> tuple[ir.Model, int]:
     """A model of equal function, and how many depthwise convolutions it has widened to ``multiple``.
 
     A convolution stays as it is where its channels reach something that cannot grow: a graph output, a
@@ -54,10 +54,10 @@ def widen_depthwise(model: ir.Model, multiple: int) -> tuple[ir.Model, int]:
     """
     if multiple == 1:
         return model, 0
-    widened = clone(model)
+    half_precision = clone(model)
     done: set[ir.Node] = set()
     count = 0
-    for node in list(widened.graph):
+    for node in list(half_precision.graph):
         channels = _depthwise_channels(node)
         added = -channels % multiple
         if node in done or not 0 < added <= channels * MOST_ADDED:
@@ -67,8 +67,8 @@ def widen_depthwise(model: ir.Model, multiple: int) -> tuple[ir.Model, int]:
             continue
         done.update(group.depthwise)
         count += len(group.depthwise)
-        _widen(widened.graph, group, channels, added)
-    return widened, count
+        _to_float32(half_precision.graph, group, channels, added)
+    return half_precision, count
 
 
 def _depthwise_channels(node: ir.Node) -> int:
@@ -165,7 +165,7 @@ def _is_channel_vector(shape: tuple[int, ...], channels: int, rank: int) -> bool
     return rank > 1 and axis >= 0 and shape[axis] == channels == int(np.prod(shape))
 
 
-def _widen(graph: ir.Graph, group: _Group, channels: int, added: int) -> None:
+def _to_float32(graph: ir.Graph, group: _Group, channels: int, added: int) -> None:
     for node in (*group.depthwise, *group.makers):
         _pad(graph, node, 1, 0, added)
         if len(node.inputs) > 2 and node.inputs[2] is not None:

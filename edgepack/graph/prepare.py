@@ -7,7 +7,7 @@ import onnx_ir as ir
 from edgepack.config.target import Target
 from edgepack.graph.normalize import normalize
 from edgepack.graph.notes import NormalizeNotes
-from edgepack.graph.pad_channels import widen_depthwise
+from edgepack.graph.pad_channels import pad_depthwise
 
 
 def prepare(original: ir.Model, target: Target) -> tuple[ir.Model, NormalizeNotes]:
@@ -17,7 +17,7 @@ def prepare(original: ir.Model, target: Target) -> tuple[ir.Model, NormalizeNote
         ModelError: see :func:`edgepack.graph.normalize.normalize`.
     """
     model, notes = normalize(original, min_opset=target.min_opset, max_opset=target.max_opset)
-    wide, count = widen_depthwise(model, target.quantization.depthwise_channels_multiple)
+    wide, count = pad_depthwise(model, target.quantization.depthwise_channels_multiple)
     if count:
         notes = replace(notes, applied={**notes.applied, "widen_depthwise": count})
     return wide, notes

@@ -10,18 +10,18 @@ import onnx_ir as ir
 from edgepack import __version__
 from edgepack.benchmark.bench import Latency, bench
 from edgepack.benchmark.environment import environment
-from edgepack.benchmark.unit_figures import NOTHING_MEASURED, UnitFigures, measure_units, unit_rows
+from edgepack.benchmark.group_figures import NOTHING_MEASURED, GroupFigures, group_rows, measure_groups
 from edgepack.calibration.ranges import RangeTable, load_ranges
 from edgepack.calibration.run import calibrate
-from edgepack.compression.material import PassMaterial
+from edgepack.compression.material import PassInputs
 from edgepack.data.samples import Samples
-from edgepack.data.splits import Parts, open_parts
+from edgepack.data.splits import Splits, open_splits
 from edgepack.evaluation.check import Baseline, baseline, check, check_together
-from edgepack.evaluation.gate import judge, keeps_half
+from edgepack.evaluation.gate import judge, leaves_room
 from edgepack.evaluation.metrics import resolve_metric
 from edgepack.export.artifacts import Artifacts, figures_of, outdated, require_runtimes, write_artifacts
 from edgepack.export.epk import export_epk
-from edgepack.export.inputs import Material, digest_of, facts_of
+from edgepack.export.inputs import ExportInputs, digest_of, facts_of
 from edgepack.export.tflite.export import tensors_for
 from edgepack.files.atomic import publish, scratch_folder
 from edgepack.graph.half_precision import float32_bytes, refuse_bfloat16
@@ -33,18 +33,18 @@ from edgepack.ir.scheme import Granularity
 from edgepack.pack.epk import Packed
 from edgepack.pipeline.choosing import Quantizable, choose_form
 from edgepack.pipeline.job import PROBES, Job, counter, output_folder, probes, sparing
-from edgepack.pipeline.limits import as_wished, floor_of, limits
+from edgepack.pipeline.limits import floor_of, limits, with_recipe_settings
 from edgepack.pipeline.passes import run_passes
 from edgepack.pipeline.progress import Clock
-from edgepack.pipeline.stage_breakdown import check_steps, pack_steps, waterfall
-from edgepack.pipeline.weights import ROUNDING_SAMPLES, Storing, round_all, rounding_note, trained
-from edgepack.quantization.groups import Unit, find_units
+from edgepack.pipeline.stage_breakdown import check_steps, pack_steps, stage_breakdown
+from edgepack.pipeline.weights import ROUNDING_SAMPLES, WeightRounding, round_all, rounding_note, trained
+from edgepack.quantization.groups import FusionGroup, find_fusion_groups
 from edgepack.quantization.plan.plan import requested_methods, tensors_to_observe
 from edgepack.quantization.plan.types import QuantPlan
 from edgepack.quantization.weights.cross_layer_equalization import equalize
-from edgepack.quantization.weights.low_bit import bits_of_units
-from edgepack.quantization.weights.saturation import Narrow, narrow_notes, outputs_that_saturate
-from edgepack.report.html.render import write_page
+from edgepack.quantization.weights.low_bit import bits_of_groups
+from edgepack.quantization.weights.saturation import ReducedRange, outputs_that_saturate, reduced_range_notes
+from edgepack.report.html.render import write_html
 from edgepack.report.text import text
 from edgepack.results import BuildReport, DeviceRun
 from edgepack.runtime.fused import what_the_runtime_did
@@ -72,7 +72,7 @@ def build(job: Job) -> tuple[BuildReport, Path]:
     Raises:
         EdgepackError: see :mod:`edgepack.errors`.
     """
-    job = replace(job, target=as_wished(job.target, job.recipe))
+    job = replace(job, target=with_recipe_settings(job.target, job.recipe))
     require_runtimes(job.target)
     if job.recipe.trains:
         require_torch()
@@ -84,7 +84,7 @@ def build(job: Job) -> tuple[BuildReport, Path]:
         report = _measure(_make(job, clock, package, scratch), clock, scratch)
         (package / "report.json").write_text(report.to_json(), encoding="utf-8")
         (package / "report.txt").write_text(text(report), encoding="utf-8")
-        write_page(package)
+        write_html(package)
         publish(package, output, outdated(output, package))
     return report, output
 
@@ -99,7 +99,7 @@ class _Made:
     """Normalized, after all passes."""
     notes: tuple[str, ...]
     """What the figures must be read with."""
-    data: Parts
+    data: Splits
     reference: Baseline
     steps: Mapping[str, Path]
     """A file of the model after each pass."""
@@ -119,7 +119,7 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
         original = load_model(recipe.model)
         require_float(original, recipe.model)
         refuse_bfloat16(original, recipe.model)
-        data = open_parts(recipe, job.target, job.base, original)
+        data = open_splits(recipe, job.target, job.base, original)
         metric = resolve_metric(recipe.metric, job.base) if recipe.metric else None
         notes.extend(data.notes)
         if large := float32_bytes(original) > LARGE_BYTES:
@@ -127,35 +127,39 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
             job = sparing(job)
     with clock.stage("normalize") as notes:
         model, prepared = prepare(original, job.target)
-        widened = prepared.widened.lines()
-        notes.extend((*(f"{rule}: {count}" for rule, count in prepared.applied.items()), *widened))
+        half_precision = prepared.half_precision.lines()
+        notes.extend((*(f"{rule}: {count}" for rule, count in prepared.applied.items()), *half_precision))
     with clock.stage("check original"):
         on_sample = counter(job, "check original", data.evaluation)
         reference = baseline(recipe.model, data.evaluation, for_accuracy(job.target), metric, on_sample)
-    passed = run_passes(model, recipe.passes, _material(job, data, reference, scratch), clock.stage, scratch)
+    passed = run_passes(
+        model, recipe.passes, _pass_inputs(job, data, reference, scratch), clock.stage, scratch
+    )
     model, steps = _equalized(job, clock, passed.model, data.calibration), passed.files
-    units = find_units(model, job.target.kernels)
+    groups = find_fusion_groups(model, job.target.kernels)
     with clock.stage("calibrate") as notes:
-        table = _ranges(job, model, units, data.calibration)
+        table = _ranges(job, model, groups, data.calibration)
         notes.append(f"{len(table.ranges)} tensors, {table.samples} samples, {table.observer}")
-    narrow = _narrow(job, clock, model, units, table, data.calibration)
+    reduced_range = _reduced_range(job, clock, model, groups, table, data.calibration)
     with clock.stage("round") as notes:
-        bits = bits_of_units(model, units, recipe.quantize, job.target)
+        bits = bits_of_groups(model, groups, recipe.quantize, job.target)
         some = data.calibration.spread(ROUNDING_SAMPLES)
-        storing = Storing(recipe, job.target, model, units, table, narrow, bits, large)
-        rounder = round_all(storing, some, scratch, counter(job, "round", some))
+        rounding_inputs = WeightRounding(recipe, job.target, model, groups, table, reduced_range, bits, large)
+        rounder = round_all(rounding_inputs, some, scratch, counter(job, "round", some))
         notes.extend((*bits.notes, rounding_note(rounder, large=large)))
-    rounder, table = trained(storing, rounder, data.training, clock)
+    rounder, table = trained(rounding_inputs, rounder, data.training, clock)
     table.save(package / "ranges.json")
     with clock.stage("choose") as notes:
-        fixed = requested_methods(units, recipe.quantize.overrides)
-        made = Quantizable(model, units, table, narrow, rounder)
+        fixed = requested_methods(groups, recipe.quantize.overrides)
+        made = Quantizable(model, groups, table, reduced_range, rounder)
         choice = choose_form(job, made, fixed, data.calibration, reference, scratch)
-        notes.extend((f"{len(choice.candidates)} forms measured", *choice.notes, *narrow_notes(choice.plan)))
+        notes.extend(
+            (f"{len(choice.candidates)} forms measured", *choice.notes, *reduced_range_notes(choice.plan))
+        )
     with clock.stage("export") as notes:
         facts = facts_of(job.target.name, digests, table)
         keeps = _keeps(job, reference)
-        material = Material(
+        material = ExportInputs(
             recipe.model, model, choice, fixed, table, rounder, reference.shapes, facts, keeps
         )
         artifacts = write_artifacts(material, job.target, probes(data.evaluation, EXPORT_PROBES), package)
@@ -163,7 +167,7 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
         packed = export_epk(artifacts.files, package, scratch, ship="epk" in job.target.formats, large=large)
         packed_steps = pack_steps(recipe.model, steps, scratch, large=large)
     files = (steps, table, choice, artifacts, packed, packed_steps, digests)
-    return _Made(job, original, model, widened, data, reference, *files)
+    return _Made(job, original, model, half_precision, data, reference, *files)
 
 
 def _measure(made: _Made, clock: Clock, scratch: Path) -> BuildReport:
@@ -191,10 +195,10 @@ def _measure(made: _Made, clock: Clock, scratch: Path) -> BuildReport:
         models=models,
         refused=artifacts.refused,
         parity=parity,
-        waterfall=waterfall(models, steps, clock.notes, at_steps, made.packed_steps, latencies),
+        waterfall=stage_breakdown(models, steps, clock.notes, at_steps, made.packed_steps, latencies),
         gate=gate,
         candidates=tuple(choice.candidates),
-        units=unit_rows(choice.plan, made.model, figures),
+        units=group_rows(choice.plan, made.model, figures),
         sensitivity=choice.sensitivity,
         runtime={
             **fused,
@@ -215,30 +219,30 @@ def _measure(made: _Made, clock: Clock, scratch: Path) -> BuildReport:
 
 
 def _look_inside(
-    job: Job, model: ir.Model, plan: QuantPlan, built: Path, data: Parts, folder: Path
-) -> tuple[dict[str, object], UnitFigures]:
-    """What the runtime made of the ``.onnx`` and, but for a large model, what each unit of it costs."""
+    job: Job, model: ir.Model, plan: QuantPlan, built: Path, data: Splits, folder: Path
+) -> tuple[dict[str, object], GroupFigures]:
+    """What the runtime made of the ``.onnx`` and, but for a large model, what each group of it costs."""
     fused = what_the_runtime_did(built, job.target.runtime).as_dict()
     if job.large:
         return fused, NOTHING_MEASURED
-    return fused, measure_units(model, built, plan, data.calibration.spread(PROBES), job.target, folder)
+    return fused, measure_groups(model, built, plan, data.calibration.spread(PROBES), job.target, folder)
 
 
-def _material(job: Job, data: Parts, reference: Baseline, scratch: Path) -> PassMaterial:
+def _pass_inputs(job: Job, data: Splits, reference: Baseline, scratch: Path) -> PassInputs:
     """What passes work with; their models are checked as the built one will be."""
 
     def accurate(model: ir.Model) -> bool:
         save_model(model, path := scratch / "accurate.onnx")
         found = check(path, reference)
-        return keeps_half(limits(job.recipe, job.target, reference.metric), reference.fidelity, found)
+        return leaves_room(limits(job.recipe, job.target, reference.metric), reference.fidelity, found)
 
-    return PassMaterial(
+    return PassInputs(
         job.target, data.calibration, data.training, os.cpu_count() or 1, job.recipe.seed, accurate
     )
 
 
-def _ranges(job: Job, model: ir.Model, units: Sequence[Unit], samples: Samples) -> RangeTable:
-    names = tensors_to_observe(units)
+def _ranges(job: Job, model: ir.Model, groups: Sequence[FusionGroup], samples: Samples) -> RangeTable:
+    names = tensors_to_observe(groups)
     if "tflite" in job.target.formats:
         names = tensors_for(model, job.target)
     if job.ranges is not None:
@@ -266,14 +270,19 @@ def _equalized(job: Job, clock: Clock, model: ir.Model, samples: Samples) -> ir.
     return equal
 
 
-def _narrow(
-    job: Job, clock: Clock, model: ir.Model, units: Sequence[Unit], table: RangeTable, samples: Samples
-) -> Narrow:
+def _reduced_range(
+    job: Job,
+    clock: Clock,
+    model: ir.Model,
+    groups: Sequence[FusionGroup],
+    table: RangeTable,
+    samples: Samples,
+) -> ReducedRange:
     if not job.target.quantization.saturates:
         return {}
     with clock.stage("saturation"):
         some = samples.spread(ROUNDING_SAMPLES)
-        return outputs_that_saturate(model, units, table.ranges, job.target, some, seed=job.recipe.seed)
+        return outputs_that_saturate(model, groups, table.ranges, job.target, some, seed=job.recipe.seed)
 
 
 def _keeps(job: Job, reference: Baseline) -> Callable[[Path], bool]:

@@ -12,13 +12,13 @@ from edgepack.evaluation.check import Baseline, check
 from edgepack.graph.compact import names_of
 from edgepack.pipeline.job import Job, probes
 from edgepack.pipeline.limits import floor_of, kept_measurements, limits, search_task
-from edgepack.quantization.groups import Unit
+from edgepack.quantization.groups import FusionGroup
 from edgepack.quantization.plan.plan import make_plan
 from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import Methods, QuantPlan
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder
-from edgepack.quantization.weights.saturation import Narrow
+from edgepack.quantization.weights.saturation import ReducedRange
 from edgepack.results import Fidelity
 from edgepack.selection.choose import Choice, choose
 from edgepack.selection.leaderboard import Problem
@@ -31,16 +31,16 @@ class Quantizable:
 
     model: ir.Model
     """Normalized, after all passes."""
-    units: Sequence[Unit]
+    groups: Sequence[FusionGroup]
     table: RangeTable
-    narrow: Narrow
+    reduced_range: ReducedRange
     rounder: Rounder
 
     def form(self, job: Job, methods: Methods) -> tuple[QuantPlan, ir.Model]:
         """The plan that ``methods`` lead to, and the model by that plan."""
         rounder = self.rounder
-        prepared = WeightPreparation(rounder.smoothing, self.narrow, rounder.few_bits)
-        plan = make_plan(self.model, self.units, self.table.ranges, job.target, methods, prepared)
+        prepared = WeightPreparation(rounder.smoothing, self.reduced_range, rounder.low_bit)
+        plan = make_plan(self.model, self.groups, self.table.ranges, job.target, methods, prepared)
         return plan, apply_plan(self.model, plan, rounder(plan))
 
 
@@ -62,7 +62,7 @@ def choose_form(
         return check(path, reference)
 
     problem = Problem(
-        units=made.units,
+        groups=made.groups,
         bench=bench,
         form=lambda methods: made.form(job, methods),
         fixed=fixed,

@@ -14,7 +14,7 @@ from edgepack.graph.opset import opset_of
 from edgepack.graph.prepare import prepare
 from edgepack.ir.files import load_model, model_bytes, require_float
 from edgepack.ir.inputs import input_specs
-from edgepack.quantization.groups import find_units
+from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
 from edgepack.quantization.plan.types import Method, Request
 from edgepack.report.tables import size_text
@@ -67,13 +67,13 @@ def inspect_model(path: Path, target: Target | None) -> Inspection:
         operators=dict(Counter(n.op_type for n in model.graph).most_common()),
         operators_normalized=dict(Counter(n.op_type for n in normalized.graph).most_common()),
         refused=tuple(f"{r.rule} at {r.node}: {r.reason}" for r in notes.refused),
-        notes=notes.widened.lines(),
+        notes=notes.half_precision.lines(),
         planned=tuple(plan_rows(path, target)) if target else (),
     )
 
 
 def plan_rows(path: Path, target: Target) -> list[dict[str, str]]:
-    """The static plan for ``target``, a row for each unit; ranges are not needed for what becomes integer.
+    """The static plan for ``target``, a row for each group; ranges are not needed for what becomes integer.
 
     Raises:
         ModelError: the file is not a float model.
@@ -81,14 +81,14 @@ def plan_rows(path: Path, target: Target) -> list[dict[str, str]]:
     model = load_model(path)
     require_float(model, path)
     normalized, _ = prepare(model, target)
-    units = find_units(normalized, target.kernels)
-    # Which units can be integer does not depend on the ranges, only their scales do.
+    groups = find_fusion_groups(normalized, target.kernels)
+    # Which groups can be integer does not depend on the ranges, only their scales do.
     unit_range = Range(-1.0, 1.0, -1.0, 1.0)
-    ranges = dict.fromkeys(tensors_to_observe(units), unit_range)
-    plan = make_plan(normalized, units, ranges, target, {u.name: Request(Method.STATIC) for u in units})
+    ranges = dict.fromkeys(tensors_to_observe(groups), unit_range)
+    plan = make_plan(normalized, groups, ranges, target, {u.name: Request(Method.STATIC) for u in groups})
     return [
-        {"node": u.unit.name, "op_type": u.unit.op_type, "form": str(u.method), "reason": u.reason.text}
-        for u in plan.units
+        {"node": u.group.name, "op_type": u.group.op_type, "form": str(u.method), "reason": u.reason.text}
+        for u in plan.groups
     ]
 
 

@@ -48,7 +48,7 @@ def floor_of(gate: Gate, original: Fidelity) -> Floor:
 
 
 def search_task(recipe: Recipe, model: ir.Model, progress: Callable[[str, int, int], None]) -> Task:
-    """What single units may do: be repaired, or be searched through."""
+    """What single groups may do: be repaired, or be searched through."""
     elements = {v.name: _elements(v.shape) for n in model.graph for v in n.outputs if v.name}
     best = recipe.preset == "best"
     return Task(recipe.search.budget_s if best else REPAIR_SECONDS, best, elements, progress)
@@ -70,7 +70,7 @@ def kept_measurements(recipe: Recipe, target: Target, table: RangeTable) -> Meas
     return Measurements(cache_folder() / "search" / f"{name[:32]}.jsonl")
 
 
-def as_wished(target: Target, recipe: Recipe) -> Target:
+def with_recipe_settings(target: Target, recipe: Recipe) -> Target:
     """``target`` with what the recipe says of its ``.tflite``, and the opset that four bits need."""
     if wants_four_bits(recipe.quantize):
         if target.max_opset < FOUR_BITS_OPSET:

@@ -14,7 +14,7 @@ from edgepack.ir.files import load_model
 from edgepack.ir.fingerprint import fingerprint
 from edgepack.pipeline.measuring import bench_data, bench_feeds
 from edgepack.report.html.reading import REPORT, read_report
-from edgepack.report.html.render import replace_file, write_page
+from edgepack.report.html.render import replace_file, write_html
 from edgepack.results import DeviceRun, with_run
 from edgepack.runtime.host import for_accuracy
 
@@ -103,6 +103,6 @@ def merge(run: DeviceRun) -> list[Path]:
         own = [replace(m, model=names[Path(m.model)]) for m in run.models if Path(m.model) in names]
         devices = with_run(report.devices, replace(run, models=tuple(own)))
         replace_file(folder / REPORT, replace(report, devices=devices).to_json())
-        write_page(folder)
+        write_html(folder)
         changed.append(folder)
     return changed

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgepack.compression.material import PassMaterial
+from edgepack.compression.material import PassInputs
 from edgepack.compression.table import PASSES
 from edgepack.config.passes import Pass, step_names
 from edgepack.config.strict_yaml import Strict
@@ -29,7 +29,7 @@ class Compressed:
 
 
 def run_passes(
-    model: ir.Model, passes: tuple[Pass, ...], material: PassMaterial, stage: Stage, folder: Path
+    model: ir.Model, passes: tuple[Pass, ...], material: PassInputs, stage: Stage, folder: Path
 ) -> Compressed:
     """Carry out ``passes`` on ``model``, which is not changed; files go to ``folder``.
 
@@ -50,7 +50,7 @@ def run_passes(
 
 
 def _run(
-    model: ir.Model, settings: Strict, material: PassMaterial, original: ir.Model
+    model: ir.Model, settings: Strict, material: PassInputs, original: ir.Model
 ) -> tuple[ir.Model, Notes]:
     """One pass: a new model, and what there is to say of it."""
     if isinstance(settings, Tune):
@@ -60,7 +60,7 @@ def _run(
 
 
 def _tune(
-    model: ir.Model, settings: Tune, material: PassMaterial, original: ir.Model
+    model: ir.Model, settings: Tune, material: PassInputs, original: ir.Model
 ) -> tuple[ir.Model, Notes]:
     from edgepack.training.require import require_torch  # noqa: PLC0415  # an extra that most builds do without
 
@@ -74,7 +74,7 @@ def _tune(
     return made.model, Notes(told(made), curve_of(made))
 
 
-def _liked_by(material: PassMaterial, settings: Tune) -> Tune:
+def _liked_by(material: PassInputs, settings: Tune) -> Tune:
     """Training that takes channels out leaves as many as the target's kernels like, unless told otherwise."""
     share, like = settings.sparsify, material.multiples
     if share is None or share.pattern != "channels" or share.multiple is not None:

@@ -34,7 +34,7 @@ def pack_steps(original: Path, files: Mapping[str, Path], scratch: Path, *, larg
     return {name: pack(path, scratch / f"step_{name}{SUFFIX}", check=False) for name, path in models.items()}
 
 
-def waterfall(
+def stage_breakdown(
     models: tuple[ModelFigures, ...],
     files: Mapping[str, Path],
     notes: Mapping[str, tuple[str, ...]],

@@ -14,51 +14,53 @@ from edgepack.config.target import Target
 from edgepack.data.samples import Samples
 from edgepack.errors import ConfigError
 from edgepack.pipeline.progress import Clock
-from edgepack.quantization.groups import Unit
+from edgepack.quantization.groups import FusionGroup
 from edgepack.quantization.plan.plan import make_plan
 from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import Method, QuantPlan, Request
-from edgepack.quantization.weights.low_bit import BitsOfUnits, FewBits
+from edgepack.quantization.weights.low_bit import BitsOfGroups, LowBit
 from edgepack.quantization.weights.out_of_core import round_to_files
 from edgepack.quantization.weights.rounding import Rounded, Rounder, round_weights, with_trained
-from edgepack.quantization.weights.saturation import Narrow
+from edgepack.quantization.weights.saturation import ReducedRange
 
 ROUNDING_SAMPLES = 32
 """Samples that second moments are measured on; more change the result by less than its noise."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Storing:
+class WeightRounding:
     """What decides on stored weights, besides samples."""
 
     recipe: Recipe
     target: Target
     model: ir.Model
-    units: Sequence[Unit]
+    groups: Sequence[FusionGroup]
     table: RangeTable
-    narrow: Narrow
-    bits: BitsOfUnits
+    reduced_range: ReducedRange
+    bits: BitsOfGroups
     large: bool
 
-    def widest(self, few_bits: Mapping[str, FewBits]) -> QuantPlan:
+    def widest(self, low_bit: Mapping[str, LowBit]) -> QuantPlan:
         """The plan in which all is integer that can be; other forms differ in where they use its weights."""
-        methods = {u.name: Request(Method.STATIC) for u in self.units}
-        prepared = WeightPreparation(narrow=self.narrow, few_bits=few_bits)
-        return make_plan(self.model, self.units, self.table.ranges, self.target, methods, prepared)
+        methods = {u.name: Request(Method.STATIC) for u in self.groups}
+        prepared = WeightPreparation(reduced_range=self.reduced_range, low_bit=low_bit)
+        return make_plan(self.model, self.groups, self.table.ranges, self.target, methods, prepared)
 
 
-def round_all(storing: Storing, samples: Samples, folder: Path, on_sample: Callable[[], None]) -> Rounder:
+def round_all(
+    rounding_inputs: WeightRounding, samples: Samples, folder: Path, on_sample: Callable[[], None]
+) -> Rounder:
     """Round every weight that some form may store; those of a large model are kept in ``folder``."""
-    plan = storing.widest(storing.bits.few)
-    if storing.large:
-        return replace(round_to_files(storing.model, plan, folder), few_bits=storing.bits.few)
+    plan = rounding_inputs.widest(rounding_inputs.bits.few)
+    if rounding_inputs.large:
+        return replace(round_to_files(rounding_inputs.model, plan, folder), low_bit=rounding_inputs.bits.few)
     return round_weights(
-        storing.model,
+        rounding_inputs.model,
         plan,
         samples,
-        second_order=storing.recipe.preset != "fast",
+        gptq=rounding_inputs.recipe.preset != "fast",
         threads=os.cpu_count() or 1,  # the host's, not the target's: weights do not depend on it
-        seed=storing.recipe.seed,
+        seed=rounding_inputs.recipe.seed,
         on_sample=on_sample,
     )
 
@@ -66,10 +68,12 @@ def round_all(storing: Storing, samples: Samples, folder: Path, on_sample: Calla
 def rounding_note(rounder: Rounder, *, large: bool) -> str:
     """What the report says of it."""
     second_order = 0 if large else len(rounder.rounded)
-    return f"{second_order} weights by second order, {len(rounder.means)} biases corrected"
+    return f"{second_order} weights by GPTQ, {len(rounder.means)} biases corrected"
 
 
-def trained(storing: Storing, rounder: Rounder, samples: Samples, clock: Clock) -> tuple[Rounder, RangeTable]:
+def trained(
+    rounding_inputs: WeightRounding, rounder: Rounder, samples: Samples, clock: Clock
+) -> tuple[Rounder, RangeTable]:
     """Train what was rounded, where the recipe asks for it, in the form that has the most integers.
 
     Gives the rounder and the ranges of all plans from here on.
@@ -78,25 +82,25 @@ def trained(storing: Storing, rounder: Rounder, samples: Samples, clock: Clock) 
         ConfigError: torch is missing, the model is too large, or settings that do not fit it.
         ModelError: the integer graph has operators that cannot be trained.
     """
-    settings = storing.recipe.quantize.tune
+    settings = rounding_inputs.recipe.quantize.tune
     if settings is None:
-        return rounder, storing.table
-    if storing.large:
+        return rounder, rounding_inputs.table
+    if rounding_inputs.large:
         raise ConfigError("quantize.tune: a large model is never in memory as a whole; remove the key")
     from edgepack.training.aware import train_integers  # noqa: PLC0415  # an extra that most builds do without
     from edgepack.training.train import TrainingRun  # noqa: PLC0415
 
     with clock.stage("tune int8") as notes:
-        plan = storing.widest(rounder.few_bits)
+        plan = rounding_inputs.widest(rounder.low_bit)
         run = TrainingRun(
-            storing.recipe.seed,
+            rounding_inputs.recipe.seed,
             os.cpu_count() or 1,
             on_step=lambda done, total, text: clock.progress(f"tune int8: {text}", done, total),
         )
         found = train_integers(
-            storing.model,
+            rounding_inputs.model,
             plan,
-            storing.table.ranges,
+            rounding_inputs.table.ranges,
             rounder,
             samples,
             settings,
@@ -104,8 +108,8 @@ def trained(storing: Storing, rounder: Rounder, samples: Samples, clock: Clock) 
         )
         notes.extend(found.notes)
         notes.curve = found.notes.curve
-        table = replace(storing.table, ranges=found.ranges)
-        after = replace(storing, table=table).widest(rounder.few_bits)
+        table = replace(rounding_inputs.table, ranges=found.ranges)
+        after = replace(rounding_inputs, table=table).widest(rounder.low_bit)
         stored = _of_these_scales(found.stored, plan, after)
         if len(stored) < len(found.stored):
             notes.append(f"{len(found.stored) - len(stored)} weights get other scales, and are rounded again")
@@ -114,7 +118,7 @@ def trained(storing: Storing, rounder: Rounder, samples: Samples, clock: Clock) 
 
 def _of_these_scales(stored: Mapping[str, Rounded], plan: QuantPlan, after: QuantPlan) -> dict[str, Rounded]:
     """What was trained for scales that a plan with other ranges chooses again: biases widen some."""
-    before, now = ({u.unit.name: u.weight for u in p.units} for p in (plan, after))
+    before, now = ({u.group.name: u.weight for u in p.groups} for p in (plan, after))
 
     def same(name: str) -> bool:
         a, b = before[name], now[name]

@@ -1,10 +1,10 @@
-"""Units: the groups of nodes that the runtime executes as one integer kernel.
+"""Groups: the groups of nodes that the runtime executes as one integer kernel.
 
 Given::
 
     x -> Conv(w, b) -> y -> Clip(0, 6) -> z
 
-Result: one unit ``Conv`` from ``x`` to ``z``: Q/DQ belong around it, never between its nodes.
+Result: one group ``Conv`` from ``x`` to ``z``: Q/DQ belong around it, never between its nodes.
 """
 
 import fnmatch
@@ -26,7 +26,7 @@ from edgepack.results import NO_REASON, Cause, Reason
 
 
 class Role(StrEnum):
-    """What a unit can become on the target."""
+    """What a group can become on the target."""
 
     HEAVY = "heavy"
     """Has weights or a matrix product: worth an integer kernel for its own sake."""
@@ -55,7 +55,7 @@ _FIRST_INPUT_ONLY = frozenset([
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class FusionGroup:
     """A main node with the activation that follows it.
 
     ``inputs``: names of the activations that it reads; ``outputs``: names of the values that leave it;
@@ -71,40 +71,44 @@ class Unit:
     bias: str | None = None
     constants: tuple[str, ...] = ()
     activation: str | None = None
-    """Name of the Relu or Clip node inside the unit."""
+    """Name of the Relu or Clip node inside the group."""
     reason: Reason = NO_REASON
-    """Why the unit has no integer form, where it has none."""
+    """Why the group has no integer form, where it has none."""
     kind: str = ""
-    """Units of one kind cost alike: the operator, for convolutions with the shape of the kernel."""
+    """Groups of one kind cost alike: the operator, for convolutions with the shape of the kernel."""
     table: str | None = None
     """Name of the table that the weight, or its transposed, is too: both store the same integers."""
     stored: tuple[str, ...] = ()
-    """Names of constants that are worth storing as int8 where the unit has no integer form of its own."""
+    """Names of constants that are worth storing as int8 where the group has no integer form of its own."""
 
 
-def override_for(unit: Unit, overrides: Iterable[Override]) -> Override | None:
-    """The override that speaks of ``unit``: the first by name, else the first by operator type."""
+def override_for(group: FusionGroup, overrides: Iterable[Override]) -> Override | None:
+    """The override that speaks of ``group``: the first by name, else the first by operator type."""
     overrides = tuple(overrides)
-    by_name = [o for o in overrides if any(fnmatch.fnmatch(unit.name, p) for p in o.nodes)]
-    return next(iter([*by_name, *(o for o in overrides if unit.op_type in o.op_types)]), None)
+    by_name = [o for o in overrides if any(fnmatch.fnmatch(group.name, p) for p in o.nodes)]
+    return next(iter([*by_name, *(o for o in overrides if group.op_type in o.op_types)]), None)
 
 
-def find_units(model: ir.Model, kernels: Kernels) -> tuple[Unit, ...]:
-    """All units of the main graph in topological order; every node is in exactly one."""
+def find_fusion_groups(model: ir.Model, kernels: Kernels) -> tuple[FusionGroup, ...]:
+    """All groups of the main graph in topological order; every node is in exactly one."""
     taken: set[ir.Node] = set()
-    units = []
+    groups = []
     for node in model.graph:
         if node in taken:
             continue
         activation = _fused_activation(node) if node.op_type in kernels.fuses_activation else None
         if activation is not None:
             taken.add(activation)
-        units.append(_unit(node, activation, kernels))
+        groups.append(_group(node, activation, kernels))
     tied = tied_weights(model.graph) if "Gather" in kernels.weight_only else {}
-    return tuple(replace(unit, table=tied.get(unit.weight or "")) for unit in units) if tied else tuple(units)
+    return (
+        tuple(replace(group, table=tied.get(group.weight or "")) for group in groups)
+        if tied
+        else tuple(groups)
+    )
 
 
-def _unit(node: ir.Node, activation: ir.Node | None, kernels: Kernels) -> Unit:
+def _group(node: ir.Node, activation: ir.Node | None, kernels: Kernels) -> FusionGroup:
     role, reason = _role(node, kernels)
     data = [v for v in _data_inputs(node) if v is not None]
     weight, bias = _weight_and_bias(node)
@@ -115,7 +119,7 @@ def _unit(node: ir.Node, activation: ir.Node | None, kernels: Kernels) -> Unit:
     inputs = tuple(_name(v) for v in data if constant(v) is None)
     last = activation or node
     outputs = tuple(_name(v) for v in _used(last.outputs))
-    return Unit(
+    return FusionGroup(
         name=_node_name(node),
         op_type=node.op_type,
         role=role,
@@ -168,7 +172,7 @@ def _role(node: ir.Node, kernels: Kernels) -> tuple[Role, Reason]:
     if op == "AveragePool" and (reason := _odd_average(node)):
         return _in_float(Cause.OPERATOR, reason)
     if any(_is_mask(constant(v)) for v in _data_inputs(node)):
-        return _in_float(Cause.OPERATOR, "a constant operand holds infinity, or a mask's stand-in for it")
+        return _in_float(Cause.OPERATOR, "a constant operand holds infinity, or a mask's substitute for it")
     return Role.LIGHT, NO_REASON
 
 
@@ -309,7 +313,7 @@ def activation_bounds(node: ir.Node) -> tuple[float, float]:
 def consumers(model: ir.Model) -> Mapping[str, list[ir.Node]]:
     """Nodes of the main graph that read each value; a node whose body reads it is one of them.
 
-    Nodes in bodies may have the names of nodes outside: only those of the main graph tell units apart.
+    Nodes in bodies may have the names of nodes outside: only those of the main graph tell groups apart.
     """
     found: dict[str, list[ir.Node]] = {}
     for node in model.graph:

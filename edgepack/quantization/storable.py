@@ -15,7 +15,7 @@ MASK_MAGNITUDE = 1e6
 
 
 def holds_a_mask(array: Array) -> bool:
-    """Whether there is a stand-in for infinity in ``array``."""
+    """Whether there is a substitute for infinity in ``array``."""
     return bool(array.size) and not float(np.abs(array).max()) < MASK_MAGNITUDE
 
 

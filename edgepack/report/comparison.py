@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from edgepack.report.tables import size_text, table, time_text
-from edgepack.results import BuildReport, Fidelity, ModelFigures, UnitRow
+from edgepack.results import BuildReport, Fidelity, GroupRow, ModelFigures
 
 T = TypeVar("T")
 
@@ -25,8 +25,8 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class ChangedUnit:
-    """A unit that the builds have in different forms; an empty form: the build has no such unit."""
+class ChangedGroup:
+    """A group that the builds have in different forms; an empty form: the build has no such group."""
 
     name: str
     op_type: str
@@ -43,13 +43,13 @@ class Pair:
     names: tuple[str, str]
     passed: tuple[bool, bool]
     rows: tuple[Row, ...]
-    units: tuple[ChangedUnit, ...]
+    units: tuple[ChangedGroup, ...]
     warnings: tuple[str, ...]
     """Why figures may not compare: other models, data or machines."""
 
 
 def compare_builds(names: tuple[str, str], first: BuildReport, second: BuildReport) -> Pair:
-    """``first`` and ``second`` in figures, units that differ, and what makes them incomparable."""
+    """``first`` and ``second`` in figures, groups that differ, and what makes them incomparable."""
     rows: list[Row] = []
     formats = list(dict.fromkeys(m.name for m in (*first.models, *second.models)))
     for name in formats:
@@ -91,7 +91,7 @@ def _is_equal(name: str, model: ModelFigures | None) -> bool:
     return found is not None and found.sqnr_db is None and name != "original"
 
 
-def _changed(first: BuildReport, second: BuildReport) -> tuple[ChangedUnit, ...]:
+def _changed(first: BuildReport, second: BuildReport) -> tuple[ChangedGroup, ...]:
     sides = [{u.name: u for u in r.units} for r in (first, second)]
     found = []
     for name in dict.fromkeys([*sides[0], *sides[1]]):
@@ -99,11 +99,11 @@ def _changed(first: BuildReport, second: BuildReport) -> tuple[ChangedUnit, ...]
         known = a or b
         if known is not None and _form(a) != _form(b):
             us = [_of(unit, lambda u: u.built_us) for unit in (a, b)]
-            found.append(ChangedUnit(name, known.op_type, _form(a), _form(b), us[0], us[1]))
+            found.append(ChangedGroup(name, known.op_type, _form(a), _form(b), us[0], us[1]))
     return tuple(found)
 
 
-def _form(unit: UnitRow | None) -> str:
+def _form(unit: GroupRow | None) -> str:
     return unit.method if unit else ""
 
 
@@ -161,7 +161,7 @@ def pair_text(pair: Pair) -> str:
     lines = table([head, verdicts, *rows], right=(1, 2, 3))
     if pair.units:
         shown = [(u.name, u.op_type, u.first or "-", u.second or "-") for u in pair.units]
-        lines += ["", "units in another form", *table(shown)]
+        lines += ["", "groups in another form", *table(shown)]
     return "\n".join([*lines, "", *pair.warnings]) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The waterfall of a report: what each step from the original to the built model does to it."""
+"""The stage breakdown of a report: what each step from the original to the built model does to it."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from edgepack.report.tables import or_dash, size_text, table, time_text
 from edgepack.results import Step
 
 
-def waterfall_lines(steps: Sequence[Step]) -> list[str]:
+def stage_breakdown_lines(steps: Sequence[Step]) -> list[str]:
     """A line for each step; nothing where there is none between the original and the quantized model."""
     if len(steps) < 3:
         return []

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgepack.report.devices import device_lines
 from edgepack.report.formats import busy, first_of, host_only, tflite_lines
-from edgepack.report.stage_breakdown import waterfall_lines
+from edgepack.report.stage_breakdown import stage_breakdown_lines
 from edgepack.report.tables import or_dash, size_text, table, time_text
 from edgepack.results import (
     EQUAL_DB,
@@ -15,27 +15,27 @@ from edgepack.results import (
     Candidate,
     Fidelity,
     GateLine,
+    GroupRow,
     ModelFigures,
     Parity,
     Refusal,
     SensitivityRow,
-    UnitRow,
 )
 
 MOST_REASONS = 8
-SHOWN_UNITS = 3
+SHOWN_GROUPS = 3
 SHOWN_SENSITIVE = 5
 SHOWN_FAILED = 3
-"""Forms of single units that the runtime does not run."""
+"""Forms of single groups that the runtime does not run."""
 WORTH_TELLING = 0.02
-"""Of the time of all units: what a unit must lose against float to be named."""
+"""Of the time of all groups: what a group must lose against float to be named."""
 
 
 def text(report: BuildReport) -> str:
     """The page that a person reads in ten seconds: verdict, figures, what stayed float and why, gate."""
     lines = [_headline(report), *_refused(report.refused), ""]
     lines += _figures(report.models)
-    lines += waterfall_lines(report.waterfall)
+    lines += stage_breakdown_lines(report.waterfall)
     lines += _parity(report)
     told = [*_forms(report.units), *_runtime(report.runtime), *_weak_points(report.units)]
     lines += ["", *told] if told else []
@@ -154,17 +154,17 @@ def _fidelity(model: ModelFigures) -> str:
     return _level(model) + ("" if agreement is None else f", agreement {agreement:.4f}")
 
 
-def _forms(units: Sequence[UnitRow]) -> list[str]:
+def _forms(groups: Sequence[GroupRow]) -> list[str]:
     """How many operators of each type are integer, and why the others are not."""
     lines = []
-    total = Counter(u.op_type for u in units)
-    by_method = Counter((u.method, u.op_type) for u in units if u.method != "float")
-    for method, _ in Counter(u.method for u in units if u.method != "float").most_common():
+    total = Counter(u.op_type for u in groups)
+    by_method = Counter((u.method, u.op_type) for u in groups if u.method != "float")
+    for method, _ in Counter(u.method for u in groups if u.method != "float").most_common():
         parts = [f"{n} of {total[op]} {op}" for (m, op), n in by_method.most_common() if m == method]
         lines.append(f"{method.replace('_', ' ')}: {first_of(parts, 8, 'more')}")
     grouped: dict[str, list[str]] = {}
     for (reason, op), n in Counter(
-        (u.summary or u.reason, u.op_type) for u in units if u.method == "float"
+        (u.summary or u.reason, u.op_type) for u in groups if u.method == "float"
     ).most_common():
         grouped.setdefault(reason, []).append(f"{n} {op}")
     if grouped:
@@ -190,14 +190,14 @@ def _runtime(runtime: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _weak_points(units: Sequence[UnitRow]) -> list[str]:
-    """Units in another form than float: those of the lowest fidelity, and those that lost the most time."""
-    changed = [u for u in units if u.method != "float"]
-    least = math.fsum(u.float_us or 0.0 for u in units) * WORTH_TELLING
+def _weak_points(groups: Sequence[GroupRow]) -> list[str]:
+    """Groups in another form than float: those of the lowest fidelity, and those that lost the most time."""
+    changed = [u for u in groups if u.method != "float"]
+    least = math.fsum(u.float_us or 0.0 for u in groups) * WORTH_TELLING
     faint = sorted((u for u in changed if u.sqnr_db is not None), key=lambda u: u.sqnr_db or 0.0)[
-        :SHOWN_UNITS
+        :SHOWN_GROUPS
     ]
-    slow = sorted((u for u in changed if _lost_us(u) > least), key=_lost_us, reverse=True)[:SHOWN_UNITS]
+    slow = sorted((u for u in changed if _lost_us(u) > least), key=_lost_us, reverse=True)[:SHOWN_GROUPS]
     rows = [
         (
             u.name,
@@ -207,12 +207,12 @@ def _weak_points(units: Sequence[UnitRow]) -> list[str]:
         )
         for u in dict.fromkeys([*faint, *slow])
     ]
-    heading = "units with the lowest fidelity" + (", and those slower than in float" if slow else "")
+    heading = "groups with the lowest fidelity" + (", and those slower than in float" if slow else "")
     return ["", heading, *table(rows, right=(2, 3))] if rows else []
 
 
 def _sensitivity(rows: Sequence[SensitivityRow]) -> list[str]:
-    """The units that bring the most noise, alone."""
+    """The groups that bring the most noise, alone."""
     noisy = sorted((r for r in rows if r.sqnr_db is not None), key=lambda r: r.sqnr_db or 0.0)
     shown = [
         (
@@ -223,11 +223,11 @@ def _sensitivity(rows: Sequence[SensitivityRow]) -> list[str]:
         )
         for r in noisy[:SHOWN_SENSITIVE]
     ]
-    return ["", "units that bring the most noise, alone", *table(shown, right=(2,))] if shown else []
+    return ["", "groups that bring the most noise, alone", *table(shown, right=(2,))] if shown else []
 
 
-def _lost_us(unit: UnitRow) -> float:
-    return 0.0 if unit.built_us is None or unit.float_us is None else unit.built_us - unit.float_us
+def _lost_us(group: GroupRow) -> float:
+    return 0.0 if group.built_us is None or group.float_us is None else group.built_us - group.float_us
 
 
 def _candidates(candidates: Sequence[Candidate]) -> list[str]:
@@ -247,7 +247,7 @@ def _candidates(candidates: Sequence[Candidate]) -> list[str]:
         for c in shown
     ]
     more = len(candidates) - len(shown)
-    rest = [f"  and {more} forms of single units, in report.json"] if more else []
+    rest = [f"  and {more} forms of single groups, in report.json"] if more else []
     return ["", "tried", *table(rows, right=(2, 3, 4)), *rest]
 
 

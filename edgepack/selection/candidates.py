@@ -1,11 +1,11 @@
-"""What candidates there are: whole-model ones, and variations of one by groups of similar units."""
+"""What candidates there are: whole-model ones, and variations of one by groups of similar groups."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from edgepack.config.target import Target
-from edgepack.quantization.groups import Role, Unit
+from edgepack.quantization.groups import FusionGroup, Role
 from edgepack.quantization.plan.types import Method, Methods, QuantPlan, Request
 from edgepack.results import NO_REASON, Cause, Reason
 
@@ -24,7 +24,7 @@ class WholeModel(StrEnum):
 
     @property
     def method(self) -> Method | None:
-        """The precision that all heavy units have; ``None`` where they have several."""
+        """The precision that all heavy groups have; ``None`` where they have several."""
         return None if self is WholeModel.STATIC_AND_DYNAMIC else Method(self.value)
 
 
@@ -34,16 +34,16 @@ class CandidateName:
 
     whole: WholeModel
     varied: tuple[str, ...] = ()
-    """Groups of similar units in another precision, one after another."""
+    """Groups of similar groups in another precision, one after another."""
     changed: tuple[tuple[str, Method], ...] = ()
-    """Single units in another precision."""
+    """Single groups in another precision."""
 
     def __str__(self) -> str:
-        """``static, last unit in float; with a float, b weight_only and 3 more``."""
+        """``static, last group in float; with a float, b weight_only and 3 more``."""
         name = ", ".join([self.whole, *self.varied])
         if not self.changed:
             return name
-        shown = ", ".join(f"{unit} {method}" for unit, method in self.changed[:2])
+        shown = ", ".join(f"{group} {method}" for group, method in self.changed[:2])
         more = f" and {len(self.changed) - 2} more" if len(self.changed) > 2 else ""
         return f"{name}; with {shown}{more}"
 
@@ -56,25 +56,25 @@ class CandidateName:
         """The name with one more group in another precision."""
         return replace(self, varied=(*self.varied, label))
 
-    def change(self, units: Sequence[tuple[str, Method]]) -> "CandidateName":
-        """The name with these single units in other precisions, in the place of others before."""
-        return replace(self, changed=tuple(units))
+    def change(self, groups: Sequence[tuple[str, Method]]) -> "CandidateName":
+        """The name with these single groups in other precisions, in the place of others before."""
+        return replace(self, changed=tuple(groups))
 
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """Units that win or lose together, and the precision that they are tried in."""
+    """Groups that win or lose together, and the precision that they are tried in."""
 
     label: str
-    units: tuple[str, ...]
+    groups: tuple[str, ...]
     method: Method
 
 
-def whole_model_methods(units: Sequence[Unit], target: Target) -> dict[WholeModel, dict[str, Method]]:
+def whole_model_methods(groups: Sequence[FusionGroup], target: Target) -> dict[WholeModel, dict[str, Method]]:
     """The whole-model candidates that differ on this model: method by operator type, by candidate."""
     kernels = target.kernels
-    heavy = heavy_types(units)
-    weighted = {u.op_type for u in units if u.weight is not None}
+    heavy = heavy_types(groups)
+    weighted = {u.op_type for u in groups if u.weight is not None}
     candidates: dict[WholeModel, dict[str, Method]] = {}
     static = heavy & set(kernels.integer)
     dynamic = weighted & set(kernels.dynamic)
@@ -88,68 +88,70 @@ def whole_model_methods(units: Sequence[Unit], target: Target) -> dict[WholeMode
         candidates[WholeModel.DYNAMIC] = {
             op: Method.DYNAMIC if op in dynamic else Method.WEIGHT_ONLY for op in heavy
         }
-    if weighted & set(kernels.weight_only) or any(is_table(u) for u in units):
+    if weighted & set(kernels.weight_only) or any(is_table(u) for u in groups):
         candidates[WholeModel.WEIGHT_ONLY] = dict.fromkeys(heavy, Method.WEIGHT_ONLY)
     if kernels.folds_constants and any(
-        (u.op_type == "MatMul" and u.weight) or is_table(u) or u.stored for u in units
+        (u.op_type == "MatMul" and u.weight) or is_table(u) or u.stored for u in groups
     ):
         candidates[WholeModel.STORED] = dict.fromkeys(heavy, Method.STORED)
     candidates[WholeModel.FLOAT] = dict.fromkeys(heavy, Method.FLOAT)
     return candidates
 
 
-def heavy_types(units: Sequence[Unit]) -> set[str]:
-    """Operator types of the units that have weights or matrix products."""
-    return {u.op_type for u in units if u.role is Role.HEAVY}
+def heavy_types(groups: Sequence[FusionGroup]) -> set[str]:
+    """Operator types of the groups that have weights or matrix products."""
+    return {u.op_type for u in groups if u.role is Role.HEAVY}
 
 
-def is_table(unit: Unit) -> bool:
-    """Whether the unit looks rows up in a constant table: an embedding."""
-    return unit.op_type == "Gather" and bool(unit.constants)
+def is_table(group: FusionGroup) -> bool:
+    """Whether the group looks rows up in a constant table: an embedding."""
+    return group.op_type == "Gather" and bool(group.constants)
 
 
 def methods_of(
-    units: Sequence[Unit], whole: WholeModel, by_type: Mapping[str, Method], fixed: Methods
+    groups: Sequence[FusionGroup], whole: WholeModel, by_type: Mapping[str, Method], fixed: Methods
 ) -> dict[str, Request]:
-    """Methods by unit: what the recipe fixed, then by type; light units follow their neighbours."""
+    """Methods by group: what the recipe fixed, then by type; light groups follow their neighbours."""
     in_float = Method.FLOAT if whole is WholeModel.FLOAT else Method.STORED
     static = whole in (WholeModel.STATIC, WholeModel.STATIC_AND_DYNAMIC)
     light = Method.STATIC if static else in_float
     table = in_float if whole in (WholeModel.FLOAT, WholeModel.STORED) else Method.WEIGHT_ONLY
     methods = {}
-    for unit in units:
-        method = table if is_table(unit) else by_type.get(unit.op_type, light)
-        here = method is Method.FLOAT or (unit.role is not Role.HEAVY and method is light is in_float)
-        methods[unit.name] = fixed.get(unit.name, Request(method, FLOAT_HERE if here else NO_REASON))
+    for group in groups:
+        method = table if is_table(group) else by_type.get(group.op_type, light)
+        here = method is Method.FLOAT or (group.role is not Role.HEAVY and method is light is in_float)
+        methods[group.name] = fixed.get(group.name, Request(method, FLOAT_HERE if here else NO_REASON))
     return methods
 
 
-def variations(units: Sequence[Unit], plan: QuantPlan, *, folds_constants: bool) -> Iterator[Variation]:
-    """One group of similar units after another in float, then all concatenations on one scale.
+def variations(
+    groups: Sequence[FusionGroup], plan: QuantPlan, *, folds_constants: bool
+) -> Iterator[Variation]:
+    """One group of similar groups after another in float, then all concatenations on one scale.
 
-    Weights stored as int8 cost no time, so a unit that computes in float need not be large.
+    Weights stored as int8 cost no time, so a group that computes in float need not be large.
     """
-    taken = {u.unit.name for u in plan.units if u.method is not Method.FLOAT and not u.stored}
+    taken = {u.group.name for u in plan.groups if u.method is not Method.FLOAT and not u.stored}
     tables: dict[str, list[str]] = {}
     kinds: dict[str, list[str]] = {}
     order: dict[tuple[bool, str], None] = {}
-    for unit in units:
-        table = is_table(unit)
-        if unit.name not in taken or (unit.role is Role.MOVE and not table):
+    for group in groups:
+        table = is_table(group)
+        if group.name not in taken or (group.role is Role.MOVE and not table):
             continue
-        label = f"table {unit.name}" if table else unit.kind
-        (tables if table else kinds).setdefault(label, []).append(unit.name)
+        label = f"table {group.name}" if table else group.kind
+        (tables if table else kinds).setdefault(label, []).append(group.name)
         order[table, label] = None
-    heavy = [u.name for u in units if u.role is Role.HEAVY and u.name in taken]
+    heavy = [u.name for u in groups if u.role is Role.HEAVY and u.name in taken]
     unfolded = Method.STORED if folds_constants else Method.FLOAT
     for table, label in order:
         names = (tables if table else kinds)[label]
         if names != heavy:  # all of them would be another whole-model candidate
             yield Variation(f"{label} in float", tuple(names), unfolded if table else Method.WEIGHT_ONLY)
     if len(heavy) > 2:
-        yield Variation("first unit in float", (heavy[0],), Method.WEIGHT_ONLY)
-        yield Variation("last unit in float", (heavy[-1],), Method.WEIGHT_ONLY)
-    static = {u.unit.name for u in plan.of(Method.STATIC)}
-    concats = [u.name for u in units if u.op_type == "Concat" and u.role is Role.LIGHT and u.name in static]
+        yield Variation("first group in float", (heavy[0],), Method.WEIGHT_ONLY)
+        yield Variation("last group in float", (heavy[-1],), Method.WEIGHT_ONLY)
+    static = {u.group.name for u in plan.of(Method.STATIC)}
+    concats = [u.name for u in groups if u.op_type == "Concat" and u.role is Role.LIGHT and u.name in static]
     if concats:
-        yield Variation("Concat on one scale", tuple(concats), Method.TIED)
+        yield Variation("Concat on one scale", tuple(concats), Method.SHARED_SCALE)

@@ -1,10 +1,10 @@
 """The choice by measurement: forms of a model are built, timed and compared; nothing slower is taken.
 
-Candidates are whole-model methods first, then the best of them, and an integer one that comes near it, with
-one group of similar units after another set to float and concatenations on one scale, then, where a search is
-asked for, with single units in other forms. Speed and fidelity are measured on calibration samples; before a
-form is taken it must also keep, on the evaluation samples, every limit on accuracy that the gate has: few
-probes may flatter a form that is near a limit.
+Candidates are whole-model ones first. Then the best of them, and an integer one that comes near it, are
+varied: all fusion groups of one kind are set to float, one kind after another, and concatenations share one
+scale. Then, where a search is asked for, single groups take other precisions. Speed and fidelity are measured
+on calibration samples; before a candidate is taken it must also keep, on the evaluation samples, every limit
+on accuracy that the gate has: few probes may flatter a candidate that is near a limit.
 """
 
 import time
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgepack.quantization.groups import Unit
+from edgepack.quantization.groups import FusionGroup
 from edgepack.quantization.plan.types import Method, Methods, QuantPlan, Request
 from edgepack.results import NO_REASON, Candidate, Cause, Reason, SensitivityRow
 from edgepack.selection.candidates import (
@@ -24,14 +24,14 @@ from edgepack.selection.candidates import (
     variations,
     whole_model_methods,
 )
-from edgepack.selection.leaderboard import Problem, Tried
+from edgepack.selection.leaderboard import Leaderboard, Problem
 from edgepack.selection.search import Task, search
 from edgepack.selection.trials import SAME_SPEED, Cost, Trial
 
 WORTH_A_REPAIR = 0.05
-"""How much cheaper a form must be, that is not accurate, for its noisy units to be looked for."""
+"""How much cheaper a form must be, that is not accurate, for its noisy groups to be looked for."""
 BUDGET_SECONDS = 20.0
-"""For setting groups of units to float, after the whole-model candidates."""
+"""For setting groups of groups to float, after the whole-model candidates."""
 NEAR = 1.15
 """How much dearer an integer form may be to be looked at as well: a few of its kernels may be to blame."""
 
@@ -55,57 +55,57 @@ def choose(problem: Problem, *, method: str, by_group: bool = True, task: Task |
 
     A single ``method`` other than auto is taken as it is: what the user asks for by name is not
     second-guessed. ``by_group``: the clock is that of the device, so it may tell which kernels of one kind
-    pay. With a ``task`` single units may take other forms, see :mod:`.search`; not where a device times whole
-    forms, since this host does not speak for what single units cost there. A form that the runtime does not
-    load, or fails to run on a probe or an evaluation sample, is told as such and not taken.
+    pay. With a ``task`` single groups may take other precisions, see :mod:`.search`; not where a device times
+    candidates, since this host does not speak for what single groups cost there. A candidate that the runtime
+    does not load, or fails to run on a probe or an evaluation sample, is told as such and not taken.
 
     Raises:
         ModelError: the runtime runs no form at all, or not the one that was asked for.
     """
-    tried = Tried(problem)
+    board = Leaderboard(problem)
     if method != "auto":
         whole = WholeModel(method)
-        best = tried.measure(CandidateName(whole), _asked_for(problem.units, whole, problem.fixed))
-        return Choice(*problem.form(best.methods), tried.lines(best))
+        best = board.measure(CandidateName(whole), _asked_for(problem.groups, whole, problem.fixed))
+        return Choice(*problem.form(best.methods), board.lines(best))
     here = problem.bench.timing is None
-    best = _best_whole(tried)
+    best = _best_whole(board)
     if problem.optimize_for != "size" and by_group and here:
-        best = _best_by_group(tried, best)
-    cheapest = min(tried.trials, key=tried.cost)
-    cheaper = tried.cost(cheapest) < tried.cost(best) * (1 - WORTH_A_REPAIR)
+        best = _best_by_group(board, best)
+    cheapest = min(board.trials, key=board.cost)
+    cheaper = board.cost(cheapest) < board.cost(best) * (1 - WORTH_A_REPAIR)
     sensitivity: tuple[SensitivityRow, ...] = ()
     notes: tuple[str, ...] = ()
     if here and task is not None and (task.improves or cheaper):
-        best, sensitivity, notes = search(tried, best, task)
-    return Choice(*problem.form(best.methods), tried.lines(best), sensitivity, notes)
+        best, sensitivity, notes = search(board, best, task)
+    return Choice(*problem.form(best.methods), board.lines(best), sensitivity, notes)
 
 
-def _asked_for(units: Sequence[Unit], whole: WholeModel, fixed: Methods) -> Methods:
-    return methods_of(units, whole, dict.fromkeys(heavy_types(units), Method(whole)), fixed)
+def _asked_for(groups: Sequence[FusionGroup], whole: WholeModel, fixed: Methods) -> Methods:
+    return methods_of(groups, whole, dict.fromkeys(heavy_types(groups), Method(whole)), fixed)
 
 
-def _best_whole(tried: Tried) -> Trial:
+def _best_whole(board: Leaderboard) -> Trial:
     """The best form of the whole model.
 
     Raises:
         ModelError: the runtime runs none.
     """
-    units, fixed = tried.problem.units, tried.problem.fixed
-    for whole, by_type in whole_model_methods(units, tried.bench.target).items():
-        tried.attempt(CandidateName(whole), methods_of(units, whole, by_type, fixed))
-    if tried.trials:
-        tried.trials[:] = tried.bench.as_on_device(tried.trials)
-    return tried.best()
+    groups, fixed = board.problem.groups, board.problem.fixed
+    for whole, by_type in whole_model_methods(groups, board.bench.target).items():
+        board.attempt(CandidateName(whole), methods_of(groups, whole, by_type, fixed))
+    if board.trials:
+        board.trials[:] = board.bench.as_on_device(board.trials)
+    return board.best()
 
 
-def _best_by_group(tried: Tried, best: Trial) -> Trial:
-    """``best``, or an integer form that comes near it, with groups of units in other forms."""
-    cost = tried.cost
-    near = _integer_one_near(tried.trials, best, cost)
-    best = _vary(tried, best, cost, cost)
-    if near is not None and tried.accurate(near):
-        other = _vary(tried, near, lambda t: cost.judged(t, 0.0), tried.judged)
-        best = min(best, other, key=tried.judged)
+def _best_by_group(board: Leaderboard, best: Trial) -> Trial:
+    """``best``, or an integer form that comes near it, with groups of groups in other forms."""
+    cost = board.cost
+    near = _integer_one_near(board.trials, best, cost)
+    best = _vary(board, best, cost, cost)
+    if near is not None and board.accurate(near):
+        other = _vary(board, near, lambda t: cost.judged(t, 0.0), board.judged)
+        best = min(best, other, key=board.judged)
     return best
 
 
@@ -117,32 +117,34 @@ def _integer_one_near(trials: Sequence[Trial], best: Trial, cost: Cost) -> Trial
     return min(integer, key=cost, default=None)
 
 
-def _vary(tried: Tried, best: Trial, at_best: CostOf, cost: CostOf) -> Trial:
-    """One group of units after another in float, concatenations on one scale; what pays stays.
+def _vary(board: Leaderboard, best: Trial, at_best: CostOf, cost: CostOf) -> Trial:
+    """One group of groups after another in float, concatenations on one scale; what pays stays.
 
     ``cost`` may be asked of forms that are known to be accurate; before, ``at_best`` is a bound of it.
     """
     deadline = time.monotonic() + BUDGET_SECONDS
-    problem = tried.problem
-    folds = tried.bench.target.kernels.folds_constants
-    for variation in list(variations(problem.units, best.plan, folds_constants=folds)):
+    problem = board.problem
+    folds = board.bench.target.kernels.folds_constants
+    for variation in list(variations(problem.groups, best.plan, folds_constants=folds)):
         if time.monotonic() > deadline:
             break
         method = variation.method
-        free = [n for n in variation.units if n not in problem.fixed and best.methods[n].method is not method]
+        free = [
+            n for n in variation.groups if n not in problem.fixed and best.methods[n].method is not method
+        ]
         if not free:
             continue
         before = best.methods[free[0]].method
         slower = Reason(Cause.SLOWER, f"measured slower as {before} than in float")
-        request = Request(method, NO_REASON if method is Method.TIED else slower)
-        trial = tried.attempt(
+        request = Request(method, NO_REASON if method is Method.SHARED_SCALE else slower)
+        trial = board.attempt(
             best.name.vary(variation.label), {**best.methods, **dict.fromkeys(free, request)}
         )
         if trial is None:
             continue
         enough = cost(best) * (1 - SAME_SPEED)
-        if at_best(trial) < enough and tried.accurate(trial) and cost(trial) < enough:
+        if at_best(trial) < enough and board.accurate(trial) and cost(trial) < enough:
             advantage = cost(best) * best.speedup / (cost(trial) * trial.speedup)
-            if tried.bench.confirms(trial, best, advantage):
+            if board.bench.confirms(trial, best, advantage):
                 best = trial
     return best

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from edgepack.errors import EdgepackError, ModelError
 from edgepack.ir.files import model_bytes
-from edgepack.quantization.groups import Unit
+from edgepack.quantization.groups import FusionGroup
 from edgepack.quantization.plan.types import Methods, QuantPlan
 from edgepack.results import Candidate, Fidelity, finite
 from edgepack.selection.candidates import CandidateName
@@ -21,12 +21,12 @@ Form = Callable[[Methods], tuple[QuantPlan, ir.Model]]
 class Problem:
     """What there is to choose from, what must be kept, and by what it is judged."""
 
-    units: Sequence[Unit]
+    groups: Sequence[FusionGroup]
     bench: TrialBench
     form: Form
     """Makes a plan and a model from methods."""
     fixed: Methods
-    """What the recipe decided, by unit."""
+    """What the recipe decided, by group."""
     floor: Floor
     verify: Callable[[Path], Fidelity]
     """Checks a file on the evaluation data."""
@@ -36,7 +36,7 @@ class Problem:
 
 
 @dataclass(slots=True)
-class Tried:
+class Leaderboard:
     """Candidates that were measured, what the evaluation data say of them, and what could not be measured."""
 
     problem: Problem
@@ -81,7 +81,7 @@ class Tried:
             return None
 
     def refuse(self, name: str, error: EdgepackError, *, of_units: bool) -> None:
-        """Keep what could not be measured, and why; ``of_units``: it differs in single units."""
+        """Keep what could not be measured, and why; ``of_units``: it differs in single groups."""
         self.refused.append(Candidate(name, None, None, None, None, False, str(error), of_units))
 
     def accurate(self, trial: Trial) -> bool:

@@ -1,6 +1,6 @@
-"""The search: forms for single units, where one form for all of a kind is not the best there is.
+"""The search: forms for single groups, where one form for all of a kind is not the best there is.
 
-Each unit is measured alone, for the noise that its integer form brings to the outputs of an otherwise float
+Each group is measured alone, for the noise that its integer form brings to the outputs of an otherwise float
 model, and for its time in every form of the whole model. Noise powers of independent roundings add up and
 times nearly do, so the gain of a change can be foretold; what is foretold only decides what is tried, and
 what is tried is built, timed side by side with the best so far, and taken when it is better beyond noise.
@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from edgepack.quantization.groups import Role, Unit
+from edgepack.quantization.groups import FusionGroup, Role
 from edgepack.quantization.plan.types import Method, Methods, Request
 from edgepack.results import Cause, Reason, SensitivityRow, finite
 from edgepack.selection.candidates import CandidateName
-from edgepack.selection.leaderboard import Tried
+from edgepack.selection.leaderboard import Leaderboard
 from edgepack.selection.trials import (
     FAILURES,
     RUN,
@@ -29,19 +29,19 @@ WORTH_TRYING = 0.005
 LEAST_GAIN = 0.0005
 """Foretold gain of a change below which it is not even part of a larger one."""
 LEAST_NOISE = 0.05
-"""Of what there is: noise of units alone does not add up so well that all could be foretold away."""
+"""Of what there is: noise of groups alone does not add up so well that all could be foretold away."""
 CONVERSION_NS = 0.2
 """Guess of what a value costs that is converted at a border; it orders proposals and decides nothing."""
 PROBES_DIFFER_DB = 1.0
 """The few probes of a quick look may be this much cleaner or noisier than all."""
 SHARES_FOR_NOISE = (0.5, 0.75, 0.9)
-"""Of the budget, until which units are measured alone before forms are tried, in turns."""
+"""Of the budget, until which groups are measured alone before forms are tried, in turns."""
 REPAIR_SECONDS = 60.0
-"""For finding which units keep the cheapest form from being accurate, where one is not."""
+"""For finding which groups keep the cheapest form from being accurate, where one is not."""
 
 Forms = Mapping[str, Method]
 Noise = dict[tuple[str, Method], float]
-"""Noise power over signal power that a unit in a form brings to the outputs, alone."""
+"""Noise power over signal power that a group in a form brings to the outputs, alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,10 @@ class Task:
 
 
 class Move(NamedTuple):
-    """A change of one unit's form, and what it is foretold to do."""
+    """A change of one group's form, and what it is foretold to do."""
 
     gain: float
-    unit: str
+    group: str
     method: Method
     reason: Reason
 
@@ -79,7 +79,7 @@ class _Clock:
 
 
 def too_noisy(method: Method) -> Reason:
-    """Why a repair kept a unit from the precision that a candidate had for it."""
+    """Why a repair kept a group from the precision that a candidate had for it."""
     return Reason(Cause.NOISIER, f"too noisy as {method}")
 
 
@@ -87,19 +87,19 @@ def too_noisy(method: Method) -> Reason:
 class Search:
     """What a search works with; see :func:`search`."""
 
-    tried: Tried
+    board: Leaderboard
     clock: _Clock
     whole: Mapping[Method, Trial]
     """Forms of the whole model by their method."""
     noise: Noise = field(default_factory=dict)
     us: dict[Method, Mapping[str, float | None]] = field(default_factory=dict)
     failed: set[tuple[str, Method]] = field(default_factory=set)
-    """Units and forms that could not be measured alone."""
+    """Groups and forms that could not be measured alone."""
 
     @property
-    def units(self) -> Sequence[Unit]:
+    def groups(self) -> Sequence[FusionGroup]:
         """All of the model."""
-        return self.tried.problem.units
+        return self.board.problem.groups
 
     @property
     def original_us(self) -> float:
@@ -107,76 +107,76 @@ class Search:
         method, trial = next(iter(self.whole.items()))
         return _value(self.us[method], RUN) * trial.speedup
 
-    def time_units(self) -> None:
-        """Time units in all forms of the whole model."""
+    def time_groups(self) -> None:
+        """Time groups in all forms of the whole model."""
         for method, trial in self.whole.items():
-            self.us[method] = self.tried.bench.unit_us(trial, self.units)
+            self.us[method] = self.board.bench.group_us(trial, self.groups)
 
     def measure_noise(self, share: float) -> None:
-        """Find the noise of each unit in each form alone, up to a ``share`` of the budget."""
-        plain = {u.name: Request(Method.FLOAT) for u in self.units}
-        for unit, method in self.unknown():
+        """Find the noise of each group in each form alone, up to a ``share`` of the budget."""
+        plain = {u.name: Request(Method.FLOAT) for u in self.groups}
+        for group, method in self.unknown():
             if not self.clock.left(share):
                 return
-            self.clock.tell(f"unit {unit.name} alone")
-            _, model = self.tried.problem.form({**plain, unit.name: Request(method)})
+            self.clock.tell(f"group {group.name} alone")
+            _, model = self.board.problem.form({**plain, group.name: Request(method)})
             try:
-                self.noise[unit.name, method] = self.tried.bench.noise(model)
+                self.noise[group.name, method] = self.board.bench.noise(model)
             except FAILURES as error:
-                self.failed.add((unit.name, method))
-                self.tried.refuse(f"{unit.name} as {method}, alone", error, of_units=False)
+                self.failed.add((group.name, method))
+                self.board.refuse(f"{group.name} as {method}, alone", error, of_units=False)
 
-    def unknown(self) -> list[tuple[Unit, Method]]:
-        """Units and forms whose noise is yet to be measured."""
+    def unknown(self) -> list[tuple[FusionGroup, Method]]:
+        """Groups and forms whose noise is yet to be measured."""
         methods = (Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY)
-        every = ((unit, method) for method in methods for unit in self._movable(method))
+        every = ((group, method) for method in methods for group in self._movable(method))
         known = self.noise.keys() | self.failed
-        return [(unit, method) for unit, method in every if (unit.name, method) not in known]
+        return [(group, method) for group, method in every if (group.name, method) not in known]
 
-    def _movable(self, method: Method) -> Iterator[Unit]:
+    def _movable(self, method: Method) -> Iterator[FusionGroup]:
         trial = self.whole.get(method)
         forms = _forms(trial) if trial is not None else {}
-        for unit in self.units:
+        for group in self.groups:
             if (
-                unit.role is Role.HEAVY
-                and unit.name not in self.tried.problem.fixed
-                and forms.get(unit.name) is method
+                group.role is Role.HEAVY
+                and group.name not in self.board.problem.fixed
+                and forms.get(group.name) is method
             ):
-                yield unit
+                yield group
 
     def moves(self, best: Trial) -> list[Move]:
-        """Changes of single units that are foretold to make ``best`` cheaper, the best one for each unit."""
+        """Changes that should make ``best`` cheaper by what was measured, one for each group."""
         forms, total_us = _forms(best), self.original_us / best.speedup
         noise = 10 ** (-best.compared.sqnr_db / 10)
         found = []
-        for unit in self._movable_at_all():
-            now = forms[unit.name]
+        for group in self._movable_at_all():
+            now = forms[group.name]
             options = []
             for method in self.us:
-                if method is now or (unit.name, method) not in self._known(now):
+                if method is now or (group.name, method) not in self._known(now):
                     continue
-                us = total_us + self._us(unit, method, forms) - self._us(unit, now, forms)
-                power = noise + self._noise(unit.name, method) - self._noise(unit.name, now)
+                us = total_us + self._us(group, method, forms) - self._us(group, now, forms)
+                power = noise + self._noise(group.name, method) - self._noise(group.name, now)
                 ratio = us / total_us
                 after, before = trial_db(max(power, noise * LEAST_NOISE)), best.compared.sqnr_db
-                ratio *= self.tried.cost.of_noise(after) / self.tried.cost.of_noise(before)
+                ratio *= self.board.cost.of_noise(after) / self.board.cost.of_noise(before)
                 options.append(
-                    Move(1 - ratio, unit.name, method, Reason(Cause.FASTER, f"measured better than {now}"))
+                    Move(1 - ratio, group.name, method, Reason(Cause.FASTER, f"measured better than {now}"))
                 )
             if options and (move := max(options)).gain > LEAST_GAIN:
                 found.append(move)
         return sorted(found, reverse=True)
 
-    def _movable_at_all(self) -> Iterator[Unit]:
+    def _movable_at_all(self) -> Iterator[FusionGroup]:
         seen = set()
         for method in self.whole:
-            for unit in self._movable(method):
-                if unit.name not in seen:
-                    seen.add(unit.name)
-                    yield unit
+            for group in self._movable(method):
+                if group.name not in seen:
+                    seen.add(group.name)
+                    yield group
 
     def _known(self, now: Method) -> set[tuple[str, Method]]:
-        """Forms that a unit may take: those measured, where its present form is measured as well."""
+        """Forms that a group may take: those measured, where its present form is measured as well."""
         measured = {name for name, method in self.noise if method is now}
         if now in (Method.FLOAT, Method.WEIGHT_ONLY, Method.STORED):
             measured = {name for name, _ in self.noise}
@@ -187,17 +187,17 @@ class Search:
         same = Method.WEIGHT_ONLY if method is Method.STORED else method
         return self.noise.get((name, same), 0.0)
 
-    def _us(self, unit: Unit, method: Method, forms: Forms) -> float:
-        """Microseconds of the unit in a form, with conversions at its borders to ``forms`` around it."""
-        own = _value(self.us[method], unit.name)
+    def _us(self, group: FusionGroup, method: Method, forms: Forms) -> float:
+        """Microseconds of the group in a form, with conversions at its borders to ``forms`` around it."""
+        own = _value(self.us[method], group.name)
         integer = method is Method.STATIC
-        around = (*_sources(unit, self.units), *_readers(unit, self.units))
+        around = (*_sources(group, self.groups), *_readers(group, self.groups))
         crossings = sum((forms[other.name] is Method.STATIC) is not integer for other in around)
-        return own + crossings * _elements(unit, self.clock.task.elements) * CONVERSION_NS * 1e-3
+        return own + crossings * _elements(group, self.clock.task.elements) * CONVERSION_NS * 1e-3
 
     def improve(self, best: Trial) -> Trial:
-        """``best`` with units in other forms, as many at a time as are foretold to gain."""
-        tried: set[frozenset[tuple[str, Method]]] = set()
+        """``best`` with groups in other forms, as many at a time as are foretold to gain."""
+        board: set[frozenset[tuple[str, Method]]] = set()
         moves = self.moves(best)
         size = len(moves)
         singles = 0
@@ -207,9 +207,9 @@ class Search:
                 singles += 1
                 if not batch or batch[0].gain < WORTH_TRYING:
                     break
-            key = frozenset((m.unit, m.method) for m in batch)
-            if key not in tried:
-                tried.add(key)
+            key = frozenset((m.group, m.method) for m in batch)
+            if key not in board:
+                board.add(key)
                 trial = self._changed(best, batch)
                 if trial is not None and self._better(trial, best):
                     best, moves, singles = trial, self.moves(trial), 0
@@ -219,9 +219,9 @@ class Search:
         return best
 
     def repair(self, cheap: Trial, best: Trial) -> Trial:
-        """``cheap``, which is not accurate enough, with the fewest noisy units in float that make it so.
+        """``cheap``, which is not accurate enough, with the fewest noisy groups in float that make it so.
 
-        Gives ``best`` where none of that is cheaper. Units leave in the order of the noise that a
+        Gives ``best`` where none of that is cheaper. Groups leave in the order of the noise that a
         microsecond buys off.
         """
         forms = _forms(cheap)
@@ -239,9 +239,9 @@ class Search:
         taken = best
         while too_few + 1 < enough and count <= len(noisy) and self.clock.left():
             trial = self._changed(cheap, noisy[:count]) if self._may_do(cheap, noisy[:count]) else None
-            if trial is not None and self.tried.accurate(trial):
+            if trial is not None and self.board.accurate(trial):
                 enough = count
-                if self.tried.cost(trial) < self.tried.cost(taken) * (1 - SAME_SPEED):
+                if self.board.cost(trial) < self.board.cost(taken) * (1 - SAME_SPEED):
                     taken = trial
             else:
                 too_few = count
@@ -254,15 +254,15 @@ class Search:
     def _may_do(self, trial: Trial, batch: Sequence[Move]) -> bool:
         """Whether ``trial`` so changed is accurate: on a few probes nearly, then on the evaluation data."""
         self.clock.tell("search")
-        _, model = self.tried.problem.form(_changed_methods(trial, batch))
+        _, model = self.board.problem.form(_changed_methods(trial, batch))
         try:
-            if self.tried.least_db is not None:
-                nearly = self.tried.least_db - PROBES_DIFFER_DB
-                if trial_db(self.tried.bench.noise(model)) <= nearly:
+            if self.board.least_db is not None:
+                nearly = self.board.least_db - PROBES_DIFFER_DB
+                if trial_db(self.board.bench.noise(model)) <= nearly:
                     return False
-            return self.tried.keeps(model)
+            return self.board.keeps(model)
         except FAILURES as error:
-            self.tried.refuse(str(_name(trial, batch)), error, of_units=True)
+            self.board.refuse(str(_name(trial, batch)), error, of_units=True)
             return False
 
     def _price_us(self, name: str, now: Method, to: Method) -> float:
@@ -271,19 +271,19 @@ class Search:
 
     def _changed(self, trial: Trial, batch: Sequence[Move]) -> Trial | None:
         self.clock.tell("search")
-        return self.tried.attempt(_name(trial, batch), _changed_methods(trial, batch))
+        return self.board.attempt(_name(trial, batch), _changed_methods(trial, batch))
 
     def _better(self, trial: Trial, best: Trial) -> bool:
-        if self.tried.cost(trial) >= self.tried.cost(best) * (1 - SAME_SPEED) or not self.tried.accurate(
+        if self.board.cost(trial) >= self.board.cost(best) * (1 - SAME_SPEED) or not self.board.accurate(
             trial
         ):
             return False
-        advantage = self.tried.cost.apart_from_time(best) / self.tried.cost.apart_from_time(trial)
-        return self.tried.bench.confirms(trial, best, advantage)
+        advantage = self.board.cost.apart_from_time(best) / self.board.cost.apart_from_time(trial)
+        return self.board.bench.confirms(trial, best, advantage)
 
     def rows(self) -> tuple[SensitivityRow, ...]:
-        """What was measured of units alone, for the report."""
-        kinds = {u.name: u.op_type for u in self.units}
+        """What was measured of groups alone, for the report."""
+        kinds = {u.name: u.op_type for u in self.groups}
         return tuple(
             SensitivityRow(
                 name,
@@ -297,22 +297,22 @@ class Search:
 
 
 def search(
-    tried: Tried, best: Trial, task: Task
+    board: Leaderboard, best: Trial, task: Task
 ) -> tuple[Trial, tuple[SensitivityRow, ...], tuple[str, ...]]:
-    """The cheapest accurate form found within the budget, what each unit does alone, and notes.
+    """The cheapest accurate form found within the budget, what each group does alone, and notes.
 
-    ``best``: the cheapest accurate one of those that were ``tried``; where a cheaper one is not accurate, it
+    ``best``: the cheapest accurate one of those that were ``board``; where a cheaper one is not accurate, it
     is repaired first. The same measurements give the same result: nothing here is random. What the runtime
-    does not run is told to ``tried``, and not taken.
+    does not run is told to ``board``, and not taken.
     """
-    trials, cost = tuple(tried.trials), tried.cost
+    trials, cost = tuple(board.trials), board.cost
     whole = {m: t for t in reversed(trials) if t.name.is_whole and (m := t.name.whole.method) is not None}
     clock = _Clock(task, time.monotonic())
-    state = Search(tried, clock, whole)
-    state.time_units()
+    state = Search(board, clock, whole)
+    state.time_groups()
     state.measure_noise(SHARES_FOR_NOISE[0])
     cheaper = sorted((t for t in trials if cost(t) < cost(best)), key=cost)
-    if cheaper and not tried.accurate(cheaper[0]):
+    if cheaper and not board.accurate(cheaper[0]):
         best = state.repair(cheaper[0], best)
     if task.improves:
         best = state.improve(best)
@@ -321,38 +321,38 @@ def search(
                 state.measure_noise(share)
                 best = state.improve(best)
     missing = len(state.unknown())
-    notes = [f"{len(state.noise)} units measured alone" + (f", {missing} not" if missing else "")]
+    notes = [f"{len(state.noise)} groups measured alone" + (f", {missing} not" if missing else "")]
     if missing or not clock.left():
         notes.append(f"stopped by the budget of {task.seconds:g} s")
-    if tried.bench.kept.reused:
-        notes.append(f"{tried.bench.kept.reused} measurements of an earlier run used")
+    if board.bench.kept.reused:
+        notes.append(f"{board.bench.kept.reused} measurements of an earlier run used")
     return best, state.rows(), tuple(notes)
 
 
 def _name(trial: Trial, batch: Sequence[Move]) -> CandidateName:
     """What the form ``trial`` is called with ``batch`` changed."""
-    return trial.name.change([(m.unit, m.method) for m in batch])
+    return trial.name.change([(m.group, m.method) for m in batch])
 
 
 def _changed_methods(trial: Trial, batch: Sequence[Move]) -> Methods:
-    return {**trial.methods, **{m.unit: Request(m.method, m.reason) for m in batch}}
+    return {**trial.methods, **{m.group: Request(m.method, m.reason) for m in batch}}
 
 
 def _forms(trial: Trial) -> dict[str, Method]:
-    return {u.unit.name: u.method for u in trial.plan.units}
+    return {u.group.name: u.method for u in trial.plan.groups}
 
 
 def _value(figures: Mapping[str, float | None], name: str) -> float:
     return figures.get(name) or 0.0
 
 
-def _sources(unit: Unit, units: Sequence[Unit]) -> list[Unit]:
-    return [other for other in units if set(other.outputs) & set(unit.inputs)]
+def _sources(group: FusionGroup, groups: Sequence[FusionGroup]) -> list[FusionGroup]:
+    return [other for other in groups if set(other.outputs) & set(group.inputs)]
 
 
-def _readers(unit: Unit, units: Sequence[Unit]) -> list[Unit]:
-    return [other for other in units if set(other.inputs) & set(unit.outputs)]
+def _readers(group: FusionGroup, groups: Sequence[FusionGroup]) -> list[FusionGroup]:
+    return [other for other in groups if set(other.inputs) & set(group.outputs)]
 
 
-def _elements(unit: Unit, shapes: Mapping[str, int]) -> int:
-    return max((shapes.get(name, 0) for name in (*unit.inputs, *unit.outputs)), default=0)
+def _elements(group: FusionGroup, shapes: Mapping[str, int]) -> int:
+    return max((shapes.get(name, 0) for name in (*group.inputs, *group.outputs)), default=0)

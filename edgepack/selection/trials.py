@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edgepack.benchmark.bench import file_ratios, quick_ratios
 from edgepack.benchmark.devices.timing import DeviceTiming
-from edgepack.benchmark.profile import match_units, profile_ops
+from edgepack.benchmark.profile import match_groups, profile_ops
 from edgepack.config.target import Target
 from edgepack.errors import ExportError, ModelError
 from edgepack.evaluation.check import Comparison, compare_outputs
@@ -19,7 +19,7 @@ from edgepack.graph.compact import compact
 from edgepack.ir.arrays import Feeds
 from edgepack.ir.files import model_bytes, save_model
 from edgepack.ir.numerics import ratio_db
-from edgepack.quantization.groups import Unit
+from edgepack.quantization.groups import FusionGroup
 from edgepack.quantization.plan.types import Methods, QuantPlan
 from edgepack.quantization.weights.stored_constants import unfolded_bytes
 from edgepack.results import Fidelity
@@ -46,14 +46,14 @@ CALLS_PER_ROUND = 5
 DEVICE_PROBES = 4
 """Probes that go to a device."""
 NOISE_PROBES = 4
-"""Probes that the noise of single units is measured on."""
+"""Probes that the noise of single groups is measured on."""
 PROFILED_RUNS = 10
 NEVER = 1e6
 FAILURES = (ModelError, ExportError)
 """What says that a form cannot be used: the runtime does not load it, fails to run it, or gives no numbers.
 All else, samples that cannot be read for one, is no fault of a form."""
 RUN = "whole run"
-"""The time of a run among times by unit."""
+"""The time of a run among times by group."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,7 +186,7 @@ class TrialBench:
     target: Target
     feeds: Sequence[Feeds]
     folder: Path
-    spoken: Collection[str]
+    kept_names: Collection[str]
     """Values that keep their names in files, see :func:`edgepack.graph.compact.compact`."""
     kept: Measurements = field(default_factory=Measurements)
     made: int = 0
@@ -279,13 +279,13 @@ class TrialBench:
         finally:
             path.unlink()
 
-    def unit_us(self, trial: Trial, units: Sequence[Unit]) -> Figures:
-        """Microseconds by unit in the form ``trial``, and those of a ``RUN``."""
+    def group_us(self, trial: Trial, groups: Sequence[FusionGroup]) -> Figures:
+        """Microseconds by group in the form ``trial``, and those of a ``RUN``."""
         digest = self._digest(trial.path)
         figures = self.kept.get("units", digest)
         if figures is None:
             profile = profile_ops(trial.path, self.target.runtime, self.feeds, runs=PROFILED_RUNS)
-            figures = {**match_units(units, profile).us, RUN: profile.run_us}
+            figures = {**match_groups(groups, profile).us, RUN: profile.run_us}
             self.kept.put(figures, "units", digest)
         return figures
 
@@ -312,7 +312,7 @@ class TrialBench:
     def _write(self, model: ir.Model) -> Path:
         self.made += 1
         path = self.folder / f"trial_{self.made}.onnx"
-        save_model(compact(model, self.spoken), path)
+        save_model(compact(model, self.kept_names), path)
         return path
 
 

@@ -15,7 +15,7 @@ from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.quantization.weights.rounding import Rounded
 from edgepack.results import Notes
 from edgepack.training.fake_quant import QuantizedStudent
-from edgepack.training.held import Held
+from edgepack.training.held import Parameters
 from edgepack.training.learned_scales import Scales, learned_ranges
 from edgepack.training.report import curve_of, told
 from edgepack.training.start import start_from
@@ -25,7 +25,7 @@ from edgepack.training.weights import trainables
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedIntegers:
-    """What is stored after training, by unit, the ranges that go with it, and what there is to say."""
+    """What is stored after training, by group, the ranges that go with it, and what there is to say."""
 
     stored: Mapping[str, Rounded]
     ranges: Mapping[str, Range]
@@ -44,7 +44,7 @@ def train_integers(
     """Train the integer graph of ``plan``, made of ``ranges``, from what ``rounding`` stores, to answer as
     ``model`` does.
 
-    Weights and biases of units with an integer form are trained; what else computes in float stays, since
+    Weights and biases of groups with an integer form are trained; what else computes in float stays, since
     other forms of the model share it. A table that a product shares stays as well: both store one copy.
 
     Raises:
@@ -57,7 +57,7 @@ def train_integers(
     keep = _others(start.model, plan)
     students: list[QuantizedStudent] = []
 
-    def form(begun: ir.Model, held: Held) -> QuantizedStudent:
+    def form(begun: ir.Model, held: Parameters) -> QuantizedStudent:
         students.append(QuantizedStudent(begun, held, plan, start, learn_ranges=settings.learn_ranges))
         return students[-1]
 
@@ -80,15 +80,15 @@ def _scales_note(scales: Scales, content: Mapping[str, Array]) -> list[str]:
 
 
 def _others(model: ir.Model, plan: QuantPlan) -> list[str]:
-    """Patterns of the constants that no integer unit stores alone."""
+    """Patterns of the constants that no integer group stores alone."""
     nodes = {n.name: n for n in model.graph}
     own: set[str] = set()
-    for unit_plan in plan.of(Method.STATIC):
-        unit = unit_plan.unit
-        if unit_plan.weight is None or unit.table is not None:
+    for group_plan in plan.of(Method.STATIC):
+        group = group_plan.group
+        if group_plan.weight is None or group.table is not None:
             continue
-        slots = (1, 2) if unit.bias else (1,)
-        read = (nodes[unit.name].inputs[slot] for slot in slots)
+        slots = (1, 2) if group.bias else (1,)
+        read = (nodes[group.name].inputs[slot] for slot in slots)
         own |= {name_of(value) for value in read if value is not None}
     found = trainables(model)
     if own.isdisjoint(found):

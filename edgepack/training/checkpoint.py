@@ -12,7 +12,7 @@ from edgepack.config.training import Tune
 from edgepack.data.samples import Samples
 from edgepack.errors import ConfigError
 from edgepack.ir.fingerprint import fingerprint
-from edgepack.training.held import Held
+from edgepack.training.held import Parameters
 from edgepack.training.state import Entry, State
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
@@ -36,7 +36,7 @@ def run_identity(
     return hashlib.sha256(told.encode()).hexdigest()
 
 
-def digest_of(held: Held) -> str:
+def digest_of(held: Parameters) -> str:
     """SHA-256 of the weights as they are."""
     found = hashlib.sha256()
     for array in held.arrays().values():

@@ -21,7 +21,7 @@ from edgepack.compression.channels.rules import find_channels
 from edgepack.errors import ConfigError
 from edgepack.graph.shape_inference import infer_shapes
 from edgepack.ir.model import clone
-from edgepack.training.held import Held
+from edgepack.training.held import Parameters
 from edgepack.training.step import spread
 from edgepack.training.weights import PRODUCTS, Kind, Trainable, keys_of, source_of, trainables
 
@@ -94,7 +94,7 @@ class Coupled:
         found.index_add_(0, place.classes[free], values[free])
 
 
-def couple(model: ir.Model, held: Held) -> Coupled:
+def couple(model: ir.Model, held: Parameters) -> Coupled:
     """The channels of ``model`` that training may take out: all that belongs to them is ``held``.
 
     Raises:
@@ -116,7 +116,7 @@ def couple(model: ir.Model, held: Held) -> Coupled:
     return Coupled(torch.from_numpy(of_group), tuple(p for p in places if (p.classes >= 0).any()))
 
 
-def _trained_cuts(model: ir.Model, channels: Channels, held: Held) -> list[tuple[Cut, Trainable]]:
+def _trained_cuts(model: ir.Model, channels: Channels, held: Parameters) -> list[tuple[Cut, Trainable]]:
     """Where channels stand in what is trained; those of what cannot be masked are pinned."""
     keys, known, roots = keys_of(model), trainables(model), channels.roots()
     found: list[tuple[Cut, Trainable]] = []

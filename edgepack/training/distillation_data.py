@@ -20,7 +20,7 @@ from edgepack.training.workers import ALONE, Workers
 
 
 @dataclass(slots=True)
-class Lessons:
+class DistillationData:
     """Samples with the teacher's answers, by number."""
 
     feeds: Store
@@ -35,7 +35,7 @@ class Lessons:
     shapes: list[tuple[tuple[int, ...], ...]] = field(default_factory=list)
 
 
-def prepare_lessons(
+def prepare_distillation(
     teacher: ir.Model,
     objective: Objective,
     samples: Samples,
@@ -43,7 +43,7 @@ def prepare_lessons(
     *,
     threads: int,
     folder: Path,
-) -> Lessons:
+) -> DistillationData:
     """Run the teacher once over all samples in onnxruntime.
 
     ``samples`` are each followed by the views that the settings ask for. Those that judge are originals, and
@@ -80,7 +80,7 @@ def prepare_lessons(
     if not trained:
         raise ConfigError(f"tune: {len(feeds)} samples with held_out {held_out} leave none to train on")
     shapes = [tuple(a.shape for a in feeds[i].values()) for i in range(len(feeds))]
-    return Lessons(
+    return DistillationData(
         feeds, answers, labels if settings.labels > 0 else None, power, trained, judged, shapes=shapes
     )
 
@@ -122,25 +122,27 @@ class Batch:
     """How many all workers run."""
 
 
-def batches(lessons: Lessons, batch: int, seed: int, epoch: int, workers: Workers = ALONE) -> list[Batch]:
+def batches(
+    distillation: DistillationData, batch: int, seed: int, epoch: int, workers: Workers = ALONE
+) -> list[Batch]:
     """The steps of an epoch.
 
     The order depends on the seed and the epoch alone, so a run that is resumed goes on as it would have.
     """
-    order = np.random.default_rng((seed, epoch)).permutation(np.asarray(lessons.trained)).tolist()
+    order = np.random.default_rng((seed, epoch)).permutation(np.asarray(distillation.trained)).tolist()
     steps = [order[i : i + batch] for i in range(0, len(order), batch)]
-    return [Batch(_stacks(lessons, step[workers.rank :: workers.count]), len(step)) for step in steps]
+    return [Batch(_stacks(distillation, step[workers.rank :: workers.count]), len(step)) for step in steps]
 
 
-def _stacks(lessons: Lessons, numbers: Sequence[int]) -> list[list[int]]:
-    if not lessons.together:
+def _stacks(distillation: DistillationData, numbers: Sequence[int]) -> list[list[int]]:
+    if not distillation.together:
         return [[n] for n in numbers]
     groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for n in numbers:
-        groups.setdefault(lessons.shapes[n], []).append(n)
+        groups.setdefault(distillation.shapes[n], []).append(n)
     return list(groups.values())
 
 
-def labels_of(lessons: Lessons, numbers: Sequence[int]) -> Tensor | None:
+def labels_of(distillation: DistillationData, numbers: Sequence[int]) -> Tensor | None:
     """Class numbers of samples."""
-    return None if lessons.labels is None else torch.tensor([lessons.labels[n] for n in numbers])
+    return None if distillation.labels is None else torch.tensor([distillation.labels[n] for n in numbers])

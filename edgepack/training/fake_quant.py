@@ -21,11 +21,11 @@ from torch import Tensor
 
 from edgepack.ir.model import constant, new_initializer
 from edgepack.ir.numerics import MIN_SCALE, weight_limit
-from edgepack.quantization.plan.types import Method, QuantPlan, UnitPlan
+from edgepack.quantization.plan.types import GroupPlan, Method, QuantPlan
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder
 from edgepack.training.graph import as_tensor, compile_model, run_program
-from edgepack.training.held import Held
+from edgepack.training.held import Parameters
 from edgepack.training.learned_scales import learned_scales
 from edgepack.training.operators.quantize import round_through
 from edgepack.training.start import Displaced, Start
@@ -37,8 +37,8 @@ MOST_BIAS = 2.0**30
 
 
 @dataclass(frozen=True, slots=True)
-class _Unit:
-    """A planned unit with a stored weight: whose trained tensors it reads, and its own constants."""
+class _Group:
+    """A planned group with a stored weight: whose trained tensors it reads, and its own constants."""
 
     weight: str
     bias: str | None
@@ -63,7 +63,7 @@ class QuantizedStudent:
     def __init__(
         self,
         model: ir.Model,
-        held: Held,
+        held: Parameters,
         plan: QuantPlan,
         start: Start | None = None,
         *,
@@ -72,18 +72,20 @@ class QuantizedStudent:
         self.model = apply_plan(model, plan, Rounder(model)(plan) if start is None else start.stored(model))
         keys = keys_of(model)
         floats, nodes = {n.name: n for n in model.graph}, {n.name: n for n in self.model.graph}
-        self.units: list[_Unit] = []
-        for unit_plan in plan.of(Method.STATIC):
-            node, before = nodes[unit_plan.unit.name], floats[unit_plan.unit.name]
-            source = source_of(before.inputs[1]) if unit_plan.weight is not None else None
+        self.groups: list[_Group] = []
+        for group_plan in plan.of(Method.STATIC):
+            node, before = nodes[group_plan.group.name], floats[group_plan.group.name]
+            source = source_of(before.inputs[1]) if group_plan.weight is not None else None
             if source is not None and keys[source] in held.tensors and _stored(node, 1):
-                bias = source_of(before.inputs[2]) if unit_plan.unit.bias and len(before.inputs) > 2 else None
-                name = keys[bias] if bias is not None and keys[bias] in held.tensors else None
-                displaced = None if start is None else start.displaced.get(unit_plan.unit.name)
-                self.units.append(
-                    _own_constants(self.model, node, unit_plan, plan, keys[source], name, displaced)
+                bias = (
+                    source_of(before.inputs[2]) if group_plan.group.bias and len(before.inputs) > 2 else None
                 )
-        changing = {f"{u.tag}_{part}" for u in self.units for part in ("w", "s", "b", "t")}
+                name = keys[bias] if bias is not None and keys[bias] in held.tensors else None
+                displaced = None if start is None else start.displaced.get(group_plan.group.name)
+                self.groups.append(
+                    _own_constants(self.model, node, group_plan, plan, keys[source], name, displaced)
+                )
+        changing = {f"{u.tag}_{part}" for u in self.groups for part in ("w", "s", "b", "t")}
         # What the integer graph still reads in float goes by its own name.
         left = set(keys_of(self.model).values())
         self.free = [key for key in held.tensors if key in left]
@@ -91,14 +93,14 @@ class QuantizedStudent:
         changing |= {scale.name for scale in self.scales.values()}
         self.program = compile_model(self.model, changing | set(self.free))
 
-    def __call__(self, feeds: Mapping[str, Tensor], held: Held, keep: list[str]) -> dict[str, Tensor]:
+    def __call__(self, feeds: Mapping[str, Tensor], held: Parameters, keep: list[str]) -> dict[str, Tensor]:
         """The values named in ``keep``."""
         values = {key: held.value(key) for key in self.free}
         learned = {raw: scale.value(held) for raw, scale in self.scales.items()}
         values |= {scale.name: learned[raw] for raw, scale in self.scales.items()}
-        for unit in self.units:
-            input_scale = learned.get(unit.input_scale.numpy().tobytes(), unit.input_scale)
-            values.update(_stored_values(unit, held, input_scale))
+        for group in self.groups:
+            input_scale = learned.get(group.input_scale.numpy().tobytes(), group.input_scale)
+            values.update(_stored_values(group, held, input_scale))
         return run_program(self.program, feeds, values, keep)
 
 
@@ -111,28 +113,28 @@ def _stored(node: ir.Node, slot: int) -> bool:
 def _own_constants(
     model: ir.Model,
     node: ir.Node,
-    unit_plan: UnitPlan,
+    group_plan: GroupPlan,
     plan: QuantPlan,
     weight: str,
     bias: str | None,
     displaced: Displaced | None,
-) -> _Unit:
-    """Give a unit constants that no other shares, since they will differ."""
-    params = unit_plan.weight
+) -> _Group:
+    """Give a group constants that no other shares, since they will differ."""
+    params = group_plan.weight
     assert params is not None
-    tag = f"tuned_{unit_plan.unit.name}"
+    tag = f"tuned_{group_plan.group.name}"
     _own(model, node, 1, (f"{tag}_w", f"{tag}_s"))
     has_bias = bias is not None and _stored(node, 2)
     if has_bias:
         _own(model, node, 2, (f"{tag}_b", f"{tag}_t"))
-    return _Unit(
+    return _Group(
         weight,
         bias if has_bias else None,
         params.axis,
-        as_tensor(plan.activations[unit_plan.unit.inputs[0]].scale),
-        as_tensor(params.scale) if any(unit_plan.narrow) or displaced is not None else None,
-        weight_limit(replace(plan.weight_scheme, bits=unit_plan.bits)),
-        unit_plan.added_channels,
+        as_tensor(plan.activations[group_plan.group.inputs[0]].scale),
+        as_tensor(params.scale) if any(group_plan.reduced_range) or displaced is not None else None,
+        weight_limit(replace(plan.weight_scheme, bits=group_plan.bits)),
+        group_plan.added_channels,
         tag,
         None if displaced is None else (as_tensor(displaced.codes), as_tensor(displaced.limit)),
     )
@@ -153,40 +155,40 @@ def _own(model: ir.Model, node: ir.Node, slot: int, names: tuple[str, str]) -> N
     node.replace_input_with(slot, own.outputs[0])
 
 
-def _stored_values(unit: _Unit, held: Held, input_scale: Tensor) -> dict[str, Tensor]:
-    weight = held.value(unit.weight)
-    bias = None if unit.bias is None else held.value(unit.bias)
-    grid = held.scale(unit.weight) if unit.axis is not None and unit.fixed_scale is None else None
-    scale = _scale(unit, weight, bias, input_scale) if grid is None else grid
-    along = scale if unit.axis is None else spread(scale, unit.axis, weight.dim())
-    if unit.start is None:
+def _stored_values(group: _Group, held: Parameters, input_scale: Tensor) -> dict[str, Tensor]:
+    weight = held.value(group.weight)
+    bias = None if group.bias is None else held.value(group.bias)
+    grid = held.scale(group.weight) if group.axis is not None and group.fixed_scale is None else None
+    scale = _scale(group, weight, bias, input_scale) if grid is None else grid
+    along = scale if group.axis is None else spread(scale, group.axis, weight.dim())
+    if group.start is None:
         stored = round_through(weight / along).clamp(-128, 127)
     else:
-        displacement, limit = unit.start
+        displacement, limit = group.start
         stored = round_through(weight / along + displacement).clamp(-limit, limit)
-    if unit.added_channels:
-        stored = torch.cat([stored, torch.zeros_like(stored[:, : unit.added_channels])], 1)
-    values = {f"{unit.tag}_w": stored, f"{unit.tag}_s": scale}
+    if group.added_channels:
+        stored = torch.cat([stored, torch.zeros_like(stored[:, : group.added_channels])], 1)
+    values = {f"{group.tag}_w": stored, f"{group.tag}_s": scale}
     if bias is not None:
         both = (input_scale * scale).float()
-        count = weight.shape[unit.axis] if unit.axis is not None else bias.numel()
-        values[f"{unit.tag}_b"] = round_through(bias.reshape(-1).expand(count) / both)
-        values[f"{unit.tag}_t"] = both
+        count = weight.shape[group.axis] if group.axis is not None else bias.numel()
+        values[f"{group.tag}_b"] = round_through(bias.reshape(-1).expand(count) / both)
+        values[f"{group.tag}_t"] = both
     return values
 
 
-def _scale(unit: _Unit, weight: Tensor, bias: Tensor | None, input_scale: Tensor) -> Tensor:
+def _scale(group: _Group, weight: Tensor, bias: Tensor | None, input_scale: Tensor) -> Tensor:
     """The scale that a plan chooses for these weights; no gradient passes it."""
-    if unit.fixed_scale is not None:
-        return unit.fixed_scale
+    if group.fixed_scale is not None:
+        return group.fixed_scale
     with torch.no_grad():
-        if unit.axis is None:
+        if group.axis is None:
             peak = weight.abs().amax()
         else:
-            peak = weight.abs().movedim(unit.axis, 0).flatten(1).amax(1)
-        scale = (peak / unit.limit).clamp(min=float(MIN_SCALE))
+            peak = weight.abs().movedim(group.axis, 0).flatten(1).amax(1)
+        scale = (peak / group.limit).clamp(min=float(MIN_SCALE))
         largest = torch.zeros(1) if bias is None else bias.abs().reshape(-1)
-        if unit.axis is None:
+        if group.axis is None:
             largest = largest.amax()
         least = (largest / MOST_BIAS).clamp(min=float(MIN_SCALE)) / input_scale
         return torch.maximum(scale, least.expand_as(scale))

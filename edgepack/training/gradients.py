@@ -1,4 +1,4 @@
-"""Gradients of few bits: a vector of floats as bytes, and what coding loses kept for the next step.
+"""Gradients of low-bit weights: a vector of floats as bytes, and what coding loses kept for the next step.
 
 A group of values (a tensor, or a block of one) has one scale, ``s = max|g| / (2^(bits - 1) - 1)``, and codes
 ``q = floor(g / s + u)``. With u uniform in [0, 1) this stochastic rounding is unbiased, ``E[s q] = g``

@@ -27,7 +27,7 @@ MOST_CODE = 127
 
 
 @dataclass(slots=True, eq=False)
-class Held:
+class Parameters:
     """Trained tensors by key. ``values()`` is what the graph computes with.
 
     A tensor is trained in units of its own size, one for each output of a weight: where batch normalization
@@ -128,7 +128,7 @@ class Held:
         return [key for key, trained in self.trained.items() if trained.kind is Kind.WEIGHT]
 
 
-def hold(model: ir.Model, keep: Sequence[str] = ()) -> Held:
+def hold(model: ir.Model, keep: Sequence[str] = ()) -> Parameters:
     """The trainable constants of ``model`` as tensors, but those that ``keep`` names.
 
     Raises:
@@ -141,7 +141,7 @@ def hold(model: ir.Model, keep: Sequence[str] = ()) -> Held:
     chosen = {key: t for key, t in found.items() if not any(fnmatch.fnmatch(key, p) for p in keep)}
     if not chosen:
         raise ConfigError("tune: the model has no weights to train, or all are kept")
-    held = Held(chosen)
+    held = Parameters(chosen)
     values = {key: value for value, key in keys_of(model).items()}
     for key in chosen:
         array, grid = array_of(values[key]), values[key].meta.get(KEY)
@@ -160,7 +160,7 @@ def _codes(values: Tensor) -> Tensor:
     return round_through(values).clamp(-MOST_CODE, MOST_CODE)
 
 
-def _add_on_grid(held: Held, key: str, array: Array, grid: Array) -> bool:
+def _add_on_grid(held: Parameters, key: str, array: Array, grid: Array) -> bool:
     """Hold a weight as integers and scales, if it is what its grid says: another pass may have moved it."""
     shape, axis = held.trained[key].shape, held.trained[key].output_axis
     if not shape or grid.shape != (shape[axis],):
@@ -180,7 +180,7 @@ def _add_on_grid(held: Held, key: str, array: Array, grid: Array) -> bool:
     return True
 
 
-def _add(held: Held, key: str, array: Array) -> None:
+def _add(held: Parameters, key: str, array: Array) -> None:
     weight = held.trained[key].kind is Kind.WEIGHT
     if weight and array.size >= FEWEST_SHARED:
         centroids, places = np.unique(array, return_inverse=True)
@@ -209,6 +209,6 @@ def _power_of_two(mean_square: Tensor) -> Tensor:
     return torch.where(mean_square > 0, nearest, torch.ones_like(nearest))
 
 
-def _put(held: Held, key: str, tensor: Tensor, unit: Tensor) -> None:
+def _put(held: Parameters, key: str, tensor: Tensor, unit: Tensor) -> None:
     held.units[key] = unit
     held.tensors[key] = (tensor / unit).requires_grad_()

@@ -22,7 +22,7 @@ from edgepack.quantization.plan.plan import FIXED_RANGES
 from edgepack.quantization.plan.types import Method, QuantPlan
 from edgepack.quantization.rewrite.hard_activations import HARD_OPS
 from edgepack.training.graph import as_tensor
-from edgepack.training.held import Held
+from edgepack.training.held import Parameters
 
 MOST = 1.0
 """Of the logarithm, either way: beyond, the calibrated range was no range of this value."""
@@ -43,7 +43,7 @@ class LearnedScale:
         """Of what is trained, among the tensors that are held."""
         return f"{self.name} learned"
 
-    def value(self, held: Held) -> Tensor:
+    def value(self, held: Parameters) -> Tensor:
         """As it is now."""
         return self.start * held.tensors[self.key].clamp(-MOST, self.most).exp()
 
@@ -56,7 +56,7 @@ Scales = dict[bytes, LearnedScale]
 """By the bytes of the scale in the plan."""
 
 
-def learned_scales(model: ir.Model, quantized: ir.Model, plan: QuantPlan, held: Held) -> Scales:
+def learned_scales(model: ir.Model, quantized: ir.Model, plan: QuantPlan, held: Parameters) -> Scales:
     """Scales of ``quantized``, the integer graph of ``plan``; ``held`` gets a tensor for each.
 
     Those that follow from an operator's bounds stay, as they do in every plan, and those whose integers are
@@ -78,12 +78,14 @@ def learned_scales(model: ir.Model, quantized: ir.Model, plan: QuantPlan, held: 
 
 def _fixed(plan: QuantPlan) -> set[bytes]:
     fixed: set[bytes] = set()
-    for unit_plan in plan.of(Method.STATIC):
-        unit = unit_plan.unit
-        if unit.op_type in HARD_OPS:
-            names = (*unit.inputs, *unit.outputs)
-        elif unit.op_type in FIXED_RANGES or (unit.activation is not None and not unit_plan.drop_activation):
-            names = unit.outputs
+    for group_plan in plan.of(Method.STATIC):
+        group = group_plan.group
+        if group.op_type in HARD_OPS:
+            names = (*group.inputs, *group.outputs)
+        elif group.op_type in FIXED_RANGES or (
+            group.activation is not None and not group_plan.drop_activation
+        ):
+            names = group.outputs
         else:
             continue
         fixed |= {plan.activations[n].scale.tobytes() for n in names if n in plan.activations}
@@ -93,13 +95,13 @@ def _fixed(plan: QuantPlan) -> set[bytes]:
 def _most(model: ir.Model, plan: QuantPlan) -> dict[bytes, float]:
     nodes = {n.name: n for n in model.graph}
     found: dict[bytes, float] = {}
-    for unit_plan in plan.of(Method.STATIC):
-        unit = unit_plan.unit
-        params = plan.activations.get(unit.outputs[0]) if unit.activation is not None else None
-        if params is None or unit.activation is None:
+    for group_plan in plan.of(Method.STATIC):
+        group = group_plan.group
+        params = plan.activations.get(group.outputs[0]) if group.activation is not None else None
+        if params is None or group.activation is None:
             continue
         low, high = _covered(params)
-        floor, ceiling = activation_bounds(nodes[unit.activation])
+        floor, ceiling = activation_bounds(nodes[group.activation])
         room = [bound / end for bound, end in ((floor, low), (ceiling, high)) if end and np.isfinite(bound)]
         if room:
             raw = params.scale.tobytes()

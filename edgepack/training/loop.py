@@ -13,8 +13,8 @@ from torch import Tensor
 
 from edgepack.config.training import Tune
 from edgepack.training.checkpoint import digest_of, save_checkpoint
-from edgepack.training.distillation_data import Batch, Lessons, batches, labels_of
-from edgepack.training.held import Held
+from edgepack.training.distillation_data import Batch, DistillationData, batches, labels_of
+from edgepack.training.held import Parameters
 from edgepack.training.objective import Objective, agreement, losses
 from edgepack.training.sparsify import penalty
 from edgepack.training.state import Entry, State
@@ -33,7 +33,7 @@ class Student(Protocol):
     model: ir.Model
     """The graph that is run."""
 
-    def __call__(self, feeds: Mapping[str, Tensor], held: Held, keep: list[str]) -> dict[str, Tensor]:
+    def __call__(self, feeds: Mapping[str, Tensor], held: Parameters, keep: list[str]) -> dict[str, Tensor]:
         """The values named in ``keep``, for stacked samples."""
 
 
@@ -43,14 +43,14 @@ class Loop:
 
     student: Student
     objective: Objective
-    lessons: Lessons
+    distillation: DistillationData
     settings: Tune
     seed: int
     on_step: OnStep
 
     def run(self, state: State, checkpoints: Path | None, identity: str) -> str:
         """Train epoch after epoch; gives the reason to stop."""
-        if not state.step and self.lessons.judged and not self._changes_the_aim():
+        if not state.step and self.distillation.judged and not self._changes_the_aim():
             state.best = (self._judge(state)["loss"], 0, state.held.arrays())
         while True:
             ended = self._epoch(state)
@@ -94,7 +94,7 @@ class Loop:
 
     def _epoch(self, state: State) -> str:
         workers = state.exchange.workers
-        for batch in batches(self.lessons, self.settings.batch, self.seed, state.epoch, workers):
+        for batch in batches(self.distillation, self.settings.batch, self.seed, state.epoch, workers):
             if (progress := self._progress(state)) >= 1:
                 return "steps" if state.step == self.settings.steps else "time"
             started = time.perf_counter()
@@ -151,24 +151,28 @@ class Loop:
             state.zeros.after_step(state.held, rate)
         return sums
 
-    def _parts(self, held: Held, numbers: list[int]) -> dict[str, Tensor]:
-        made = self.student(self.lessons.feeds.stacked(numbers), held, self.objective.mine)
-        answers = self.lessons.answers.stacked(numbers)
-        labels = labels_of(self.lessons, numbers)
-        return losses(self.objective, made, answers, self.lessons.power, self.settings, labels)
+    def _parts(self, held: Parameters, numbers: list[int]) -> dict[str, Tensor]:
+        made = self.student(self.distillation.feeds.stacked(numbers), held, self.objective.mine)
+        answers = self.distillation.answers.stacked(numbers)
+        labels = labels_of(self.distillation, numbers)
+        return losses(self.objective, made, answers, self.distillation.power, self.settings, labels)
 
     def _judge(self, state: State) -> dict[str, float]:
         """Loss and agreement on the held-out samples."""
         total, same = 0.0, 0.0
-        judged = self.lessons.judged
-        size = self.settings.batch if self.lessons.together and len(set(self.lessons.shapes)) == 1 else 1
+        judged = self.distillation.judged
+        size = (
+            self.settings.batch
+            if self.distillation.together and len(set(self.distillation.shapes)) == 1
+            else 1
+        )
         with torch.no_grad():
             for start in range(0, len(judged), size):
                 numbers = list(judged[start : start + size])
-                made = self.student(self.lessons.feeds.stacked(numbers), state.held, self.objective.mine)
-                answers = self.lessons.answers.stacked(numbers)
-                labels = labels_of(self.lessons, numbers)
-                parts = losses(self.objective, made, answers, self.lessons.power, self.settings, labels)
+                made = self.student(self.distillation.feeds.stacked(numbers), state.held, self.objective.mine)
+                answers = self.distillation.answers.stacked(numbers)
+                labels = labels_of(self.distillation, numbers)
+                parts = losses(self.objective, made, answers, self.distillation.power, self.settings, labels)
                 total += sum(p.item() for p in parts.values()) * len(numbers)
                 same += agreement(self.objective.outputs, made, answers) * len(numbers)
         # All keep and stop by one verdict, whatever the last bits of theirs.
@@ -177,7 +181,7 @@ class Loop:
 
     def _verdict(self, state: State) -> float | None:
         """Judge the weights as they are and keep them if they are the best so far; gives the agreement."""
-        if not self.lessons.judged or not state.log:
+        if not self.distillation.judged or not state.log:
             return None
         if state.zeros is not None and not state.zeros.final:
             return None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from edgepack.config.training import Sparsify, Tune
-from edgepack.training.held import Held
+from edgepack.training.held import Parameters
 
 
 def wanted_sparsity(settings: Sparsify, progress: float) -> float:
@@ -37,7 +37,7 @@ def _way(settings: Sparsify, progress: float) -> float:
     return (progress - settings.start) / (settings.end - settings.start)
 
 
-def penalty(held: Held, settings: Tune) -> Tensor | None:
+def penalty(held: Parameters, settings: Tune) -> Tensor | None:
     """L1, L2 and group lasso over all weights, each with its factor; ``None`` without any."""
     if not (settings.l1 or settings.l2 or settings.group_lasso):
         return None

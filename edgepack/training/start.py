@@ -1,4 +1,4 @@
-"""Training that starts from stored weights which are not the nearest ones, such as those of second order.
+"""Training that starts from stored weights which are not the nearest ones, such as those of GPTQ.
 
 Given a float weight ``w`` and integers ``q`` that stand for it, what is stored for a trained weight ``v`` is
 ``round(v / s + d)`` with ``d = q - w / s``: ``q`` itself at the start, and from there on as far away as ``v``
@@ -36,19 +36,19 @@ class Start:
     model: ir.Model
     plan: QuantPlan
     displaced: Mapping[str, Displaced]
-    """By unit."""
+    """By group."""
 
     def stored(self, trained: ir.Model) -> dict[str, Rounded]:
         """What is stored of ``trained``, which is :attr:`model` with trained weights."""
         nodes = {n.name: n for n in trained.graph}
         found = {}
-        for unit_plan in self.plan.of(Method.STATIC):
-            name, params = unit_plan.unit.name, unit_plan.weight
+        for group_plan in self.plan.of(Method.STATIC):
+            name, params = group_plan.group.name, group_plan.weight
             if name in self.displaced and params is not None:
                 node, own = nodes[name], self.displaced[name]
                 codes = np.rint(weight_of(node) / along(params.scale, params.axis, node) + own.codes)
                 integers = np.clip(codes, -own.limit, own.limit).astype(params.type.dtype)
-                bias = bias_of(node, unit_plan)
+                bias = bias_of(node, group_plan)
                 found[name] = Rounded(integers, own.bias if bias is None else bias)
         return found
 
@@ -57,20 +57,24 @@ def start_from(model: ir.Model, plan: QuantPlan, stored: Mapping[str, Rounded]) 
     """Start the training of ``model`` from the ``stored`` weights and biases of its ``plan``, all static."""
     begun, displaced = clone(model), {}
     nodes = {n.name: n for n in begun.graph}
-    for unit_plan in plan.of(Method.STATIC):
-        name, params = unit_plan.unit.name, unit_plan.weight
+    for group_plan in plan.of(Method.STATIC):
+        name, params = group_plan.group.name, group_plan.weight
         if params is None or name not in stored:
             continue
         node, rounded = nodes[name], stored[name]
         exact = weight_of(node) / along(params.scale, params.axis, node)
-        most = weight_limit(replace(plan.weight_scheme, bits=unit_plan.bits))
-        limits = np.where(unit_plan.narrow, most >> 1, most) if any(unit_plan.narrow) else np.array(most)
+        most = weight_limit(replace(plan.weight_scheme, bits=group_plan.bits))
+        limits = (
+            np.where(group_plan.reduced_range, most >> 1, most)
+            if any(group_plan.reduced_range)
+            else np.array(most)
+        )
         displaced[name] = Displaced(
             np.asarray(rounded.integers - exact, np.float32),
             along(limits.astype(np.float32), params.axis if limits.ndim else None, node),
-            rounded.bias if unit_plan.unit.bias is None else None,
+            rounded.bias if group_plan.group.bias is None else None,
         )
-        if rounded.bias is not None and unit_plan.unit.bias is not None:
+        if rounded.bias is not None and group_plan.group.bias is not None:
             bias = new_initializer(begun.graph, f"{name}_bias_start", rounded.bias.astype(np.float32))
             node.replace_input_with(2, bias)
     return Start(begun, plan, displaced)

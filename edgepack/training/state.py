@@ -6,7 +6,7 @@ from typing import Any
 
 from edgepack.ir.arrays import Array
 from edgepack.training.exchange import Exchange
-from edgepack.training.held import Held
+from edgepack.training.held import Parameters
 from edgepack.training.zeros import Zeros
 
 
@@ -35,7 +35,7 @@ class Entry:
 class State:
     """Everything that a resumed run needs."""
 
-    held: Held
+    held: Parameters
     optimizer: Any
     exchange: Exchange
     zeros: Zeros | None = None

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from edgepack.config.training import Tune
-from edgepack.data.augmentation import with_views
+from edgepack.data.augmentation import augmented
 from edgepack.data.samples import Samples
 from edgepack.graph.tied_embeddings import as_transposes
 from edgepack.ir.arrays import Array
 from edgepack.ir.model import clone
-from edgepack.quantization.weights.codebook_scales import set_grid
+from edgepack.quantization.weights.codebook_scales import set_codebook_scales
 from edgepack.training.checkpoint import load_checkpoint, run_identity
 from edgepack.training.coupled import couple
-from edgepack.training.distillation_data import Lessons, can_be_stacked, prepare_lessons
+from edgepack.training.distillation_data import DistillationData, can_be_stacked, prepare_distillation
 from edgepack.training.exchange import Exchange
 from edgepack.training.graph import compile_model, run_program
-from edgepack.training.held import Held, hold, scale_key
+from edgepack.training.held import Parameters, hold, scale_key
 from edgepack.training.loop import Loop, OnStep, Student
 from edgepack.training.objective import Objective, choose_objective, matching
 from edgepack.training.state import Entry, State
@@ -83,7 +83,7 @@ def tune(
     samples: Samples,
     settings: Tune,
     run: TrainingRun,
-    form: Callable[[ir.Model, Held], Student] | None = None,
+    form: Callable[[ir.Model, Parameters], Student] | None = None,
 ) -> Tuned:
     """Train the weights of ``model`` on what ``teacher`` says to ``samples``; both stay as they are.
 
@@ -114,38 +114,40 @@ def tune(
         _threads(threads),
         tempfile.TemporaryDirectory(prefix="edgepack-tune-") as folder,
     ):
-        lessons = prepare_lessons(
+        distillation = prepare_distillation(
             teacher,
             objective,
-            with_views(samples, settings.views, run.seed),
+            augmented(samples, settings.views, run.seed),
             settings,
             threads=threads,
             folder=Path(folder),
         )
-        objective = _tried(student, held, objective, lessons, settings)
+        objective = _tried(student, held, objective, distillation, settings)
         start = {key: tensor.detach().clone() for key, tensor in held.tensors.items()}
         if run.checkpoints is not None:
             _resume(run.checkpoints, state, identity)
-        loop = Loop(student, objective, lessons, settings, run.seed, run.on_step)
+        loop = Loop(student, objective, distillation, settings, run.seed, run.on_step)
         ended = loop.run(state, run.checkpoints, identity)
         between = loop.between(state, start)
     return _finished(model, state, tables, ended, between)
 
 
-def _zeros(model: ir.Model, held: Held, settings: Tune) -> Zeros | None:
+def _zeros(model: ir.Model, held: Parameters, settings: Tune) -> Zeros | None:
     if settings.sparsify is None:
         return None
     coupled = couple(model, held) if settings.sparsify.pattern == "channels" else None
     return Zeros(settings.sparsify, dict(held.masks), coupled)
 
 
-def _tried(student: Student, held: Held, objective: Objective, lessons: Lessons, settings: Tune) -> Objective:
-    """What can be compared, by one sample; and ``lessons`` learns whether samples can be stacked."""
-    some = [lessons.feeds[i] for i in lessons.trained[:2]]
+def _tried(
+    student: Student, held: Parameters, objective: Objective, distillation: DistillationData, settings: Tune
+) -> Objective:
+    """What can be compared, by one sample; and ``distillation`` learns whether samples can be stacked."""
+    some = [distillation.feeds[i] for i in distillation.trained[:2]]
     with torch.no_grad():
-        made = student(lessons.feeds.stacked(lessons.trained[:1]), held, objective.mine)
-    found = matching(objective, made, lessons.answers[lessons.trained[0]], settings)
-    lessons.together = can_be_stacked(lambda feeds: student(feeds, held, found.mine), some)
+        made = student(distillation.feeds.stacked(distillation.trained[:1]), held, objective.mine)
+    found = matching(objective, made, distillation.answers[distillation.trained[0]], settings)
+    distillation.together = can_be_stacked(lambda feeds: student(feeds, held, found.mine), some)
     return found
 
 
@@ -176,23 +178,23 @@ def _written(model: ir.Model, arrays: Mapping[str, Array]) -> ir.Model:
     made = with_weights(model, arrays)
     for value, key in keys_of(made).items():
         if (scale := arrays.get(scale_key(key))) is not None:
-            set_grid(value, scale)
+            set_codebook_scales(value, scale)
     return made
 
 
 class FloatStudent:
     """The model itself with the weights as they are."""
 
-    def __init__(self, model: ir.Model, held: Held) -> None:
+    def __init__(self, model: ir.Model, held: Parameters) -> None:
         self.model = model
         self.program = compile_model(model, held.trained)
 
-    def __call__(self, feeds: Mapping[str, Tensor], held: Held, keep: list[str]) -> dict[str, Tensor]:
+    def __call__(self, feeds: Mapping[str, Tensor], held: Parameters, keep: list[str]) -> dict[str, Tensor]:
         """The values named in ``keep``."""
         return run_program(self.program, feeds, held.values(), keep)
 
 
-def _optimizer(held: Held, settings: Tune) -> Any:
+def _optimizer(held: Parameters, settings: Tune) -> Any:
     tensors = list(held.tensors.values())
     if settings.optimizer == "sgd":
         return torch.optim.SGD(tensors, lr=settings.learning_rate, momentum=MOMENTUM, nesterov=True)

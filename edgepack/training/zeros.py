@@ -9,7 +9,7 @@ from torch import Tensor
 
 from edgepack.config.training import Sparsify
 from edgepack.training.coupled import Coupled
-from edgepack.training.held import Held
+from edgepack.training.held import Parameters
 from edgepack.training.masks import PATTERNS, Past, joined, patterned, unstructured, whole_channels
 from edgepack.training.sparsify import is_last, wanted_exchange, wanted_sparsity
 
@@ -34,7 +34,7 @@ class Zeros:
     alive: Tensor | None = None
     """Which classes of channels are in, bool."""
 
-    def choose(self, held: Held, optimizer: Any, step: int, progress: float) -> float:
+    def choose(self, held: Parameters, optimizer: Any, step: int, progress: float) -> float:
         """Choose anew where it is time to; gives the share of zeros now."""
         sparsity = wanted_sparsity(self.settings, progress)
         last = is_last(self.settings, progress)
@@ -48,7 +48,7 @@ class Zeros:
                 self.gradients = {}
         return sparsity
 
-    def after_backward(self, held: Held) -> None:
+    def after_backward(self, held: Parameters) -> None:
         """Weights that come back by gradient alone do not learn while they are out."""
         if not (held.returning and self._by_gradient):
             return
@@ -58,7 +58,7 @@ class Zeros:
                 self.gradients[key] = self.gradients.get(key, 0) + gradient
                 gradient.mul_(mask)
 
-    def after_step(self, held: Held, rate: float) -> None:
+    def after_step(self, held: Parameters, rate: float) -> None:
         """Weights that learn while they are out fade."""
         if held.returning and not self._by_gradient:
             held.fade(FADING * rate)
@@ -75,7 +75,7 @@ class Zeros:
     def _by_gradient(self) -> bool:
         return self.settings.regrowth == "gradient"
 
-    def _masks(self, held: Held, sparsity: float, exchanged: float, *, last: bool) -> dict[str, Tensor]:
+    def _masks(self, held: Parameters, sparsity: float, exchanged: float, *, last: bool) -> dict[str, Tensor]:
         if self.coupled is not None:
             return self._channels(held, self.coupled, sparsity, exchanged, last=last)
         weights = {key: held.dense(key).detach() for key in held.weights() if key not in held.places}
@@ -87,10 +87,10 @@ class Zeros:
         return {key: held.from_rows(key, mask) for key, mask in masks.items()}
 
     def _past(
-        self, held: Held, weights: Mapping[str, Tensor], exchanged: float, *, rows: bool
+        self, held: Parameters, weights: Mapping[str, Tensor], exchanged: float, *, rows: bool
     ) -> Past | None:
         """What was until now, in the order in which ``weights`` are compared. Gradients are those of trained
-        tensors, whose units make them alike: what the loss gains by steps of one size."""
+        tensors, whose groups make them alike: what the loss gains by steps of one size."""
         if not self._by_gradient:
             return None
 
@@ -102,7 +102,7 @@ class Zeros:
         return Past(in_order(held.masks, 1.0) == 0, in_order(self.gradients, 0.0), known)
 
     def _channels(
-        self, held: Held, coupled: Coupled, sparsity: float, exchanged: float, *, last: bool
+        self, held: Parameters, coupled: Coupled, sparsity: float, exchanged: float, *, last: bool
     ) -> dict[str, Tensor]:
         alive = torch.ones(len(coupled.groups), dtype=torch.bool) if self.alive is None else self.alive
         past = None
@@ -115,7 +115,7 @@ class Zeros:
         return {**self.given, **{k: m * self.given[k] if k in self.given else m for k, m in masks.items()}}
 
 
-def _begin_at_zero(held: Held, optimizer: Any, before: Mapping[str, Tensor]) -> None:
+def _begin_at_zero(held: Parameters, optimizer: Any, before: Mapping[str, Tensor]) -> None:
     """What is out, or was until now, is zero, and so is what the optimizer knows of it."""
     with torch.no_grad():
         for key, mask in held.masks.items():

@@ -1,4 +1,4 @@
-"""The bench on a device, without a device: this machine behind a stand-in for ssh, and every fault."""
+"""The bench on a device, without a device: this machine behind a substitute for ssh, and every fault."""
 
 import ast
 import json
@@ -56,11 +56,11 @@ def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A program ``ssh`` that gives its last word to this machine's shell, as sshd would; returns its log."""
     programs, log = tmp_path / "bin", tmp_path / "ssh.log"
     programs.mkdir()
-    stand_in = programs / "ssh"
-    stand_in.write_text(
+    substituted = programs / "ssh"
+    substituted.write_text(
         f'#!/bin/sh\nprintf "%s\\n" "$@" >> "{log}"\nfor last; do :; done\nexec sh -c "$last"\n'
     )
-    stand_in.chmod(0o755)
+    substituted.chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     return log
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.observing import bounds, measured
 from support.onnx_models import Array, f32, parse, run
 
-from edgepack.calibration.effective_range import UNARY, Function, functions_seen
+from edgepack.calibration.effective_range import UNARY, Function, reader_functions
 from edgepack.calibration.observers import OBSERVERS
 from edgepack.calibration.run import calibrate
 from edgepack.config.recipe import Calibration, Data
@@ -40,13 +40,13 @@ def test_each_function_is_that_of_the_operator(op: str) -> None:
     node = f"y = {op} {ATTRIBUTES.get(op, '')} (h{EXTRA.get(op, '')})"
     model = read_by(node, constants={"low": f32(-1.5), "high": f32(2)} if op == "Clip" else None)
     x = np.linspace(-12, 12, 101, dtype=np.float32)
-    (function,) = functions_seen(value_in(model, "h"))
+    (function,) = reader_functions(value_in(model, "h"))
     np.testing.assert_allclose(function((-x).astype(np.float64)), run(model, {"x": x})["y"], atol=2e-6)
 
 
 def test_a_gated_value_is_seen_through_the_product() -> None:
     model = read_by("s = Sigmoid (h)", "y = Mul (h, s)")
-    (function,) = functions_seen(value_in(model, "h"))
+    (function,) = reader_functions(value_in(model, "h"))
     x = np.linspace(-12, 12, 101)
     np.testing.assert_allclose(function(x), x / (1 + np.exp(-x)), atol=1e-12)
 
@@ -64,7 +64,7 @@ def test_a_gated_value_is_seen_through_the_product() -> None:
     ids=["another reader", "an output", "its square", "bounds of the run", "a shared gate", "a gate told"],
 )
 def test_who_sees_the_value_itself(nodes: list[str], outputs: str) -> None:
-    assert functions_seen(value_in(read_by(*nodes, outputs=outputs), "h")) == ()
+    assert reader_functions(value_in(read_by(*nodes, outputs=outputs), "h")) == ()
 
 
 def swish(x: Array) -> Array:

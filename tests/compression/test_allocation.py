@@ -11,10 +11,10 @@ from support.quantizing import target, weight
 from support.sampling import opened
 
 from edgepack.compression.allocation import MIDDLE, SHARES, Curve, allocate, noise_curves
-from edgepack.compression.sparse import Pattern, damped, prune_second_order
+from edgepack.compression.sparse import Pattern, damped, prune_obs
 from edgepack.compression.weights import matrix_of
 from edgepack.ir.inputs import input_specs
-from edgepack.quantization.groups import find_units
+from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.weights.moments import InputMoments, stream_moments
 
 
@@ -30,9 +30,9 @@ def curve(values: int, gain: float, power: float) -> Curve:
     st.floats(0.01, 0.9),
 )
 def test_all_together_have_the_share_that_is_wanted(
-    units: list[tuple[int, float, float]], sparsity: float
+    groups: list[tuple[int, float, float]], sparsity: float
 ) -> None:
-    curves = {str(i): curve(*unit) for i, unit in enumerate(units)}
+    curves = {str(i): curve(*group) for i, group in enumerate(groups)}
     shares = allocate(curves, sparsity, 0.95)
     total = sum(c.values for c in curves.values())
     assert sum(shares[n] * c.values for n, c in curves.items()) == pytest.approx(sparsity * total, rel=1e-6)
@@ -70,15 +70,15 @@ def curves_of(folder: Path, x: Array) -> dict[str, Curve]:
     samples = opened(folder / "x.npz", *input_specs(model))
     for index, node in enumerate(model.graph):
         node.name = f"{node.op_type}{index}"
-    units = [u for u in find_units(model, target().kernels) if u.op_type == "Gemm"]
+    groups = [u for u in find_fusion_groups(model, target().kernels) if u.op_type == "Gemm"]
     nodes = {n.name: n for n in model.graph}
     halves = samples.halves()
-    streams = (stream_moments(model, units, h, second_order=True, threads=1, seed=0) for h in halves)
+    streams = (stream_moments(model, groups, h, second_order=True, threads=1, seed=0) for h in halves)
     pairs = [(u, matrix_of(nodes[u.name]), a, b) for (u, a), (_, b) in zip(*streams, strict=True)]
 
     def zeroed(matrix: Array, moments: InputMoments, share: float, damping: float) -> Array:
         assert moments.second is not None
-        return prune_second_order(matrix, damped(moments.second, damping), share, Pattern())
+        return prune_obs(matrix, damped(moments.second, damping), share, Pattern())
 
     return noise_curves(model, pairs, zeroed, halves[1], threads=1)
 

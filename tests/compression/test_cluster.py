@@ -24,8 +24,8 @@ from edgepack.ir.files import load_model
 from edgepack.ir.numerics import sqnr_db
 from edgepack.pipeline.build import build
 from edgepack.pipeline.job import Job
-from edgepack.quantization.groups import find_units
-from edgepack.quantization.weights.codebook_scales import grid_of
+from edgepack.quantization.groups import find_fusion_groups
+from edgepack.quantization.weights.codebook_scales import codebook_scales_of
 from edgepack.quantization.weights.gptq import output_error
 
 
@@ -102,18 +102,20 @@ def test_fitted_scales_lose_less() -> None:
 
 def test_a_model_of_all_kinds_after_pruning(tmp_path: Path) -> None:
     original, sparse, _ = pruned(tmp_path, sparsity=0.4)
-    units = find_units(sparse, load_target("x86-cpu").kernels)
+    groups = find_fusion_groups(sparse, load_target("x86-cpu").kernels)
     from support.pruning import data
 
-    clustered, rows = cluster(sparse, units, data(tmp_path), Cluster(bits=4), threads=1, seed=0)
+    clustered, rows = cluster(sparse, groups, data(tmp_path), Cluster(bits=4), threads=1, seed=0)
     assert len(rows) == 3 and max(r.codes for r in rows) <= 16
     x = {"x": weight(1, 6, 10, 10, seed=30)}
     assert sqnr_db(run(sparse, x)["y"], run(clustered, x)["y"]) > 10
     before, after = ({n.name: n for n in m.graph} for m in (sparse, clustered))
     for row in rows:
-        old, new = (m[row.unit].inputs[1].const_value.numpy() for m in (before, after))  # type: ignore[union-attr]
+        old, new = (m[row.group].inputs[1].const_value.numpy() for m in (before, after))  # type: ignore[union-attr]
         assert (new[old == 0] == 0).all()
-        assert grid_of(after[row.unit]) is not None and grid_of(before[row.unit]) is None
+        assert (
+            codebook_scales_of(after[row.group]) is not None and codebook_scales_of(before[row.group]) is None
+        )
     assert all(v.const_value is not None and v.uses() for v in clustered.graph.initializers.values())
     assert "w0" in original.graph.initializers
 

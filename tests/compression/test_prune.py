@@ -15,14 +15,14 @@ from edgepack.compression.sparse import (
     Pattern,
     damped,
     lowest_in_rows,
-    prune_second_order,
+    prune_obs,
     rates,
     salience,
 )
 from edgepack.config.passes import Prune
 from edgepack.errors import ConfigError
 from edgepack.ir.numerics import sqnr_db
-from edgepack.quantization.weights.gptq import output_error, round_second_order
+from edgepack.quantization.weights.gptq import output_error, round_gptq
 
 
 @settings(deadline=None, max_examples=40)
@@ -35,7 +35,7 @@ def test_zeros_are_as_many_as_asked_for_and_the_rest_makes_up_for_them(
     with pytest.MonkeyPatch.context() as patch:
         # A damped fit is for samples that are not here, and may lose a little on those that are.
         patch.setattr("edgepack.compression.sparse.FIT_DAMPING", 0.0)
-        sparse = prune_second_order(matrix, second, sparsity, Pattern())
+        sparse = prune_obs(matrix, second, sparsity, Pattern())
     assert abs((sparse == 0).sum() - sparsity * matrix.size) <= -(-columns // 64)
     magnitude = np.where(np.abs(matrix) < np.quantile(np.abs(matrix), sparsity), 0, matrix)
     ours, theirs = (output_error(matrix, m, second).sum() for m in (sparse, magnitude))
@@ -48,7 +48,7 @@ def test_zeros_are_as_many_as_asked_for_and_the_rest_makes_up_for_them(
 def test_what_is_left_is_fitted(columns: int, outputs: int, sparsity: float, seed: int) -> None:
     """Each output's error is that of damped least squares over its own weights, to a few percent."""
     matrix, second = weight(1, outputs, columns, seed=seed), moments(columns, seed)
-    sparse = prune_second_order(matrix, second, sparsity, Pattern())
+    sparse = prune_obs(matrix, second, sparsity, Pattern())
     second = damped(second, FIT_DAMPING)
     errors = output_error(matrix, sparse, second)[0]
     for row, kept, error in zip(matrix[0], sparse[0] != 0, errors, strict=True):
@@ -65,7 +65,7 @@ def test_patterns(pattern: Pattern, columns: int) -> None:
     matrix = weight(2, 3, columns)
     second = np.concatenate([moments(columns), moments(columns, 1)])
     for sparse in (
-        prune_second_order(matrix, second, 0.3, pattern),
+        prune_obs(matrix, second, 0.3, pattern),
         np.where(lowest_in_rows(np.abs(matrix), pattern), 0, matrix),
     ):
         whole = columns // pattern.of * pattern.of
@@ -131,8 +131,8 @@ def test_unknown_words_are_refused() -> None:
 @pytest.mark.parametrize("columns", [9, 70])
 def test_zeros_stay_zeros_through_rounding(columns: int) -> None:
     matrix, second = weight(2, 5, columns), np.concatenate([moments(columns), moments(columns, 1)])
-    sparse = prune_second_order(matrix, second, 0.5, Pattern())
+    sparse = prune_obs(matrix, second, 0.5, Pattern())
     scale = np.abs(sparse).max(axis=2, keepdims=True) / np.float32(127)
-    integers = round_second_order(sparse, second, scale, 127)
+    integers = round_gptq(sparse, second, scale, 127)
     assert (integers[sparse == 0] == 0).all()
     assert (integers != 0).sum() > 0.4 * matrix.size

@@ -16,7 +16,7 @@ from edgepack.config.passes import Prune
 from edgepack.config.recipe import load_recipe
 from edgepack.config.target import Gate, load_target
 from edgepack.errors import ConfigError
-from edgepack.evaluation.gate import keeps_half
+from edgepack.evaluation.gate import leaves_room
 from edgepack.ir.files import save_model
 from edgepack.pipeline.build import build
 from edgepack.pipeline.job import Job
@@ -85,13 +85,13 @@ def test_half_of_what_the_gate_allows() -> None:
     def found(sqnr_db: float = 20.0, agreement: float = 0.97, metric: float = 0.9) -> Fidelity:
         return Fidelity(10, sqnr_db, agreement, metric, "top1")
 
-    assert keeps_half(Gate(max_metric_drop=0.01), original, found(metric=0.896))
-    assert not keeps_half(Gate(max_metric_drop=0.01), original, found(metric=0.894))
-    assert keeps_half(Gate(min_sqnr_db=17), original, found())
-    assert not keeps_half(Gate(min_sqnr_db=18), original, found())
-    assert not keeps_half(Gate(min_agreement=0.95), original, found())
-    assert keeps_half(Gate(min_agreement=0.9), original, found())
-    assert keeps_half(Gate(), original, found(0.0, 0.0, 0.0))
+    assert leaves_room(Gate(max_metric_drop=0.01), original, found(metric=0.896))
+    assert not leaves_room(Gate(max_metric_drop=0.01), original, found(metric=0.894))
+    assert leaves_room(Gate(min_sqnr_db=17), original, found())
+    assert not leaves_room(Gate(min_sqnr_db=18), original, found())
+    assert not leaves_room(Gate(min_agreement=0.95), original, found())
+    assert leaves_room(Gate(min_agreement=0.9), original, found())
+    assert leaves_room(Gate(), original, found(0.0, 0.0, 0.0))
 
 
 def test_measured_rates_do_no_worse(tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_noise_of_one_unit_alone_is_its_own(tmp_path: Path) -> None:
     samples = data(tmp_path)
     model, sparse, rows = pruned(tmp_path, scope="layer", sparsity=0.6)
     reference = outputs_of(model, samples, 1)
-    alone = noise_alone(model, sparse, [r.unit for r in rows], reference, samples, 1)
-    assert set(alone) == {r.unit for r in rows} and min(alone.values()) > 0
+    alone = noise_alone(model, sparse, [r.group for r in rows], reference, samples, 1)
+    assert set(alone) == {r.group for r in rows} and min(alone.values()) > 0
     assert max(alone.values()) < 2 * noise(reference, outputs_of(sparse, samples, 1))
     assert noise(reference, reference) == 0
 

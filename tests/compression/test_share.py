@@ -19,7 +19,7 @@ from edgepack.ir.files import load_model, save_model
 from edgepack.pipeline.build import build
 from edgepack.pipeline.job import Job
 
-TIED = """net (int64[batch, 4] a, int64[batch, 4] b) => (float[batch, 4, 12] y) {
+SHARED_SCALE = """net (int64[batch, 4] a, int64[batch, 4] b) => (float[batch, 4, 12] y) {
     e = Gather (t1, a)
     f = Gather (t2, b)
     s = Add (e, f)
@@ -38,10 +38,10 @@ def weights(noise: float = 0.0) -> dict[str, Any]:
 
 
 def test_equal_constants_become_one_and_near_ones_within_the_error() -> None:
-    tied, ties = share(parse(TIED, weights=weights()), Share())
+    tied, ties = share(parse(SHARED_SCALE, weights=weights()), Share())
     assert {(t.gone, t.kept, t.error) for t in ties} == {("t2", "t1", 0.0), ("w2", "w1", 0.0)}
     assert set(tied.graph.initializers) == {"t1", "w1"}
-    model = parse(TIED, weights=weights(0.01))
+    model = parse(SHARED_SCALE, weights=weights(0.01))
     assert share(model, Share())[1] == () and share(model, Share(within=0.001))[1] == ()
     _, ties = share(model, Share(within=0.05))
     assert len(ties) == 2 and all(0 < t.error <= 0.05 for t in ties)
@@ -53,7 +53,7 @@ def test_tied_tables_and_weights_stay_one_copy(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgepack.benchmark.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
-    save_model(parse(TIED, weights=weights(0.005)), tmp_path / "model.onnx")
+    save_model(parse(SHARED_SCALE, weights=weights(0.005)), tmp_path / "model.onnx")
     rng = np.random.default_rng(0)
     ids = {name: rng.integers(0, 50, (24, 1, 4)) for name in "ab"}
     np.savez(tmp_path / "x.npz", a=ids["a"], b=ids["b"])

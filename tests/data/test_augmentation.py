@@ -8,7 +8,7 @@ import pytest
 from support.sampling import IDS, PICTURE, image_folder, npz, opened
 
 from edgepack.config.recipe import Data, ImageInput, Labels
-from edgepack.data.augmentation import with_views
+from edgepack.data.augmentation import augmented
 from edgepack.data.samples import Samples, open_samples
 from edgepack.errors import ConfigError
 from edgepack.ir.inputs import InputSpec
@@ -28,7 +28,7 @@ def ramps(folder: Path, spec: InputSpec = PICTURE, number: int = 3) -> Samples:
 @pytest.mark.parametrize("shape", [("batch", 3, 8, 6), ("batch", 8, 6, 3)])
 def test_views_are_parts_of_their_picture(shape: tuple[int | str, ...], tmp_path: Path) -> None:
     samples = ramps(tmp_path, replace(PICTURE, shape=shape))
-    seen = list(with_views(samples, COUNT, seed=0))
+    seen = list(augmented(samples, COUNT, seed=0))
     assert [s.key for s in seen[: COUNT + 1]] == ["x.npz[0]", *(f"x.npz[0], view {v}" for v in range(1, 5))]
     turned = set()
     for number, original in enumerate(samples):
@@ -48,16 +48,16 @@ def test_views_are_parts_of_their_picture(shape: tuple[int | str, ...], tmp_path
 
 
 def test_views_are_the_same_each_time_and_others_for_another_seed(tmp_path: Path) -> None:
-    samples = with_views(ramps(tmp_path), COUNT, seed=0)
+    samples = augmented(ramps(tmp_path), COUNT, seed=0)
     first, again = ([s.feeds["picture"] for s in samples] for _ in range(2))
     assert all(map(np.array_equal, first, again))
     # Whichever are asked for.
     some = replace(samples, indices=(3, 4, 7, 14))
     assert all(map(np.array_equal, [s.feeds["picture"] for s in some], [first[i] for i in some.indices]))
-    other = [s.feeds["picture"] for s in with_views(ramps(tmp_path), COUNT, seed=1)]
+    other = [s.feeds["picture"] for s in augmented(ramps(tmp_path), COUNT, seed=1)]
     assert np.array_equal(first[0], other[0]) and not np.array_equal(first[1], other[1])
     # A sample keeps its views when others go.
-    half = [s.feeds["picture"] for s in with_views(ramps(tmp_path).halves()[1], COUNT, seed=0)]
+    half = [s.feeds["picture"] for s in augmented(ramps(tmp_path).halves()[1], COUNT, seed=0)]
     assert all(map(np.array_equal, half, first[COUNT + 1 : 2 * COUNT + 2]))
 
 
@@ -65,13 +65,13 @@ def test_labels_go_with_views_and_fingerprints_differ(tmp_path: Path) -> None:
     image_folder(tmp_path / "d", "a1.png", "b2.png")
     data = Data(path=str(tmp_path / "d"), labels=Labels(filename=r"(\d)"))
     samples = open_samples(data, "calibration", [PICTURE], {"picture": ImageInput()}, base=tmp_path)
-    seen = with_views(samples, 2, seed=0)
+    seen = augmented(samples, 2, seed=0)
     assert seen.labels == [1, 1, 1, 2, 2, 2]
-    assert seen.fingerprint not in (samples.fingerprint, with_views(samples, 2, seed=1).fingerprint)
-    assert with_views(samples, 0, seed=0) is samples
+    assert seen.fingerprint not in (samples.fingerprint, augmented(samples, 2, seed=1).fingerprint)
+    assert augmented(samples, 0, seed=0) is samples
 
 
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     samples = opened(npz(tmp_path / "x.npz", ids=np.zeros((2, 5), np.int64)), IDS)
     with pytest.raises(ConfigError, match=r"views: none of the inputs \(ids\)"):
-        with_views(samples, 1, seed=0)
+        augmented(samples, 1, seed=0)

@@ -14,7 +14,7 @@ from edgepack.benchmark.bench import ColdStart
 from edgepack.config.recipe import load_recipe
 from edgepack.config.target import Gate, load_target
 from edgepack.evaluation.check import Comparison
-from edgepack.evaluation.gate import judge, keeps_half
+from edgepack.evaluation.gate import judge, leaves_room
 from edgepack.evaluation.variation import varying_power
 from edgepack.ir.files import save_model
 from edgepack.pipeline.build import build
@@ -110,8 +110,8 @@ def test_the_gate_and_the_floor_have_a_limit_of_it() -> None:
     assert Floor(20.0, None, None, None, 15.0).least_db(10.0) == 25.0
     assert Floor(20.0, None, None, None).least_db(10.0) == 20.0
     assert Floor(None, 0.5, None, None).least_db(10.0) is None
-    assert keeps_half(Gate(min_centred_sqnr_db=11), found, found)
-    assert not keeps_half(Gate(min_centred_sqnr_db=11.1), found, found)
+    assert leaves_room(Gate(min_centred_sqnr_db=11), found, found)
+    assert not leaves_room(Gate(min_centred_sqnr_db=11.1), found, found)
 
 
 def test_noise_costs_by_what_varies() -> None:

@@ -1,4 +1,4 @@
-"""A .tflite whose noisy units go to float until it is accurate."""
+"""A .tflite whose noisy groups go to float until it is accurate."""
 
 import time
 from pathlib import Path
@@ -20,7 +20,7 @@ NOISE = {f"c{index}": index % 7 + (index + 1) / 100 for index in range(20)}
 
 
 class Written:
-    """A file that is told of by the units in float that it was written with last."""
+    """A file that is told of by the groups in float that it was written with last."""
 
     def __init__(self, allowed: float) -> None:
         self.allowed = allowed

@@ -38,7 +38,7 @@ def half(arrays: dict[str, Array], dtype: type = np.float16) -> dict[str, Array]
     return {name: array.astype(dtype) for name, array in arrays.items()}
 
 
-def widened(arrays: dict[str, Array]) -> dict[str, Array]:
+def half_precision(arrays: dict[str, Array]) -> dict[str, Array]:
     return {name: array.astype(np.float16).astype(np.float32) for name, array in arrays.items()}
 
 
@@ -53,14 +53,14 @@ def test_weights_are_the_same_numbers_and_callers_keep_their_types() -> None:
     feeds = half(randoms(x=(2, 3, 8, 8)))
     made, notes = check(model, feeds, tolerance=HALF_TOLERANCE)
     assert ops(made)["Cast"] == 2
-    assert notes.widened.types == ("float16",)
-    assert notes.widened.kept == ()
+    assert notes.half_precision.types == ("float16",)
+    assert notes.half_precision.kept == ()
     for name in SHAPES:
         tensor = made.graph.initializers[name].const_value
         assert tensor is not None and tensor.dtype == F32
         np.testing.assert_array_equal(tensor.numpy(), weights[name].astype(np.float16).astype(np.float32))
     assert {v.dtype for node in made.graph for v in node.outputs if not v.is_graph_output()} == {F32}
-    twin, _ = normal(parse(NET.format(t="float"), weights=widened(weights)))
+    twin, _ = normal(parse(NET.format(t="float"), weights=half_precision(weights)))
     exact = run(twin, {"x": feeds["x"].astype(np.float32)})["y"]
     np.testing.assert_array_equal(run(made, feeds)["y"], exact.astype(np.float16))
 
@@ -85,7 +85,7 @@ def test_casts_between_nodes_left_in_float32_go() -> None:
     made, _ = check(model, randoms(x=(2, 3, 8, 8)), tolerance=HALF_TOLERANCE)
     assert ops(made)["Cast"] == 0
     nodes = MIXED.format(t="float").replace("Cast <to = 10>", "Identity").replace("Cast <to = 1>", "Identity")
-    twin, _ = normal(parse(nodes, weights=widened(weights)))
+    twin, _ = normal(parse(nodes, weights=half_precision(weights)))
     assert fingerprint(made) == fingerprint(twin)
 
 
@@ -171,7 +171,7 @@ def test_bfloat16_inside() -> None:
     nodes = MIXED.format(t="float").replace("to = 10", "to = 16")
     weights = randoms(**SHAPES)
     made, notes = normal(parse(nodes, weights=half(weights, ml_dtypes.bfloat16), opset=22))
-    assert notes.widened.types == ("bfloat16",)
+    assert notes.half_precision.types == ("bfloat16",)
     exact = {k: v.astype(ml_dtypes.bfloat16).astype(np.float32) for k, v in weights.items()}
     twin = parse(MIXED.format(t="float").replace("to = 10", "to = 1"), weights=exact, opset=22)
     assert fingerprint(made) == fingerprint(normal(twin)[0])
@@ -211,7 +211,7 @@ def test_what_the_runtime_fused() -> None:
     made, notes = check(
         of_other_domains(FUSED, half(randoms(b=(4,)))), half(randoms(x=(2, 4))), tolerance=4e-3
     )
-    assert notes.widened.kept == ()
+    assert notes.half_precision.kept == ()
     assert ops(made) == {"Cast": 2, "FastGelu": 1, "Relu": 1}
 
 

@@ -9,7 +9,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from support.onnx_models import Array, f32, parse, run
 from support.quantizing import weight
 
-from edgepack.graph.pad_channels import widen_depthwise
+from edgepack.graph.pad_channels import pad_depthwise
 
 HEAD = "net (float[2, 6, 9, 8] x) => (float[a, b, c, d] y) {"
 BLOCK = {
@@ -56,7 +56,7 @@ def parsed(nodes: str, weights: dict[str, Array]) -> ir.Model:
 def test_the_function_is_the_same(name: str) -> None:
     model = parsed(WIDENED[name], BLOCK | SQUEEZE)
     before = [v.const_value.numpy().copy() for v in model.graph.initializers.values() if v.const_value]
-    wide, count = widen_depthwise(model, 16)
+    wide, count = pad_depthwise(model, 16)
     assert depthwise(wide) == [32] * count and count == len(depthwise(model))
     feeds = {"x": weight(2, 6, 9, 8, seed=20)}
     np.testing.assert_allclose(run(wide, feeds)["y"], run(model, feeds)["y"], rtol=1e-5, atol=1e-5)
@@ -83,7 +83,7 @@ def test_what_cannot_grow_stays(name: str) -> None:
         "one": weight(1, 6, 1, 1), "two": weight(48, 1, 3, 3),
     }  # fmt: skip
     model = parsed(REFUSED[name], BLOCK | other)
-    wide, count = widen_depthwise(model, 16)
+    wide, count = pad_depthwise(model, 16)
     assert count == 0
     assert depthwise(wide) == depthwise(model)
 
@@ -92,4 +92,4 @@ def test_what_cannot_grow_stays(name: str) -> None:
 def test_no_more_than_half_is_added(channels: int, grown: int) -> None:
     nodes = f"h = Conv (x, w) c = Conv <group = {channels}> (h, d) y = Conv (c, v)"
     weights = {"w": weight(channels, 6, 1, 1), "d": weight(channels, 1, 3, 3), "v": weight(5, channels, 1, 1)}
-    assert depthwise(widen_depthwise(parsed(nodes, weights), 16)[0]) == [grown]
+    assert depthwise(pad_depthwise(parsed(nodes, weights), 16)[0]) == [grown]

@@ -26,7 +26,7 @@ def device(multiple: int) -> Target:
 def test_added(tmp_path: Path, channels: int, added: int) -> None:
     weights = {"w": weight(8, channels, 3, 3), "b": weight(8), "v": weight(6, 8, 3, 3)}
     built = build(tmp_path, BODY.format(c=channels), weights, device=device(4))
-    first = next(u for u in built.plan.units if u.unit.op_type == "Conv")
+    first = next(u for u in built.plan.groups if u.group.op_type == "Conv")
     assert first.added_channels == added
     assert [n.op_type for n in built.quantized.graph].count("Pad") == (1 if added else 0)
     assert built.fused.integer_kernels["QLinearConv"] == 2

@@ -15,7 +15,7 @@ from support.quantizing import build, target, weight
 from edgepack.benchmark.bench import ColdStart
 from edgepack.compression.budget import packed_int8_bytes
 from edgepack.compression.share import share
-from edgepack.compression.weights import weighty_units
+from edgepack.compression.weights import weighted_groups
 from edgepack.config.passes import Share
 from edgepack.config.recipe import Recipe
 from edgepack.config.target import load_target
@@ -26,7 +26,7 @@ from edgepack.ir.files import load_model, save_model
 from edgepack.ir.model import clone
 from edgepack.pipeline.build import build as build_package
 from edgepack.pipeline.job import Job
-from edgepack.quantization.groups import find_units
+from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.types import Method
 from edgepack.runtime.fused import what_the_runtime_did
 
@@ -73,7 +73,7 @@ def test_a_tied_table_is_one_copy_in_every_form(kind: str, method: Method, tmp_p
     save_model(small, tmp_path / "small.onnx")
     assert difference(run(small, feeds(body)), run(made.quantized, feeds(body))) == 0
     assert made.sqnr_db > 35
-    table = next(u for u in made.plan.units if u.unit.op_type == "Gather")
+    table = next(u for u in made.plan.groups if u.group.op_type == "Gather")
     assert table.method is WEIGHT_ONLY and "the integers of" in table.reason.text
 
 
@@ -101,8 +101,8 @@ def test_a_large_transposed_constant_is_folded() -> None:
     given = {"t": weight(3000, 96), "w": weight(96, 96, seed=2)}
     model, _ = normalize(parse(body, weights=given), min_opset=13, max_opset=21)
     assert [n.op_type for n in model.graph].count("Transpose") == 0
-    units = {u.outputs[0]: u for u in find_units(model, target().kernels)}
-    assert units["y"].table == "t" and units["h"].table is None
+    groups = {u.outputs[0]: u for u in find_fusion_groups(model, target().kernels)}
+    assert groups["y"].table == "t" and groups["h"].table is None
     ids = {"ids": np.array([[0, 1, 2, 3, 4, 2999]])}
     assert difference(run(model, ids), run(parse(body, weights=given), ids)) == 0
 
@@ -142,15 +142,15 @@ def test_a_nearly_tied_weight_becomes_the_tables_transposed() -> None:
 
 def test_passes_on_weights_leave_a_tied_one_alone() -> None:
     model, _ = normalize(parse(BY_TRANSPOSE, weights=weights()), min_opset=13, max_opset=21)
-    units = find_units(model, target().kernels)
+    groups = find_fusion_groups(model, target().kernels)
     nodes = {n.name: n for n in model.graph}
-    assert [u.outputs[0] for u in weighty_units("prune", units, nodes, (), ())] == ["h"]
+    assert [u.outputs[0] for u in weighted_groups("prune", groups, nodes, (), ())] == ["h"]
     apart, _ = normalize(
         parse(TWO_CONSTANTS, weights=weights(u=f32(TABLE.T + 0.01 * weight(WIDTH, ROWS, seed=9)))),
         min_opset=13, max_opset=21,
     )  # fmt: skip
-    more = packed_int8_bytes(apart, find_units(apart, target().kernels), {}, None)
-    assert more - packed_int8_bytes(model, units, {}, None) > 0.7 * ROWS * WIDTH
+    more = packed_int8_bytes(apart, find_fusion_groups(apart, target().kernels), {}, None)
+    assert more - packed_int8_bytes(model, groups, {}, None) > 0.7 * ROWS * WIDTH
 
 
 def test_a_build_of_a_tied_model_in_all_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

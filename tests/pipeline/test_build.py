@@ -60,10 +60,10 @@ def test_the_package_and_its_report(folder: Path) -> None:
 def test_units_have_times_and_errors(folder: Path) -> None:
     report, _ = run(folder)
     assert {u.method for u in report.units} == {"static"}
-    for unit in report.units:
-        assert unit.sqnr_db is not None and 20 < unit.sqnr_db < 80
-        assert unit.float_us is not None and unit.float_us >= 0
-        assert unit.built_us is not None and unit.built_us >= 0
+    for group in report.units:
+        assert group.sqnr_db is not None and 20 < group.sqnr_db < 80
+        assert group.float_us is not None and group.float_us >= 0
+        assert group.built_us is not None and group.built_us >= 0
     assert sum(u.parameters for u in report.units) == sum(w.size for w in tiny.weights().values())
 
 
@@ -190,7 +190,7 @@ def test_a_large_model_takes_the_sparing_way(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr("edgepack.pipeline.build.LARGE_BYTES", 1)
     report, output = run(folder)
     assert any("a large model" in note for note in report.stages[0].notes)
-    assert report.stages[4].notes == ("0 weights by second order, 0 biases corrected",)
+    assert report.stages[4].notes == ("0 weights by GPTQ, 0 biases corrected",)
     assert report.models[1].fidelity is not None
     assert (report.models[1].fidelity.sqnr_db or 0) > 20
     assert all(u.built_us is None for u in report.units)

@@ -55,7 +55,7 @@ def built(folder: Path, target: str = "x86-cpu") -> tuple[BuildReport, Path]:
     )
 
 
-def units(report: BuildReport) -> dict[str, str]:
+def groups(report: BuildReport) -> dict[str, str]:
     return {u.op_type: u.method for u in report.units if u.op_type != "Cast"}
 
 
@@ -63,7 +63,7 @@ def units(report: BuildReport) -> dict[str, str]:
 def test_integers_are_as_exact_as_from_float32(net: str, tmp_path: Path) -> None:
     exact, _ = built(project(tmp_path / "float", tiny.NET, np.float32))
     report, output = built(project(tmp_path / "half", net, np.float16))
-    assert units(report) == units(exact)
+    assert groups(report) == groups(exact)
     for one, other in zip(report.models[1:], exact.models[1:], strict=True):
         assert one.fidelity is not None and one.fidelity.sqnr_db is not None
         assert other.fidelity is not None and other.fidelity.sqnr_db is not None

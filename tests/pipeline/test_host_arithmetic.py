@@ -87,7 +87,7 @@ def test_outputs_are_judged_as_the_device_computes_and_files_timed_as_they_are(
         exact_units.append(exact)
         return {}
 
-    monkeypatch.setattr("edgepack.benchmark.unit_figures.unit_errors", errors)
+    monkeypatch.setattr("edgepack.benchmark.group_figures.unit_errors", errors)
     report = run(folder, target)
     assert all(sessions.kinds[module] == {judged} for module in JUDGED)
     assert all(sessions.kinds[module] == {Runtime} for module in TIMED)
@@ -110,9 +110,9 @@ def test_figures_of_accuracy_are_the_same_for_onnx_and_ort(
 def test_units_are_compared_exactly(
     folder: Path, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On any host: the exact form gives every unit the fidelity that eight bits have."""
+    """On any host: the exact form gives every group the fidelity that eight bits have."""
     monkeypatch.setattr(host, "overflows", lambda: True)
-    levels = [unit.sqnr_db for unit in run(folder, "x86-cpu").units]
+    levels = [group.sqnr_db for group in run(folder, "x86-cpu").units]
     assert all(level is not None and 30 < level < 80 for level in levels), levels
 
 

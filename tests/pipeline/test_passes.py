@@ -17,7 +17,7 @@ from edgepack.config.training import Tune
 from edgepack.errors import ConfigError
 from edgepack.pipeline.build import build
 from edgepack.pipeline.job import Job
-from edgepack.report.stage_breakdown import waterfall_lines
+from edgepack.report.stage_breakdown import stage_breakdown_lines
 from edgepack.report.text import text
 from edgepack.results import BuildReport, Step
 
@@ -96,7 +96,7 @@ def test_lines_leave_out_what_nobody_measured() -> None:
     steps = [
         Step(n, 2000, None, 1000, 1.0, 1.0, 20.0, None, None) for n in ("original", "prune", "quantized")
     ]
-    lines = waterfall_lines(steps)
+    lines = stage_breakdown_lines(steps)
     assert "metric" not in lines[1] and "agreement" not in lines[1] and "fidelity" in lines[1]
     assert len(lines) == 5
 

@@ -133,7 +133,7 @@ def test_bodies_see_the_values_that_they_captured(other: str, branch: bool, tmp_
 def test_a_corrected_bias_is_used_in_every_form(method: Method, tmp_path: Path) -> None:
     body = "net (float[5,16] x) => (float[a,b] y) { y = Gemm<transB=1>(x, w, b) }"
     made = build(tmp_path, body, {"w": weight(12, 16), "b": weight(12)}, method=method)
-    (name,) = (u.unit.name for u in made.plan.units)
+    (name,) = (u.group.name for u in made.plan.groups)
     rounded = Rounder(made.model)(made.plan)[name]
     assert rounded.bias is not None
     moved = {name: Rounded(rounded.integers, rounded.bias + 1)}

@@ -37,7 +37,7 @@ def test_a_weight_that_a_body_reads_is_not_stored_twice(tmp_path: Path) -> None:
     weights = {"w": weight(8, 8), "v": weight(8, 3)}
     made = build(tmp_path, body, weights, feeds={"p": np.asarray(True)}, method=WEIGHT_ONLY)
     assert made.forms()["c"] == "float"
-    assert "needs 'w' in float" in next(u.reason.text for u in made.plan.units if u.unit.outputs == ("c",))
+    assert "needs 'w' in float" in next(u.reason.text for u in made.plan.groups if u.group.outputs == ("c",))
 
 
 @pytest.mark.parametrize("method", [STATIC, DYNAMIC, WEIGHT_ONLY])
@@ -59,7 +59,7 @@ def test_bodies_see_products_of_every_form(branch: bool, method: Method, tmp_pat
 def test_a_corrected_bias_of_a_gemm_that_had_none(method: Method, tmp_path: Path) -> None:
     body = "net (float[5,16] x) => (float[a,b] y) { y = Gemm<beta=0.0>(x, w) }"
     made = build(tmp_path, body, {"w": weight(16, 12)}, method=method)
-    (name,) = (u.unit.name for u in made.plan.units)
+    (name,) = (u.group.name for u in made.plan.groups)
     integers = Rounder(made.model)(made.plan)[name].integers
     corrected = apply_plan(made.model, made.plan, {name: Rounded(integers, np.ones(12, np.float32))})
     feeds = {"x": weight(5, 16, seed=8)}
@@ -95,6 +95,6 @@ def test_added_channels_of_an_input_that_others_read_too(tmp_path: Path) -> None
     weights = {"u": weight(3, 3, 1, 1), "w": weight(4, 3, 3, 3), "v": weight(4, 3, 3, 3, seed=5)}
     made = build(tmp_path, body, weights, device=device)
     assert [n.op_type for n in made.quantized.graph].count("Pad") == 1
-    assert [u.added_channels for u in made.plan.units if u.unit.op_type == "Conv"] == [0, 1, 1, 0]
+    assert [u.added_channels for u in made.plan.groups if u.group.op_type == "Conv"] == [0, 1, 1, 0]
     assert made.fused.integer_kernels["QLinearConv"] == 4
     assert made.sqnr_db > 34

@@ -1,4 +1,4 @@
-"""Float units between integer ones, which the runtime must not make integers of."""
+"""Float groups between integer ones, which the runtime must not make integers of."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Units: what belongs together, what it can become, and the reason where it can become nothing."""
+"""Groups: what belongs together, what it can become, and the reason where it can become nothing."""
 
 import numpy as np
 import onnx_ir as ir
@@ -8,20 +8,20 @@ from support.quantizing import target, weight
 
 from edgepack.graph.normalize import normalize
 from edgepack.ir.fingerprint import fingerprint
-from edgepack.quantization.groups import Role, Unit, activation_bounds, find_units
+from edgepack.quantization.groups import FusionGroup, Role, activation_bounds, find_fusion_groups
 from edgepack.quantization.plan.plan import tensors_to_observe
 
 KERNELS = target().kernels
 
 
-def units(body: str, weights: dict[str, Array] | None = None) -> dict[str, Unit]:
-    """Units by the name of the first output of their main node."""
+def groups(body: str, weights: dict[str, Array] | None = None) -> dict[str, FusionGroup]:
+    """Groups by the name of the first output of their main node."""
     model, _ = normalize(parse(body, weights=weights), min_opset=13, max_opset=21)
     before = fingerprint(model)
-    found = find_units(model, KERNELS)
+    found = find_fusion_groups(model, KERNELS)
     assert fingerprint(model) == before
     nodes = [name for u in found for name in (u.name, *([u.activation] if u.activation else []))]
-    assert sorted(nodes) == sorted(n.name or "" for n in model.graph), "every node is in exactly one unit"
+    assert sorted(nodes) == sorted(n.name or "" for n in model.graph), "every node is in exactly one group"
     by_name = {n.name: n for n in model.graph}
     return {by_name[u.name].outputs[0].name or "": u for u in found}
 
@@ -30,11 +30,11 @@ CONV = {"w": weight(4, 4, 1, 1), "b": weight(4)}
 
 
 def test_a_convolution_takes_its_bias_and_activation_along() -> None:
-    found = units("net (float[1,4,8,8] x) => (float[1,4,8,8] y) { c = Conv(x, w, b) y = Relu(c) }", CONV)
-    unit = found["c"]
-    assert (unit.role, unit.inputs, unit.outputs) == (Role.HEAVY, ("x",), ("y",))
-    assert (unit.weight, unit.bias, unit.constants) == ("w", "b", ())
-    assert unit.kind == "dense 1x1 Conv"
+    found = groups("net (float[1,4,8,8] x) => (float[1,4,8,8] y) { c = Conv(x, w, b) y = Relu(c) }", CONV)
+    group = found["c"]
+    assert (group.role, group.inputs, group.outputs) == (Role.HEAVY, ("x",), ("y",))
+    assert (group.weight, group.bias, group.constants) == ("w", "b", ())
+    assert group.kind == "dense 1x1 Conv"
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_convolution_takes_its_bias_and_activation_along() -> None:
 )
 def test_an_activation_stays_apart_where_its_input_is_needed(rest: str) -> None:
     body = f"net (float[1,4,8,8] x) => (float[1,4,8,8] y, float[1,4,8,8] z) {{ {rest} }}"
-    found = units(body, {"w": CONV["w"]})
+    found = groups(body, {"w": CONV["w"]})
     assert found["y"].op_type == "Relu"
     assert found["y"].reason.text == "the target's runtime has no integer kernel for Relu"
 
@@ -57,7 +57,7 @@ def test_an_activation_inside_a_body_is_not_taken_out_of_it() -> None:
         y = If(p) <then_branch = a () => (float[1,4,8,8] t) { t = Relu(c) },
                    else_branch = b () => (float[1,4,8,8] e) { e = Neg(c) }>
     }"""
-    found = units(body, {"w": CONV["w"]})
+    found = groups(body, {"w": CONV["w"]})
     assert found["c"].activation is None
     assert found["y"].reason.text == "control flow: its bodies stay as they are"
 
@@ -131,11 +131,11 @@ REASONS = {
     ),
     "minus infinity": (
         "net (bool[1,4] m, float[1,4] x) => (float[1,4] y) { y = Where(m, x, k) }", {"k": f32(-np.inf)},
-        "a constant operand holds infinity, or a mask's stand-in for it",
+        "a constant operand holds infinity, or a mask's substitute for it",
     ),
     "a mask": (
         "net (bool[1,4] m, float[1,4] x) => (float[1,4] y) { y = Where(m, x, k) }", {"k": f32(-3.4e38)},
-        "a constant operand holds infinity, or a mask's stand-in for it",
+        "a constant operand holds infinity, or a mask's substitute for it",
     ),
     "no kernel": (
         "net (float[1,4] x) => (float[1,4] y) { y = LayerNormalization(x, s) }", {"s": f32([1, 2, 3, 4])},
@@ -147,8 +147,8 @@ REASONS = {
 @pytest.mark.parametrize("name", REASONS)
 def test_a_unit_that_must_stay_float_says_why(name: str) -> None:
     body, weights, reason = REASONS[name]
-    unit = units(body, weights)["y"]
-    assert (unit.role, unit.reason.text) == (Role.FLOAT, reason)
+    group = groups(body, weights)["y"]
+    assert (group.role, group.reason.text) == (Role.FLOAT, reason)
 
 
 def test_a_split_with_an_output_that_nothing_reads_stays_float() -> None:
@@ -158,9 +158,9 @@ def test_a_split_with_an_output_that_nothing_reads_stays_float() -> None:
     )
     model.graph[0].name = "split"
     model.graph[0].outputs[1].dtype = model.graph[0].outputs[0].dtype = ir.DataType.FLOAT
-    (unit,) = find_units(model, KERNELS)
-    assert unit.reason.text == "the runtime splits integers only where every output is used"
-    assert unit.outputs == ("y",)
+    (group,) = find_fusion_groups(model, KERNELS)
+    assert group.reason.text == "the runtime splits integers only where every output is used"
+    assert group.outputs == ("y",)
 
 
 def test_ranges_are_measured_only_where_integers_can_flow() -> None:
@@ -175,6 +175,6 @@ def test_ranges_are_measured_only_where_integers_can_flow() -> None:
     }"""
     weights = {"w": weight(8, 8), "v": weight(4, 4), "zero": f32(0), "none": f32(-np.inf)}
     model, _ = normalize(parse(body, weights=weights), min_opset=13, max_opset=21)
-    observed = tensors_to_observe(find_units(model, KERNELS))
+    observed = tensors_to_observe(find_fusion_groups(model, KERNELS))
     assert set(observed) >= {"x", "q", "s", "p", "y"}
     assert {"k", "a"}.isdisjoint(observed), "infinite, and never integer"

@@ -13,7 +13,7 @@ from support import tiny
 from support.onnx_models import f32, parse
 from support.quantizing import target
 
-from edgepack.calibration.frontier import Front, can_be_parted, stages
+from edgepack.calibration.frontier import Frontier, can_be_parted, stages
 from edgepack.calibration.run import stream_activations
 from edgepack.config.recipe import Data, Override, Quantize
 from edgepack.config.target import Runtime
@@ -25,12 +25,12 @@ from edgepack.ir.inputs import input_specs
 from edgepack.ir.model import constant
 from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import QuantParams, QuantType
-from edgepack.quantization.groups import Unit, find_units
+from edgepack.quantization.groups import FusionGroup, find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan
 from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
-from edgepack.quantization.weights.low_bit import FewBits, bits_of_units, scale_by_error
+from edgepack.quantization.weights.low_bit import LowBit, bits_of_groups, scale_by_error
 from edgepack.quantization.weights.moments import InputMoments
 from edgepack.quantization.weights.rounding import Rounder, round_weights
 from edgepack.quantization.weights.sequential import intended_weight
@@ -70,13 +70,13 @@ def samples_of(folder: Path, model: ir.Model, x: Floats) -> Samples:
     return open_samples(Data(path=str(folder / "x.npz")), "calibration", input_specs(model), {}, base=folder)
 
 
-def weight_only(model: ir.Model, units: tuple[Unit, ...], few: dict[str, FewBits]) -> QuantPlan:
-    methods = {u.name: Request(Method.WEIGHT_ONLY) for u in units}
-    return make_plan(model, units, {}, target(), methods, WeightPreparation(few_bits=few))
+def weight_only(model: ir.Model, groups: tuple[FusionGroup, ...], few: dict[str, LowBit]) -> QuantPlan:
+    methods = {u.name: Request(Method.WEIGHT_ONLY) for u in groups}
+    return make_plan(model, groups, {}, target(), methods, WeightPreparation(low_bit=few))
 
 
-def few_of(model: ir.Model, units: tuple[Unit, ...], bits: int) -> dict[str, FewBits]:
-    return dict(bits_of_units(model, units, Quantize.model_validate({"weight_bits": bits}), target()).few)
+def few_of(model: ir.Model, groups: tuple[FusionGroup, ...], bits: int) -> dict[str, LowBit]:
+    return dict(bits_of_groups(model, groups, Quantize.model_validate({"weight_bits": bits}), target()).few)
 
 
 def outputs(path: Path, x: Floats) -> list[Any]:
@@ -96,14 +96,14 @@ def test_few_bits_rounded_layer_by_layer_beat_rounding_to_nearest(
     tmp_path: Path, bits: int, floor_db: float
 ) -> None:
     model = net()
-    units = find_units(model, target().kernels)
-    plan = weight_only(model, units, few_of(model, units, bits))
+    groups = find_fusion_groups(model, target().kernels)
+    plan = weight_only(model, groups, few_of(model, groups, bits))
     nearest = db(tmp_path, model, plan, Rounder(model))
     samples = samples_of(tmp_path, model, inputs(24, 1))
-    rounder = round_weights(model, plan, samples, second_order=True, threads=1, seed=0)
-    ours = weight_only(model, units, dict(rounder.few_bits))
+    rounder = round_weights(model, plan, samples, gptq=True, threads=1, seed=0)
+    ours = weight_only(model, groups, dict(rounder.low_bit))
     most = (1 << bits - 1) - 1
-    assert {u.bits for u in ours.units if u.weight is not None} == {bits}
+    assert {u.bits for u in ours.groups if u.weight is not None} == {bits}
     for rounded in rounder(ours).values():
         assert np.abs(rounded.integers.astype(int)).max() <= most
     found = db(tmp_path, model, ours, rounder)
@@ -112,8 +112,8 @@ def test_few_bits_rounded_layer_by_layer_beat_rounding_to_nearest(
 
 def test_four_bits_are_int4_tensors_that_the_runtime_multiplies_or_unfolds(tmp_path: Path) -> None:
     model = net()
-    units = find_units(model, target().kernels)
-    plan = weight_only(model, units, few_of(model, units, 4))
+    groups = find_fusion_groups(model, target().kernels)
+    plan = weight_only(model, groups, few_of(model, groups, 4))
     quantized = apply_plan(model, plan, Rounder(model)(plan))
     stored = [v for v in quantized.graph.initializers.values() if v.name and v.name.endswith("_q")]
     assert len(stored) == 4
@@ -130,8 +130,8 @@ def test_four_bits_are_int4_tensors_that_the_runtime_multiplies_or_unfolds(tmp_p
 
 def test_six_bits_and_integer_units_are_stored_as_int8(tmp_path: Path) -> None:
     model = net()
-    units = find_units(model, target().kernels)
-    plan = weight_only(model, units, few_of(model, units, 6))
+    groups = find_fusion_groups(model, target().kernels)
+    plan = weight_only(model, groups, few_of(model, groups, 6))
     quantized = apply_plan(model, plan, Rounder(model)(plan))
     kinds = {
         v.const_value.dtype
@@ -143,31 +143,31 @@ def test_six_bits_and_integer_units_are_stored_as_int8(tmp_path: Path) -> None:
 
 def test_what_a_target_does_not_have_is_refused_with_its_name() -> None:
     model = net()
-    units = find_units(model, target().kernels)
+    groups = find_fusion_groups(model, target().kernels)
     bare = target(weight_bits={})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="target 'x86-cpu' has no 4-bit weights for Conv"):
-        bits_of_units(model, units, Quantize(weight_bits=4), bare)
+        bits_of_groups(model, groups, Quantize(weight_bits=4), bare)
     some = target(weight_bits={"MatMul": (4, 8)})  # type: ignore[arg-type]
-    found = bits_of_units(model, units, Quantize(weight_bits=4), some)
-    assert [n.split("/")[-1] for n in found.few] == [u.name for u in units if u.op_type == "MatMul"]
+    found = bits_of_groups(model, groups, Quantize(weight_bits=4), some)
+    assert [n.split("/")[-1] for n in found.few] == [u.name for u in groups if u.op_type == "MatMul"]
     assert found.notes == ("target 'x86-cpu' has no 4-bit weights for Conv: 8 bits",)
     by_type = Quantize(overrides=(Override(op_types=("Conv",), bits=4),))
     with pytest.raises(ConfigError, match=r"override: node .* has no 4-bit weights for Conv"):
-        bits_of_units(model, units, by_type, some)
+        bits_of_groups(model, groups, by_type, some)
 
 
 def test_an_override_speaks_for_units_by_name_before_type() -> None:
     model = net()
-    units = find_units(model, target().kernels)
-    first = next(u.name for u in units if u.op_type == "Conv")
+    groups = find_fusion_groups(model, target().kernels)
+    first = next(u.name for u in groups if u.op_type == "Conv")
     wanted = Quantize(
         weight_bits=8,
         overrides=(Override(op_types=("Conv",), bits=4), Override(nodes=(first,), bits=6)),
     )
-    few = bits_of_units(model, units, wanted, target()).few
-    assert {few[u.name].bits for u in units if u.name in few and u.name != first} == {4}
+    few = bits_of_groups(model, groups, wanted, target()).few
+    assert {few[u.name].bits for u in groups if u.name in few and u.name != first} == {4}
     assert few[first].bits == 6
-    assert not any(u.name in few for u in units if u.op_type == "MatMul")
+    assert not any(u.name in few for u in groups if u.op_type == "MatMul")
 
 
 @given(seed=st.integers(0, 100), bits=st.sampled_from([4, 6]), per_tensor=st.booleans())
@@ -197,11 +197,11 @@ def test_a_front_computes_what_the_whole_model_does(tmp_path: Path) -> None:
     names = ["b", "d", "g"]
     expected = [arrays for _, arrays in stream_activations(model, samples, names, threads=1)]
     (tmp_path / "front").mkdir()
-    front = Front(model, samples, names, tmp_path / "front", threads=1)
+    frontier = Frontier(model, samples, names, tmp_path / "front", threads=1)
     for name in names:
-        front.advance([name])
+        frontier.advance([name])
         for number, arrays in enumerate(expected):
-            np.testing.assert_allclose(f32(front.value(number, name)), arrays[name], rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(f32(frontier.value(number, name)), arrays[name], rtol=1e-5, atol=1e-5)
 
 
 def test_a_front_keeps_in_files_what_memory_does_not_hold(
@@ -211,12 +211,12 @@ def test_a_front_keeps_in_files_what_memory_does_not_hold(
     body = "net (float[1, 256, 128] x) => (float[1, 256, 128] y) { a = Relu (x)  y = Neg (a) }"
     model = normalize(parse(body), min_opset=13, max_opset=23)[0]
     x = f32(np.random.default_rng(0).normal(size=(2, 1, 256, 128)))
-    front = Front(model, samples_of(tmp_path, model, x), ["a", "y"], tmp_path, threads=1)
-    front.advance(["a"])
+    frontier = Frontier(model, samples_of(tmp_path, model, x), ["a", "y"], tmp_path, threads=1)
+    frontier.advance(["a"])
     assert len(list(tmp_path.glob("*.npy"))) == 2
-    np.testing.assert_array_equal(front.value(1, "a"), np.maximum(x[1], 0))
-    front.advance(["y"])
-    np.testing.assert_array_equal(front.value(1, "y"), -np.maximum(x[1], 0))
+    np.testing.assert_array_equal(frontier.value(1, "a"), np.maximum(x[1], 0))
+    frontier.advance(["y"])
+    np.testing.assert_array_equal(frontier.value(1, "y"), -np.maximum(x[1], 0))
 
 
 def test_stages_follow_what_is_read() -> None:

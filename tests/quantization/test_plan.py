@@ -16,7 +16,7 @@ from edgepack.errors import ConfigError
 from edgepack.graph.normalize import normalize
 from edgepack.ir.fingerprint import fingerprint
 from edgepack.ir.scheme import Granularity, QuantParams
-from edgepack.quantization.groups import Unit, find_units
+from edgepack.quantization.groups import FusionGroup, find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, requested_methods, tensors_to_observe
 from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.weights.params import weight_axis
@@ -42,7 +42,7 @@ def plan(
     """A plan with ranges [-1, 1] but for those given; ``methods`` by the first output of the main node."""
     device = device or target()
     model, _ = normalize(parse(body, weights=weights), min_opset=13, max_opset=21)
-    found = find_units(model, device.kernels)
+    found = find_fusion_groups(model, device.kernels)
     table = dict.fromkeys(tensors_to_observe(found), Range(-1, 1, -1, 1))
     table |= {name: Range(*bounds, *bounds) for name, bounds in (ranges or {}).items()}
     asked = {u.name: Request(method) for u in found}
@@ -58,22 +58,22 @@ def plan(
     return made, model
 
 
-def _values(model: ir.Model, unit: Unit) -> list[str | None]:
-    return [v.name for n in model.graph if n.name in (unit.name, unit.activation) for v in n.outputs]
+def _values(model: ir.Model, group: FusionGroup) -> list[str | None]:
+    return [v.name for n in model.graph if n.name in (group.name, group.activation) for v in n.outputs]
 
 
 def by_output(made: QuantPlan) -> dict[str, tuple[str, str]]:
-    return {u.unit.outputs[0]: (str(u.method), u.reason.text) for u in made.units if u.unit.outputs}
+    return {u.group.outputs[0]: (str(u.method), u.reason.text) for u in made.groups if u.group.outputs}
 
 
 def text(made: QuantPlan) -> str:
-    """A plan as lines: one a unit, one a quantized activation."""
+    """A plan as lines: one a group, one a quantized activation."""
     lines = []
-    for u in made.units:
-        parts = [f"{u.method:11s} {u.unit.op_type}"]
-        parts += ["+ activation" + (" (implied)" if u.drop_activation else "")] if u.unit.activation else []
-        parts.append(f"{', '.join(u.unit.inputs) or '-'} -> {', '.join(u.unit.outputs)}")
-        parts += [f"weight {u.unit.weight} {params_text(u.weight)}"] if u.weight is not None else []
+    for u in made.groups:
+        parts = [f"{u.method:11s} {u.group.op_type}"]
+        parts += ["+ activation" + (" (implied)" if u.drop_activation else "")] if u.group.activation else []
+        parts.append(f"{', '.join(u.group.inputs) or '-'} -> {', '.join(u.group.outputs)}")
+        parts += [f"weight {u.group.weight} {params_text(u.weight)}"] if u.weight is not None else []
         parts += [f"# {u.reason}"] if u.reason else []
         lines.append("  ".join(parts))
     return "\n".join([*lines, *(f"{name}: {params_text(p)}" for name, p in made.activations.items()), ""])
@@ -177,7 +177,7 @@ def test_saturation_stands_for_an_activation_only_where_it_does_the_same(
     device = target(S8 if activation is S8 else U8, symmetric=symmetric)
     made, _ = plan(body, used, device=device, ranges={"y": bounds})
     # A symmetric range reaches below zero, where the activation does not.
-    assert made.units[0].drop_activation is (implied and not symmetric)
+    assert made.groups[0].drop_activation is (implied and not symmetric)
 
 
 def test_moves_share_the_parameters_of_what_they_move() -> None:
@@ -201,7 +201,7 @@ def test_a_value_that_no_sample_reached_leaves_its_units_in_float() -> None:
     device = target()
     body = "net (float[1,4,8,8] x) => (float[a,b,c,d] y) { c = Conv(x, w) s = Sigmoid(c) y = Conv(s, v) }"
     model, _ = normalize(parse(body, weights=CONV), min_opset=13, max_opset=21)
-    found = find_units(model, device.kernels)
+    found = find_fusion_groups(model, device.kernels)
     made = make_plan(
         model, found, {n: Range(-1, 1, -1, 1) for n in ("x", "c", "y")}, device,
         {u.name: Request(Method.STATIC) for u in found},
@@ -248,7 +248,7 @@ def test_a_bias_widens_the_scale_of_weights_too_small_for_it() -> None:
     tiny = np.full((4, 4, 1, 1), 1e-9, np.float32)
     body = "net (float[1,4,8,8] x) => (float[a,b,c,d] y) { y = Conv(x, w, b) }"
     made, _ = plan(body, {"w": tiny, "b": f32([0, 1, 100, -100])})
-    params, x = made.units[0].weight, made.activations["x"]
+    params, x = made.groups[0].weight, made.activations["x"]
     assert params is not None
     stored = np.abs([0, 1, 100, 100]) / (params.scale * x.scale)
     assert (stored <= 2**30 * 1.01).all()
@@ -258,7 +258,7 @@ def test_a_dead_input_and_a_dead_channel_have_scales() -> None:
     body = "net (float[1,4,8,8] x) => (float[a,b,c,d] y) { y = Conv(x, w) }"
     zeros = np.zeros((4, 4, 1, 1), np.float32)
     made, _ = plan(body, {"w": zeros}, ranges={"x": (0, 0), "y": (0, 0)})
-    params = made.units[0].weight
+    params = made.groups[0].weight
     assert params is not None
     assert (params.scale * made.activations["x"].scale > 0).all()
 
@@ -274,7 +274,7 @@ def test_channel_axes(granularity: Granularity) -> None:
     ]
     for body, array, axis in cases:
         made, model = plan(body, {"w": array}, device=target(granularity=granularity))
-        params = made.units[0].weight
+        params = made.groups[0].weight
         assert params is not None
         expected = axis if granularity is Granularity.PER_CHANNEL else None
         assert params.axis == expected
@@ -284,7 +284,7 @@ def test_channel_axes(granularity: Granularity) -> None:
 def test_overrides_by_name_win_over_those_by_type() -> None:
     body = "net (float[1,4,8,8] x) => (float[a,b,c,d] y) { c = Conv(x, w) y = Conv(c, v) }"
     model, _ = normalize(parse(body, weights=CONV), min_opset=13, max_opset=21)
-    found = find_units(model, target().kernels)
+    found = find_fusion_groups(model, target().kernels)
     first, second = found[0].name, found[1].name
     overrides = [
         Override(op_types=("Conv",), method="float", reason="all of them"),
@@ -307,4 +307,4 @@ def test_an_override_of_something_that_is_not_there_is_an_error(override: Overri
     body = "net (float[1,4,8,8] x) => (float[a,b,c,d] y) { c = Conv(x, w) y = Conv(c, v) }"
     model, _ = normalize(parse(body, weights=CONV), min_opset=13, max_opset=21)
     with pytest.raises(ConfigError, match=message):
-        requested_methods(find_units(model, target().kernels), [override])
+        requested_methods(find_fusion_groups(model, target().kernels), [override])

@@ -251,7 +251,7 @@ def test_light_units_that_are_asked_to_be_float_are(node: str, tmp_path: Path) -
 def test_dynamic_products(name: str, granularity: Granularity, tmp_path: Path) -> None:
     case = PRODUCTS[name]
     made = build(tmp_path, case.body, case.weights, method=DYNAMIC, device=target(granularity=granularity))
-    weighted = sum(u.unit.weight is not None for u in made.plan.units)
+    weighted = sum(u.group.weight is not None for u in made.plan.groups)
     assert len(made.plan.of(DYNAMIC)) == weighted
     assert sum(made.fused.integer_kernels.values()) == weighted
     assert set(made.fused.integer_kernels) <= {"DynamicQuantizeMatMul", "MatMulIntegerToFloat"}

@@ -57,12 +57,12 @@ def test_recurrent_weights_are_stored(
 def test_gru_has_no_integer_kernel(tmp_path: Path) -> None:
     case = recurrent("GRU", 1)
     stored = build(tmp_path, case.body, case.weights, method=DYNAMIC, device=target(weight_only=STORABLE))
-    (unit,) = stored.plan.units
-    assert (unit.method, unit.reason.text) == (
+    (group,) = stored.plan.groups
+    assert (group.method, group.reason.text) == (
         WEIGHT_ONLY,
         "no dynamic kernel for GRU; weights stored as int8",
     )
     not_stored = target(weight_only=("MatMul",))
     plain = build(tmp_path, case.body, case.weights, method=DYNAMIC, device=not_stored)
-    (unit,) = plain.plan.units
-    assert (unit.method, unit.reason.text) == (FLOAT, "the target's runtime has no integer kernel for GRU")
+    (group,) = plain.plan.groups
+    assert (group.method, group.reason.text) == (FLOAT, "the target's runtime has no integer kernel for GRU")

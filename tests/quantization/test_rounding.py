@@ -1,4 +1,4 @@
-"""What flows into weights, second-order rounding, and biases that make up for rounding."""
+"""What flows into weights, GPTQ, and biases that make up for rounding."""
 
 from pathlib import Path
 
@@ -18,11 +18,11 @@ from edgepack.graph.normalize import normalize
 from edgepack.ir.inputs import input_specs
 from edgepack.ir.numerics import choose_weight_params, dequantize
 from edgepack.ir.scheme import QuantScheme, QuantType
-from edgepack.quantization.groups import find_units
+from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
 from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.weights import moments as moments_module
-from edgepack.quantization.weights.gptq import output_error, round_second_order
+from edgepack.quantization.weights.gptq import output_error, round_gptq
 from edgepack.quantization.weights.matrix import from_groups, to_groups, weight_of
 from edgepack.quantization.weights.moments import POSITIONS, InputMoments, stream_moments, weight_inputs
 from edgepack.quantization.weights.rounding import Rounder, round_weights
@@ -150,7 +150,7 @@ def test_never_worse_than_nearest_and_inside_the_limit(
 ) -> None:
     weight, second, scale = problem(groups, outputs, columns, seed)
     kept = weight.copy()
-    integers = round_second_order(weight, second, scale, 7)
+    integers = round_gptq(weight, second, scale, 7)
     nearest = np.clip(np.rint(weight / scale), -7, 7)
     np.testing.assert_array_equal(weight, kept)
     assert integers.shape == weight.shape
@@ -162,7 +162,7 @@ def test_never_worse_than_nearest_and_inside_the_limit(
 
 def test_clearly_better_than_nearest_where_inputs_are_correlated() -> None:
     weight, second, scale = problem(1, 16, 150, 0)
-    integers = round_second_order(weight, second, scale, 7)
+    integers = round_gptq(weight, second, scale, 7)
     found = output_error(weight, integers * scale, second).sum()
     plain = output_error(weight, np.rint(weight / scale) * scale, second).sum()
     assert found < 0.5 * plain
@@ -176,14 +176,14 @@ def test_is_nearest_where_inputs_are_independent(columns: int, seed: int) -> Non
     second = np.stack([np.diag(f32(rng.uniform(0, 5, columns))) for _ in range(2)])
     scale = f32(np.abs(weight).max(2, keepdims=True) / 7)
     np.testing.assert_array_equal(
-        round_second_order(weight, second, scale, 7), np.clip(np.rint(weight / scale), -7, 7)
+        round_gptq(weight, second, scale, 7), np.clip(np.rint(weight / scale), -7, 7)
     )
 
 
 def test_groups_are_rounded_each_for_itself() -> None:
     weight, second, scale = problem(3, 4, 70, 1)
-    together = round_second_order(weight, second, scale, 7)
-    alone = [round_second_order(weight[[g]], second[[g]], scale[[g]], 7)[0] for g in range(3)]
+    together = round_gptq(weight, second, scale, 7)
+    alone = [round_gptq(weight[[g]], second[[g]], scale[[g]], 7)[0] for g in range(3)]
     np.testing.assert_array_equal(together, np.stack(alone))
 
 
@@ -201,7 +201,7 @@ def test_follows_the_method_column_by_column() -> None:
         error = left[:, i] - expected[:, i] * scale[0, :, 0]
         left[:, still] -= np.outer(error / inverse[0, 0], inverse[0])
         still = still[1:]
-    found = round_second_order(weight, second, scale, 7)[0]
+    found = round_gptq(weight, second, scale, 7)[0]
     # Single precision may round a column the other way now and then, and what follows makes up for it.
     errors = [output_error(weight, f32(q)[None] * scale, second).sum() for q in (found, expected)]
     assert (found == expected).mean() > 0.9
@@ -212,7 +212,7 @@ def test_follows_the_method_column_by_column() -> None:
 def test_inputs_that_are_always_zero(dead: str) -> None:
     weight, second, scale = problem(2, 3, 20, 3)
     keep = f32(np.arange(20) >= (20 if dead == "all" else 8))
-    integers = round_second_order(weight, second * keep[:, None] * keep, scale, 7)
+    integers = round_gptq(weight, second * keep[:, None] * keep, scale, 7)
     quiet = keep == 0
     np.testing.assert_array_equal(integers[:, :, quiet], np.clip(np.rint(weight / scale), -7, 7)[:, :, quiet])
 
@@ -232,14 +232,14 @@ def prepared(
     target = load_target("x86-cpu")
     quantization = target.quantization.model_copy(update={"reduce_range": reduce_range})
     target = target.model_copy(update={"quantization": quantization})
-    units = find_units(model, target.kernels)
-    table = calibrate(model, samples, tensors_to_observe(units), Calibration(observer="minmax"), threads=1)
-    methods = {u.name: Request(Method.STATIC) for u in units}
-    return model, make_plan(model, units, table.ranges, target, methods), samples
+    groups = find_fusion_groups(model, target.kernels)
+    table = calibrate(model, samples, tensors_to_observe(groups), Calibration(observer="minmax"), threads=1)
+    methods = {u.name: Request(Method.STATIC) for u in groups}
+    return model, make_plan(model, groups, table.ranges, target, methods), samples
 
 
 def rounder_of(model: ir.Model, plan: QuantPlan, samples: Samples, *, second_order: bool) -> Rounder:
-    return round_weights(model, plan, samples, second_order=second_order, threads=1, seed=0)
+    return round_weights(model, plan, samples, gptq=second_order, threads=1, seed=0)
 
 
 MODELS = {
@@ -261,11 +261,11 @@ def test_the_mean_error_of_the_output_is_taken_out(tmp_path: Path, kind: str, se
     x = f32(rng.normal(size=(5, 1, 6, 8, 8)) + 2)  # 64 positions or less: all are looked at
     model, plan, samples = prepared(tmp_path, model, x)
     rounder = rounder_of(model, plan, samples, second_order=second_order)
-    (unit,) = (u for u in plan.units if u.weight is not None)
-    assert unit.weight is not None
-    rounded = rounder(plan)[unit.unit.name]
+    (group,) = (u for u in plan.groups if u.weight is not None)
+    assert group.weight is not None
+    rounded = rounder(plan)[group.group.name]
     assert rounded.bias is not None
-    stored = {"w": dequantize(rounded.integers, unit.weight), "b": rounded.bias}
+    stored = {"w": dequantize(rounded.integers, group.weight), "b": rounded.bias}
     with_bias = body if "b)" in body else body.replace("w)", "w, b)")
     integer = parse(f"net (float[1, 6, 8, 8] x) => (float[1, C, H, W] y) {{ {with_bias} }}", weights=stored)
     errors = np.stack([run(integer, {"x": s})["y"] - run(model, {"x": s})["y"] for s in x])
@@ -282,11 +282,11 @@ def test_second_order_lowers_the_error_of_real_outputs(tmp_path: Path) -> None:
     )
     x = f32(rng.normal(size=(40, 1, 9, 8)) @ mixing + 0.05 * rng.normal(size=(40, 1, 9, 48)))
     model, plan, samples = prepared(tmp_path, model, x[:20])
-    (unit,) = (u for u in plan.units if u.weight is not None)
-    assert unit.weight is not None
+    (group,) = (u for u in plan.groups if u.weight is not None)
+    assert group.weight is not None
 
     def error(rounder: Rounder) -> float:
-        stored = dequantize(rounder(plan)[unit.unit.name].integers, unit.weight)  # type: ignore[arg-type]
+        stored = dequantize(rounder(plan)[group.group.name].integers, group.weight)  # type: ignore[arg-type]
         return float(((x[20:] @ (stored - weight)) ** 2).mean())
 
     assert error(rounder_of(model, plan, samples, second_order=True)) < 0.3 * error(Rounder(model))
@@ -315,17 +315,17 @@ def test_weights_of_other_parameters_are_rounded_to_nearest(tmp_path: Path) -> N
     model = parse("net (float[2, 6] x) => (float[2, 4] y) { y = MatMul (x, w) }", weights={"w": weight})
     model, plan, samples = prepared(tmp_path, model, f32(rng.normal(size=(4, 2, 6))))
     rounder = rounder_of(model, plan, samples, second_order=True)
-    (unit,) = (u for u in plan.units if u.weight is not None)
-    assert unit.weight is not None
-    assert next(iter(rounder.rounded))[0] == unit.unit.name
+    (group,) = (u for u in plan.groups if u.weight is not None)
+    assert group.weight is not None
+    assert next(iter(rounder.rounded))[0] == group.group.name
     other = choose_weight_params(weight * 2, WEIGHTS, 1)
     changed = QuantPlan(
-        tuple(type(u)(u.unit, u.method, u.reason, other) if u is unit else u for u in plan.units),
+        tuple(type(u)(u.group, u.method, u.reason, other) if u is group else u for u in plan.groups),
         plan.activations,
         plan.activation_scheme,
         plan.weight_scheme,
     )
-    integers = rounder(changed)[unit.unit.name].integers
+    integers = rounder(changed)[group.group.name].integers
     np.testing.assert_array_equal(integers, np.rint(weight / other.scale))
 
 
@@ -345,9 +345,9 @@ def three_layers() -> ir.Model:
 
 
 def moments_of(model: ir.Model, plan: QuantPlan, samples: Samples) -> dict[str, InputMoments]:
-    units = [u.unit for u in plan.units if u.weight is not None]
-    streamed = stream_moments(model, units, samples, second_order=True, threads=1, seed=0)
-    return {unit.name: moments for unit, moments in streamed}
+    groups = [u.group for u in plan.groups if u.weight is not None]
+    streamed = stream_moments(model, groups, samples, second_order=True, threads=1, seed=0)
+    return {group.name: moments for group, moments in streamed}
 
 
 def test_passes_over_the_samples_as_memory_allows_give_the_same(

@@ -23,7 +23,7 @@ from edgepack.ir.files import save_model
 from edgepack.ir.inputs import input_specs
 from edgepack.ir.numerics import quantize, sqnr_db
 from edgepack.ir.scheme import Granularity, QuantScheme, QuantType
-from edgepack.quantization.groups import find_units
+from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan
 from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import Method, QuantPlan, Request
@@ -39,7 +39,7 @@ from edgepack.quantization.weights.pair_saturation import (
 )
 from edgepack.quantization.weights.params import weight_params
 from edgepack.quantization.weights.rounding import Rounder, round_weights
-from edgepack.quantization.weights.saturation import narrow_notes, outputs_that_saturate
+from edgepack.quantization.weights.saturation import outputs_that_saturate, reduced_range_notes
 
 NET = """net (float[1,8,6,6] x) => (float[n,k] y) {
     c = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(c)
@@ -96,10 +96,10 @@ def test_seven_bits_never_saturate(granularity: Granularity) -> None:
     weight[:2, 0], weight[:, 1] = 3, [3, -3] * 3  # output 1 has no two large neighbours of one sign
     scheme = QuantScheme(QuantType.INT8, True, granularity, saturates=True)
     params = weight_params(node, weight, scheme)
-    narrow = could_saturate(node, weight, params)
-    assert narrow[0]
-    assert granularity is Granularity.PER_TENSOR or not narrow[1]
-    fewer = with_fewer_bits(weight, params, scheme, narrow)
+    reduced_range = could_saturate(node, weight, params)
+    assert reduced_range[0]
+    assert granularity is Granularity.PER_TENSOR or not reduced_range[1]
+    fewer = with_fewer_bits(weight, params, scheme, reduced_range)
     assert could_saturate(node, weight, fewer) == ()
     stored = quantize(weight, fewer)
     assert np.abs(stored[:, 0]).max() == 63
@@ -135,22 +135,22 @@ def material(folder: Path) -> tuple[ir.Model, Mapping[str, Range], Samples]:
 
 def planned(folder: Path, device: Target) -> tuple[ir.Model, QuantPlan, Rounder, Samples]:
     model, ranges, samples = material(folder)
-    units = find_units(model, device.kernels)
-    narrow = {}
+    groups = find_fusion_groups(model, device.kernels)
+    reduced_range = {}
     if device.quantization.saturates:
-        narrow = outputs_that_saturate(model, units, ranges, device, samples, seed=0)
-    methods = {u.name: Request(Method.STATIC) for u in units}
-    plan = make_plan(model, units, ranges, device, methods, WeightPreparation(narrow=narrow))
-    rounder = round_weights(model, plan, samples, second_order=True, threads=1, seed=0)
+        reduced_range = outputs_that_saturate(model, groups, ranges, device, samples, seed=0)
+    methods = {u.name: Request(Method.STATIC) for u in groups}
+    plan = make_plan(model, groups, ranges, device, methods, WeightPreparation(reduced_range=reduced_range))
+    rounder = round_weights(model, plan, samples, gptq=True, threads=1, seed=0)
     return model, plan, rounder, samples
 
 
 def cut_off(model: ir.Model, plan: QuantPlan, rounder: Rounder, samples: Samples, name: str) -> Array:
     """By output, the largest magnitude that saturating pairs lose on the samples, as the processor adds."""
     node = next(n for n in model.graph if n.outputs[0].name == name)
-    unit_plan = next(u for u in plan.units if u.unit.name == node.name)
+    group_plan = next(u for u in plan.groups if u.group.name == node.name)
     rows = to_groups(node, rounder(plan)[node.name or ""].integers).astype(int)
-    pairs = weight_pairs(node, rounder(plan)[node.name or ""].integers, unit_plan.added_channels)
+    pairs = weight_pairs(node, rounder(plan)[node.name or ""].integers, group_plan.added_channels)
     lost = np.zeros(rows.shape[1])
     for sample in samples:
         x = weight_inputs(node, sample.feeds["x"], np.random.default_rng(0))
@@ -167,28 +167,28 @@ def test_what_saturates_loses_a_bit_and_nothing_else(tmp_path: Path) -> None:
     lost = cut_off(model, plan, rounder, samples, "c") > 0
     assert lost[:4].all()
     assert not lost.all()
-    assert not any(u.narrow for u in plan.units)
-    assert narrow_notes(plan) == []
+    assert not any(u.reduced_range for u in plan.groups)
+    assert reduced_range_notes(plan) == []
     model, plan, rounder, samples = planned(tmp_path, avx2())
     assert not cut_off(model, plan, rounder, samples, "c").any()
-    conv = next(u for u in plan.units if u.unit.op_type == "Conv" and len(u.narrow))
-    assert np.array(conv.narrow)[lost].all()
-    assert sum(conv.narrow) <= lost.sum() + 2, "but for those near the limit"
-    assert conv.reason.text == f"{sum(conv.narrow)} of 16 outputs have 7-bit weights: 8 would saturate"
-    depthwise = next(u for u in plan.units if u.unit.inputs == ("r",))
-    assert depthwise.narrow == ()
-    stored = rounder(plan)[conv.unit.name].integers
-    assert ((np.abs(stored).max(axis=(1, 2, 3)) <= 63) == np.array(conv.narrow)).all()
-    assert narrow_notes(plan)[0].endswith("have 7-bit weights: 8 would saturate")
+    conv = next(u for u in plan.groups if u.group.op_type == "Conv" and len(u.reduced_range))
+    assert np.array(conv.reduced_range)[lost].all()
+    assert sum(conv.reduced_range) <= lost.sum() + 2, "but for those near the limit"
+    assert conv.reason.text == f"{sum(conv.reduced_range)} of 16 outputs have 7-bit weights: 8 would saturate"
+    depthwise = next(u for u in plan.groups if u.group.inputs == ("r",))
+    assert depthwise.reduced_range == ()
+    stored = rounder(plan)[conv.group.name].integers
+    assert ((np.abs(stored).max(axis=(1, 2, 3)) <= 63) == np.array(conv.reduced_range)).all()
+    assert reduced_range_notes(plan)[0].endswith("have 7-bit weights: 8 would saturate")
 
 
 def test_weights_that_no_integer_kernel_reads_keep_their_bits(tmp_path: Path) -> None:
     model, ranges, _ = material(tmp_path)
-    units = find_units(model, avx2().kernels)
+    groups = find_fusion_groups(model, avx2().kernels)
     for method, expected in ((Method.WEIGHT_ONLY, False), (Method.DYNAMIC, True)):
-        plan = make_plan(model, units, ranges, avx2(), {u.name: Request(method) for u in units})
-        gemm = next(u for u in plan.units if u.unit.op_type == "Gemm")
-        assert any(gemm.narrow) is expected, "a range found at run time is used to its end"
+        plan = make_plan(model, groups, ranges, avx2(), {u.name: Request(method) for u in groups})
+        gemm = next(u for u in plan.groups if u.group.op_type == "Gemm")
+        assert any(gemm.reduced_range) is expected, "a range found at run time is used to its end"
 
 
 @pytest.mark.rig

@@ -1,4 +1,4 @@
-"""Constants of units without an integer form: stored as int8, folded to float when the file is loaded."""
+"""Constants of groups without an integer form: stored as int8, folded to float when the file is loaded."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from support.quantizing import build, target, weight
 
 from edgepack.graph.normalize import normalize
 from edgepack.ir.scheme import Granularity
-from edgepack.quantization.groups import find_units
+from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan
 from edgepack.quantization.plan.types import Method, Request
 from edgepack.quantization.rewrite.apply import apply_plan
@@ -83,7 +83,9 @@ def test_a_constant_that_is_needed_in_float_is_not_stored_besides(tmp_path: Path
     body = f'{STORED} a = Einsum <equation = "bij,bjk->bik"> (x, w) b = MatMul (x, w) y = Sub (a, b) }}'
     made = build(tmp_path, body, {"w": weight(2, 64, 48)}, method={"b": Method.FLOAT})
     assert "INT8" not in stored_bytes(made.quantized)
-    assert "needs 'w' in float" in next(u.reason.text for u in made.plan.units if u.unit.op_type == "Einsum")
+    assert "needs 'w' in float" in next(
+        u.reason.text for u in made.plan.groups if u.group.op_type == "Einsum"
+    )
 
 
 def branches() -> ir.Model:
@@ -111,8 +113,8 @@ def branches() -> ir.Model:
 def test_constants_of_bodies_are_stored() -> None:
     model, _ = normalize(branches(), min_opset=13, max_opset=23)
     device = target()
-    units = find_units(model, device.kernels)
-    plan = make_plan(model, units, {}, device, {u.name: Request(Method.STORED) for u in units})
+    groups = find_fusion_groups(model, device.kernels)
+    plan = make_plan(model, groups, {}, device, {u.name: Request(Method.STORED) for u in groups})
     made = apply_plan(model, plan, Rounder(model)(plan))
     held = stored_bytes(made)
     assert held["INT8"] == 3 * 64 * 64
@@ -149,7 +151,7 @@ def test_it_is_a_form_of_the_whole_model_where_it_differs() -> None:
     body, weights = CASES["einsum"]
     model, _ = normalize(parse(body, weights=weights), min_opset=13, max_opset=23)
     device = target()
-    units = find_units(model, device.kernels)
-    assert list(whole_model_methods(units, device)) == ["stored", "float"]
-    methods = methods_of(units, WholeModel.STORED, {}, {})
+    groups = find_fusion_groups(model, device.kernels)
+    assert list(whole_model_methods(groups, device)) == ["stored", "float"]
+    methods = methods_of(groups, WholeModel.STORED, {}, {})
     assert [m for m, _ in methods.values()] == [Method.STORED]

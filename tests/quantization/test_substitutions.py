@@ -8,7 +8,7 @@ from support.onnx_models import Array, f32, i64, parse
 from support.quantizing import U8, Built, build, target, weight
 
 from edgepack.ir.scheme import QuantType
-from edgepack.quantization.rewrite.substitutions import has_stand_in, sources
+from edgepack.quantization.rewrite.substitutions import has_substitute, sources
 
 BODY = "net (float[{n}, 4, 9, 8] x) => (float[a, b, c, d] y) {{ c = Conv(x, w) o = {o} y = Conv(o, v) }}"
 WEIGHTS = {"w": weight(6, 4, 1, 1), "v": weight(3, 6, 1, 1, seed=2)}
@@ -33,7 +33,7 @@ ROUNDINGS = ["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"]
 def both(
     folder: Path, node: str, activation: QuantType = U8, *, batch: str = "n", opset: int = 17, **more: Array
 ) -> tuple[Built, Built]:
-    """The model with the runtime's own kernel and with the stand-in."""
+    """The model with the runtime's own kernel and with the substitute."""
     made = []
     for name, ops in (("own", ()), ("other", ("AveragePool", "Resize"))):
         (folder / name).mkdir()
@@ -60,7 +60,7 @@ def test_averages_are_convolutions(name: str, activation: QuantType, tmp_path: P
 def test_averages_that_a_convolution_is_not(name: str, tmp_path: Path) -> None:
     """They compute in float, as a clock would have it, before a convolution; one window is as quick."""
     own, other = both(tmp_path, OTHER_AVERAGES[name])
-    assert not any(u.stand_in for u in other.plan.units)
+    assert not any(u.substituted for u in other.plan.groups)
     assert abs(own.sqnr_db - other.sqnr_db) < 0.5
     assert own.forms()["o"] == "static"
     assert other.forms()["o"] == ("static" if name == "one window" else "float")
@@ -116,7 +116,7 @@ def test_nearest_of_some_axes_whose_sizes_no_scale_gives(axes: str) -> None:
     """In the model as it is: normalization speaks of all axes where it can."""
     body = f"net (float[n, 6, 9, 8] x) => (float[n, 6, 18, 24] y) {{ y = Resize<axes=[{axes}]>(x, , , s) }}"
     node = parse(body, opset=19, weights={"s": i64([18, 24])}).graph[0]
-    assert has_stand_in(node)
+    assert has_substitute(node)
     np.testing.assert_array_equal(sources(node, 2, 9, 18), np.repeat(np.arange(9), 2))
     np.testing.assert_array_equal(sources(node, 3, 8, 24), np.repeat(np.arange(8), 3))
 
@@ -124,7 +124,7 @@ def test_nearest_of_some_axes_whose_sizes_no_scale_gives(axes: str) -> None:
 def test_what_keeps_the_aspect_ratio_stays() -> None:
     body = """net (float[1, 6, 9, 8] x) => (float[1, 6, 18, 16] y) {
         y = Resize<axes=[2,3], keep_aspect_ratio_policy="not_larger">(x, , , s) }"""
-    assert not has_stand_in(parse(body, opset=19, weights={"s": i64([18, 24])}).graph[0])
+    assert not has_substitute(parse(body, opset=19, weights={"s": i64([18, 24])}).graph[0])
 
 
 def test_a_resize_that_ends_the_model(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Two builds side by side: figures, changes, units of other forms, and what makes them incomparable."""
+"""Two builds side by side: figures, changes, groups of other forms, and what makes them incomparable."""
 
 import json
 from dataclasses import replace
@@ -6,17 +6,17 @@ from pathlib import Path
 
 from support import tiny
 from support.pages import HOSTILE, checked
-from support.reports import BUILT, ORIGINAL, REPORT, UNITS
+from support.reports import BUILT, GROUPS, ORIGINAL, REPORT
 
 from edgepack.report.comparison import change_text, compare_builds, named, pair_text, value_texts
-from edgepack.report.html.pair import pair_page
+from edgepack.report.html.pair import comparison_html
 from edgepack.results import Fidelity
 
 SMALLER = replace(
     REPORT,
     passed=False,
     models=(ORIGINAL, replace(BUILT, size_bytes=750_000, speedup=1.0), replace(BUILT, name="ort")),
-    units=(UNITS[0], replace(UNITS[1], method="float"), *UNITS[2:4]),
+    units=(GROUPS[0], replace(GROUPS[1], method="float"), *GROUPS[2:4]),
     environment={"cpu": "Another", "onnxruntime": "1.32.0"},
 )
 
@@ -59,7 +59,7 @@ def test_what_does_not_compare_is_told() -> None:
 
 
 def test_the_page_of_two_builds() -> None:
-    page = pair_page(compare_builds((HOSTILE, "b"), REPORT, SMALLER))
+    page = comparison_html(compare_builds((HOSTILE, "b"), REPORT, SMALLER))
     found = checked(page)
     assert "Onnx size" in found.charts and "<script>alert" not in page
     assert "−25.0 % better" in page and "−50.0 % worse" in page

@@ -19,17 +19,17 @@ from edgepack.report.html.charts import Bar, Point, bars, dots, log_ticks, scatt
 from edgepack.report.html.layers import MOST_HISTOGRAM_BYTES
 from edgepack.report.html.markup import Html, join, tag
 from edgepack.report.html.reading import read_report
-from edgepack.report.html.render import report_page, write_page
+from edgepack.report.html.render import report_html, write_html
 from edgepack.results import (
     SCHEMA_VERSION,
     BuildReport,
     Curve,
     Fidelity,
+    GroupRow,
     Parity,
     Refusal,
     StageReport,
     Step,
-    UnitRow,
 )
 
 TABLE = RangeTable(
@@ -60,10 +60,10 @@ def test_the_whole_report_is_on_the_page() -> None:
         parity=(Parity("ort", "onnx", 41.2, 0.9987),),
         refused=(Refusal("tflite", "model.tflite", "node 'x' (Erf) has no form"),),
     )
-    page = report_page(report, TABLE)
+    page = report_html(report, TABLE)
     found = checked(page)
     assert {"Bytes on disk", "Latency, median", "Top1", "Histogram", "Parity"} <= set(found.charts)
-    assert {"Fidelity of each unit over its time", "Units", "Time of each stage"} <= set(found.charts)
+    assert {"Fidelity of each group over its time", "Units", "Time of each stage"} <= set(found.charts)
     for told in (
         "Pass", "4.00× smaller", "2.00× as fast", "−0.0100", "metric drop at most",
         "half of 9 weights are zero",
@@ -76,29 +76,29 @@ def test_the_whole_report_is_on_the_page() -> None:
 
 
 def test_what_was_not_measured_has_a_dash(tmp_path: Path) -> None:
-    assert "Memory at its peak" in checked(report_page(REPORT, None)).charts
+    assert "Memory at its peak" in checked(report_html(REPORT, None)).charts
     untold = tuple(replace(m, cold_start_ms=None, peak_memory_bytes=None) for m in REPORT.models)
     report = replace(REPORT, models=untold)
-    page = report_page(report, None)
+    page = report_html(report, None)
     dash = '<td class="num">–</td>'
-    assert page.count(dash) == report_page(REPORT, None).count(dash) + 4
+    assert page.count(dash) == report_html(REPORT, None).count(dash) + 4
     assert "Memory at its peak" not in checked(page).charts
     (tmp_path / "report.json").write_text(report.to_json())
     assert read_report(tmp_path) == report
     one = replace(REPORT, models=(REPORT.models[0], untold[1]))
-    assert "Memory at its peak" in checked(report_page(one, None)).charts
+    assert "Memory at its peak" in checked(report_html(one, None)).charts
 
 
 def test_a_gate_that_is_not_met_comes_first() -> None:
-    page = report_page(replace(REPORT, passed=False), None)
+    page = report_html(replace(REPORT, passed=False), None)
     assert "Gate failed" in page.partition("<main>")[0]
     assert "Histogram" not in checked(page).charts
 
 
 def test_names_of_a_model_are_never_markup() -> None:
-    unit = UnitRow(HOSTILE, HOSTILE, "float", HOSTILE, 1, 20.0, 1.0, 1.0)
-    page = report_page(replace(REPORT, model=HOSTILE, command=HOSTILE, units=(unit,)), TABLE)
-    clean = report_page(REPORT, TABLE)
+    group = GroupRow(HOSTILE, HOSTILE, "float", HOSTILE, 1, 20.0, 1.0, 1.0)
+    page = report_html(replace(REPORT, model=HOSTILE, command=HOSTILE, units=(group,)), TABLE)
+    clean = report_html(REPORT, TABLE)
     assert checked(page).scripts == checked(clean).scripts == 2
     assert "<script>alert" not in page
 
@@ -112,11 +112,11 @@ def test_a_report_with_little_in_it_is_a_page() -> None:
         stages=(),
         models=(REPORT.models[0], replace(BUILT, fidelity=None)),
     )
-    checked(report_page(bare, None))
+    checked(report_html(bare, None))
     unmeasured = tuple(replace(u, sqnr_db=None, built_us=None, float_us=None) for u in REPORT.units)
-    assert "were not measured one by one" in report_page(replace(bare, units=unmeasured), None)
+    assert "were not measured one by one" in report_html(replace(bare, units=unmeasured), None)
     equal = replace(BUILT, fidelity=Fidelity(3, None, None, None, None))
-    checked(report_page(replace(bare, models=(REPORT.models[0], equal)), RangeTable({}, "mse", "", "", 0)))
+    checked(report_html(replace(bare, models=(REPORT.models[0], equal)), RangeTable({}, "mse", "", "", 0)))
 
 
 def test_a_page_of_a_very_large_model_stays_below_6_mb() -> None:
@@ -125,12 +125,12 @@ def test_a_page_of_a_very_large_model_stays_below_6_mb() -> None:
         f"/model/layers.{i}/mlp/act/Mul_output_0": Range(0.0, 9.0, 0.0, 10.0, counts) for i in range(4000)
     }
     units = tuple(
-        UnitRow(
+        GroupRow(
             f"/model/layers.{i}/mlp/up_proj/MatMul", "MatMul", "static", "", 10**7, 30.0, 10.0 + i, 5.0 + i
         )
         for i in range(4000)
     )
-    page = report_page(replace(REPORT, units=units), RangeTable(many, "mse", "f", "e", 100))
+    page = report_html(replace(REPORT, units=units), RangeTable(many, "mse", "f", "e", 100))
     assert MOST_HISTOGRAM_BYTES < len(page.encode()) < 6_000_000
     assert re.search(r"\d+ of 4000 tensors have no histogram here", page)
 
@@ -139,10 +139,10 @@ def test_a_page_is_written_again_from_what_is_in_the_folder(tmp_path: Path) -> N
     (tmp_path / "report.json").write_text(REPORT.to_json())
     TABLE.save(tmp_path / "ranges.json")
     assert asdict(read_report(tmp_path)) == asdict(REPORT)
-    assert write_page(tmp_path).read_text() == report_page(REPORT, TABLE)
+    assert write_html(tmp_path).read_text() == report_html(REPORT, TABLE)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["ranges.json", "report.html", "report.json"]
     (tmp_path / "ranges.json").unlink()
-    assert write_page(tmp_path).read_text() == report_page(REPORT, None)
+    assert write_html(tmp_path).read_text() == report_html(REPORT, None)
 
 
 def test_what_is_no_report_is_named(tmp_path: Path) -> None:
@@ -195,20 +195,20 @@ def test_trainings_are_drawn_each_with_what_judged_it() -> None:
         StageReport("tune", 3.0, ("15 steps",), CURVE),
         StageReport("tune int8", 3.0, (), replace(CURVE, judged_steps=(), judged_losses=())),
     )
-    page = report_page(replace(REPORT, stages=stages), None)
+    page = report_html(replace(REPORT, stages=stages), None)
     checked = Checker(page)
     assert {"Loss of tune", "Loss of tune int8"} <= set(checked.charts)
     assert page.count('class="curve solid"') == 2 and page.count('class="curve dashed"') == 1
     assert "the weights of step 10 were kept" in page
     for points in re.findall(r'points="([^"]*)"', page):
         assert all(0 <= float(part) <= 100 for point in points.split() for part in point.split(","))
-    assert "Training" not in report_page(REPORT, None)
+    assert "Training" not in report_html(REPORT, None)
 
 
 @pytest.mark.parametrize("losses", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.0, 1.0, 2.0)])
 def test_any_losses_are_drawn_or_left_out(losses: tuple[float, float, float]) -> None:
     curve = replace(CURVE, losses=losses, judged_steps=(), judged_losses=())
-    page = report_page(replace(REPORT, stages=(StageReport("tune", 1.0, (), curve),)), None)
+    page = report_html(replace(REPORT, stages=(StageReport("tune", 1.0, (), curve),)), None)
     assert page.count("<polyline") == int(any(losses))
 
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from support.reports import BUILT, ORIGINAL, REPORT, UNITS
+from support.reports import BUILT, GROUPS, ORIGINAL, REPORT
 
 from edgepack.report.tables import size_text, table, time_text
 from edgepack.report.text import text
@@ -15,8 +15,8 @@ from edgepack.results import (
     Cause,
     Fidelity,
     GateLine,
+    GroupRow,
     Limit,
-    UnitRow,
     finite,
     step_of,
 )
@@ -73,7 +73,7 @@ def test_what_stayed_float_is_grouped_by_reason() -> None:
     reasons = [f"the target's runtime has no integer kernel for {op}" for op in ("Erf", "Pow")]
     summary = "the target's runtime has no integer kernel"
     rows = [
-        UnitRow(op, op, "float", reason, 0, cause=Cause.NO_KERNEL, summary=summary)
+        GroupRow(op, op, "float", reason, 0, cause=Cause.NO_KERNEL, summary=summary)
         for op, reason in zip(("Erf", "Pow"), reasons, strict=True)
     ]
     assert "  1 Erf, 1 Pow: the target's runtime has no integer kernel" in text(
@@ -83,12 +83,12 @@ def test_what_stayed_float_is_grouped_by_reason() -> None:
 
 def test_weak_points_name_units() -> None:
     lines = text(REPORT).splitlines()
-    at = lines.index("units with the lowest fidelity, and those slower than in float")
+    at = lines.index("groups with the lowest fidelity, and those slower than in float")
     assert lines[at + 1].split() == ["mix", "Add", "25.0", "dB", "10", "→", "31", "µs"]
     assert lines[at + 2].split() == ["stem", "Conv", "28.1", "dB", "900", "→", "300", "µs"]
     assert lines[at + 3] == ""
-    only_faint = replace(REPORT, units=(UNITS[0],))
-    assert "units with the lowest fidelity" in text(only_faint).splitlines()
+    only_faint = replace(REPORT, units=(GROUPS[0],))
+    assert "groups with the lowest fidelity" in text(only_faint).splitlines()
 
 
 def test_the_limit_that_failed_is_marked() -> None:
@@ -161,4 +161,4 @@ def test_forms_of_units_that_the_runtime_does_not_run_are_named() -> None:
     page = text(replace(REPORT, candidates=(*REPORT.candidates, *failing, fine)))
     assert [f"c{i} as static, alone" in page for i in range(5)] == [True] * 3 + [False] * 2
     assert page.count("a kernel says no") == 3
-    assert "and 3 forms of single units, in report.json" in page
+    assert "and 3 forms of single groups, in report.json" in page

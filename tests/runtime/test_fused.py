@@ -8,11 +8,11 @@ import onnx_ir as ir
 import pytest
 from support.onnx_models import Array, conv_net, f32, i64, parse, randoms
 
-from edgepack.benchmark.profile import NodeTime, OpProfile, match_units, profile_ops, without_profiling
+from edgepack.benchmark.profile import NodeTime, OpProfile, match_groups, profile_ops, without_profiling
 from edgepack.config.target import Runtime, load_target
 from edgepack.errors import ModelError
 from edgepack.ir.files import save_model
-from edgepack.quantization.groups import find_units
+from edgepack.quantization.groups import find_fusion_groups
 from edgepack.runtime.fused import FusionReport, what_the_runtime_did
 
 PARAMS: dict[str, Array] = {
@@ -159,7 +159,7 @@ def test_a_branch_counts_as_part_of_its_if(tmp_path: Path) -> None:
 
 
 def conv_units() -> tuple[ir.Model, dict[str, str]]:
-    """Conv and Relu, Sigmoid, Gemm and Relu, HardSwish; and the names of units by what they are."""
+    """Conv and Relu, Sigmoid, Gemm and Relu, HardSwish; and the names of groups by what they are."""
     body = """net (float[1, 4, 8, 8] x) => (float[1, 4] y) {
         [conv] a = Conv (x, w) [relu] b = Relu (a)
         [conv2] c = Conv (b, w) [sigmoid] d = Sigmoid (c)
@@ -194,25 +194,25 @@ def conv_units() -> tuple[ir.Model, dict[str, str]]:
     ],
 )
 def test_what_the_runtime_calls_a_node(
-    name: str, op_type: str, outputs: tuple[str, ...], unit: str | None
+    name: str, op_type: str, outputs: tuple[str, ...], group: str | None
 ) -> None:
     model, _ = conv_units()
-    units = find_units(model, load_target("x86-cpu").kernels)
+    groups = find_fusion_groups(model, load_target("x86-cpu").kernels)
     profile = OpProfile((NodeTime(name, op_type, 5.0, ("v",), outputs),), 5.0, 0.0)
-    found = match_units(units, profile)
-    assert found.us == ({} if unit is None else {unit: 5.0})
-    assert found.overhead_us == (5.0 if unit is None else 0.0)
+    found = match_groups(groups, profile)
+    assert found.us == ({} if group is None else {group: 5.0})
+    assert found.overhead_us == (5.0 if group is None else 0.0)
 
 
 def test_nodes_without_a_name_belong_to_what_reads_them() -> None:
     model, _ = conv_units()
-    units = find_units(model, load_target("x86-cpu").kernels)
+    groups = find_fusion_groups(model, load_target("x86-cpu").kernels)
     nodes = (
         NodeTime("HardSigmoid without a name", "HardSigmoid", 2.0, ("t",), ("u",)),
         NodeTime("Mul without a name", "Mul", 3.0, ("u", "t"), ("v",)),
         NodeTime("y_QuantizeLinear", "QuantizeLinear", 4.0, ("v",), ("q",)),
     )
-    found = match_units(units, OpProfile(nodes, 9.0, 0.0))
+    found = match_groups(groups, OpProfile(nodes, 9.0, 0.0))
     assert found.us == {"swish": 5.0}
     assert [node.op_type for node in found.overhead] == ["QuantizeLinear"]
 
@@ -221,12 +221,12 @@ def test_float_and_integer_forms_are_timed_by_the_same_units(tmp_path: Path) -> 
     model = conv_net()
     for index, node in enumerate(model.graph):
         node.name = f"{node.op_type}_{index}"
-    units = find_units(model, load_target("x86-cpu").kernels)
+    groups = find_fusion_groups(model, load_target("x86-cpu").kernels)
     save_model(model, tmp_path / "float.onnx")
-    found = match_units(
-        units, profile_ops(tmp_path / "float.onnx", Runtime(), [randoms(x=(1, 3, 8, 8))], runs=3)
+    found = match_groups(
+        groups, profile_ops(tmp_path / "float.onnx", Runtime(), [randoms(x=(1, 3, 8, 8))], runs=3)
     )
-    heavy = {unit.name for unit in units if unit.op_type in ("Conv", "Gemm")}
+    heavy = {group.name for group in groups if group.op_type in ("Conv", "Gemm")}
     assert len(heavy) == 3 and heavy <= set(found.us)
     float_form, _ = conv_units()
     body = f"""net (float[1, 4, 8, 8] x) => (float[1, 4, 6, 6] y) {{
@@ -234,8 +234,8 @@ def test_float_and_integer_forms_are_timed_by_the_same_units(tmp_path: Path) -> 
         [b_QuantizeLinear] q9 = QuantizeLinear (r, s, z) [b_DequantizeLinear] y = DequantizeLinear (q9, s, z)
     }}"""
     save_model(parse(body, weights=PARAMS), tmp_path / "integer.onnx")
-    units = find_units(float_form, load_target("x86-cpu").kernels)
+    groups = find_fusion_groups(float_form, load_target("x86-cpu").kernels)
     profile = profile_ops(tmp_path / "integer.onnx", Runtime(), [randoms(x=(1, 4, 8, 8))], runs=3)
-    found = match_units(units, profile)
+    found = match_groups(groups, profile)
     assert set(found.us) == {"conv"}
     assert {node.op_type for node in found.overhead} <= {"QuantizeLinear", "DequantizeLinear", "Transpose"}

@@ -14,8 +14,8 @@ from edgepack.errors import EdgepackError, ExportError, ModelError, SamplesError
 from edgepack.evaluation.check import Comparison
 from edgepack.ir.files import save_model
 from edgepack.ir.scheme import QuantScheme, QuantType
-from edgepack.quantization.groups import Role, Unit
-from edgepack.quantization.plan.types import Method, Methods, QuantPlan, UnitPlan
+from edgepack.quantization.groups import FusionGroup, Role
+from edgepack.quantization.plan.types import GroupPlan, Method, Methods, QuantPlan
 from edgepack.results import Fidelity
 from edgepack.selection.candidates import CandidateName
 from edgepack.selection.choose import Choice, choose
@@ -23,7 +23,7 @@ from edgepack.selection.leaderboard import Problem
 from edgepack.selection.trials import Floor, Trial, TrialBench
 
 SCHEME = QuantScheme(QuantType.UINT8, symmetric=False)
-UNITS = [Unit("conv", "Conv", Role.HEAVY, ("x",), ("y",), weight="w")]
+GROUPS = [FusionGroup("conv", "Conv", Role.HEAVY, ("x",), ("y",), weight="w")]
 SPEED = {Method.STATIC: 2.0, Method.WEIGHT_ONLY: 1.2, Method.FLOAT: 1.0}
 PROBES_DB = {Method.STATIC: 16.0, Method.WEIGHT_ONLY: 40.0, Method.FLOAT: 120.0}
 BELOW = "below the floor of fidelity on the evaluation data"
@@ -52,7 +52,7 @@ class Bench:
 
 
 def form(methods: Methods) -> tuple[QuantPlan, ir.Model]:
-    return QuantPlan((UnitPlan(UNITS[0], *methods["conv"]),), {}, SCHEME, SCHEME), cast(ir.Model, methods)
+    return QuantPlan((GroupPlan(GROUPS[0], *methods["conv"]),), {}, SCHEME, SCHEME), cast(ir.Model, methods)
 
 
 def chosen(
@@ -64,7 +64,7 @@ def chosen(
     def verify(path: Path) -> Fidelity:
         return evaluated(path) if callable(evaluated) else evaluated[str(path)]
 
-    return choose(Problem(UNITS, bench, form, {}, floor, verify, "speed"), method="auto")
+    return choose(Problem(GROUPS, bench, form, {}, floor, verify, "speed"), method="auto")
 
 
 def taken(choice: Choice) -> tuple[str, dict[str, str]]:
@@ -138,12 +138,14 @@ def test_without_a_limit_evaluation_data_are_not_asked(tmp_path: Path) -> None:
     assert taken(chosen(tmp_path, Floor(None, None, 0.01, None), {}))[0] == "static"
 
 
-STEM = [Unit(n, "Conv", Role.HEAVY, ("x",), ("y",), weight="w", kind="Conv") for n in ("a", "b", "c", "d")]
+STEM = [
+    FusionGroup(n, "Conv", Role.HEAVY, ("x",), ("y",), weight="w", kind="Conv") for n in ("a", "b", "c", "d")
+]
 
 
 @dataclass
 class StemBench(Bench):
-    """Integers are 1.2 times as fast as the original, 1.33 times with the first unit in float."""
+    """Integers are 1.2 times as fast as the original, 1.33 times with the first group in float."""
 
     def measure(self, name: CandidateName, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
         integer = [m is Method.STATIC for m, _ in methods.values()]
@@ -157,7 +159,7 @@ class StemBench(Bench):
 @pytest.mark.parametrize(
     ("metric", "expected"),
     [
-        ({"weights": 0.89, "integer": 0.90}, "static, first unit in float"),  # noise did no harm
+        ({"weights": 0.89, "integer": 0.90}, "static, first group in float"),  # noise did no harm
         ({"weights": 0.90, "integer": 0.881}, "weight_only"),  # it costs all that is allowed
     ],
 )
@@ -168,7 +170,7 @@ def test_an_integer_form_near_the_best_is_looked_at(
     bench = cast(TrialBench, StemBench(original, load_target("x86-cpu")))
 
     def make(methods: Methods) -> tuple[QuantPlan, ir.Model]:
-        plans = tuple(UnitPlan(u, *methods[u.name]) for u in STEM)
+        plans = tuple(GroupPlan(u, *methods[u.name]) for u in STEM)
         return QuantPlan(plans, {}, SCHEME, SCHEME), cast(ir.Model, methods)
 
     def verify(path: Path) -> Fidelity:
@@ -195,7 +197,7 @@ def picky(folder: Path, fails: tuple[Method, ...], method: str = "auto") -> Choi
     save_model(parse("g (float[4] x) => (float[4] y) { y = Relu (x) }"), original := folder / "model.onnx")
     bench = cast(TrialBench, PickyBench(original, load_target("x86-cpu"), fails=fails))
     floor = Floor(None, None, None, None)
-    problem = Problem(UNITS, bench, form, {}, floor, lambda _: measured(20.0), "speed")
+    problem = Problem(GROUPS, bench, form, {}, floor, lambda _: measured(20.0), "speed")
     return choose(problem, method=method)
 
 

@@ -1,4 +1,4 @@
-"""The search: noisy units leave, slow ones too, and nothing that is measured is measured again."""
+"""The search: noisy groups leave, slow ones too, and nothing that is measured is measured again."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,20 +21,21 @@ from edgepack.evaluation.check import Comparison
 from edgepack.ir.files import save_model
 from edgepack.ir.scheme import QuantScheme, QuantType
 from edgepack.pipeline.limits import kept_measurements
-from edgepack.quantization.groups import Role, Unit
-from edgepack.quantization.plan.types import Method, Methods, QuantPlan, Request, UnitPlan
+from edgepack.quantization.groups import FusionGroup, Role
+from edgepack.quantization.plan.types import GroupPlan, Method, Methods, QuantPlan, Request
 from edgepack.results import Cause, Reason
 from edgepack.selection.candidates import CandidateName, WholeModel
 from edgepack.selection.history import Measurements
-from edgepack.selection.leaderboard import Tried
+from edgepack.selection.leaderboard import Leaderboard
 from edgepack.selection.search import Task, search
 from edgepack.selection.trials import RUN, Cost, Trial, TrialBench, trial_db
 
 STATIC, WEIGHT_ONLY, FLOAT = Method.STATIC, Method.WEIGHT_ONLY, Method.FLOAT
 SCHEME = QuantScheme(QuantType.UINT8, symmetric=False)
 NAMES = [f"c{i}" for i in range(8)]
-UNITS = [
-    Unit(name, "Conv", Role.HEAVY, (f"v{i}",), (f"v{i + 1}",), weight=f"w{i}") for i, name in enumerate(NAMES)
+GROUPS = [
+    FusionGroup(name, "Conv", Role.HEAVY, (f"v{i}",), (f"v{i + 1}",), weight=f"w{i}")
+    for i, name in enumerate(NAMES)
 ]
 
 
@@ -54,13 +55,13 @@ class World:
     unlike_db: float = 0.0
     """How much noisier forms are on the evaluation data than on the probes."""
     broken: str = ""
-    """The unit that the runtime fails to run where it alone is integer."""
+    """The group that the runtime fails to run where it alone is integer."""
     refused: list[tuple[str, str]] = field(default_factory=list)
 
     def form(self, methods: Methods) -> tuple[QuantPlan, ir.Model]:
-        units = tuple(UnitPlan(u, methods[u.name][0], methods[u.name][1]) for u in UNITS)
+        groups = tuple(GroupPlan(u, methods[u.name][0], methods[u.name][1]) for u in GROUPS)
         self.built.append(methods)
-        return QuantPlan(units, {}, SCHEME, SCHEME), cast(ir.Model, methods)
+        return QuantPlan(groups, {}, SCHEME, SCHEME), cast(ir.Model, methods)
 
     def noise(self, model: ir.Model) -> float:
         methods = cast(Methods, model)
@@ -87,7 +88,7 @@ class World:
         noise = sum(self.noise_of[n] for n in NAMES if cast(Methods, model)[n][0] is STATIC)
         return trial_db(noise) - self.unlike_db
 
-    def unit_us(self, trial: Trial, units: Sequence[Unit]) -> dict[str, float]:
+    def group_us(self, trial: Trial, groups: Sequence[FusionGroup]) -> dict[str, float]:
         times = {n: self.static_us[n] if trial.methods[n][0] is STATIC else self.float_us for n in NAMES}
         return {**times, RUN: sum(times.values())}
 
@@ -109,7 +110,7 @@ def searched(
     fixed: Methods | None = None,
     keeps: Callable[[ir.Model], bool] | None = None,
 ) -> tuple[Trial, int, tuple[str, ...]]:
-    """The form found, how many units were measured alone, and the notes."""
+    """The form found, how many groups were measured alone, and the notes."""
     every = {
         m: world.attempt(CandidateName(WholeModel(m)), dict.fromkeys(NAMES, Request(m)))
         for m in (STATIC, WEIGHT_ONLY, FLOAT)
@@ -125,11 +126,11 @@ def searched(
     cost = Cost("balance", 100)
     best = min((t for t in trials if accurate(t)), key=cost)
     board = SimpleNamespace(
-        problem=SimpleNamespace(units=UNITS, form=world.form, fixed=fixed or {}),
+        problem=SimpleNamespace(groups=GROUPS, form=world.form, fixed=fixed or {}),
         bench=world, trials=trials, cost=cost, least_db=least_db, attempt=world.attempt,
         accurate=accurate, keeps=keeps or keeps_all, refuse=world.refuse,
     )  # fmt: skip
-    found, rows, notes = search(cast(Tried, board), best, task)
+    found, rows, notes = search(cast(Leaderboard, board), best, task)
     assert {r.name for r in rows} <= set(NAMES)
     return found, len(rows), notes
 
@@ -198,7 +199,7 @@ def test_a_search_ends_one_measurement_after_its_budget_at_the_latest(
     trials_took = 3 * clocked.takes
     assert clocked.now - trials_took <= budget_s + clocked.takes
     assert 0 < measured < 2 * len(NAMES)
-    assert notes[0] == f"{measured} units measured alone, {2 * len(NAMES) - measured} not"
+    assert notes[0] == f"{measured} groups measured alone, {2 * len(NAMES) - measured} not"
     assert notes[1] == f"stopped by the budget of {budget_s:g} s"
     assert found.speedup >= 1.0
 
@@ -206,13 +207,13 @@ def test_a_search_ends_one_measurement_after_its_budget_at_the_latest(
 def test_time_that_is_left_goes_to_units_that_are_not_yet_known(clocked: World) -> None:
     _, measured, notes = searched(clocked, Task(120, True, {}))
     assert measured == 2 * len(NAMES), "half of the budget is not enough for them"
-    assert notes == (f"{measured} units measured alone",)
+    assert notes == (f"{measured} groups measured alone",)
 
 
 def test_what_leaves_keeps_its_integers_though_nobody_measured_them(clocked: World) -> None:
     clocked.noise_of, clocked.static_us = QUIET | {"c1": 0.5, "c4": 0.2}, FAST
     found, measured, _ = searched(clocked, Task(60, False, {}), least_db=25.0)
-    assert measured == len(NAMES), "time is for units as static alone"
+    assert measured == len(NAMES), "time is for groups as static alone"
     assert form_of(found, WEIGHT_ONLY) == {"c1", "c4"}
 
 
@@ -228,7 +229,7 @@ def test_more_time_finds_what_is_at_least_as_fast(clocked: World) -> None:
 def test_progress_tells_what_is_done_and_the_seconds_spent(clocked: World) -> None:
     told: list[tuple[str, int, int]] = []
     searched(clocked, Task(90, True, {}, lambda *line: told.append(line)))
-    assert [what for what, _, _ in told[: len(NAMES)]] == [f"unit {name} alone" for name in NAMES]
+    assert [what for what, _, _ in told[: len(NAMES)]] == [f"group {name} alone" for name in NAMES]
     assert told[-1][0] == "search"
     spent = [done for _, done, _ in told]
     assert spent == sorted(spent)
@@ -239,7 +240,7 @@ def test_progress_tells_what_is_done_and_the_seconds_spent(clocked: World) -> No
 @pytest.mark.parametrize("least_db", [0.0, 25.0])
 def test_equal_measurements_give_equal_results_by_the_same_way(least_db: float) -> None:
     noise = QUIET | {"c1": 0.02, "c4": 0.02, "c7": 0.001}
-    # Ties too: units of equal time and noise must not depend on the order of a set.
+    # Ties too: groups of equal time and noise must not depend on the order of a set.
     worlds = [World(noise, FAST | {"c2": 130.0, "c3": 130.0}) for _ in range(2)]
     found = [look(world, least_db=least_db) for world in worlds]
     assert found[0].methods == found[1].methods
@@ -251,7 +252,7 @@ def test_a_unit_that_fails_alone_is_told_once_and_the_search_goes_on() -> None:
     found, measured, notes = searched(world, Task(60, True, {}))
     assert world.refused == [("c3 as static, alone", "a kernel says no")]
     assert measured == 2 * len(NAMES) - 1
-    assert notes == (f"{measured} units measured alone",)
+    assert notes == (f"{measured} groups measured alone",)
     assert form_of(found, STATIC) == set(NAMES) - {"c5"}
 
 

@@ -13,7 +13,7 @@ from edgepack.config.recipe import Data
 from edgepack.data.samples import Samples, open_samples
 from edgepack.graph.normalize import normalize
 from edgepack.ir.inputs import input_specs
-from edgepack.quantization.groups import find_units
+from edgepack.quantization.groups import find_fusion_groups
 
 NET = """net (float[1, 6, 10, 10] x) => (float[1, 5] y) {
     a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)
@@ -48,6 +48,6 @@ def pruned(
     folder: Path, nodes: str = NET, **settings: object
 ) -> tuple[ir.Model, ir.Model, tuple[PrunedWeight, ...]]:
     model, _ = normalize(parse(nodes, weights=WEIGHTS), min_opset=13, max_opset=21)
-    units = find_units(model, target().kernels)
+    groups = find_fusion_groups(model, target().kernels)
     config = Prune.model_validate(settings)
-    return model, *prune(model, units, data(folder), config, threads=1, seed=0)
+    return model, *prune(model, groups, data(folder), config, threads=1, seed=0)

@@ -20,7 +20,7 @@ from edgepack.ir.fingerprint import fingerprint
 from edgepack.ir.inputs import input_specs
 from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import Granularity, QuantType
-from edgepack.quantization.groups import find_units
+from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
 from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
@@ -86,7 +86,7 @@ def ranges_of(
     path = folder / "calibration.npz"
     np.savez(path, **stacked)  # type: ignore[arg-type]
     samples = open_samples(Data(path=str(path)), "calibration", input_specs(model), {}, base=folder)
-    names = tensors_to_observe(find_units(model, device.kernels))
+    names = tensors_to_observe(find_fusion_groups(model, device.kernels))
     return dict(calibrate(model, samples, names, Calibration(observer="minmax"), threads=1).ranges)
 
 
@@ -102,8 +102,8 @@ class Built:
     sqnr_db: float
 
     def forms(self) -> dict[str, str]:
-        """Method by the unit's first output."""
-        return {u.unit.outputs[0]: str(u.method) for u in self.plan.units if u.unit.outputs}
+        """Method by the group's first output."""
+        return {u.group.outputs[0]: str(u.method) for u in self.plan.groups if u.group.outputs}
 
 
 def build(
@@ -116,20 +116,20 @@ def build(
     opset: int = 17,
     feeds: Mapping[str, Array] | None = None,
 ) -> Built:
-    """Quantize a model: ``method`` for all units, or by the name of a unit's first output (else static)."""
+    """Quantize a model: ``method`` for all groups, or by the name of a group's first output (else static)."""
     device = device or target()
     model, _ = normalize(parse(body, opset=opset, weights=weights), min_opset=13, max_opset=23)
     stacked = draw(model, feeds or {})
     before = fingerprint(model)
-    units = find_units(model, device.kernels)
+    groups = find_fusion_groups(model, device.kernels)
     ranges = ranges_of(model, device, stacked, folder)
     asked = {
         u.name: Request(
             method if isinstance(method, Method) else method.get((*u.outputs, "")[0], Method.STATIC)
         )
-        for u in units
+        for u in groups
     }
-    plan = make_plan(model, units, ranges, device, asked)
+    plan = make_plan(model, groups, ranges, device, asked)
     quantized = apply_plan(model, plan, Rounder(model)(plan))
     assert fingerprint(model) == before, "the float model was changed"
     path, source = folder / "int8.onnx", folder / "float.onnx"

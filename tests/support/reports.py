@@ -6,10 +6,10 @@ from edgepack.results import (
     Cause,
     Fidelity,
     GateLine,
+    GroupRow,
     Limit,
     ModelFigures,
     StageReport,
-    UnitRow,
 )
 
 ORIGINAL = ModelFigures(
@@ -25,12 +25,12 @@ BUILT = ModelFigures(
 
 
 FLOAT_INPUT = Cause.NEIGHBOURS, "an input is float"
-UNITS = (
-    UnitRow("stem", "Conv", "static", "", 432, 28.1, 900.0, 300.0),
-    UnitRow("mix", "Add", "static", "", 0, 25.0, 10.0, 31.0),
-    UnitRow("head", "Conv", "float", "an override of the recipe", 100, 24.0, 50.0, 50.0),
-    UnitRow("gate1", "Mul", "float", "its input 'a' is float", 0, 40.0, 1.0, 1.0, *FLOAT_INPUT),
-    UnitRow("gate2", "Mul", "float", "its input 'b' is float", 0, None, None, None, *FLOAT_INPUT),
+GROUPS = (
+    GroupRow("stem", "Conv", "static", "", 432, 28.1, 900.0, 300.0),
+    GroupRow("mix", "Add", "static", "", 0, 25.0, 10.0, 31.0),
+    GroupRow("head", "Conv", "float", "an override of the recipe", 100, 24.0, 50.0, 50.0),
+    GroupRow("gate1", "Mul", "float", "its input 'a' is float", 0, 40.0, 1.0, 1.0, *FLOAT_INPUT),
+    GroupRow("gate2", "Mul", "float", "its input 'b' is float", 0, None, None, None, *FLOAT_INPUT),
 )
 
 
@@ -50,7 +50,7 @@ REPORT = BuildReport(
         Candidate("static, depthwise 3x3 Conv in float", 1_200_000, 1.5, 33.0, None, False, ""),
         Candidate("float", 4_000_000, 1.0, None, None, False, "larger"),
     ),
-    units=UNITS,
+    units=GROUPS,
     sensitivity=(),
     runtime={"integer_kernels": {"QLinearConv": 1, "QLinearAdd": 1}, "leftover_quantize": 1,
              "leftover_dequantize": 2, "conversions_us": 42.0},

@@ -80,7 +80,7 @@ def write(
     fixed: Mapping[str, Method] | None = None,
     normalized: bool = True,
 ) -> Written:
-    """Plan, round and write a model; ``fixed`` sets methods by the first output of a unit."""
+    """Plan, round and write a model; ``fixed`` sets methods by the first output of a group."""
     target = target or device(io)
     model = parse(body, opset=opset, weights=weights)
     # Shapes are inferred by normalization, and rewrites are its business: some tests want none.

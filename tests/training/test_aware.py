@@ -27,12 +27,12 @@ from edgepack.ir.inputs import input_specs
 from edgepack.ir.model import constant
 from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import Granularity
-from edgepack.quantization.groups import find_units
+from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan
 from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import Method, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
-from edgepack.quantization.weights.low_bit import FewBits
+from edgepack.quantization.weights.low_bit import LowBit
 from edgepack.quantization.weights.rounding import Rounder, with_trained
 from edgepack.training.aware import train_integers
 from edgepack.training.train import TrainingRun
@@ -66,11 +66,11 @@ def all_static(
     model: ir.Model, folder: Path, granularity: Granularity, given: Mapping[str, Range] | None = None
 ) -> tuple[QuantPlan, Mapping[str, Range]]:
     device = target(granularity=granularity)
-    units = find_units(model, device.kernels)
+    groups = find_fusion_groups(model, device.kernels)
     ranges = given or ranges_of(model, device, {"x": pictures(2)}, folder)
-    methods = {u.name: Request(Method.STATIC) for u in units}
-    few = {u.name: FewBits(4) for u in units if u.weight is not None}
-    return make_plan(model, units, ranges, device, methods, WeightPreparation(few_bits=few)), ranges
+    methods = {u.name: Request(Method.STATIC) for u in groups}
+    few = {u.name: LowBit(4) for u in groups if u.weight is not None}
+    return make_plan(model, groups, ranges, device, methods, WeightPreparation(low_bit=few)), ranges
 
 
 def fidelity(model: ir.Model, built: ir.Model, x: Array) -> float:
@@ -89,7 +89,7 @@ def test_trained_integers_are_better_and_floats_stay(granularity: Granularity, t
     settings = AwareTune(steps=200, learning_rate=2e-3, held_out=0.0, batch=8)
     found = train_integers(model, plan, ranges, rounder, samples, settings, TrainingRun(0))
     trained = with_trained(rounder, plan, found.stored)
-    assert set(found.stored) == {u.unit.name for u in plan.units if u.weight is not None}
+    assert set(found.stored) == {u.group.name for u in plan.groups if u.weight is not None}
     built = apply_plan(model, plan, trained(plan))
     nearest = apply_plan(model, plan, rounder(plan))
     assert fidelity(model, built, pictures(2)) > fidelity(model, nearest, pictures(2)) + 1
@@ -132,10 +132,10 @@ def test_other_forms_are_rounded_as_before(tmp_path: Path) -> None:
     other = {name: type(r)(-r.integers, r.bias) for name, r in given.items()}
     trained = with_trained(rounder, plan, other)
     assert all(np.array_equal(trained(plan)[n].integers, other[n].integers) for n in other)
-    methods = {u.unit.name: Request(Method.WEIGHT_ONLY) for u in plan.units}
+    methods = {u.group.name: Request(Method.WEIGHT_ONLY) for u in plan.groups}
     device = target(granularity=Granularity.PER_CHANNEL)
-    units = [u.unit for u in plan.units]
-    floats = make_plan(model, units, {}, device, methods)
+    groups = [u.group for u in plan.groups]
+    floats = make_plan(model, groups, {}, device, methods)
     assert all(np.array_equal(a.integers, rounder(floats)[n].integers) for n, a in trained(floats).items())
 
 

@@ -77,8 +77,8 @@ def test_a_build_trains_after_it_prunes(tmp_path: Path) -> None:
 def test_a_build_trains_what_it_clustered_and_the_few_values_stay_few(tmp_path: Path) -> None:
     tuning = {"steps": 100, "batch": 20, "held_out": 0.0, "labels": 1e-3, "threads": 1}
     passes = [{"prune": {"sparsity": 0.4}}, {"tune": tuning}, {"cluster": {"bits": 3}}, {"tune": tuning}]
-    lessons = {"path": "lessons.npz", "labels": {"array": "label"}}
-    folder = tiny.project(tmp_path, passes=passes, training_data=lessons)
+    distillation = {"path": "lessons.npz", "labels": {"array": "label"}}
+    folder = tiny.project(tmp_path, passes=passes, training_data=distillation)
     np.savez(tmp_path / "lessons.npz", x=tiny.samples(400, 7), label=np.arange(400) % tiny.CLASSES)
     made = tiny.run(folder, "build", "--json")
     assert made.returncode in (0, 1), made.stderr

@@ -1,4 +1,4 @@
-"""Gradients of few bits: rounding is unbiased, nothing is lost over steps, workers stay equal."""
+"""Gradients of low-bit weights: rounding is unbiased, nothing is lost over steps, workers stay equal."""
 
 import json
 import socket
@@ -204,7 +204,7 @@ def test_workers_get_the_sum_of_their_gradients(tmp_path: Path, count: int, bits
 
 
 def project(folder: Path, **gradients: Any) -> Path:
-    """A recipe that trains with gradients of few bits, and a model to train."""
+    """A recipe that trains with gradients of low-bit weights, and a model to train."""
     settings = {"steps": 24, "batch": 8, "learning_rate": 0.01, "gradients": gradients or None}
     tiny.project(folder, passes=[{"tune": settings}])
     worse = {k: v + np.float32(0.2) * np.sign(v) for k, v in tiny.weights().items()}

@@ -22,7 +22,7 @@ from edgepack.ir.files import save_model
 from edgepack.ir.inputs import input_specs
 from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import Granularity
-from edgepack.quantization.groups import find_units
+from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan
 from edgepack.quantization.plan.types import Method, Request
 from edgepack.quantization.rewrite.apply import apply_plan
@@ -71,10 +71,10 @@ def test_the_file_computes_what_was_trained(name: str, granularity: Granularity,
     original, x = models()[name]
     model, _ = normalize(original, min_opset=13, max_opset=23)  # type: ignore[arg-type]
     device = target(granularity=granularity)
-    units = find_units(model, device.kernels)
+    groups = find_fusion_groups(model, device.kernels)
     ranges = ranges_of(model, device, {"x": x}, tmp_path)
-    methods = {u.name: Request(Method.STATIC) for u in units}
-    plan = make_plan(model, units, ranges, device, methods)
+    methods = {u.name: Request(Method.STATIC) for u in groups}
+    plan = make_plan(model, groups, ranges, device, methods)
     path = npz(tmp_path / "x.npz", x=x)
     samples = open_samples(Data(path=str(path)), "calibration", input_specs(model), {}, base=tmp_path)
     settings = Tune(steps=40, learning_rate=5e-3, held_out=0.0, batch=8)
@@ -83,7 +83,7 @@ def test_the_file_computes_what_was_trained(name: str, granularity: Granularity,
     )
     assert np.mean([e.loss for e in made.log[-5:]]) < np.mean([e.loss for e in made.log[:5]])
 
-    after = make_plan(made.model, units, ranges, device, methods)
+    after = make_plan(made.model, groups, ranges, device, methods)
     built = apply_plan(made.model, after, Rounder(made.model)(after))
     save_model(built, tmp_path / "int8.onnx")
     held = hold(made.model)
@@ -104,12 +104,12 @@ def test_training_starts_from_the_integers_that_it_is_given(granularity: Granula
     original, x = models()["residual"]
     model, _ = normalize(original, min_opset=13, max_opset=23)  # type: ignore[arg-type]
     device = target(granularity=granularity)
-    units = find_units(model, device.kernels)
+    groups = find_fusion_groups(model, device.kernels)
     ranges = ranges_of(model, device, {"x": x}, tmp_path)
-    plan = make_plan(model, units, ranges, device, {u.name: Request(Method.STATIC) for u in units})
+    plan = make_plan(model, groups, ranges, device, {u.name: Request(Method.STATIC) for u in groups})
     path = npz(tmp_path / "x.npz", x=x)
     samples = open_samples(Data(path=str(path)), "calibration", input_specs(model), {}, base=tmp_path)
-    given = round_weights(model, plan, samples, second_order=True, threads=1, seed=0)(plan)
+    given = round_weights(model, plan, samples, gptq=True, threads=1, seed=0)(plan)
     nearest = Rounder(model)(plan)
     assert any(not np.array_equal(given[n].integers, nearest[n].integers) for n in given)
     start = start_from(model, plan, given)
@@ -144,9 +144,9 @@ def test_what_q_clamps_is_not_compared_before_it(tmp_path: Path) -> None:
     original, x = models()["residual"]
     model, _ = normalize(original, min_opset=13, max_opset=23)  # type: ignore[arg-type]
     device = target()
-    units = find_units(model, device.kernels)
+    groups = find_fusion_groups(model, device.kernels)
     ranges = ranges_of(model, device, {"x": x}, tmp_path)
-    plan = make_plan(model, units, ranges, device, {u.name: Request(Method.STATIC) for u in units})
+    plan = make_plan(model, groups, ranges, device, {u.name: Request(Method.STATIC) for u in groups})
     held = hold(model)
     student = QuantizedStudent(model, held, plan)
     assert "Clip" not in {n.op_type for n in student.model.graph}
@@ -169,9 +169,9 @@ def test_what_q_clamps_before_the_last_product_is_compared_behind_it(tmp_path: P
     original = parse(body, weights=randoms(w1=(24, 16), b1=(24,), w2=(4, 24), b2=(4,)))
     model, _ = normalize(original, min_opset=13, max_opset=23)
     device, x = target(), f32(np.random.default_rng(1).normal(size=(8, 1, 16)))
-    units = find_units(model, device.kernels)
+    groups = find_fusion_groups(model, device.kernels)
     ranges = ranges_of(model, device, {"x": x}, tmp_path)
-    plan = make_plan(model, units, ranges, device, {u.name: Request(Method.STATIC) for u in units})
+    plan = make_plan(model, groups, ranges, device, {u.name: Request(Method.STATIC) for u in groups})
     held = hold(model)
     student = QuantizedStudent(model, held, plan)
     assert "Relu" not in {n.op_type for n in student.model.graph}
@@ -188,14 +188,14 @@ def test_every_stored_weight_is_trained_and_nothing_is_shared(tmp_path: Path) ->
     original, x = models()["residual"]
     model, _ = normalize(original, min_opset=13, max_opset=23)  # type: ignore[arg-type]
     device = target()
-    units = find_units(model, device.kernels)
+    groups = find_fusion_groups(model, device.kernels)
     plan = make_plan(
-        model, units, ranges_of(model, device, {"x": x}, tmp_path), device,
-        {u.name: Request(Method.STATIC) for u in units},
+        model, groups, ranges_of(model, device, {"x": x}, tmp_path), device,
+        {u.name: Request(Method.STATIC) for u in groups},
     )  # fmt: skip
     held = hold(model)
     student = QuantizedStudent(model, held, plan)
-    assert len(student.units) == 3
+    assert len(student.groups) == 3
     feeds = {"x": as_tensor(x[0])}
     student(feeds, held, [])["y"].sum().backward()
     assert all(t.grad is not None and bool(t.grad.any()) for t in held.tensors.values())

@@ -17,14 +17,14 @@ from support.tuning import QUICK, changed, distance, held_arrays, noisy, random_
 
 from edgepack.config.recipe import Data
 from edgepack.config.training import Gradients, Sparsify, Tune
-from edgepack.data.augmentation import with_views
+from edgepack.data.augmentation import augmented
 from edgepack.data.samples import Samples, open_samples
 from edgepack.errors import ConfigError, ModelError
 from edgepack.ir.fingerprint import fingerprint
 from edgepack.ir.inputs import input_specs
 from edgepack.ir.numerics import short_scale
-from edgepack.quantization.weights.codebook_scales import KEY, set_grid
-from edgepack.training.distillation_data import can_be_stacked, prepare_lessons
+from edgepack.quantization.weights.codebook_scales import KEY, set_codebook_scales
+from edgepack.training.distillation_data import can_be_stacked, prepare_distillation
 from edgepack.training.graph import compile_model, run_program
 from edgepack.training.held import hold
 from edgepack.training.objective import choose_objective
@@ -84,7 +84,7 @@ def on_a_grid(model: ir.Model, key: str, scale: Array, shape: tuple[int, ...]) -
     codes = np.random.default_rng(2).choice(f32([-90, 0, 33, 71, 120]), (len(scale), *shape[1:]))
     (value,) = [v for v, k in keys_of(model).items() if k == key]
     value.const_value = ir.tensor(codes * scale.reshape(-1, *[1] * (len(shape) - 1)), name=key)
-    set_grid(value, scale)
+    set_codebook_scales(value, scale)
     return codes
 
 
@@ -191,8 +191,8 @@ def test_a_checkpoint_of_another_run_is_refused(samples: Samples, tmp_path: Path
 def test_views_teach_and_those_of_held_out_pictures_do_not(samples: Samples, tmp_path: Path) -> None:
     objective = choose_objective(conv_net(), conv_net(), Tune())
     (tmp_path / "l").mkdir()
-    seen = with_views(samples, 2, seed=0)
-    lessons = prepare_lessons(
+    seen = augmented(samples, 2, seed=0)
+    distillation = prepare_distillation(
         conv_net(),
         objective,
         seen,
@@ -200,12 +200,12 @@ def test_views_teach_and_those_of_held_out_pictures_do_not(samples: Samples, tmp
         threads=1,
         folder=tmp_path / "l",
     )
-    assert lessons.labels is not None and len(lessons.feeds) == 3 * len(samples)
-    assert lessons.judged == tuple(range(9, 72, 12))
-    originals = {i // 3 for i in lessons.judged}
-    assert originals.isdisjoint(i // 3 for i in lessons.trained)
-    assert len(lessons.trained) == 3 * (len(samples) - len(originals))
-    assert [lessons.labels[i] for i in (9, 10, 11, 12)] == [3, 3, 3, 4]
+    assert distillation.labels is not None and len(distillation.feeds) == 3 * len(samples)
+    assert distillation.judged == tuple(range(9, 72, 12))
+    originals = {i // 3 for i in distillation.judged}
+    assert originals.isdisjoint(i // 3 for i in distillation.trained)
+    assert len(distillation.trained) == 3 * (len(samples) - len(originals))
+    assert [distillation.labels[i] for i in (9, 10, 11, 12)] == [3, 3, 3, 4]
     made = trained(noisy(conv_net()), samples, views=2, held_out=0.25)
     assert made.kept_step > 0 and distance(made.model, conv_net(), samples) < distance(
         noisy(conv_net()), conv_net(), samples

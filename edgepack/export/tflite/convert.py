@@ -1,4 +1,4 @@
-"""From a float model and its plan to a graph of TFLite operators, unit by unit."""
+"""From a float model and its plan to a graph of TFLite operators, group by group."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -89,31 +89,31 @@ def convert(
 
 
 def _tasks(model: ir.Model, plan: QuantPlan, weights: Mapping[str, Rounded]) -> dict[str, Task]:
-    """Units in topological order; those that became constants with the shapes are gone."""
+    """Groups in topological order; those that became constants with the shapes are gone."""
     nodes = {node.name: node for node in model.graph}
     tasks = {}
-    for unit_plan in plan.units:
-        unit = unit_plan.unit
-        node = nodes.get(unit.name)
+    for group_plan in plan.groups:
+        group = group_plan.group
+        node = nodes.get(group.name)
         if node is None:
             continue
-        activation = nodes.get(unit.activation) if unit.activation else None
+        activation = nodes.get(group.activation) if group.activation else None
         output = (activation or node).outputs[0]
         bounds = activation_bounds(activation) if activation is not None else UNBOUNDED
-        if unit_plan.drop_activation:
+        if group_plan.drop_activation:
             bounds = UNBOUNDED
-        integer = unit_plan.method is Method.STATIC
-        tasks[unit.name] = Task(node, unit_plan, weights.get(unit.name), output, bounds, integer)
+        integer = group_plan.method is Method.STATIC
+        tasks[group.name] = Task(node, group_plan, weights.get(group.name), output, bounds, integer)
     return tasks
 
 
 def _refuse_oversight(low: Lowering, task: Task) -> None:
     """No used output may be left without a tensor."""
-    outputs = [task.output] if task.plan.unit.activation else task.node.outputs
+    outputs = [task.output] if task.plan.group.activation else task.node.outputs
     for value in outputs:
         used = value.uses() or value.is_graph_output()
         views = [k for k in ((value.name, True), (value.name, False)) if k in low.views]
-        if used and not views and task.plan.unit.name not in low.joined:
+        if used and not views and task.plan.group.name not in low.joined:
             raise task.refuse(f"its output {value.name!r} has no form")
 
 

@@ -27,7 +27,7 @@ FIXED: Mapping[str, Quant] = {
     "LogSoftmax": quant(16 / 256, 127),
 }
 """Output parameters that the int8 kernels take for granted."""
-UNIT = quant(1 / 255, -128)
+GROUP = quant(1 / 255, -128)
 """Parameters of what lies between 0 and 1."""
 LEAST_OF_SUM = 2.0**-9
 """Least scale of a constant over that of a sum; half of it the delegate does not take."""
@@ -161,11 +161,11 @@ def hard_sigmoid(low: Lowering, task: Task) -> None:
     tensors, order = operands(low, task, integer=task.integer)
     if alpha <= 0:
         raise task.refuse("its alpha is not positive")
-    kind = UNIT
+    kind = GROUP
     if task.integer:
         planned = low.planned(task.output)
         inside = int(planned.zero_point[0]) == QMIN and float(planned.scale[0]) <= 1 / 254.5
-        kind = planned if inside else UNIT
+        kind = planned if inside else GROUP
     tensor = _hard_sigmoid(low, tensors[0], alpha, beta, name_of(task.output), kind)
     if task.integer:
         tensor = low.requantize(tensor, low.planned(task.output))
@@ -178,7 +178,7 @@ def hard_swish(low: Lowering, task: Task) -> None:
     if not task.integer:
         low.write(task, "HARD_SWISH", tensors, Output(order))
         return
-    gate = _hard_sigmoid(low, tensors[0], 1 / 6, 0.5, f"{name_of(task.output)}_gate", UNIT)
+    gate = _hard_sigmoid(low, tensors[0], 1 / 6, 0.5, f"{name_of(task.output)}_gate", GROUP)
     low.write(task, "MUL", [tensors[0], gate], Output(order))
 
 
@@ -240,8 +240,8 @@ def affine(
 
 
 def _in_float(low: Lowering, task: Task, reason: str, compute: Callable[[Task], None]) -> None:
-    """An integer unit as a float island; whoever reads it as int8 gets a QUANTIZE."""
-    low.islands[task.plan.unit.name] = reason
+    """An integer group as a float island; whoever reads it as int8 gets a QUANTIZE."""
+    low.islands[task.plan.group.name] = reason
     compute(Task(task.node, task.plan, task.rounded, task.output, task.bounds, False))
 
 

@@ -53,7 +53,7 @@ def export_tflite(
     Args:
         model: the normalized float model; stays as it is.
         plan: of :func:`plan_tflite` for this model.
-        weights: stored integers and biases by unit name.
+        weights: stored integers and biases by group name.
         path: the file.
         io: whether inputs and outputs that are integers inside are float or int8 outside.
         dims: sizes by the name of a dimension, or by its place (``x[3]``); the first of an input is 1 if not
@@ -76,7 +76,7 @@ def export_tflite(
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error}") from error
     operators = Counter(op.name for op in low.graph.operators)
-    islands = {u.unit.name: u.reason.text for u in plan.units if u.method is not Method.STATIC}
+    islands = {u.group.name: u.reason.text for u in plan.groups if u.method is not Method.STATIC}
     islands = {name: reason for name, reason in islands.items() if name in low.tasks} | low.islands
     return TfliteSummary(
         dict(operators.most_common()),

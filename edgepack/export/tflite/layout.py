@@ -91,7 +91,7 @@ def reshaped_order(before: Shape, order: Order, after: Shape) -> Order | None:
             return None
         del stored[: len(old)]
         result += new
-    return with_units(after, result)
+    return with_groups(after, result)
 
 
 def joined_order(before: Shape, order: Order, after: Shape) -> Order:
@@ -108,10 +108,10 @@ def joined_order(before: Shape, order: Order, after: Shape) -> Order:
     for axis in sequence(before, order):
         if axis not in result:
             result += next(old for old, _ in groups if axis in old)
-    return with_units(before, result)
+    return with_groups(before, result)
 
 
-def with_units(shape: Shape, axes: Sequence[int]) -> Order:
+def with_groups(shape: Shape, axes: Sequence[int]) -> Order:
     """An order with ``axes`` in their sequence, and each axis of one entry behind its predecessor."""
     result = list(axes)
     for axis, size in enumerate(shape):
@@ -121,7 +121,7 @@ def with_units(shape: Shape, axes: Sequence[int]) -> Order:
 
 
 def _groups(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]] | None:
-    """Smallest groups of neighbouring axes with equal products, units left out; ``None`` with empty axes."""
+    """Smallest groups of neighbouring axes with equal products, groups left out; ``None`` with empty axes."""
     if 0 in before or 0 in after:
         return None
     left = [a for a, size in enumerate(before) if size != 1]

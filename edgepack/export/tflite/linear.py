@@ -21,7 +21,7 @@ Weights = tuple[Array, Array | None, Quant | None]
 
 
 def stored_weights(low: Lowering, task: Task) -> Weights:
-    """Weight, bias and parameters: what rounding gave where the unit is integer, else what the model has.
+    """Weight, bias and parameters: what rounding gave where the group is integer, else what the model has.
 
     The weight keeps the layout of ONNX; the bias is float32 ``[outputs]``.
     """
@@ -51,7 +51,7 @@ def weight_tensor(low: Lowering, task: Task, array: Array, kind: Quant | None, a
 
 def name_of_weight(task: Task) -> str:
     """The name of the weight in the ONNX graph."""
-    return task.plan.unit.weight or f"{task.node.name}_weight"
+    return task.plan.group.weight or f"{task.node.name}_weight"
 
 
 def bias_tensor(
@@ -59,7 +59,7 @@ def bias_tensor(
 ) -> int:
     """The bias: float32, or int32 with the scale of input times weight, which runtimes take for granted."""
     bias = np.zeros(outputs, np.float32) if bias is None else np.broadcast_to(bias, (outputs,))
-    name = task.plan.unit.bias or f"{name_of_weight(task)}_bias"
+    name = task.plan.group.bias or f"{name_of_weight(task)}_bias"
     if weight is None:
         return low.constant(np.ascontiguousarray(bias, np.float32), name)
     scale = np.asarray(low.quant(x).scale * weight.scale, np.float32)
@@ -276,7 +276,7 @@ def _bias_behind(low: Lowering, task: Task) -> tuple[Task, Array | None]:
     Given: ``MatMul(x, w) -> Add(b)``, both integer or both float. Result: the product with a bias, in the
     parameters of the sum.
     """
-    add = only_consumer(task.node.outputs[0]) if task.plan.unit.activation is None else None
+    add = only_consumer(task.node.outputs[0]) if task.plan.group.activation is None else None
     follower = low.tasks.get(add.name or "") if add is not None and add.op_type == "Add" else None
     if add is None or follower is None or follower.integer != task.integer:
         return task, None
@@ -287,8 +287,8 @@ def _bias_behind(low: Lowering, task: Task) -> tuple[Task, Array | None]:
         return task, None
     if len(low.shape(follower.output)) != len(low.shape(task.node.outputs[0])):
         return task, None
-    low.skipped.add(follower.plan.unit.name)
-    low.joined.add(task.plan.unit.name)
+    low.skipped.add(follower.plan.group.name)
+    low.joined.add(task.plan.group.name)
     joined = Task(task.node, task.plan, task.rounded, follower.output, follower.bounds, task.integer)
     return joined, array.reshape(-1)
 

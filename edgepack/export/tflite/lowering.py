@@ -68,11 +68,11 @@ class Lowering:
     islands: dict[str, str] = field(default_factory=dict)
     """Nodes that compute in float though the plan has them integer, with the reason."""
     tasks: Mapping[str, "Task"] = field(default_factory=dict)
-    """All units by name."""
+    """All groups by name."""
     joined: set[str] = field(default_factory=set)
-    """Units whose operator writes the output of the next one."""
+    """Groups whose operator writes the output of the next one."""
     skipped: set[str] = field(default_factory=set)
-    """Units that an earlier one has written along with itself."""
+    """Groups that an earlier one has written along with itself."""
 
     # --- what is there -----------------------------------------------------------------------------------
 
@@ -258,7 +258,7 @@ class Lowering:
         fuses: bool = False,
         options: Options | None = None,
     ) -> None:
-        """Write the operator whose output is the output of the unit; ``fuses`` if it takes an activation."""
+        """Write the operator whose output is the output of the group; ``fuses`` if it takes an activation."""
         value, bounds = task.output, task.bounds
         stored = arranged(self.shape(value), output.order) if output.shape is None else output.shape
         if fuses and bounds in FUSED:

@@ -26,7 +26,7 @@ MOST_AXES = 5
 """Runtimes slice tensors of up to five axes."""
 
 
-def _views(low: Lowering, value: ir.Value | None) -> list[View]:
+def _augmented(low: Lowering, value: ir.Value | None) -> list[View]:
     assert value is not None
     name = name_of(value)
     return [v for integer in (True, False) for v in low.views.get((name, integer), [])]
@@ -37,13 +37,13 @@ def reshape(low: Lowering, task: Task) -> None:
     source = task.node.inputs[0]
     before, after = low.shape(source), low.shape(task.output)
     found = False
-    for view in _views(low, source):
+    for view in _augmented(low, source):
         order = reshaped_order(before, view.order, after)
         if order is not None:
             low.put(task.output, view.tensor, order)
             found = True
     if not found:
-        view = _views(low, source)[0]
+        view = _augmented(low, source)[0]
         order = joined_order(before, view.order, after)
         tensor = low.read(source, order, integer=low.is_integer(source))
         target = reshaped_order(before, order, after)
@@ -55,13 +55,13 @@ def transpose(low: Lowering, task: Task) -> None:
     source = task.node.inputs[0]
     rank = len(low.shape(source))
     perm = list(task.node.attributes.get_ints("perm", range(rank - 1, -1, -1)))
-    for view in _views(low, source):
+    for view in _augmented(low, source):
         low.put(task.output, view.tensor, tuple(perm.index(axis) for axis in view.order))
 
 
 def identity(low: Lowering, task: Task) -> None:
     """Identity and Dropout."""
-    for view in _views(low, task.node.inputs[0]):
+    for view in _augmented(low, task.node.inputs[0]):
         low.put(task.output, view.tensor, view.order)
 
 
@@ -244,7 +244,7 @@ def _table(low: Lowering, task: Task, axis: int) -> None:
     shape = low.shape(task.output)
     one = Quant(np.ones(1, np.float32), np.zeros(1, np.int64))
     name = name_of(task.output)
-    table = low.constant(task.rounded.integers, task.plan.unit.constants[0], one)
+    table = low.constant(task.rounded.integers, task.plan.group.constants[0], one)
     rows = low.emit("GATHER", [table, _indices(low, node.inputs[1])], shape, one, name, axis=axis)
     real = low.emit("DEQUANTIZE", [rows], shape, dtype_of(task.output), name)
     scale = low.constant(np.asarray(params.scale, np.float32), f"{name}_scale")

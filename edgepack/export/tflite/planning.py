@@ -9,7 +9,7 @@ from edgepack.config.target import Target, Tflite
 from edgepack.errors import ConfigError
 from edgepack.ir.model import name_of
 from edgepack.ir.scheme import QuantType
-from edgepack.quantization.groups import Unit, find_units
+from edgepack.quantization.groups import FusionGroup, find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
 from edgepack.quantization.plan.types import Method, Methods, QuantPlan, Request
 from edgepack.results import Cause, Reason
@@ -22,13 +22,13 @@ def tensors_for(model: ir.Model, target: Target) -> list[str]:
     tables = [target.kernels]
     if target.tflite is not None:
         tables.append(target.tflite.kernels)
-    return list(dict.fromkeys(n for t in tables for n in tensors_to_observe(find_units(model, t))))
+    return list(dict.fromkeys(n for t in tables for n in tensors_to_observe(find_fusion_groups(model, t))))
 
 
 def plan_tflite(model: ir.Model, ranges: Mapping[str, Range], target: Target, fixed: Methods) -> QuantPlan:
     """The plan of the ``.tflite`` of a normalized model: int8 wherever there is a kernel.
 
-    ``fixed`` are the units that the user decided on; a form that TFLite does not have is float.
+    ``fixed`` are the groups that the user decided on; a form that TFLite does not have is float.
 
     Raises:
         ConfigError: the target has no ``tflite`` section.
@@ -36,15 +36,15 @@ def plan_tflite(model: ir.Model, ranges: Mapping[str, Range], target: Target, fi
     """
     settings = tflite_of(target)
     kernels = settings.kernels.model_copy(update={"to_the_end": settings.io == "int8"})
-    units = find_units(model, kernels)
+    groups = find_fusion_groups(model, kernels)
     quantization = target.quantization.model_copy(
         update={"activation_type": QuantType.INT8, "input_channels_multiple": 1, "reduce_range": False}
     )
     device = target.model_copy(update={"kernels": kernels, "quantization": quantization})
-    methods = {u.name: Request(_default(u)) for u in units}
+    methods = {u.name: Request(_default(u)) for u in groups}
     methods |= dict.fromkeys(_layer_normalizations(model), Request(Method.FLOAT, NORMALIZATION))
     methods |= {name: form for name, form in fixed.items() if name in methods}
-    return make_plan(model, units, ranges, device, methods)
+    return make_plan(model, groups, ranges, device, methods)
 
 
 def tflite_of(target: Target) -> Tflite:
@@ -60,8 +60,8 @@ def tflite_of(target: Target) -> Tflite:
     return target.tflite
 
 
-def _default(unit: Unit) -> Method:
-    table = unit.op_type == "Gather" and bool(unit.constants)
+def _default(group: FusionGroup) -> Method:
+    table = group.op_type == "Gather" and bool(group.constants)
     return Method.WEIGHT_ONLY if table else Method.STATIC
 
 

@@ -72,7 +72,7 @@ def average_pool(low: Lowering, task: Task) -> None:
         average_by_convolution(low, task, view)
         return
     if task.integer:
-        low.islands[task.plan.unit.name] = "its padding does not count in the average"
+        low.islands[task.plan.group.name] = "its padding does not count in the average"
     tensor = low.read_image(node.inputs[0], integer=False)
     left_out = view.is_same and np.array_equal(factors, _factors(view, ((0, 0), (0, 0))))
     padding = Padding.SAME if left_out else Padding.VALID

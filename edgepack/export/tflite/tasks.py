@@ -1,4 +1,4 @@
-"""What lowering works on: views of tensors, a unit's task, types and parameters."""
+"""What lowering works on: views of tensors, a group's task, types and parameters."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from edgepack.export.tflite.layout import Order, Shape
 from edgepack.ir.arrays import Array
 from edgepack.ir.numerics import quantize
 from edgepack.ir.scheme import QuantParams, QuantScheme, QuantType
-from edgepack.quantization.plan.types import UnitPlan
+from edgepack.quantization.plan.types import GroupPlan
 from edgepack.quantization.weights.rounding import Rounded
 
 FLOAT = np.dtype(np.float32)
@@ -30,7 +30,7 @@ class View:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Output:
-    """How an operator leaves the output of its unit in the file."""
+    """How an operator leaves the output of its group in the file."""
 
     order: Order
     shape: Shape | None = None
@@ -41,13 +41,13 @@ class Output:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """One unit to be written."""
+    """One group to be written."""
 
     node: ir.Node
-    plan: UnitPlan
+    plan: GroupPlan
     rounded: Rounded | None
     output: ir.Value
-    """What leaves the unit, behind its activation."""
+    """What leaves the group, behind its activation."""
     bounds: Bounds
     """What its activation clamps to; unbounded where saturation does it."""
     integer: bool

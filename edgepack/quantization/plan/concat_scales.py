@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from edgepack.calibration.ranges import Range
-from edgepack.quantization.groups import Role, Unit, activation_bounds
+from edgepack.quantization.groups import FusionGroup, Role, activation_bounds
 
 LEAST_SHARE = 0.25
 """Of the common range that each of its members must use: a quarter costs it 12 dB."""
@@ -19,7 +19,7 @@ LEAST_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """A value that a unit computes, with the range it has and the one that its activation allows."""
+    """A value that a group computes, with the range it has and the one that its activation allows."""
 
     low: float
     high: float
@@ -27,8 +27,8 @@ class _Member:
     ceiling: float
 
 
-def tied_ranges(
-    units: Sequence[Unit],
+def shared_ranges(
+    groups: Sequence[FusionGroup],
     nodes: Mapping[str | None, ir.Node],
     ranges: Mapping[str, Range],
     tied: Collection[str],
@@ -36,23 +36,23 @@ def tied_ranges(
 ) -> dict[str, Range]:
     """``ranges`` in which everything that a concatenation of ``tied`` reads or gives has the same.
 
-    ``units``: those with static integers, in topological order; ``tied``: names of concatenations; ``fixed``:
-    operators whose outputs have a range of their own. A concatenation one of whose members would use too
-    little of the common range, or whose activation ends before it, stays as it is.
+    ``groups``: those with static integers, in topological order; ``tied``: names of concatenations;
+    ``fixed``: operators whose outputs have a range of their own. A concatenation one of whose members would
+    use too little of the common range, or whose activation ends before it, stays as it is.
     """
-    joined = {name: frozenset([name]) for unit in units for name in (*unit.inputs, *unit.outputs)}
+    joined = {name: frozenset([name]) for group in groups for name in (*group.inputs, *group.outputs)}
     members: dict[str, _Member] = {}
-    for unit in units:
-        if unit.role is Role.MOVE:
-            _join(joined, (*unit.inputs, *unit.outputs))
-        elif unit.op_type not in fixed:
-            members.update(_members(unit, nodes, ranges))
+    for group in groups:
+        if group.role is Role.MOVE:
+            _join(joined, (*group.inputs, *group.outputs))
+        elif group.op_type not in fixed:
+            members.update(_members(group, nodes, ranges))
     new = dict(ranges)
-    for unit in units:
-        if unit.name not in tied:
+    for group in groups:
+        if group.name not in tied:
             continue
-        together = frozenset[str]().union(*(joined[n] for n in (*unit.inputs, *unit.outputs)))
-        moved = {n for u in units if u.role is Role.MOVE for n in u.outputs}
+        together = frozenset[str]().union(*(joined[n] for n in (*group.inputs, *group.outputs)))
+        moved = {n for u in groups if u.role is Role.MOVE for n in u.outputs}
         found = [members.get(n) for n in sorted(together - moved)]
         common = _common([m for m in found if m is not None])
         if None in found or common is None:
@@ -70,12 +70,12 @@ def _join(joined: dict[str, frozenset[str]], names: Sequence[str]) -> None:
 
 
 def _members(
-    unit: Unit, nodes: Mapping[str | None, ir.Node], ranges: Mapping[str, Range]
+    group: FusionGroup, nodes: Mapping[str | None, ir.Node], ranges: Mapping[str, Range]
 ) -> Iterator[tuple[str, _Member]]:
     floor, ceiling = (-float("inf"), float("inf"))
-    if unit.activation is not None:
-        floor, ceiling = activation_bounds(nodes[unit.activation])
-    for name in unit.outputs:
+    if group.activation is not None:
+        floor, ceiling = activation_bounds(nodes[group.activation])
+    for name in group.outputs:
         if name in ranges:
             low, high = max(ranges[name].low, floor), min(ranges[name].high, ceiling)
             yield name, _Member(min(low, high), high, floor, ceiling)

@@ -6,16 +6,16 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from edgepack.ir.scheme import QuantParams, QuantScheme
-from edgepack.quantization.groups import Unit
+from edgepack.quantization.groups import FusionGroup
 from edgepack.results import NO_REASON, Reason
 
 
 class Method(StrEnum):
-    """The form that a unit takes."""
+    """The form that a group takes."""
 
     STATIC = "static"
     """Integer kernel between Q/DQ with calibrated ranges."""
-    TIED = "tied"
+    SHARED_SCALE = "tied"
     """Asked of a concatenation: static, with one scale for all that it reads and gives where that will do."""
     DYNAMIC = "dynamic"
     """Integer kernel, activation range found at run time."""
@@ -27,14 +27,14 @@ class Method(StrEnum):
 
 
 class Request(NamedTuple):
-    """The precision that is asked of a unit, and why."""
+    """The precision that is asked of a group, and why."""
 
     method: Method
     reason: Reason = NO_REASON
 
 
 Methods = Mapping[str, Request]
-"""What is asked of each unit, by its name."""
+"""What is asked of each group, by its name."""
 
 INTEGER_METHODS = frozenset({Method.STATIC, Method.DYNAMIC})
 DYNAMIC_OPS = frozenset({"MatMul", "Gemm", "LSTM"})
@@ -42,10 +42,10 @@ DYNAMIC_OPS = frozenset({"MatMul", "Gemm", "LSTM"})
 
 
 @dataclass(frozen=True, slots=True)
-class UnitPlan:
-    """One unit's form; ``reason`` says why it is not integer, or why it takes the form it has."""
+class GroupPlan:
+    """One group's form; ``reason`` says why it is not integer, or why it takes the form it has."""
 
-    unit: Unit
+    group: FusionGroup
     method: Method
     reason: Reason = NO_REASON
     weight: QuantParams | None = None
@@ -53,28 +53,28 @@ class UnitPlan:
     """The Relu or Clip is implied by the saturation of the integers that follow."""
     added_channels: int = 0
     """Channels of zeros that the input of a convolution gets, for the target's fast kernel."""
-    narrow: tuple[bool, ...] = ()
+    reduced_range: tuple[bool, ...] = ()
     """Which outputs have weights of seven bits, lest sums saturate; none where empty."""
     smoothing: tuple[float, ...] = ()
     """What each input channel of a dynamic product is divided by, and its weights multiplied with."""
     bits: int = 8
     """Of the weight: stored integers keep to the range of so many."""
-    stand_in: bool = False
+    substituted: bool = False
     """Written as operators that the runtime is faster at, see
     :mod:`edgepack.quantization.rewrite.substitutions`."""
     stored: tuple[tuple[str, QuantParams], ...] = ()
-    """Constants of a unit without an integer form that are stored all the same: see :mod:`.stored`."""
+    """Constants of a group without an integer form that are stored all the same: see :mod:`.stored`."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuantPlan:
-    """All decisions: a plan for each unit, and the parameters of each activation that gets a Q/DQ pair."""
+    """All decisions: a plan for each group, and the parameters of each activation that gets a Q/DQ pair."""
 
-    units: tuple[UnitPlan, ...]
+    groups: tuple[GroupPlan, ...]
     activations: Mapping[str, QuantParams]
     activation_scheme: QuantScheme
     weight_scheme: QuantScheme
 
-    def of(self, method: Method) -> list[UnitPlan]:
-        """The units that take ``method``."""
-        return [u for u in self.units if u.method is method]
+    def of(self, method: Method) -> list[GroupPlan]:
+        """The groups that take ``method``."""
+        return [u for u in self.groups if u.method is method]

@@ -20,41 +20,43 @@ from edgepack.ir.model import clone, constant, name_of, only_consumer
 from edgepack.ir.numerics import bias_params, choose_params, quantize
 from edgepack.ir.scheme import QuantParams
 from edgepack.quantization.groups import RECURRENT_OPS, activation_bounds
-from edgepack.quantization.plan.types import Method, QuantPlan, UnitPlan
+from edgepack.quantization.plan.types import GroupPlan, Method, QuantPlan
 from edgepack.quantization.rewrite.dynamic import apply_dynamic
 from edgepack.quantization.rewrite.emit import TO_FLOAT, Emitter
 from edgepack.quantization.rewrite.float_islands import keep_float
 from edgepack.quantization.rewrite.hard_activations import HARD_OPS, apply_hard
 from edgepack.quantization.rewrite.recurrent import apply_dynamic_lstm, store_recurrent_weights
-from edgepack.quantization.rewrite.substitutions import apply_stand_in, sizes_of
+from edgepack.quantization.rewrite.substitutions import apply_substitution, sizes_of
 from edgepack.quantization.weights.rounding import Rounded
 from edgepack.quantization.weights.stored_constants import store_constants
 
 
 def apply_plan(model: ir.Model, plan: QuantPlan, weights: Mapping[str, Rounded]) -> ir.Model:
-    """A new model in which ``plan`` is carried out with the stored ``weights`` (by unit name)."""
+    """A new model in which ``plan`` is carried out with the stored ``weights`` (by group name)."""
     quantized = clone(model)
     graph = quantized.graph
     nodes = {n.name: n for n in graph}
     static = plan.of(Method.STATIC)
     clamps: dict[str, tuple[float, float]] = {}
-    sizes = {u.unit.name: sizes_of(nodes[u.unit.name].inputs[0]) for u in static if u.stand_in}
-    for unit_plan in static:
-        if unit_plan.unit.activation is not None:
-            activation = nodes[unit_plan.unit.activation]
-            if not unit_plan.drop_activation:
-                clamps[unit_plan.unit.outputs[0]] = activation_bounds(activation)
-            _drop_activation(graph, nodes[unit_plan.unit.name], activation)
+    sizes = {u.group.name: sizes_of(nodes[u.group.name].inputs[0]) for u in static if u.substituted}
+    for group_plan in static:
+        if group_plan.group.activation is not None:
+            activation = nodes[group_plan.group.activation]
+            if not group_plan.drop_activation:
+                clamps[group_plan.group.outputs[0]] = activation_bounds(activation)
+            _drop_activation(graph, nodes[group_plan.group.name], activation)
     emit = Emitter(graph)
     values = {v.name: v for n in graph for v in n.outputs} | {v.name: v for v in graph.inputs}
-    integer = {nodes[u.unit.name] for u in static}
+    integer = {nodes[u.group.name] for u in static}
     for name, params in plan.activations.items():
         _insert_pair(emit, values[name], params, integer, clamps.get(name))
     for name, before in sizes.items():
-        apply_stand_in(emit, nodes[name], before)
-    for unit_plan in plan.units:
-        if unit_plan.unit.name not in sizes:
-            _apply_unit(emit, nodes[unit_plan.unit.name], unit_plan, weights.get(unit_plan.unit.name), plan)
+        apply_substitution(emit, nodes[name], before)
+    for group_plan in plan.groups:
+        if group_plan.group.name not in sizes:
+            _apply_group(
+                emit, nodes[group_plan.group.name], group_plan, weights.get(group_plan.group.name), plan
+            )
     for node in list(graph):
         if node.op_type == "Add" and _feeds_layer_norm(node):
             _as_sum(emit, node)
@@ -64,29 +66,29 @@ def apply_plan(model: ir.Model, plan: QuantPlan, weights: Mapping[str, Rounded])
     return quantized
 
 
-def _apply_unit(
-    emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Rounded | None, plan: QuantPlan
+def _apply_group(
+    emit: Emitter, node: ir.Node, group_plan: GroupPlan, rounded: Rounded | None, plan: QuantPlan
 ) -> None:
-    """Give one unit its form; Q/DQ around integer units stand already."""
-    method, recurrent = unit_plan.method, node.op_type in RECURRENT_OPS
+    """Give one group its form; Q/DQ around integer groups stand already."""
+    method, recurrent = group_plan.method, node.op_type in RECURRENT_OPS
     if method is Method.STATIC:
         if node.op_type in HARD_OPS:
             apply_hard(emit, node, plan.activation_scheme)
             return
-        _constant_operands(emit, node, unit_plan, plan)
+        _constant_operands(emit, node, group_plan, plan)
         if rounded is not None:
-            _static_weights(emit, node, unit_plan, rounded, plan)
+            _static_weights(emit, node, group_plan, rounded, plan)
     elif method is Method.DYNAMIC and recurrent:
         apply_dynamic_lstm(emit, node, plan.weight_scheme)
     elif method is Method.DYNAMIC and rounded is not None:
-        apply_dynamic(emit, node, unit_plan, rounded)
+        apply_dynamic(emit, node, group_plan, rounded)
     else:
         keep_float(emit, node)
         if method is Method.WEIGHT_ONLY and recurrent:
             store_recurrent_weights(emit, node, plan.weight_scheme)
         elif method in (Method.WEIGHT_ONLY, Method.STORED) and rounded is not None:
-            _weight_only(emit, node, unit_plan, rounded)
-        store_constants(emit, node, unit_plan.stored)
+            _weight_only(emit, node, group_plan, rounded)
+        store_constants(emit, node, group_plan.stored)
 
 
 def _drop_activation(graph: ir.Graph, main: ir.Node, activation: ir.Node) -> None:
@@ -105,7 +107,7 @@ def _insert_pair(
     static: set[ir.Node],
     clamp: tuple[float, float] | None,
 ) -> None:
-    """Put ``Q -> DQ`` behind ``value``: for all readers if an integer unit made it, else for integer ones.
+    """Put ``Q -> DQ`` behind ``value``: for all readers if an integer group made it, else for integer ones.
 
     With ``clamp``, bounds of an activation that saturation does not imply: ``Q -> Clip -> DQ``. A float
     activation would have the runtime fuse it with what is before it, and leave both in float.
@@ -137,18 +139,18 @@ def _insert_pair(
 
 
 def _static_weights(
-    emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Rounded, plan: QuantPlan
+    emit: Emitter, node: ir.Node, group_plan: GroupPlan, rounded: Rounded, plan: QuantPlan
 ) -> None:
-    weight, base = unit_plan.weight, unit_plan.unit.weight
+    weight, base = group_plan.weight, group_plan.group.weight
     assert weight is not None
     assert base is not None
     # The runtime fuses Conv without a zero point of the weight; Gemm, which it makes of MatMul too, needs it.
     state_zero = node.op_type != "Conv"
     integers = rounded.integers
-    input_scale = plan.activations[unit_plan.unit.inputs[0]].scale
-    if unit_plan.added_channels:
-        _add_channels(emit, node, unit_plan.added_channels, plan.activations[unit_plan.unit.inputs[0]])
-        integers = np.pad(integers, [(0, 0), (0, unit_plan.added_channels), *[(0, 0)] * (integers.ndim - 2)])
+    input_scale = plan.activations[group_plan.group.inputs[0]].scale
+    if group_plan.added_channels:
+        _add_channels(emit, node, group_plan.added_channels, plan.activations[group_plan.group.inputs[0]])
+        integers = np.pad(integers, [(0, 0), (0, group_plan.added_channels), *[(0, 0)] * (integers.ndim - 2)])
     node.replace_input_with(1, emit.dequantized(node, base, integers, weight, state_zero=state_zero))
     if rounded.bias is None:
         if node.op_type == "MatMul":
@@ -157,7 +159,7 @@ def _static_weights(
     params = bias_params(input_scale, weight)
     channels = rounded.integers.shape[weight.axis] if weight.axis is not None else rounded.bias.size
     stored = quantize(np.broadcast_to(rounded.bias, (channels,)), params)
-    _give_bias(node, emit.dequantized(node, unit_plan.unit.bias or f"{base}_bias", stored, params))
+    _give_bias(node, emit.dequantized(node, group_plan.group.bias or f"{base}_bias", stored, params))
 
 
 def _give_bias(node: ir.Node, bias: ir.Value) -> None:
@@ -213,9 +215,9 @@ def _bias_of_product(emit: Emitter, node: ir.Node, outputs: int, params: QuantPa
         add.replace_input_with(index, emit.dequantized(add, name_of(value), quantize(array, params), params))
 
 
-def _constant_operands(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, plan: QuantPlan) -> None:
-    """Constants of elementwise units are stored in the scheme of activations, as their kernels require."""
-    if not unit_plan.unit.constants:
+def _constant_operands(emit: Emitter, node: ir.Node, group_plan: GroupPlan, plan: QuantPlan) -> None:
+    """Constants of elementwise groups are stored in the scheme of activations, as their kernels require."""
+    if not group_plan.group.constants:
         return
     for index, value in enumerate(node.inputs):
         array = constant(value)
@@ -226,20 +228,20 @@ def _constant_operands(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, plan: 
         node.replace_input_with(index, emit.dequantized(node, name_of(value), stored, params))
 
 
-def _weight_only(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Rounded) -> None:
-    assert unit_plan.weight is not None
-    unfold = unit_plan.method is Method.STORED
+def _weight_only(emit: Emitter, node: ir.Node, group_plan: GroupPlan, rounded: Rounded) -> None:
+    assert group_plan.weight is not None
+    unfold = group_plan.method is Method.STORED
     if node.op_type == "Gather" and not unfold:
-        _gather_rows(emit, node, unit_plan.weight, rounded)
+        _gather_rows(emit, node, group_plan.weight, rounded)
         return
-    table = unit_plan.unit.constants[0] if node.op_type == "Gather" else "weight"
-    base, params = unit_plan.unit.weight or table, unit_plan.weight
-    integers = rounded.integers.astype(ml_dtypes.int4) if unit_plan.bits == 4 else rounded.integers
-    if rounded.bias is not None and unit_plan.unit.op_type != "MatMul":
-        _give_bias(node, emit.initializer(unit_plan.unit.bias or f"{base}_bias", rounded.bias))
+    table = group_plan.group.constants[0] if node.op_type == "Gather" else "weight"
+    base, params = group_plan.group.weight or table, group_plan.weight
+    integers = rounded.integers.astype(ml_dtypes.int4) if group_plan.bits == 4 else rounded.integers
+    if rounded.bias is not None and group_plan.group.op_type != "MatMul":
+        _give_bias(node, emit.initializer(group_plan.group.bias or f"{base}_bias", rounded.bias))
     source = node.inputs[0].producer() if node.inputs[0] is not None else None
     in_island = source is not None and source.op_type == "DequantizeLinear"
-    if node.op_type == "MatMul" and not (unfold or unit_plan.unit.weight in emit.shared or in_island):
+    if node.op_type == "MatMul" and not (unfold or group_plan.group.weight in emit.shared or in_island):
         # The runtime makes this a MatMulNBits, which reads the bytes as they are; but between Q/DQ it would
         # make it an integer product, which was not asked for. A weight that several products read it would
         # dequantize in every run.

@@ -1,4 +1,4 @@
-"""Dynamic units: integer products whose activation range is found at run time.
+"""Dynamic groups: integer products whose activation range is found at run time.
 
 Given::
 
@@ -14,24 +14,24 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepack.ir.model import name_of
-from edgepack.quantization.plan.types import UnitPlan
+from edgepack.quantization.plan.types import GroupPlan
 from edgepack.quantization.rewrite.emit import TO_FLOAT, Emitter
 from edgepack.quantization.weights.rounding import Rounded
 
 
-def apply_dynamic(emit: Emitter, node: ir.Node, unit_plan: UnitPlan, rounded: Rounded) -> None:
+def apply_dynamic(emit: Emitter, node: ir.Node, group_plan: GroupPlan, rounded: Rounded) -> None:
     """Rewrite one MatMul or Gemm with a constant weight."""
-    params = unit_plan.weight
+    params = group_plan.weight
     assert params is not None
-    assert unit_plan.unit.weight is not None
+    assert group_plan.group.weight is not None
     x, output = node.inputs[0], node.outputs[0]
     assert x is not None
-    base, out = unit_plan.unit.weight, name_of(output)
+    base, out = group_plan.group.weight, name_of(output)
     # Gemm with transB stores [N, K]; the integer product wants [K, N].
     flipped = node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
     integers = np.ascontiguousarray(rounded.integers.T) if flipped else rounded.integers
-    if unit_plan.smoothing:
-        x = _divided(emit, node, x, unit_plan.smoothing)
+    if group_plan.smoothing:
+        x = _divided(emit, node, x, group_plan.smoothing)
     stored, x_scale, x_zero = _range_at_run_time(emit, node, x)
     weight = emit.initializer(f"{base}_q", integers)
     product = emit.node("MatMulInteger", [stored, weight, x_zero], f"{out}_i")

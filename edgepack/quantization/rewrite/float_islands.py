@@ -1,4 +1,4 @@
-"""Islands: float units between integer ones, which onnxruntime would make integers of, asked or not."""
+"""Islands: float groups between integer ones, which onnxruntime would make integers of, asked or not."""
 
 import numpy as np
 import onnx_ir as ir
@@ -21,7 +21,7 @@ PASSED_BY_RUNTIME = frozenset({"MaxPool", "Reshape", "Slice", "Squeeze", "Transp
 
 
 def keep_float(emit: Emitter, node: ir.Node) -> None:
-    """Have the runtime compute a float unit in float; Q/DQ around integer units stand already."""
+    """Have the runtime compute a float group in float; Q/DQ around integer groups stand already."""
     if node.op_type in REQUANTIZED_BY_RUNTIME and _is_restored(node.inputs[0]):
         _guard_weights(emit, node)
     elif node.op_type in FUSED_BY_RUNTIME | REQUANTIZED_BY_RUNTIME:
@@ -31,7 +31,7 @@ def keep_float(emit: Emitter, node: ir.Node) -> None:
 
 
 def _guard_weights(emit: Emitter, node: ir.Node) -> None:
-    """Keep a float unit with weights between integer ones float.
+    """Keep a float group with weights between integer ones float.
 
     Given: ``q -> DQ(scale) -> Conv(w float) -> Q``. Result: ``q -> DQ([scale, scale ...]) -> Conv(w) -> Q``,
     the same values, which the runtime's WeightBiasQuantization leaves alone.
@@ -57,7 +57,7 @@ def _guard_weights(emit: Emitter, node: ir.Node) -> None:
 
 
 def _guard_light(emit: Emitter, node: ir.Node) -> None:
-    """Keep a light float unit between integer ones float.
+    """Keep a light float group between integer ones float.
 
     Given: ``q -> DQ -> Sigmoid -> Q``. Result: ``q -> DQ -> Max(least) -> Sigmoid -> Q``, where no value is
     below ``least``: an operator that changes nothing, and that the runtime neither removes nor fuses.

@@ -24,12 +24,12 @@ _FEW_BYTES = 256
 """A node that makes more ones is smaller than they are."""
 
 
-def has_stand_in(node: ir.Node) -> bool:
-    """Whether this node of operator AveragePool or Resize has a stand-in that computes the same."""
+def has_substitute(node: ir.Node) -> bool:
+    """Whether this node of operator AveragePool or Resize has a substitute that computes the same."""
     return _is_plain_average(node) if node.op_type == "AveragePool" else _is_plain_nearest(node)
 
 
-def apply_stand_in(emit: Emitter, node: ir.Node, sizes: tuple[int | None, ...]) -> None:
+def apply_substitution(emit: Emitter, node: ir.Node, sizes: tuple[int | None, ...]) -> None:
     """Write it in the place of ``node``, whose input has ``sizes``; Q/DQ stand around it already."""
     if node.op_type == "AveragePool":
         _average_by_convolution(emit, node, sizes[1])
@@ -44,7 +44,7 @@ def sizes_of(value: ir.Value | None) -> tuple[int | None, ...]:
 
 
 def is_slow_average(node: ir.Node) -> bool:
-    """Whether an AveragePool has neither a stand-in nor one window: borders left out, or a last window cut.
+    """Whether an AveragePool has neither a substitute nor one window: borders left out, or a last window cut.
 
     Entries near a border are parts of fewer than the whole window, so no one scale of a weight gives them.
     Nine convolutions, one for each border and corner, and the joining of them would be exact too, and dearer

@@ -11,12 +11,12 @@ import onnx_ir as ir
 KEY = "edgepack.grid"
 
 
-def set_grid(value: ir.Value, scale: npt.NDArray[np.float32]) -> None:
+def set_codebook_scales(value: ir.Value, scale: npt.NDArray[np.float32]) -> None:
     """Note that a constant's values are integers of int8 times ``scale``, one an output channel, in order."""
     value.meta[KEY] = scale
 
 
-def grid_of(node: ir.Node) -> npt.NDArray[np.float32] | None:
+def codebook_scales_of(node: ir.Node) -> npt.NDArray[np.float32] | None:
     """The scales of a node's weight, or ``None`` where it has no grid."""
     value = node.inputs[1] if len(node.inputs) > 1 else None
     return None if value is None else value.meta.get(KEY)

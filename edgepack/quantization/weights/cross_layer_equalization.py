@@ -26,7 +26,7 @@ from edgepack.calibration.run import stream_activations
 from edgepack.data.samples import Samples
 from edgepack.graph.rules.linear import bias_of, output_channels, scale_input, scale_output, set_linear
 from edgepack.ir.model import clone, constant, constant_tensor, name_of, only_consumer
-from edgepack.quantization.weights.codebook_scales import grid_of
+from edgepack.quantization.weights.codebook_scales import codebook_scales_of
 from edgepack.quantization.weights.matrix import to_groups
 from edgepack.quantization.weights.smoothquant import LEVELS, MADE_UP_FOR, WEIGHT_LIMIT
 
@@ -112,7 +112,7 @@ def _is_layer(node: ir.Node) -> bool:
         return False
     own = [v for v in node.inputs[1:] if v is not None]
     array = constant(node.inputs[1])
-    if array is None or array.dtype != np.float32 or grid_of(node) is not None:
+    if array is None or array.dtype != np.float32 or codebook_scales_of(node) is not None:
         return False
     alone = all(constant(v) is not None and len(v.uses()) == 1 for v in own)
     return alone and not any(v.is_graph_output() for v in own)

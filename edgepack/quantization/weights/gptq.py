@@ -18,7 +18,7 @@ SMALL = 64
 """Triangles up to this size are inverted as they are."""
 
 
-def round_second_order(weight: Matrix, second: Matrix, scale: Matrix, limit: int | Matrix) -> Matrix:
+def round_gptq(weight: Matrix, second: Matrix, scale: Matrix, limit: int | Matrix) -> Matrix:
     """Integers in ``[-limit, limit]`` for ``weight`` that keep ``weight @ x``, given ``E[x xᵀ]``.
 
     Frantar et al. (2023), GPTQ, after Hassibi and Stork (1993): columns are rounded one by one, and what is
@@ -28,12 +28,10 @@ def round_second_order(weight: Matrix, second: Matrix, scale: Matrix, limit: int
     rounding where that is better by the same measure, so the result is never worse than rounding to nearest.
     """
     most = np.broadcast_to(np.asarray(limit, np.float32), scale.shape[:2])
-    return store_second_order(weight, second, scale, lambda x: np.clip(np.rint(x), -most, most))
+    return store_gptq(weight, second, scale, lambda x: np.clip(np.rint(x), -most, most))
 
 
-def store_second_order(
-    weight: Matrix, second: Matrix, scale: Matrix, store: Callable[[Matrix], Matrix]
-) -> Matrix:
+def store_gptq(weight: Matrix, second: Matrix, scale: Matrix, store: Callable[[Matrix], Matrix]) -> Matrix:
     """The same for any set of stored values: ``store`` gives those nearest to a column [groups, outputs].
 
     Weights that are zero stay zero.

@@ -1,4 +1,4 @@
-"""Parameters of the weight of a unit, in the form that a plan gives it."""
+"""Parameters of the weight of a group, in the form that a plan gives it."""
 
 from collections.abc import Mapping
 
@@ -8,43 +8,43 @@ import onnx_ir as ir
 from edgepack.config.target import Target
 from edgepack.ir.model import constant
 from edgepack.ir.scheme import QuantParams, QuantScheme
-from edgepack.quantization.groups import RECURRENT_OPS, Unit
-from edgepack.quantization.weights.low_bit import FewBits
-from edgepack.quantization.weights.params import fit_bias, narrow_outputs, smoothed, weight_params
+from edgepack.quantization.groups import RECURRENT_OPS, FusionGroup
+from edgepack.quantization.weights.low_bit import LowBit
+from edgepack.quantization.weights.params import fit_bias, reduced_range_outputs, smoothed, weight_params
 
 
-def unit_weight_params(
-    unit: Unit,
+def group_weight_params(
+    group: FusionGroup,
     nodes: Mapping[str | None, ir.Node],
     target: Target,
     x: QuantParams | None,
-    narrow: tuple[bool, ...],
+    reduced_range: tuple[bool, ...],
     factors: tuple[float, ...] = (),
-    few: FewBits | None = None,
+    few: LowBit | None = None,
 ) -> QuantParams | None:
     """Parameters of the stored weight; ``None`` without a weight, or where the operator has a way of its own.
 
-    ``x`` are those of the input of a static unit, whose bias has to fit.
+    ``x`` are those of the input of a static group, whose bias has to fit.
     """
-    node = nodes[unit.name]
-    source = node.inputs[0] if unit.op_type == "Gather" else node.inputs[1] if unit.weight else None
+    node = nodes[group.name]
+    source = node.inputs[0] if group.op_type == "Gather" else node.inputs[1] if group.weight else None
     array = constant(source) if source is not None else None
-    if array is None or unit.op_type in RECURRENT_OPS:
+    if array is None or group.op_type in RECURRENT_OPS:
         return None
     scheme = target.quantization.weight
     if few is None:
-        params = weight_params(node, smoothed(node, array, factors), scheme, narrow)
+        params = weight_params(node, smoothed(node, array, factors), scheme, reduced_range)
     else:
         params = few.applied(weight_params(node, array, few.scheme(scheme)))
     if x is None:
         return params
-    bias = constant(node.inputs[2]) if unit.bias else None
+    bias = constant(node.inputs[2]) if group.bias else None
     return fit_bias(params, np.zeros(1, np.float32) if bias is None else bias, x)
 
 
-def narrow_dynamic(
-    unit: Unit, node: ir.Node, scheme: QuantScheme, factors: tuple[float, ...]
+def reduced_range_dynamic(
+    group: FusionGroup, node: ir.Node, scheme: QuantScheme, factors: tuple[float, ...]
 ) -> tuple[bool, ...]:
     """Outputs that could saturate: a range found at run time is used to its end in every run."""
-    array = constant(node.inputs[1]) if unit.weight and unit.op_type not in RECURRENT_OPS else None
-    return () if array is None else narrow_outputs(node, smoothed(node, array, factors), scheme)
+    array = constant(node.inputs[1]) if group.weight and group.op_type not in RECURRENT_OPS else None
+    return () if array is None else reduced_range_outputs(node, smoothed(node, array, factors), scheme)

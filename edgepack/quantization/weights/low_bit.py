@@ -1,4 +1,4 @@
-"""Weights of fewer than eight bits: which units have them, and the scales that they take.
+"""Weights of fewer than eight bits: which groups have them, and the scales that they take.
 
 With few bits the largest weight must not decide on the scale: clipping it costs less than coarse steps for
 all others.
@@ -15,7 +15,7 @@ from edgepack.config.recipe import Quantize
 from edgepack.config.target import Target
 from edgepack.errors import ConfigError
 from edgepack.ir.scheme import QuantParams, QuantScheme
-from edgepack.quantization.groups import Unit, override_for
+from edgepack.quantization.groups import FusionGroup, override_for
 from edgepack.quantization.weights.matrix import has_rows
 
 Floats = npt.NDArray[np.float32]
@@ -25,8 +25,8 @@ RATIOS = np.linspace(0.4, 1.2, 33, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FewBits:
-    """Of one unit's weight: its bits, and scales like those of ``QuantParams`` where error chose them."""
+class LowBit:
+    """Of one group's weight: its bits, and scales like those of ``QuantParams`` where error chose them."""
 
     bits: int
     scale: Floats | None = None
@@ -41,14 +41,16 @@ class FewBits:
 
 
 @dataclass(frozen=True, slots=True)
-class BitsOfUnits:
-    """Units with weights of fewer than eight bits, by name, and why others keep eight."""
+class BitsOfGroups:
+    """Groups with weights of fewer than eight bits, by name, and why others keep eight."""
 
-    few: Mapping[str, FewBits]
+    few: Mapping[str, LowBit]
     notes: tuple[str, ...] = ()
 
 
-def bits_of_units(model: ir.Model, units: Sequence[Unit], wanted: Quantize, target: Target) -> BitsOfUnits:
+def bits_of_groups(
+    model: ir.Model, groups: Sequence[FusionGroup], wanted: Quantize, target: Target
+) -> BitsOfGroups:
     """What the recipe asks for, where ``target`` has it.
 
     Raises:
@@ -56,24 +58,24 @@ def bits_of_units(model: ir.Model, units: Sequence[Unit], wanted: Quantize, targ
             the model can have the bits that the recipe asks for.
     """
     nodes = {n.name: n for n in model.graph}
-    few: dict[str, FewBits] = {}
+    few: dict[str, LowBit] = {}
     reasons: dict[str, None] = {}
-    weighted = [u for u in units if u.weight is not None]
-    for unit in weighted:
-        said = override_for(unit, (o for o in wanted.overrides if o.bits is not None))
+    weighted = [u for u in groups if u.weight is not None]
+    for group in weighted:
+        said = override_for(group, (o for o in wanted.overrides if o.bits is not None))
         bits = wanted.weight_bits if said is None else said.bits
         if bits is None or bits == 8:
             continue
-        reason = _refusal(unit, nodes[unit.name], bits, target)
+        reason = _refusal(group, nodes[group.name], bits, target)
         if reason is None:
-            few[unit.name] = FewBits(bits)
+            few[group.name] = LowBit(bits)
         elif said is not None:
-            raise ConfigError(f"override: node {unit.name!r}: {reason}")
+            raise ConfigError(f"override: node {group.name!r}: {reason}")
         else:
             reasons[reason] = None
     if reasons and not few:
         raise ConfigError(f"weight_bits: {'; '.join(reasons)}; use `weight_bits: 8`")
-    return BitsOfUnits(few, tuple(f"{reason}: 8 bits" for reason in reasons))
+    return BitsOfGroups(few, tuple(f"{reason}: 8 bits" for reason in reasons))
 
 
 def wants_four_bits(wanted: Quantize) -> bool:
@@ -81,12 +83,12 @@ def wants_four_bits(wanted: Quantize) -> bool:
     return wanted.weight_bits == 4 or any(o.bits == 4 for o in wanted.overrides)
 
 
-def _refusal(unit: Unit, node: ir.Node, bits: int, target: Target) -> str | None:
-    if not has_rows(node) or bits not in target.kernels.weight_bits.get(unit.op_type, ()):
-        return f"target {target.name!r} has no {bits}-bit weights for {unit.op_type}"
+def _refusal(group: FusionGroup, node: ir.Node, bits: int, target: Target) -> str | None:
+    if not has_rows(node) or bits not in target.kernels.weight_bits.get(group.op_type, ()):
+        return f"target {target.name!r} has no {bits}-bit weights for {group.op_type}"
     weight = node.inputs[1]
     if weight is not None and len(weight.uses()) > 1:
-        return f"weight {unit.weight!r} is read by several nodes"
+        return f"weight {group.weight!r} is read by several nodes"
     return None
 
 

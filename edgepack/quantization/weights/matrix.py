@@ -7,7 +7,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgepack.ir.model import constant
-from edgepack.quantization.plan.types import UnitPlan
+from edgepack.quantization.plan.types import GroupPlan
 
 Floats = npt.NDArray[np.float32]
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -20,9 +20,9 @@ def weight_of(node: ir.Node) -> Floats:
     return np.asarray(array, np.float32)
 
 
-def bias_of(node: ir.Node, unit_plan: UnitPlan) -> Floats | None:
+def bias_of(node: ir.Node, group_plan: GroupPlan) -> Floats | None:
     """The constant bias of a node, float32 ``[channels]``, or ``None``."""
-    array = constant(node.inputs[2]) if unit_plan.unit.bias is not None else None
+    array = constant(node.inputs[2]) if group_plan.group.bias is not None else None
     return None if array is None else np.asarray(array, np.float32).reshape(-1)
 
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from edgepack.calibration.run import stream_activations
 from edgepack.data.samples import Samples
-from edgepack.quantization.groups import Unit
+from edgepack.quantization.groups import FusionGroup
 from edgepack.quantization.weights.matrix import to_groups, weight_of
 
 Floats = npt.NDArray[np.float32]
@@ -89,51 +89,51 @@ class InputMoments:
 
 def stream_moments(
     model: ir.Model,
-    units: Sequence[Unit],
+    groups: Sequence[FusionGroup],
     samples: Samples,
     *,
     second_order: bool,
     threads: int,
     seed: int,
     on_sample: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[Unit, InputMoments]]:
-    """Moments of the inputs of each unit's weight; means only without ``second_order``.
+) -> Iterator[tuple[FusionGroup, InputMoments]]:
+    """Moments of the inputs of each group's weight; means only without ``second_order``.
 
-    Units that fit into memory together are measured in one pass over the samples.
+    Groups that fit into memory together are measured in one pass over the samples.
 
     Raises:
         CalibrationError: the model fails on a sample.
     """
     nodes = {n.name: n for n in model.graph}
-    for batch in batches_of(units, nodes, second_order):
+    for batch in batches_of(groups, nodes, second_order):
         moments = {u.name: no_moments(nodes[u.name], second_order) for u in batch}
         rng = np.random.default_rng(seed)
         names = list(dict.fromkeys(u.inputs[0] for u in batch))
         for _, arrays in stream_activations(model, samples, names, threads=threads):
-            for unit in batch:
-                moments[unit.name].add(weight_inputs(nodes[unit.name], arrays[unit.inputs[0]], rng))
+            for group in batch:
+                moments[group.name].add(weight_inputs(nodes[group.name], arrays[group.inputs[0]], rng))
             on_sample()
-        for unit in batch:
-            finished = moments.pop(unit.name)
+        for group in batch:
+            finished = moments.pop(group.name)
             finished.finish()
-            yield unit, finished
+            yield group, finished
 
 
 def batches_of(
-    units: Sequence[Unit], nodes: dict[str | None, ir.Node], second_order: bool
-) -> list[list[Unit]]:
-    """Units in their order, in parts whose moments fit into memory together."""
-    batches: list[list[Unit]] = []
+    groups: Sequence[FusionGroup], nodes: dict[str | None, ir.Node], second_order: bool
+) -> list[list[FusionGroup]]:
+    """Groups in their order, in parts whose moments fit into memory together."""
+    batches: list[list[FusionGroup]] = []
     room = 0
-    for unit in units:
-        matrices, _, columns = to_groups(nodes[unit.name], weight_of(nodes[unit.name])).shape
+    for group in groups:
+        matrices, _, columns = to_groups(nodes[group.name], weight_of(nodes[group.name])).shape
         need = matrices * columns * 4
         if second_order and columns <= MAX_COLUMNS:
             need = 2 * matrices * columns**2 * 4  # twice: inputs that wait take as much
         if not batches or need > room:
             batches.append([])
             room = MAX_BYTES
-        batches[-1].append(unit)
+        batches[-1].append(group)
         room -= need
     return batches
 

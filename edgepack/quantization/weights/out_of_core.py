@@ -20,9 +20,9 @@ def round_to_files(model: ir.Model, plan: QuantPlan, folder: Path) -> Rounder:
     """
     nodes = {n.name: n for n in model.graph}
     rounded: dict[tuple[str, bytes], npt.NDArray[np.integer]] = {}
-    for number, unit in enumerate(plan.units):
-        if unit.weight is not None:
-            integers = quantize(weight_of(nodes[unit.unit.name]), unit.weight)
+    for number, group in enumerate(plan.groups):
+        if group.weight is not None:
+            integers = quantize(weight_of(nodes[group.group.name]), group.weight)
             np.save(path := folder / f"weight_{number}.npy", integers)
-            rounded[unit.unit.name, unit.weight.scale.tobytes()] = np.load(path, mmap_mode="r")
+            rounded[group.group.name, group.weight.scale.tobytes()] = np.load(path, mmap_mode="r")
     return Rounder(model, {}, rounded)

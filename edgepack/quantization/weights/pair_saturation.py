@@ -26,7 +26,7 @@ LARGEST_INPUT = 255
 LARGEST_WEIGHT = 127
 LARGEST_PAIR = 32767
 STEP = 1
-"""What rounding by second order may move a weight by from the nearest integer, rarely more."""
+"""What rounding by GPTQ may move a weight by from the nearest integer, rarely more."""
 
 
 def weight_pairs(node: ir.Node, array: npt.NDArray[np.generic], added_channels: int = 0) -> Integers:
@@ -82,17 +82,19 @@ def outputs_beyond(sums: Integers) -> tuple[bool, ...]:
 
 
 def with_fewer_bits(
-    weight: Floats, params: QuantParams, scheme: QuantScheme, narrow: tuple[bool, ...]
+    weight: Floats, params: QuantParams, scheme: QuantScheme, reduced_range: tuple[bool, ...]
 ) -> QuantParams:
-    """``params`` with seven bits for the outputs in ``narrow``; for all, where they share one scale.
+    """``params`` with seven bits for the outputs in ``reduced_range``; for all, where they share one scale.
 
     Seven bits never saturate: ``2 · 63 · 255 < 32768``.
     """
-    if not any(narrow):
+    if not any(reduced_range):
         return params
     fewer = choose_weight_params(weight, replace(scheme, reduce_range=True), params.axis)
     return (
-        fewer if params.axis is None else replace(params, scale=np.where(narrow, fewer.scale, params.scale))
+        fewer
+        if params.axis is None
+        else replace(params, scale=np.where(reduced_range, fewer.scale, params.scale))
     )
 
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from edgepack.ir.model import constant
 from edgepack.ir.numerics import MIN_SCALE, choose_weight_params
 from edgepack.ir.scheme import Granularity, QuantParams, QuantScheme, QuantType
-from edgepack.quantization.weights.codebook_scales import grid_of
+from edgepack.quantization.weights.codebook_scales import codebook_scales_of
 from edgepack.quantization.weights.pair_saturation import could_saturate, with_fewer_bits
 
 
@@ -32,24 +32,26 @@ def weight_axis(op_type: str, node: ir.Node) -> int | None:
 
 
 def weight_params(
-    node: ir.Node, weight: npt.NDArray[np.float32], scheme: QuantScheme, narrow: tuple[bool, ...] = ()
+    node: ir.Node, weight: npt.NDArray[np.float32], scheme: QuantScheme, reduced_range: tuple[bool, ...] = ()
 ) -> QuantParams:
     """Parameters of the ``weight`` of a node, one scale an output channel where scheme and node allow.
 
-    ``narrow`` outputs have seven bits. A weight that stands on a grid keeps it.
+    ``reduced_range`` outputs have seven bits. A weight that stands on a grid keeps it.
     """
     axis = weight_axis(node.op_type, node)
     whole = scheme.granularity is Granularity.PER_TENSOR or axis is None
     full = scheme.type is QuantType.INT8 and scheme.bits == 8 and not scheme.reduce_range
-    grid = grid_of(node) if full and not whole else None
+    grid = codebook_scales_of(node) if full and not whole else None
     if grid is not None and axis is not None:
         params = QuantParams(scheme.type, grid, np.zeros(grid.shape, scheme.type.dtype), axis % weight.ndim)
-        return with_fewer_bits(weight, params, scheme, narrow)
+        return with_fewer_bits(weight, params, scheme, reduced_range)
     params = choose_weight_params(weight, scheme, None if whole or axis is None else axis % weight.ndim)
-    return with_fewer_bits(weight, params, scheme, narrow)
+    return with_fewer_bits(weight, params, scheme, reduced_range)
 
 
-def narrow_outputs(node: ir.Node, weight: npt.NDArray[np.float32], scheme: QuantScheme) -> tuple[bool, ...]:
+def reduced_range_outputs(
+    node: ir.Node, weight: npt.NDArray[np.float32], scheme: QuantScheme
+) -> tuple[bool, ...]:
     """Outputs of a dynamic product that need seven bits on a target that saturates."""
     return could_saturate(node, weight, weight_params(node, weight, scheme))
 

@@ -12,14 +12,14 @@ from edgepack.data.samples import Samples
 from edgepack.ir.model import name_of, new_initializer
 from edgepack.ir.numerics import dequantize, quantize, weight_limit
 from edgepack.ir.scheme import QuantParams
-from edgepack.quantization.groups import Role, Unit
-from edgepack.quantization.plan.types import Method, QuantPlan, UnitPlan
-from edgepack.quantization.weights.codebook_scales import grid_of
-from edgepack.quantization.weights.gptq import round_second_order, trusted
-from edgepack.quantization.weights.low_bit import FewBits, scale_by_error
+from edgepack.quantization.groups import FusionGroup, Role
+from edgepack.quantization.plan.types import GroupPlan, Method, QuantPlan
+from edgepack.quantization.weights.codebook_scales import codebook_scales_of
+from edgepack.quantization.weights.gptq import round_gptq, trusted
+from edgepack.quantization.weights.low_bit import LowBit, scale_by_error
 from edgepack.quantization.weights.matrix import bias_of, from_groups, has_rows, to_groups, weight_of
 from edgepack.quantization.weights.moments import InputMoments, stream_moments
-from edgepack.quantization.weights.params import narrow_outputs, smoothed, weight_params
+from edgepack.quantization.weights.params import reduced_range_outputs, smoothed, weight_params
 from edgepack.quantization.weights.sequential import intended_weight, stream_sequential
 from edgepack.quantization.weights.smoothquant import smoothing_factors
 
@@ -35,15 +35,15 @@ class Rounded:
 
 
 Rounding = Callable[[QuantPlan], dict[str, Rounded]]
-"""Stored weights of a plan, by unit name."""
+"""Stored weights of a plan, by group name."""
 
 
 @dataclass(slots=True)
 class Rounder:
     """Rounds the weights of any plan of one model, each weight once per set of parameters.
 
-    With moments of its inputs (:mod:`.moments`) a weight is rounded by second order
-    where ``second_order`` is set, and the mean error of its output is taken out of the bias: what rounding
+    With moments of its inputs (:mod:`.moments`) a weight is rounded by GPTQ
+    where ``gptq`` is set, and the mean error of its output is taken out of the bias: what rounding
     adds on average, ``stored · mean(actual input) - weight · mean(float input)``, is known. With both means
     of the float model this is the analytic correction of Nagel et al. (2019, section 4.2), with actual inputs
     behind quantized layers the empirical one.
@@ -51,36 +51,38 @@ class Rounder:
 
     model: ir.Model
     means: Mapping[str, tuple[Floats, Floats]] = field(default_factory=dict)
-    """Mean actual and mean float inputs [groups, K] by unit."""
+    """Mean actual and mean float inputs [groups, K] by group."""
     rounded: Mapping[tuple[str, bytes], npt.NDArray[np.integer]] = field(default_factory=dict)
     smoothing: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Factors by activation for plans to use, see :mod:`edgepack.quantization.weights.smoothquant`."""
-    few_bits: Mapping[str, FewBits] = field(default_factory=dict)
-    """Bits and scales by unit for plans to use, see :mod:`edgepack.quantization.weights.low_bit`."""
+    low_bit: Mapping[str, LowBit] = field(default_factory=dict)
+    """Bits and scales by group for plans to use, see :mod:`edgepack.quantization.weights.low_bit`."""
     trained: Mapping[tuple[str, bytes], Rounded] = field(default_factory=dict)
-    """What training has found for static units, by unit and scale; it goes before all else."""
+    """What training has found for static groups, by group and scale; it goes before all else."""
 
     def __call__(self, plan: QuantPlan) -> dict[str, Rounded]:
-        """The stored weight and the bias of every unit that has a planned weight."""
+        """The stored weight and the bias of every group that has a planned weight."""
         nodes = {n.name: n for n in self.model.graph}
         return {
-            u.unit.name: self.one(nodes[u.unit.name], u, u.weight) for u in plan.units if u.weight is not None
+            u.group.name: self.one(nodes[u.group.name], u, u.weight)
+            for u in plan.groups
+            if u.weight is not None
         }
 
-    def one(self, node: ir.Node, unit_plan: UnitPlan, params: QuantParams) -> Rounded:
-        """The stored weight and the bias of one unit, whose node is given."""
-        if unit_plan.method is Method.STATIC:
-            found = self.trained.get((unit_plan.unit.name, params.scale.tobytes()))
+    def one(self, node: ir.Node, group_plan: GroupPlan, params: QuantParams) -> Rounded:
+        """The stored weight and the bias of one group, whose node is given."""
+        if group_plan.method is Method.STATIC:
+            found = self.trained.get((group_plan.group.name, params.scale.tobytes()))
             if found is not None:
                 return found
-        weight = smoothed(node, weight_of(node), unit_plan.smoothing)
-        stored = self.rounded.get((unit_plan.unit.name, params.scale.tobytes()))
-        integers = _nearest(weight, params, unit_plan.bits) if stored is None else stored
-        bias = bias_of(node, unit_plan)
-        means = self.means.get(unit_plan.unit.name)
+        weight = smoothed(node, weight_of(node), group_plan.smoothing)
+        stored = self.rounded.get((group_plan.group.name, params.scale.tobytes()))
+        integers = _nearest(weight, params, group_plan.bits) if stored is None else stored
+        bias = bias_of(node, group_plan)
+        means = self.means.get(group_plan.group.name)
         if means is None:
             return Rounded(integers, bias)
-        factors = np.asarray(unit_plan.smoothing or 1, np.float32)
+        factors = np.asarray(group_plan.smoothing or 1, np.float32)
         # Rounded to nearest after all, it does nothing else about drift, and the mean alone is no help.
         actual, intended = means[0 if stored is not None else 1] / factors, means[1] / factors
         matrix = to_groups(node, weight)
@@ -94,8 +96,8 @@ class Rounder:
 
 
 def with_trained(rounder: Rounder, plan: QuantPlan, stored: Mapping[str, Rounded]) -> Rounder:
-    """``rounder`` with what training has ``stored`` for the units of ``plan``, in plans with these scales."""
-    scales = {u.unit.name: u.weight.scale.tobytes() for u in plan.units if u.weight is not None}
+    """``rounder`` with what training has ``stored`` for groups of ``plan``, in plans with these scales."""
+    scales = {u.group.name: u.weight.scale.tobytes() for u in plan.groups if u.weight is not None}
     return replace(rounder, trained={(name, scales[name]): found for name, found in stored.items()})
 
 
@@ -117,7 +119,7 @@ def round_weights(
     plan: QuantPlan,
     samples: Samples,
     *,
-    second_order: bool,
+    gptq: bool,
     threads: int,
     seed: int,
     on_sample: Callable[[], None] = lambda: None,
@@ -128,19 +130,21 @@ def round_weights(
     before it will give, see :mod:`.sequential`; not in graphs with bodies of control flow.
     """
     nodes = {n.name: n for n in model.graph}
-    planned = {u.unit.name: u for u in plan.units if u.weight is not None}
-    units = [u for u in (p.unit for p in plan.units) if u.name in planned and _measurable(u, nodes[u.name])]
+    planned = {u.group.name: u for u in plan.groups if u.weight is not None}
+    groups = [
+        u for u in (p.group for p in plan.groups) if u.name in planned and _measurable(u, nodes[u.name])
+    ]
     means: dict[str, tuple[Floats, Floats]] = {}
     rounded: dict[tuple[str, bytes], npt.NDArray[np.integer]] = {}
     smoothing: dict[str, tuple[float, ...]] = {}
-    few_bits: dict[str, FewBits] = {}
+    low_bit: dict[str, LowBit] = {}
     shared = {v.name for v in model.graph.initializers.values() if len(v.uses()) > 1}
-    rounder = Rounder(model, means, rounded, smoothing, few_bits)
+    rounder = Rounder(model, means, rounded, smoothing, low_bit)
     few = any(u.bits < 8 for u in planned.values())
-    if few and second_order and can_be_parted(model):
+    if few and gptq and can_be_parted(model):
         measured = stream_sequential(
             model,
-            units,
+            groups,
             samples,
             lambda graph: _store(graph, rounder, planned),
             threads=threads,
@@ -149,27 +153,27 @@ def round_weights(
         )
     else:
         measured = stream_moments(
-            model, units, samples, second_order=second_order, threads=threads, seed=seed, on_sample=on_sample
+            model, groups, samples, second_order=gptq, threads=threads, seed=seed, on_sample=on_sample
         )
     readers: dict[str, list[ir.Node]] = {}
-    for unit in units:
-        if unit.op_type in ("MatMul", "Gemm"):
-            readers.setdefault(unit.inputs[0], []).append(nodes[unit.name])
-    tied = {u.inputs[0] for u in units if u.table is not None}
-    for unit, moments in measured:
+    for group in groups:
+        if group.op_type in ("MatMul", "Gemm"):
+            readers.setdefault(group.inputs[0], []).append(nodes[group.name])
+    tied = {u.inputs[0] for u in groups if u.table is not None}
+    for group, moments in measured:
         if not moments.count:
             continue
-        node, name = nodes[unit.name], unit.inputs[0]
-        means[unit.name] = (moments.mean, moments.mean if moments.intended is None else moments.intended)
-        if planned[unit.name].bits < 8:
-            planned[unit.name], few_bits[unit.name] = _scaled(node, planned[unit.name], moments)
+        node, name = nodes[group.name], group.inputs[0]
+        means[group.name] = (moments.mean, moments.mean if moments.intended is None else moments.intended)
+        if planned[group.name].bits < 8:
+            planned[group.name], low_bit[group.name] = _scaled(node, planned[group.name], moments)
         if moments.second is not None:
             if name in readers and name not in smoothing:
                 smoothing[name] = () if name in tied else _smoothing(readers[name], moments)
-            if unit.weight in shared or (unit.table is not None and planned[unit.name].bits == 8):
+            if group.weight in shared or (group.table is not None and planned[group.name].bits == 8):
                 continue  # rounded to nearest it is the same for all who read it, and stored once
-            for form in _forms(node, planned[unit.name], moments, smoothing.get(name, ()), plan):
-                rounded[unit.name, form.params.scale.tobytes()] = _second_order(node, form)
+            for form in _forms(node, planned[group.name], moments, smoothing.get(name, ()), plan):
+                rounded[group.name, form.params.scale.tobytes()] = _second_order(node, form)
     rounder.smoothing = {name: factors for name, factors in smoothing.items() if factors}
     return rounder
 
@@ -181,33 +185,33 @@ class _Form:
     weight: Floats
     second: Floats
     params: QuantParams
-    narrow: tuple[bool, ...]
+    reduced_range: tuple[bool, ...]
     limit: int
 
 
 def _forms(
     node: ir.Node,
-    unit_plan: UnitPlan,
+    group_plan: GroupPlan,
     moments: InputMoments,
     factors: tuple[float, ...],
     plan: QuantPlan,
 ) -> Iterator[_Form]:
     """As planned, and as dynamic products have it."""
-    weight, few = weight_of(node), unit_plan.bits < 8
-    limit = _most(unit_plan.bits) if few else weight_limit(plan.weight_scheme)
+    weight, few = weight_of(node), group_plan.bits < 8
+    limit = _most(group_plan.bits) if few else weight_limit(plan.weight_scheme)
     assert moments.second is not None
-    assert unit_plan.weight is not None
+    assert group_plan.weight is not None
     # Of eight bits so little is left to make up for that doubt gains nothing (docs/decisions/rounding.md).
     doubted = few or moments.drift is not None
     second = trusted(moments.second, moments.count) if doubted else moments.second
     meant = _meant(node, moments)
-    yield _Form(meant, second, unit_plan.weight, unit_plan.narrow, limit)
+    yield _Form(meant, second, group_plan.weight, group_plan.reduced_range, limit)
     if few or node.op_type not in ("MatMul", "Gemm"):
         return
     if factors:
         scale = np.asarray(factors, np.float32)
-        params, narrow = _dynamic_params(node, smoothed(node, weight, factors), plan)
-        yield _Form(meant * scale, second / np.outer(scale, scale), params, narrow, limit)
+        params, reduced_range = _dynamic_params(node, smoothed(node, weight, factors), plan)
+        yield _Form(meant * scale, second / np.outer(scale, scale), params, reduced_range, limit)
     elif plan.weight_scheme.saturates:
         yield _Form(meant, second, *_dynamic_params(node, weight, plan), limit)
 
@@ -215,16 +219,16 @@ def _forms(
 def _meant(node: ir.Node, moments: InputMoments) -> Floats:
     """The weight [groups, outputs, K] that rounding shall come near to."""
     weight = to_groups(node, weight_of(node))
-    return weight if grid_of(node) is not None else intended_weight(weight, moments)
+    return weight if codebook_scales_of(node) is not None else intended_weight(weight, moments)
 
 
-def _scaled(node: ir.Node, unit_plan: UnitPlan, moments: InputMoments) -> tuple[UnitPlan, FewBits]:
-    """A unit with fewer than eight bits, its scales chosen by the error that they leave."""
-    assert unit_plan.weight is not None
-    most = _most(unit_plan.bits)
-    scale = scale_by_error(_meant(node, moments), moments.second, unit_plan.weight, most)
-    few = FewBits(unit_plan.bits, scale)
-    return replace(unit_plan, weight=few.applied(unit_plan.weight)), few
+def _scaled(node: ir.Node, group_plan: GroupPlan, moments: InputMoments) -> tuple[GroupPlan, LowBit]:
+    """A group with fewer than eight bits, its scales chosen by the error that they leave."""
+    assert group_plan.weight is not None
+    most = _most(group_plan.bits)
+    scale = scale_by_error(_meant(node, moments), moments.second, group_plan.weight, most)
+    few = LowBit(group_plan.bits, scale)
+    return replace(group_plan, weight=few.applied(group_plan.weight)), few
 
 
 def _most(bits: int) -> int:
@@ -232,17 +236,17 @@ def _most(bits: int) -> int:
     return (1 << bits - 1) - 1
 
 
-def _store(graph: ir.Graph, rounder: Rounder, planned: Mapping[str, UnitPlan]) -> None:
-    """Put the stored weights and biases of units that are rounded already into a part of the model."""
+def _store(graph: ir.Graph, rounder: Rounder, planned: Mapping[str, GroupPlan]) -> None:
+    """Put the stored weights and biases of groups that are rounded already into a part of the model."""
     nodes = {n.name: n for n in rounder.model.graph}
     for node in list(graph):
-        unit_plan = planned.get(node.name or "")
-        if unit_plan is None or unit_plan.weight is None or unit_plan.unit.name not in rounder.means:
+        group_plan = planned.get(node.name or "")
+        if group_plan is None or group_plan.weight is None or group_plan.group.name not in rounder.means:
             continue
-        found = rounder.one(nodes[node.name], unit_plan, unit_plan.weight)
+        found = rounder.one(nodes[node.name], group_plan, group_plan.weight)
         old = node.inputs[1]
         assert old is not None
-        real = dequantize(found.integers, unit_plan.weight)
+        real = dequantize(found.integers, group_plan.weight)
         node.replace_input_with(1, new_initializer(graph, f"{name_of(old)}_stored", real))
         if found.bias is not None and node.op_type != "MatMul":
             if len(node.inputs) < 3:
@@ -253,13 +257,13 @@ def _store(graph: ir.Graph, rounder: Rounder, planned: Mapping[str, UnitPlan]) -
 def _dynamic_params(node: ir.Node, weight: Floats, plan: QuantPlan) -> tuple[QuantParams, tuple[bool, ...]]:
     """Parameters of a weight in the dynamic form, and which outputs have seven bits."""
     scheme = plan.weight_scheme
-    narrow = narrow_outputs(node, weight, scheme) if scheme.saturates else ()
-    return weight_params(node, weight, scheme, narrow), narrow
+    reduced_range = reduced_range_outputs(node, weight, scheme) if scheme.saturates else ()
+    return weight_params(node, weight, scheme, reduced_range), reduced_range
 
 
 def _smoothing(readers: Sequence[ir.Node], moments: InputMoments) -> tuple[float, ...]:
     """Factors for the activation that ``readers`` share; none where smoothing does not pay."""
-    if any(grid_of(node) is not None for node in readers):
+    if any(codebook_scales_of(node) is not None for node in readers):
         return ()  # factors would take the weights off their grid
     if any(value is not None and len(value.uses()) > 1 for value in (node.inputs[1] for node in readers)):
         return ()  # or make several of a weight that is shared
@@ -270,16 +274,16 @@ def _smoothing(readers: Sequence[ir.Node], moments: InputMoments) -> tuple[float
     return () if factors is None else tuple(factors.tolist())
 
 
-def _measurable(unit: Unit, node: ir.Node) -> bool:
-    return unit.role is Role.HEAVY and has_rows(node) and bool(unit.inputs)
+def _measurable(group: FusionGroup, node: ir.Node) -> bool:
+    return group.role is Role.HEAVY and has_rows(node) and bool(group.inputs)
 
 
 def _second_order(node: ir.Node, form: _Form) -> npt.NDArray[np.integer]:
     """Stored integers, in the weight's own layout."""
     shape = form.weight.shape[:2]
     most = np.full(shape, form.limit, np.float32)
-    if any(form.narrow):
-        fewer = np.broadcast_to(np.asarray(form.narrow), (shape[0] * shape[1],)).reshape(shape)
+    if any(form.reduced_range):
+        fewer = np.broadcast_to(np.asarray(form.reduced_range), (shape[0] * shape[1],)).reshape(shape)
         most = np.where(fewer, form.limit >> 1, most)
-    integers = round_second_order(form.weight, form.second, _scales(node, form.params), most)
+    integers = round_gptq(form.weight, form.second, _scales(node, form.params), most)
     return from_groups(node, integers.astype(form.params.type.dtype))

@@ -18,9 +18,9 @@ from edgepack.config.target import Target
 from edgepack.data.samples import Samples
 from edgepack.ir.numerics import quantize
 from edgepack.ir.scheme import QuantParams, QuantType
-from edgepack.quantization.groups import Unit
+from edgepack.quantization.groups import FusionGroup
 from edgepack.quantization.plan.plan import make_plan
-from edgepack.quantization.plan.types import Method, QuantPlan, Request, UnitPlan
+from edgepack.quantization.plan.types import GroupPlan, Method, QuantPlan, Request
 from edgepack.quantization.weights.matrix import to_groups, weight_of
 from edgepack.quantization.weights.moments import weight_inputs
 from edgepack.quantization.weights.pair_saturation import (
@@ -33,8 +33,8 @@ from edgepack.quantization.weights.pair_saturation import (
 )
 
 Stored = npt.NDArray[np.int64]
-Narrow = Mapping[str, tuple[bool, ...]]
-"""By unit name, which outputs need weights of seven bits; units that do not saturate are left out."""
+ReducedRange = Mapping[str, tuple[bool, ...]]
+"""By group name, which outputs need weights of seven bits; groups that do not saturate are left out."""
 
 MARGIN = 1.1
 """Inputs are looked at in places; a sum may be this much larger elsewhere than the largest seen."""
@@ -42,7 +42,7 @@ MARGIN = 1.1
 
 @dataclass(slots=True, eq=False)
 class _Suspects:
-    """Sums of one unit that its largest inputs would bring beyond the limit, and the largest ones seen."""
+    """Sums of one group that its largest inputs would bring beyond the limit, and the largest ones seen."""
 
     node: ir.Node
     params: QuantParams
@@ -67,40 +67,44 @@ class _Suspects:
 
 def outputs_that_saturate(
     model: ir.Model,
-    units: Sequence[Unit],
+    groups: Sequence[FusionGroup],
     ranges: Mapping[str, Range],
     target: Target,
     samples: Samples,
     *,
     seed: int,
 ) -> dict[str, tuple[bool, ...]]:
-    """The outputs of static units, by unit name, whose sums saturate on ``samples`` or nearly so.
+    """The outputs of static groups, by group name, whose sums saturate on ``samples`` or nearly so.
 
     Raises:
         CalibrationError: the model fails on a sample, or a range was not measured.
     """
     threads = os.cpu_count() or 1  # the host's: nothing here depends on it
     nodes = {n.name: n for n in model.graph}
-    plan = make_plan(model, units, ranges, target, {u.name: Request(Method.STATIC) for u in units})
+    plan = make_plan(model, groups, ranges, target, {u.name: Request(Method.STATIC) for u in groups})
     static = [
         u
         for u in plan.of(Method.STATIC)
         if u.weight is not None
-        and u.unit.op_type in PAIRED_OPS
-        and plan.activations[u.unit.inputs[0]].type is QuantType.UINT8
+        and u.group.op_type in PAIRED_OPS
+        and plan.activations[u.group.inputs[0]].type is QuantType.UINT8
     ]
     peaks = _peaks(model, static, samples, threads=threads)
     suspects = {
-        u.unit.name: _suspects(nodes[u.unit.name], u, plan.activations[u.unit.inputs[0]], peaks[u.unit.name])
+        u.group.name: _suspects(
+            nodes[u.group.name], u, plan.activations[u.group.inputs[0]], peaks[u.group.name]
+        )
         for u in static
-        if u.unit.name in peaks
+        if u.group.name in peaks
     }
     rng = np.random.default_rng(seed)
-    open_units = [u.unit for u in static if u.unit.name in suspects and len(suspects[u.unit.name].outputs)]
-    names = list(dict.fromkeys(u.inputs[0] for u in open_units))
+    open_groups = [
+        u.group for u in static if u.group.name in suspects and len(suspects[u.group.name].outputs)
+    ]
+    names = list(dict.fromkeys(u.inputs[0] for u in open_groups))
     for _, arrays in stream_activations(model, samples, names, threads=threads):
-        for unit in open_units:
-            suspects[unit.name].look(arrays[unit.inputs[0]], rng)
+        for group in open_groups:
+            suspects[group.name].look(arrays[group.inputs[0]], rng)
     found = {}
     for name, suspect in suspects.items():
         beyond = np.zeros(suspect.channels, np.bool_)
@@ -111,10 +115,10 @@ def outputs_that_saturate(
 
 
 def _peaks(
-    model: ir.Model, units: Sequence[UnitPlan], samples: Samples, *, threads: int
+    model: ir.Model, groups: Sequence[GroupPlan], samples: Samples, *, threads: int
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """The largest value of each input channel, by unit name: axis 1 for convolutions, else the last."""
-    sources = {u.unit.name: (u.unit.inputs[0], u.unit.op_type == "Conv") for u in units}
+    """The largest value of each input channel, by group name: axis 1 for convolutions, else the last."""
+    sources = {u.group.name: (u.group.inputs[0], u.group.op_type == "Conv") for u in groups}
     peaks: dict[tuple[str, bool], npt.NDArray[np.float32]] = {}
     names = list(dict.fromkeys(name for name, _ in sources.values()))
     for _, arrays in stream_activations(model, samples, names, threads=threads):
@@ -128,15 +132,15 @@ def _peaks(
 
 
 def _suspects(
-    node: ir.Node, unit_plan: UnitPlan, params: QuantParams, peak: npt.NDArray[np.float32]
+    node: ir.Node, group_plan: GroupPlan, params: QuantParams, peak: npt.NDArray[np.float32]
 ) -> _Suspects:
-    assert unit_plan.weight is not None
+    assert group_plan.weight is not None
     weight = weight_of(node)
-    rows: Integers = to_groups(node, quantize(weight, unit_plan.weight)).astype(np.int64)
+    rows: Integers = to_groups(node, quantize(weight, group_plan.weight)).astype(np.int64)
     groups, outputs, columns = rows.shape
     # Padding stores the zero point, so nothing stays below that.
     by_channel = np.maximum(_stored(peak, params), int(params.zero_point)).reshape(groups, -1)
-    pairs = weight_pairs(node, weight, unit_plan.added_channels)
+    pairs = weight_pairs(node, weight, group_plan.added_channels)
     sums = pair_sums(rows, np.repeat(by_channel, columns // by_channel.shape[1], axis=1), pairs, STEP)
     group, output, pair = np.nonzero(sums > LARGEST_PAIR)
     padded = np.pad(rows, ((0, 0), (0, 0), (0, 1)))
@@ -157,8 +161,8 @@ def _stored(x: npt.NDArray[np.float32], params: QuantParams) -> Stored:
     return quantize(x, params).astype(np.int64)
 
 
-def narrow_notes(plan: QuantPlan) -> list[str]:
+def reduced_range_notes(plan: QuantPlan) -> list[str]:
     """What there is to say of weights of seven bits in ``plan``."""
-    counts = [sum(u.narrow) for u in plan.units if u.narrow]
-    line = f"{sum(counts)} outputs of {len(counts)} units have 7-bit weights: 8 would saturate"
+    counts = [sum(u.reduced_range) for u in plan.groups if u.reduced_range]
+    line = f"{sum(counts)} outputs of {len(counts)} groups have 7-bit weights: 8 would saturate"
     return [line] if counts else []

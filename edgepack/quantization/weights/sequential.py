@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgepack.calibration.frontier import Change, Front, stages
+from edgepack.calibration.frontier import Change, Frontier, stages
 from edgepack.data.samples import Samples
-from edgepack.quantization.groups import Unit
+from edgepack.quantization.groups import FusionGroup
 from edgepack.quantization.weights.moments import InputMoments, batches_of, no_moments, weight_inputs
 
 Floats = npt.NDArray[np.float32]
@@ -29,32 +29,32 @@ DAMPING_PER_INPUT = 1.0
 
 def stream_sequential(
     model: ir.Model,
-    units: Sequence[Unit],
+    groups: Sequence[FusionGroup],
     samples: Samples,
     change: Change,
     *,
     threads: int,
     seed: int,
     on_sample: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[Unit, InputMoments]]:
-    """Moments of the inputs of each unit's weight, in topological order.
+) -> Iterator[tuple[FusionGroup, InputMoments]]:
+    """Moments of the inputs of each group's weight, in topological order.
 
-    ``change`` puts stored weights into a graph, of all units given so far: it is called after the caller has
+    ``change`` puts stored weights into a graph, of all groups given so far: it is called after the caller has
     dealt with them. ``model`` must be one that a front can move through.
 
     Raises:
         CalibrationError: the model fails on a sample.
     """
     nodes = {n.name: n for n in model.graph}
-    by_name = {u.name: u for u in units}
-    order = stages({u.name: nodes[u.name] for u in units}, model.graph)
-    wanted = [u.inputs[0] for u in units]
+    by_name = {u.name: u for u in groups}
+    order = stages({u.name: nodes[u.name] for u in groups}, model.graph)
+    wanted = [u.inputs[0] for u in groups]
     told = 0
     with tempfile.TemporaryDirectory(prefix="edgepack-round-") as folder:
         places = [Path(folder) / name for name in ("float", "stored")]
         for place in places:
             place.mkdir()
-        intended, actual = (Front(model, samples, wanted, place, threads) for place in places)
+        intended, actual = (Frontier(model, samples, wanted, place, threads) for place in places)
         for number, stage in enumerate(order):
             names = list(dict.fromkeys(by_name[name].inputs[0] for name in stage))
             intended.advance(names)
@@ -67,17 +67,17 @@ def stream_sequential(
 
 
 def _measure(
-    batch: Sequence[Unit],
+    batch: Sequence[FusionGroup],
     nodes: dict[str | None, ir.Node],
-    intended: Front,
-    actual: Front,
+    intended: Frontier,
+    actual: Frontier,
     *,
     first: bool,
     seed: int,
-) -> Iterator[tuple[Unit, InputMoments]]:
+) -> Iterator[tuple[FusionGroup, InputMoments]]:
     """Nothing is quantized before the ``first`` stage: there both fronts are the same."""
-    for unit in batch:
-        node, name = nodes[unit.name], unit.inputs[0]
+    for group in batch:
+        node, name = nodes[group.name], group.inputs[0]
         moments = no_moments(node, second_order=True)
         # The same positions of both.
         picks = [np.random.default_rng(seed) for _ in range(2)]
@@ -86,7 +86,7 @@ def _measure(
             meant = None if first else weight_inputs(node, _floats(intended.value(sample, name)), picks[1])
             moments.add(inputs, meant)
         moments.finish()
-        yield unit, moments
+        yield group, moments
 
 
 def _floats(array: npt.NDArray[np.generic]) -> Floats:

@@ -30,7 +30,7 @@ WORTH = 0.7
 LEVELS = 255
 WEIGHT_LIMIT = 127
 MADE_UP_FOR = 0.2
-"""Share of a weight's rounding error that second-order rounding leaves in the output, about."""
+"""Share of a weight's rounding error that GPTQ leaves in the output, about."""
 
 
 def smoothing_factors(

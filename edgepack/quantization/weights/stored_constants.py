@@ -18,7 +18,7 @@ from edgepack.ir.arrays import Array
 from edgepack.ir.model import constant, constant_tensor, name_of
 from edgepack.ir.numerics import choose_weight_params, dequantize, quantize
 from edgepack.ir.scheme import Granularity, QuantParams, QuantScheme
-from edgepack.quantization.groups import Unit
+from edgepack.quantization.groups import FusionGroup
 from edgepack.quantization.rewrite.emit import Emitter
 from edgepack.quantization.storable import storable_constants
 
@@ -26,9 +26,11 @@ LEAST_SHARE = 16
 """Values for each scale, at least."""
 
 
-def stored_params(node: ir.Node, unit: Unit, scheme: QuantScheme) -> tuple[tuple[str, QuantParams], ...]:
-    """Parameters of each constant that the ``unit`` of this node stores."""
-    found = {name_of(v): v for _, _, v in storable_constants(node) if name_of(v) in unit.stored}
+def stored_params(
+    node: ir.Node, group: FusionGroup, scheme: QuantScheme
+) -> tuple[tuple[str, QuantParams], ...]:
+    """Parameters of each constant that the ``group`` of this node stores."""
+    found = {name_of(v): v for _, _, v in storable_constants(node) if name_of(v) in group.stored}
     return tuple(
         (name, _params(array, scheme)) for name, v in found.items() if (array := constant(v)) is not None
     )

@@ -15,7 +15,7 @@ MARKS = {
     "stored": "M0,5.5L5.5,-4.5H-5.5z",
     "float": "M-4.5,-4.5L4.5,4.5M-4.5,4.5L4.5,-4.5",
 }
-"""A shape for each form of a unit: colour alone tells nothing to some eyes."""
+"""A shape for each form of a group: colour alone tells nothing to some eyes."""
 OTHER_MARK = "M0,-6L6,0L0,6L-6,0z"
 
 

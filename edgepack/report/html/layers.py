@@ -9,7 +9,7 @@ from edgepack.calibration.ranges import Range, RangeTable
 from edgepack.report.html.charts import Bar, Point, bars, legend, scatter
 from edgepack.report.html.markup import Html, join, table, tag
 from edgepack.report.html.words import NONE, Section, level, microseconds, section
-from edgepack.results import BuildReport, UnitRow
+from edgepack.results import BuildReport, GroupRow
 
 MOST_HISTOGRAM_BYTES = 2_500_000
 """Of histograms in one page, which is to stay below 6 MB; the tensors that clip the most come first."""
@@ -17,38 +17,38 @@ SHOWN_IN_REASON = 12
 
 
 def error_and_time(report: BuildReport) -> Section | None:
-    """Each unit's fidelity over its time, and the table of all units."""
+    """Each group's fidelity over its time, and the table of all groups."""
     if not report.units:
         return None
     drawn = [u for u in report.units if u.sqnr_db is not None and u.built_us]
     points = [Point(u.built_us or 0.0, u.sqnr_db or 0.0, u.method, _tip(u)) for u in drawn]
     left = len(report.units) - len(drawn)
     told = (
-        f"{left} of {len(report.units)} units not drawn: no time of their own, or equal outputs."
+        f"{left} of {len(report.units)} groups not drawn: no time of their own, or equal outputs."
         if left
         else ""
     )
-    title = "Fidelity of each unit over its time"
+    title = "Fidelity of each group over its time"
     return section(
         "layers",
         "Layers: error against time",
         legend(sorted({p.kind for p in points})) if points else None,
         scatter(title, points, "microseconds a run (logarithmic)", "dB") if points else None,
         tag("p", told, class_="lead") if told and points else None,
-        tag("details", tag("summary", f"All {len(report.units)} units"), _unit_table(report)),
-        lead="A unit is what the runtime runs as one kernel. Low and to the right is where error and time "
-        "are: such units gain most from another form."
+        tag("details", tag("summary", f"All {len(report.units)} groups"), _group_table(report)),
+        lead="A group is what the runtime runs as one kernel. Low and to the right is where error and time "
+        "are: such groups gain most from another form."
         if points
-        else "The units of this build were not measured one by one.",
+        else "The groups of this build were not measured one by one.",
     )
 
 
-def _tip(unit: UnitRow) -> str:
-    times = f"{microseconds(unit.float_us)} → {microseconds(unit.built_us)} µs"
-    return f"{unit.name}\n{unit.op_type}, {unit.method.replace('_', ' ')}\n{level(unit.sqnr_db)}, {times}"
+def _tip(group: GroupRow) -> str:
+    times = f"{microseconds(group.float_us)} → {microseconds(group.built_us)} µs"
+    return f"{group.name}\n{group.op_type}, {group.method.replace('_', ' ')}\n{level(group.sqnr_db)}, {times}"
 
 
-def _unit_table(report: BuildReport) -> Html:
+def _group_table(report: BuildReport) -> Html:
     alone = {row.name: row for row in report.sensitivity}
     head = [
         "Unit",
@@ -75,12 +75,12 @@ def _unit_table(report: BuildReport) -> Html:
     finder = tag("input", type="search", placeholder="name, operator, form or reason", data_filter="units")
     search = tag("label", "Find ", finder, class_="find")
     return join(
-        search, table(head, rows, label="Units", numbers=range(3, 8 if alone else 7), kind="units sortable")
+        search, table(head, rows, label="Units", numbers=range(3, 8 if alone else 7), kind="groups sortable")
     )
 
 
 def forms(report: BuildReport) -> Section | None:
-    """How many units have which form, and why some stayed float."""
+    """How many groups have which form, and why some stayed float."""
     if not report.units:
         return None
     by_form = Counter(u.method for u in report.units)
@@ -95,7 +95,7 @@ def forms(report: BuildReport) -> Section | None:
         _shares("Parameters", names, weights, "parameters"),
         _shares("Time", names, times, "µs"),
     ]
-    grouped: dict[str, list[UnitRow]] = {}
+    grouped: dict[str, list[GroupRow]] = {}
     for u in report.units:
         if u.method == "float":
             grouped.setdefault(u.summary or u.reason, []).append(u)
@@ -104,9 +104,9 @@ def forms(report: BuildReport) -> Section | None:
         "float",
         "What stayed float, and why",
         tag("div", [c for c in charts if c], class_="grid-3"),
-        [_reason(reason, units) for reason, units in ordered]
-        or tag("p", "Nothing: every unit is in an integer form."),
-        lead="Every unit that is not in an integer form has a reason.",
+        [_reason(reason, groups) for reason, groups in ordered]
+        or tag("p", "Nothing: every group is in an integer form."),
+        lead="Every group that is not in an integer form has a reason.",
     )
 
 
@@ -122,10 +122,10 @@ def _shares(title: str, names: Sequence[str], amounts: "Counter[str]", unit: str
     return bars(title, rows, better="by form")
 
 
-def _reason(reason: str, units: Sequence[UnitRow]) -> Html:
-    counted = ", ".join(f"{n} {op}" for op, n in Counter(u.op_type for u in units).most_common())
-    named = [u.name for u in units[:SHOWN_IN_REASON]]
-    more = len(units) - len(named)
+def _reason(reason: str, groups: Sequence[GroupRow]) -> Html:
+    counted = ", ".join(f"{n} {op}" for op, n in Counter(u.op_type for u in groups).most_common())
+    named = [u.name for u in groups[:SHOWN_IN_REASON]]
+    more = len(groups) - len(named)
     return tag(
         "details",
         tag("summary", tag("b", counted), f" {reason or 'no reason given'}"),

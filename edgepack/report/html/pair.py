@@ -10,14 +10,14 @@ DRAWN = {"size", "packed", "latency p50", "speed-up", "peak memory", "fidelity"}
 """Figures that get a chart; the table has all."""
 
 
-def pair_page(pair: Pair) -> str:
+def comparison_html(pair: Pair) -> str:
     """``pair`` as HTML, one file."""
     first, second = pair.names
     charts = [_chart(pair, row) for row in pair.rows if row.figure.partition(" ")[2] in DRAWN]
     parts = [
         section("figures", "All figures", _figures(pair), lead=f"The change is {second} against {first}."),
         section("charts", "Side by side", tag("div", [c for c in charts if c], class_="grid-2")),
-        section("units", "Units in another form", _units(pair)),
+        section("units", "Groups in another form", _groups(pair)),
     ]
     return page(f"{first} and {second}: two builds", _header(pair), parts)
 
@@ -65,9 +65,9 @@ def _chart(pair: Pair, row: Row) -> Html | None:
     )
 
 
-def _units(pair: Pair) -> Html:
+def _groups(pair: Pair) -> Html:
     if not pair.units:
-        return tag("p", "None: every unit has the same form in both.")
+        return tag("p", "None: every group has the same form in both.")
     rows = [
         (
             u.name,
@@ -81,4 +81,4 @@ def _units(pair: Pair) -> Html:
     ]
     first, second = pair.names
     head = ("Unit", "Operator", first, second, f"µs {first}", f"µs {second}")
-    return table(head, rows, label="Units in another form", numbers=(4, 5))
+    return table(head, rows, label="Groups in another form", numbers=(4, 5))

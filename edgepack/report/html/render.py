@@ -19,7 +19,7 @@ from edgepack.results import BuildReport
 PAGE = "report.html"
 
 
-def report_page(report: BuildReport, table: RangeTable | None) -> str:
+def report_html(report: BuildReport, table: RangeTable | None) -> str:
     """``report`` as HTML; ``table`` has the histograms, where they were kept."""
     parts = [
         steps(report),
@@ -37,13 +37,13 @@ def report_page(report: BuildReport, table: RangeTable | None) -> str:
     return page(title, verdict(report), parts)
 
 
-def write_page(folder: Path) -> Path:
+def write_html(folder: Path) -> Path:
     """Write (again) the page of a package's ``folder``, from its ``report.json`` and ``ranges.json``.
 
     Raises:
         ConfigError, CalibrationError: what it is made of is missing or broken.
     """
-    content = report_page(read_report(folder), read_ranges(folder))
+    content = report_html(read_report(folder), read_ranges(folder))
     path = folder / PAGE
     replace_file(path, content)
     return path

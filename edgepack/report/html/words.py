@@ -53,7 +53,7 @@ def duration(ms: float | None) -> str:
 
 
 def microseconds(us: float | None) -> str:
-    """Microseconds of one unit, or a dash."""
+    """Microseconds of one group, or a dash."""
     return NONE if us is None else f"{us:,.1f}"
 
 

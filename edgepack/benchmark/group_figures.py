@@ -1,4 +1,4 @@
-"""Where a built model spends its time and loses its fidelity, unit by unit, against the float model."""
+"""Where a built model spends its time and loses its fidelity, group by group, against the float model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgepack.benchmark.profile import match_units, profile_ops
+from edgepack.benchmark.profile import match_groups, profile_ops
 from edgepack.calibration.run import stream_activations
 from edgepack.config.target import Target
 from edgepack.data.samples import Samples
@@ -15,17 +15,17 @@ from edgepack.ir.arrays import Array
 from edgepack.ir.files import save_model
 from edgepack.ir.model import constant_tensor
 from edgepack.ir.numerics import ratio_db
-from edgepack.quantization.groups import Unit
+from edgepack.quantization.groups import FusionGroup
 from edgepack.quantization.plan.types import QuantPlan
-from edgepack.results import UnitRow, finite
+from edgepack.results import GroupRow, finite
 from edgepack.runtime.host import ExactRuntime, for_accuracy
 
 PROFILED_RUNS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class UnitFigures:
-    """Figures by unit name; a unit that the runtime fused into another has no time of its own."""
+class GroupFigures:
+    """Figures by group name; a group that the runtime fused into another has no time of its own."""
 
     float_us: Mapping[str, float]
     built_us: Mapping[str, float]
@@ -35,13 +35,13 @@ class UnitFigures:
     """Time of the built model in quantizing, dequantizing and changes of layout."""
 
 
-NOTHING_MEASURED = UnitFigures({}, {}, {}, 0.0)
+NOTHING_MEASURED = GroupFigures({}, {}, {}, 0.0)
 
 
-def measure_units(
+def measure_groups(
     model: ir.Model, built: Path, plan: QuantPlan, samples: Samples, target: Target, folder: Path
-) -> UnitFigures:
-    """Time and compare each unit of ``plan`` in the float ``model`` and in the file ``built`` made of it.
+) -> GroupFigures:
+    """Time and compare each group of ``plan`` in the float ``model`` and in the file ``built`` made of it.
 
     Raises:
         EdgepackError: see :func:`edgepack.benchmark.profile.profile_ops` and
@@ -49,36 +49,36 @@ def measure_units(
     """
     runtime = target.runtime
     exact = isinstance(for_accuracy(target), ExactRuntime)
-    units = [u.unit for u in plan.units]
+    groups = [u.group for u in plan.groups]
     feeds = [sample.feeds for sample in samples]
     plain = folder / "float.onnx"
     save_model(model, plain)
-    before = match_units(units, profile_ops(plain, runtime, feeds, runs=PROFILED_RUNS))
-    after = match_units(units, profile_ops(built, runtime, feeds, runs=PROFILED_RUNS))
-    errors = unit_errors(model, ir.load(built), units, samples, threads=runtime.threads, exact=exact)
-    return UnitFigures(before.us, after.us, errors, after.overhead_us)
+    before = match_groups(groups, profile_ops(plain, runtime, feeds, runs=PROFILED_RUNS))
+    after = match_groups(groups, profile_ops(built, runtime, feeds, runs=PROFILED_RUNS))
+    errors = group_errors(model, ir.load(built), groups, samples, threads=runtime.threads, exact=exact)
+    return GroupFigures(before.us, after.us, errors, after.overhead_us)
 
 
-def unit_errors(
+def group_errors(
     model: ir.Model,
     built: ir.Model,
-    units: Sequence[Unit],
+    groups: Sequence[FusionGroup],
     samples: Samples,
     *,
     threads: int,
     exact: bool = False,
 ) -> dict[str, float]:
-    """Fidelity in dB of the first output of each unit, as the units after it read it; ``inf`` where equal.
+    """Fidelity in dB of the first output of each group, as the groups after it read it; ``inf`` where equal.
 
-    Errors of the units before are in it: it falls along the network, and a unit that hurts is where it falls
-    at once. Units whose output has no counterpart in ``built``, or is not float, are left out.
+    Errors of the groups before are in it: it falls along the network, and a group that hurts is where it
+    falls at once. Groups whose output has no counterpart in ``built``, or is not float, are left out.
 
     ``exact``: integer products of ``built`` are exact on every host, see :mod:`edgepack.runtime.host`.
     """
     found = _counterparts(built)
     own = {v.name for node in model.graph for v in node.outputs}
     pairs = {
-        u.name: (u.outputs[0], found[u.outputs[0]]) for u in units if u.outputs and u.outputs[0] in found
+        u.name: (u.outputs[0], found[u.outputs[0]]) for u in groups if u.outputs and u.outputs[0] in found
     }
     pairs = {name: pair for name, pair in pairs.items() if pair[0] in own}
     signal, noise = dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0.0)
@@ -116,32 +116,32 @@ def _restored(value: ir.Value) -> ir.Value:
         if store.op_type != "QuantizeLinear" or store.inputs[0] is not value:
             continue
         for restore in store.outputs[0].consumers():
-            # A second DequantizeLinear, with a scale for each channel, guards a float unit.
+            # A second DequantizeLinear, with a scale for each channel, guards a float group.
             scale = constant_tensor(restore.inputs[1]) if restore.op_type == "DequantizeLinear" else None
             if scale is not None and scale.size == 1:
                 return restore.outputs[0]
     return value
 
 
-def unit_rows(plan: QuantPlan, model: ir.Model, figures: UnitFigures) -> tuple[UnitRow, ...]:
+def group_rows(plan: QuantPlan, model: ir.Model, figures: GroupFigures) -> tuple[GroupRow, ...]:
     """The rows of the report, in topological order."""
     sizes = {
         v.name: v.const_value.size for v in model.graph.initializers.values() if v.const_value is not None
     }
     return tuple(
-        UnitRow(
-            name=u.unit.name,
-            op_type=u.unit.op_type,
+        GroupRow(
+            name=u.group.name,
+            op_type=u.group.op_type,
             method=str(u.method),
             reason=u.reason.text,
             cause=u.reason.cause,
             summary=u.reason.summary or u.reason.text,
-            parameters=sum(sizes.get(n or "", 0) for n in (u.unit.weight, u.unit.bias, *u.unit.constants)),
-            sqnr_db=_rounded(finite(figures.sqnr_db.get(u.unit.name)), 2),
-            float_us=_rounded(figures.float_us.get(u.unit.name), 2),
-            built_us=_rounded(figures.built_us.get(u.unit.name), 2),
+            parameters=sum(sizes.get(n or "", 0) for n in (u.group.weight, u.group.bias, *u.group.constants)),
+            sqnr_db=_rounded(finite(figures.sqnr_db.get(u.group.name)), 2),
+            float_us=_rounded(figures.float_us.get(u.group.name), 2),
+            built_us=_rounded(figures.built_us.get(u.group.name), 2),
         )
-        for u in plan.units
+        for u in plan.groups
     )
 
 

@@ -1,4 +1,4 @@
-"""Times and errors by unit."""
+"""Times and errors by group."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +8,13 @@ import onnx_ir as ir
 import pytest
 from support.onnx_models import conv_net, parse
 
-from edgepack.benchmark.unit_figures import unit_errors
+from edgepack.benchmark.group_figures import group_errors
 from edgepack.config.recipe import Data
 from edgepack.config.target import load_target
 from edgepack.data.samples import Samples, open_samples
 from edgepack.ir.inputs import InputSpec, input_specs
 from edgepack.ir.model import clone, set_constant
-from edgepack.quantization.groups import find_units
+from edgepack.quantization.groups import find_fusion_groups
 
 KERNELS = load_target("x86-cpu").kernels
 
@@ -34,7 +34,7 @@ def open_random(folder: Path, inputs: Sequence[InputSpec], shape: tuple[int, ...
 def test_equal_models_have_no_error(tmp_path: Path) -> None:
     model = named(conv_net())
     samples = open_random(tmp_path, input_specs(model), (1, 3, 8, 8))
-    errors = unit_errors(model, clone(model), find_units(model, KERNELS), samples, threads=1)
+    errors = group_errors(model, clone(model), find_fusion_groups(model, KERNELS), samples, threads=1)
     assert errors
     assert set(errors.values()) == {float("inf")}
 
@@ -51,7 +51,7 @@ def test_an_error_appears_where_it_is_made(tmp_path: Path) -> None:
     worse = clone(model)
     set_constant(worse, "w2", np.eye(4, dtype=np.float32) * np.float32(1.1))
     samples = open_random(tmp_path, input_specs(model), (1, 4))
-    errors = unit_errors(model, worse, find_units(model, KERNELS), samples, threads=1)
+    errors = group_errors(model, worse, find_fusion_groups(model, KERNELS), samples, threads=1)
     assert errors["first"] == float("inf")
     assert errors["second"] == pytest.approx(20, abs=0.01)  # a tenth of the signal
     assert errors["third"] == pytest.approx(20, abs=0.01)
@@ -68,11 +68,11 @@ def test_a_value_is_compared_as_its_readers_get_it(tmp_path: Path) -> None:
         y = Neg (d)
     }""")
     samples = open_random(tmp_path, input_specs(model), (1, 4))
-    units = find_units(model, KERNELS)
+    groups = find_fusion_groups(model, KERNELS)
     for node, other in zip(
         model.graph, [n for n in built.graph if n.op_type in ("Relu", "Neg")], strict=True
     ):
         assert node.outputs[0].name == other.outputs[0].name
-    relu, negative = unit_errors(model, built, units, samples, threads=1).values()
+    relu, negative = group_errors(model, built, groups, samples, threads=1).values()
     assert relu == pytest.approx(negative)
     assert 5 < relu < 25
