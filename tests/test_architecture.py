@@ -174,6 +174,16 @@ def test_the_table_goes_one_way() -> None:
         above.add(room)
 
 
+def test_the_page_has_the_same_table() -> None:
+    lines = (REPO / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines()
+    rows = [
+        line.strip("| ").split(" | ") for line in lines[lines.index("## Rooms") :] if line.startswith("| `")
+    ]
+    found = {name.strip("`").removesuffix("/").removesuffix(".py"): imports for name, _, imports in rows}
+    expected = {room: ", ".join(below) or "nothing" for room, below in reversed(ROOMS.items())}
+    assert list(found.items()) == list(expected.items())
+
+
 def test_the_package_has_the_rooms_of_the_table_and_nothing_else() -> None:
     entries = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
     rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
