@@ -61,7 +61,8 @@ def write_artifacts(material: Material, target: Target, feeds: Sequence[Feeds], 
     """
     files: dict[str, Path] = {"onnx": package / FILES["onnx"]}
     facts = material.facts_of(material.choice.plan)
-    export_onnx(material.choice.model, files["onnx"], facts, names_of(material.model))
+    spoken = names_of(material.model, constants=material.keep_names)
+    export_onnx(material.choice.model, files["onnx"], facts, spoken)
     refused, told = [], None
     for name in (f for f in target.formats if f not in ("onnx", "epk")):
         path = package / FILES[name]

@@ -28,6 +28,7 @@ from edgepack.export.inputs import Material, digest_of, facts_of
 from edgepack.export.tflite.export import tensors_for
 from edgepack.files.atomic import publish, scratch_folder
 from edgepack.graph.compact import names_of
+from edgepack.graph.constant_names import restore_constant_names
 from edgepack.graph.half_precision import float32_bytes, refuse_bfloat16
 from edgepack.graph.prepare import prepare
 from edgepack.ir.arrays import Feeds
@@ -175,6 +176,7 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
     with clock.stage("calibrate") as notes:
         table = _ranges(job, model, units, data.calibration)
         notes.append(f"{len(table.ranges)} tensors, {table.samples} samples, {table.observer}")
+    units = _renamed(job, model, original, units)
     narrow = _narrow(job, clock, model, units, table, data.calibration)
     with clock.stage("round") as notes:
         bits = bits_of_units(model, units, recipe.quantize, job.target)
@@ -192,8 +194,9 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
         keeps = _keeps(job, reference)
         fixed = _requested(job, units)
         material = Material(
-            recipe.model, model, choice, fixed, table, rounder, reference.shapes, facts, keeps
-        )
+            recipe.model, model, choice, fixed, table, rounder, reference.shapes, facts, keeps,
+            recipe.keep_names,
+        )  # fmt: skip
         artifacts = write_artifacts(material, job.target, _probes(data.evaluation, EXPORT_PROBES), package)
         notes.extend(f"{refusal.file} not built: {refusal.reason}" for refusal in artifacts.refused)
         packed = export_epk(artifacts.files, package, scratch, ship="epk" in job.target.formats, large=large)
@@ -292,6 +295,17 @@ def _ranges(job: Job, model: ir.Model, units: Sequence[Unit], samples: Samples) 
     )
 
 
+def _renamed(job: Job, model: ir.Model, original: ir.Model, units: tuple[Unit, ...]) -> tuple[Unit, ...]:
+    """The units once constants have their original names, where the recipe asks for that.
+
+    Not before ranges are measured, which belong to the model under the names that it has otherwise.
+    """
+    if not job.recipe.keep_names:
+        return units
+    restore_constant_names(model, original)
+    return find_units(model, job.target.kernels)
+
+
 def _equalized(job: Job, clock: Clock, model: ir.Model, samples: Samples) -> ir.Model:
     """Layers with one scale for a whole weight get channels of like ranges."""
     if job.large or job.target.quantization.weight_granularity is not Granularity.PER_TENSOR:
@@ -373,11 +387,10 @@ def _choose(
         return check(path, reference)
 
     kept = kept_measurements(recipe, device, table)
+    spoken, probes = names_of(model, constants=recipe.keep_names), _probes(data.calibration)
     return choose(
         units,
-        TrialBench(
-            recipe.model, device, _probes(data.calibration), scratch, names_of(model), kept, timing=job.timing
-        ),
+        TrialBench(recipe.model, device, probes, scratch, spoken, kept, timing=job.timing),
         form,
         fixed,
         floor_of(limits(recipe, target, reference.metric), reference.fidelity),
