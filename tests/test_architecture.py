@@ -11,6 +11,7 @@ import pytest
 REPO = Path(__file__).parent.parent
 PACKAGE = REPO / "edgepack"
 MOST_LINES = 400
+MOST_PARAMETERS = 7
 MOST_ENTRIES = 26
 
 ROOMS: dict[str, tuple[str, ...]] = {
@@ -284,3 +285,36 @@ def test_only_the_command_line_prints(path: Path) -> None:
 def test_files_stay_short(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= MOST_LINES, f"{label(path)} has {lines} lines, more than {MOST_LINES}: split it"
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    """Names of what a caller gives."""
+    given = function.args
+    several = [a for a in (given.vararg, given.kwarg) if a is not None]
+    names = [a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs, *several)]
+    return names[1:] if names[:1] in (["self"], ["cls"]) else names
+
+
+def is_command(path: Path, function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether typer calls the function with the options of the command line."""
+    return room_of(module_name(path)) == "cli" and any(
+        "command" in ast.unparse(decorator) for decorator in function.decorator_list
+    )
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_functions_take_few_parameters(path: Path) -> None:
+    """What travels together is a type. Commands of the command line have as many options as they need."""
+    for node in ast.walk(parse(path)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_command(path, node):
+            continue
+        names = parameters(node)
+        assert len(names) <= MOST_PARAMETERS, (
+            f"{label(path)}:{node.lineno}: {node.name} takes {len(names)} parameters: {', '.join(names)}"
+        )
+
+
+def test_many_parameters_are_noticed() -> None:
+    function = ast.parse("def f(self, a, /, b, *c, d=1, **e): ...").body[0]
+    assert isinstance(function, ast.FunctionDef)
+    assert parameters(function) == ["a", "b", "d", "c", "e"]

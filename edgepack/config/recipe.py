@@ -168,6 +168,9 @@ class Recipe(Strict):
     bench: Bench = Bench()
     gate: Gate | None = None
     """Replaces the target's gate."""
+    keep_names: bool = False
+    """Constants of the built `.onnx` keep the names that the model gives them, as integers too; by default
+    they get short ones, which take fewer bytes. Activations, nodes, inputs and outputs always keep theirs."""
     seed: int = 0
 
     @property

@@ -61,7 +61,8 @@ def write_artifacts(inputs: ExportInputs, target: Target, feeds: Sequence[Feeds]
     """
     files: dict[str, Path] = {"onnx": package / FILES["onnx"]}
     facts = inputs.facts_of(inputs.choice.plan)
-    export_onnx(inputs.choice.model, files["onnx"], facts, names_of(inputs.model))
+    kept_names = names_of(inputs.model, constants=inputs.keep_names)
+    export_onnx(inputs.choice.model, files["onnx"], facts, kept_names)
     refused, told = [], None
     for name in (f for f in target.formats if f not in ("onnx", "epk")):
         path = package / FILES[name]

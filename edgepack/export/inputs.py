@@ -35,6 +35,8 @@ class ExportInputs:
     """What made the package: metadata of the files that can hold it."""
     accurate: Callable[[Path], bool]
     """Whether a file keeps, on the evaluation data, the accuracy that the gate asks for."""
+    keep_names: bool = False
+    """Whether constants of the ``.onnx`` keep their names."""
 
     def facts_of(self, plan: QuantPlan) -> dict[str, object]:
         """The facts, with the ranges that ``plan`` uses."""

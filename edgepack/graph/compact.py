@@ -5,6 +5,7 @@ are a quarter of the int8 file. All of it goes without a change of a single resu
 """
 
 import itertools
+import re
 import string
 from collections.abc import Collection, Iterator
 
@@ -24,6 +25,9 @@ LEAST_SHARE = 0.02
 loads the file, which costs it 0.1 ms."""
 LEAST_CHANNELS = 12
 """A product of two stored scales takes about 40 bytes, as much as ten scales."""
+_REPLACES = re.compile(r"(_q)?(_\d+)?$")
+"""Behind the name of a constant: its integers, or another constant in its place, see
+:class:`edgepack.quantization.rewrite.emit.Emitter`."""
 _HEAD = string.ascii_letters
 _TAIL = string.ascii_letters + string.digits
 _UNNAMED = "unk__"
@@ -38,20 +42,23 @@ def compact(model: ir.Model, kept_names: Collection[str]) -> ir.Model:
 
     ``kept_names`` are the values that ranges, overrides and reports speak of, those of the float model. They
     keep their names, and so do nodes, inputs and outputs. Stored constants, scales and what else
-    quantization has put between get names of one or two letters.
+    quantization has put between get names of one or two letters. Constants keep theirs where ``kept_names``
+    has them: then stored integers are called what the constant was called.
     """
     made = clone(model)
     as_transposes(made)
     _derive_bias_scales(made)
     _drop_defaults(made)
     _drop_inferable_types(made)
+    _give_names_back(made.graph, kept_names)
     _shorten_names(made.graph, kept_names)
     return made
 
 
-def names_of(model: ir.Model) -> frozenset[str]:
-    """The names of all activations of ``model``: its inputs and what its nodes give."""
-    values = (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))
+def names_of(model: ir.Model, *, constants: bool = False) -> frozenset[str]:
+    """The names of all activations of ``model``: its inputs and what its nodes give; and of ``constants``."""
+    stored = model.graph.initializers.values() if constants else ()
+    values = (*model.graph.inputs, *_outputs(model.graph), *stored)
     return frozenset(v.name for v in values if v.name)
 
 
@@ -155,21 +162,39 @@ def _unknown(dimension: int | ir.SymbolicDim) -> bool:
     return not isinstance(dimension, int) and (dimension.value or _UNNAMED).startswith(_UNNAMED)
 
 
+def _give_names_back(graph: ir.Graph, kept_names: Collection[str]) -> None:
+    """What took the place of a constant takes its name, unless the file has that constant as well.
+
+    Given: ``Conv(x, DQ(w_q int8, scale), b_1)`` where ``w`` and ``b`` are kept_names of and gone. Result:
+    ``Conv(x, DQ(w int8, scale), b)``.
+    """
+    graphs = (graph, *graph.subgraphs())
+    taken = {v.name for g in graphs for v in (*g.inputs, *g.initializers.values(), *_outputs(g))}
+    for value in list(graph.initializers.values()):
+        name = value.name or ""
+        own = _REPLACES.sub("", name)
+        if name not in kept_names and own in kept_names and own not in taken:
+            value.name = own
+            taken.add(own)
+
+
 def _shorten_names(graph: ir.Graph, kept_names: Collection[str]) -> None:
     """Short names for what nobody speaks of, the shortest for what is used most."""
     helpers = [
         v
         for v in (*graph.initializers.values(), *(v for node in graph for v in node.outputs))
         if v.name and not v.is_graph_input() and not v.is_graph_output()
-        if v.is_initializer() or v.name not in kept_names
+        if v.name not in kept_names
     ]
     inner = (v for g in graph.subgraphs() for v in (*g.inputs, *g.initializers.values(), *_outputs(g)))
     renamed = set(helpers)
-    kept = {v.name for v in (*graph.inputs, *_outputs(graph), *inner) if v not in renamed}
+    known = (*graph.inputs, *graph.initializers.values(), *_outputs(graph), *inner)
+    kept = {v.name for v in known if v not in renamed}
     # Two passes, lest a new name be that of a helper whose turn has not come.
     for number, value in enumerate(helpers):
         value.name = f"\0{number}"
-    fresh = (name for name in _short_names() if name not in kept)
+    # Nor that of a value of the float model that is gone: it would say that the file still has it.
+    fresh = (name for name in _short_names() if name not in kept and name not in kept_names)
     for value in sorted(helpers, key=lambda v: -len(v.uses())):
         value.name = next(fresh)
 

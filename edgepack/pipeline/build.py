@@ -24,6 +24,7 @@ from edgepack.export.epk import export_epk
 from edgepack.export.inputs import ExportInputs, digest_of, facts_of
 from edgepack.export.tflite.export import tensors_for
 from edgepack.files.atomic import publish, scratch_folder
+from edgepack.graph.constant_names import restore_constant_names
 from edgepack.graph.half_precision import float32_bytes, refuse_bfloat16
 from edgepack.graph.prepare import prepare
 from edgepack.ir.files import load_model, require_float, save_model
@@ -89,6 +90,9 @@ def build(job: Job) -> tuple[BuildReport, Path]:
     return report, output
 
 
+Groups = tuple[FusionGroup, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class _Made:
     """What a build has made, to be checked, timed and told of."""
@@ -140,6 +144,7 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
     with clock.stage("calibrate") as notes:
         table = _ranges(job, model, groups, data.calibration)
         notes.append(f"{len(table.ranges)} tensors, {table.samples} samples, {table.observer}")
+    groups = _renamed(job, model, original, groups)
     reduced_range = _reduced_range(job, clock, model, groups, table, data.calibration)
     with clock.stage("round") as notes:
         bits = bits_of_groups(model, groups, recipe.quantize, job.target)
@@ -159,10 +164,11 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
     with clock.stage("export") as notes:
         facts = facts_of(job.target.name, digests, table)
         keeps = _keeps(job, reference)
-        material = ExportInputs(
-            recipe.model, model, choice, fixed, table, rounder, reference.shapes, facts, keeps
-        )
-        artifacts = write_artifacts(material, job.target, probes(data.evaluation, EXPORT_PROBES), package)
+        inputs = ExportInputs(
+            recipe.model, model, choice, fixed, table, rounder, reference.shapes, facts, keeps,
+            recipe.keep_names,
+        )  # fmt: skip
+        artifacts = write_artifacts(inputs, job.target, probes(data.evaluation, EXPORT_PROBES), package)
         notes.extend(f"{refusal.file} not built: {refusal.reason}" for refusal in artifacts.refused)
         packed = export_epk(artifacts.files, package, scratch, ship="epk" in job.target.formats, large=large)
         packed_steps = pack_steps(recipe.model, steps, scratch, large=large)
@@ -257,6 +263,19 @@ def _ranges(job: Job, model: ir.Model, groups: Sequence[FusionGroup], samples: S
         threads=os.cpu_count() or 1,  # the host's, not the target's: ranges do not depend on it
         on_sample=counter(job, "calibrate", samples),
     )
+
+
+def _renamed(
+    job: Job, model: ir.Model, original: ir.Model, groups: tuple[FusionGroup, ...]
+) -> tuple[FusionGroup, ...]:
+    """The groups once constants have their original names, where the recipe asks for that.
+
+    Not before ranges are measured, which belong to the model under the names that it has otherwise.
+    """
+    if not job.recipe.keep_names:
+        return groups
+    restore_constant_names(model, original)
+    return find_fusion_groups(model, job.target.kernels)
 
 
 def _equalized(job: Job, clock: Clock, model: ir.Model, samples: Samples) -> ir.Model:

@@ -25,6 +25,7 @@ def test_defaults() -> None:
     assert recipe == Recipe(model=Path("m.onnx"))
     assert recipe.target == ()
     assert recipe.quantize.method == "auto"
+    assert recipe.keep_names is False
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:

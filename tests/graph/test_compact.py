@@ -86,6 +86,33 @@ def test_names_that_people_know_stay(tmp_path: Path) -> None:
     assert own == {n.name for n in proto.graph.node if n.name}
 
 
+@pytest.mark.parametrize("method", [Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY, Method.FLOAT])
+def test_constants_keep_their_names_where_people_want_them(tmp_path: Path, method: Method) -> None:
+    """What is stored as integers is called what the constant was called."""
+    made = build(tmp_path, CNN, WEIGHTS, method=method)
+    kept = compact(made.quantized, names_of(made.model, constants=True))
+    proto = written(kept, tmp_path / "kept.onnx")
+    types = {t.name: t.data_type for t in proto.graph.initializer}
+    assert set(WEIGHTS) <= set(types)
+    assert (types["w"] == onnx.TensorProto.INT8) == (method is not Method.FLOAT)
+    added = {*types, *(n for node in proto.graph.node for n in node.output)} - set(WEIGHTS)
+    assert max(map(len, added - names_of(made.model)), default=0) <= 2, "names of what nobody knows are short"
+    assert np.array_equal(run(made.path, FEEDS)["y"], run(tmp_path / "kept.onnx", FEEDS)["y"])
+    again = compact(kept, names_of(made.model, constants=True))
+    assert ir.to_proto(again).SerializeToString() == ir.to_proto(kept).SerializeToString()
+
+
+def test_a_constant_that_stays_in_float_keeps_its_name_alone(tmp_path: Path) -> None:
+    """Its integers beside it cannot have it too."""
+    body = f"net ({IMAGE}) => ({ANY}) {{ c = Conv(x, w) d = Mul(c, k) y = Conv(d, w) }}"
+    weights = {"w": weight(4, 4, 1, 1), "k": weight(4, 1, 1, seed=2)}
+    made = build(tmp_path, body, weights, method={"c": Method.STATIC, "y": Method.FLOAT})
+    proto = written(compact(made.quantized, names_of(made.model, constants=True)), tmp_path / "kept.onnx")
+    types = {t.name: t.data_type for t in proto.graph.initializer}
+    assert types["w"] == onnx.TensorProto.FLOAT
+    assert np.array_equal(run(made.path, FEEDS)["y"], run(tmp_path / "kept.onnx", FEEDS)["y"])
+
+
 def test_new_names_do_not_hide_old_ones(tmp_path: Path) -> None:
     body = f"""net ({IMAGE}, bool p) => ({ANY}, float[e,f,g,h] b) {{
         a = Conv(x, w) c = Relu(a) d = Conv(c, v)

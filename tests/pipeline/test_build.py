@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from support import tiny
+from support.onnx_models import parse
 
 from edgepack.benchmark.bench import ColdStart
 from edgepack.config.recipe import Recipe, load_recipe
 from edgepack.config.target import load_target
 from edgepack.errors import ConfigError
-from edgepack.ir.files import load_model
+from edgepack.ir.files import load_model, save_model
 from edgepack.ir.model import LARGE_BYTES
 from edgepack.pipeline.build import build
 from edgepack.pipeline.job import Job, output_folder
@@ -74,6 +75,21 @@ def test_the_model_tells_what_made_it(folder: Path) -> None:
     assert facts["edgepack.recipe_digest"] == report.fingerprints["recipe"]
     assert facts["edgepack.target_digest"] == report.fingerprints["target"]
     assert facts["edgepack.samples_digest"] == report.fingerprints["calibration"]
+
+
+def test_names_of_constants_stay_where_the_recipe_asks_for_it(tmp_path: Path) -> None:
+    """Also those of weights that a normalization was folded into; ranges serve both builds."""
+    known = set(tiny.weights())
+    normed = tiny.NET.replace("r = Relu (h)", "n = BatchNormalization (h, b1, b1, b1, g) r = Relu (n)")
+    weights = {**tiny.weights(), "g": np.ones(tiny.HIDDEN, np.float32)}
+    ranges = None
+    for keep, left in ((False, set()), (True, known)):
+        folder = tiny.project(tmp_path / str(keep), keep_names=keep)
+        save_model(parse(normed, weights=weights), folder / "model.onnx")
+        _, output = run(folder, ranges=ranges)
+        graph = load_model(output / "model.onnx").graph
+        assert known & set(graph.initializers) == left
+        ranges = output / "ranges.json"
 
 
 def test_ranges_of_an_earlier_build_give_the_same_model(folder: Path) -> None:

@@ -77,11 +77,10 @@ def _moved(
     inputs: Sequence[int],
     order: Order,
     shape: Shape,
-    source: int,
     **options: float,
 ) -> None:
-    """Write an operator whose output has the parameters of ``source``."""
-    kind = low.graph.tensors[source].quant or dtype_of(task.output)
+    """Write an operator whose output has the parameters of its first input."""
+    kind = low.graph.tensors[inputs[0]].quant or dtype_of(task.output)
     tensor = low.emit(op, inputs, shape, kind, name_of(task.output), **options)
     low.put(task.output, tensor, order)
 
@@ -158,13 +157,13 @@ def slice_(low: Lowering, task: Task) -> None:
             return
         tensor = low.reshape(tensor, tuple(wide))
         inputs = [tensor, low.numbers(begin), low.numbers(size)]
-        _moved(low, task, "SLICE", inputs, order, tuple(size), tensor)
+        _moved(low, task, "SLICE", inputs, order, tuple(size))
         return
     starts = [max(ranges[axis][0], 0) if ranges[axis][2] > 0 else 0 for axis in order]
     steps = [max(ranges[axis][2], 1) for axis in order]
     ends = [s + (n - 1) * step + 1 for s, n, step in zip(starts, stored, steps, strict=True)]
     inputs = [tensor, low.numbers(starts), low.numbers(ends), low.numbers(steps)]
-    _moved(low, task, "STRIDED_SLICE", inputs, order, stored, tensor)
+    _moved(low, task, "STRIDED_SLICE", inputs, order, stored)
 
 
 def _ranges(task: Task, shape: Shape) -> list[tuple[int, int, int]]:
@@ -203,7 +202,7 @@ def gather(low: Lowering, task: Task) -> None:
     target = _gathered_order(order, axis, len(low.shape(index)))
     stored = arranged(low.shape(task.output), target)
     if places is None:
-        _moved(low, task, "GATHER", [tensor, _indices(low, index)], target, stored, tensor, axis=place)
+        _moved(low, task, "GATHER", [tensor, _indices(low, index)], target, stored, axis=place)
         return
     flat = np.asarray(places).reshape(-1) % shape[axis]
     if np.array_equal(flat, np.arange(flat[0], flat[0] + flat.size)):
@@ -211,10 +210,10 @@ def gather(low: Lowering, task: Task) -> None:
         begin = [int(flat[0]) if i == place else 0 for i in range(len(source))]
         size = tuple(flat.size if i == place else s for i, s in enumerate(source))
         inputs = [tensor, low.numbers(begin), low.numbers(size)]
-        _moved(low, task, "SLICE", inputs, target, size, tensor)
+        _moved(low, task, "SLICE", inputs, target, size)
         return
     where = low.numbers(flat.reshape(low.shape(index)))
-    _moved(low, task, "GATHER", [tensor, where], target, stored, tensor, axis=place)
+    _moved(low, task, "GATHER", [tensor, where], target, stored, axis=place)
 
 
 def _gathered_order(order: Order, axis: int, rank: int) -> Order:
@@ -285,12 +284,12 @@ def pad(low: Lowering, task: Task) -> None:
     inputs = [tensor, low.numbers(amounts[list(order)])]
     stored = arranged(low.shape(task.output), order)
     if mode == "constant" and fill == 0.0:
-        _moved(low, task, "PAD", inputs, order, stored, tensor)
+        _moved(low, task, "PAD", inputs, order, stored)
     elif mode == "constant":
         value = low.constant(np.asarray(fill, dtype_of(task.output)), "fill")
-        _moved(low, task, "PADV2", [*inputs, value], order, stored, tensor)
+        _moved(low, task, "PADV2", [*inputs, value], order, stored)
     elif mode == "reflect":
-        _moved(low, task, "MIRROR_PAD", inputs, order, stored, tensor, mode=tflite.MirrorPadMode.REFLECT)
+        _moved(low, task, "MIRROR_PAD", inputs, order, stored, mode=tflite.MirrorPadMode.REFLECT)
     elif mode == "edge":
         low.put(task.output, repeat_border(low, tensor, amounts[list(order)].tolist()), order)
     else:
@@ -306,7 +305,7 @@ def expand(low: Lowering, task: Task) -> None:
     tensor = low.read(source, order, integer=_moving(low, task))
     times = [shape[axis] // before[axis] for axis in order]
     inputs = [tensor, low.numbers(times)]
-    _moved(low, task, "TILE", inputs, order, arranged(shape, order), tensor)
+    _moved(low, task, "TILE", inputs, order, arranged(shape, order))
 
 
 def depth_to_space(low: Lowering, task: Task) -> None:
@@ -330,7 +329,7 @@ def space_to_depth(low: Lowering, task: Task) -> None:
 
 
 def _blocks(low: Lowering, task: Task, op: str, tensor: int, block: int) -> None:
-    _moved(low, task, op, [tensor], channels_last(4), low.image_shape(task.output), tensor, block_size=block)
+    _moved(low, task, op, [tensor], channels_last(4), low.image_shape(task.output), block_size=block)
 
 
 def cast(low: Lowering, task: Task) -> None:

@@ -40,7 +40,8 @@ def apply_dynamic(emit: Emitter, node: ir.Node, group_plan: GroupPlan, rounded: 
     made = [product, real, scale, emit.node("Mul", [real.outputs[0], scale.outputs[0]], f"{out}_dq")]
     if rounded.bias is not None:
         # The kernel takes in a bias of one number an output, nothing shorter.
-        bias = emit.initializer(f"{base}_bias", np.broadcast_to(rounded.bias, integers.shape[1:]))
+        name = group_plan.group.bias or f"{base}_bias"
+        bias = emit.initializer(name, np.broadcast_to(rounded.bias, integers.shape[1:]))
         made.append(emit.node("Add", [made[-1].outputs[0], bias], f"{out}_b"))
     emit.replace(node, made, made[-1].outputs[0])
 
