@@ -172,7 +172,7 @@ def conv_units() -> tuple[ir.Model, dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "op_type", "outputs", "unit"),
+    ("name", "op_type", "outputs", "group"),
     [
         ("conv", "Conv", ("b",), "conv"),
         ("relu", "Relu", ("b",), "conv"),
