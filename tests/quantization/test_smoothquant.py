@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from support.quantizing import weight
 
 from edgepack.ir.numerics import sqnr_db
-from edgepack.quantization.weights.smoothquant import MOST, smoothing_factors
+from edgepack.quantization.weights.smoothquant import MOST, STRENGTHS, smoothing_factors
 
 Floats = npt.NDArray[np.float32]
 
@@ -64,3 +64,30 @@ def test_a_channel_that_is_always_zero() -> None:
     spread[0], spread[5] = 0.0, 100.0
     factors = factors_for(weight(8, 16), rows(spread))
     assert factors is not None and np.isfinite(factors).all()
+
+
+@given(seed=st.integers(0, 200))
+def test_factors_are_those_of_the_paper_for_one_of_the_strengths(seed: int) -> None:
+    """``range(x)^a / range(w)^(1 - a)`` (Xiao et al., 2023, equation 4), up to a common factor."""
+    rng = np.random.default_rng(seed)
+    spread = np.asarray(np.exp(rng.uniform(0, 3, 16)), np.float32)
+    w = weight(8, 16, seed=seed) * np.asarray(np.exp(rng.uniform(-2, 0, 16)), np.float32)
+    x = rows(spread, seed)
+    factors = factors_for(w, x)
+    if factors is None:
+        return
+    range_x, range_w = np.abs(x).max(axis=(0, 1)), np.abs(w).max(axis=0)
+    off = []
+    for strength in STRENGTHS:
+        paper = range_x**strength / range_w ** (1 - strength)
+        paper = np.clip(paper / np.exp(np.log(paper).mean()), 1 / MOST, MOST)
+        off.append(float(np.abs(np.log(factors / paper)).max()))
+    assert min(off) < 1e-4
+
+
+def test_factors_are_found_for_uneven_channels() -> None:
+    spread = np.asarray(np.geomspace(1, 60, 16), np.float32)
+    assert (
+        factors_for(weight(8, 16) * np.asarray(np.geomspace(1, 0.05, 16), np.float32), rows(spread))
+        is not None
+    )
