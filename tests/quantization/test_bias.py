@@ -20,18 +20,20 @@ from edgepack.quantization.weights.rounding import Rounder
 Floats = npt.NDArray[np.float32]
 
 
+@pytest.mark.parametrize("shape", ["5,16", "2,5,16"])  # a Gemm, and a MatMul with an Add behind it
 @pytest.mark.parametrize("magnitude", [1e-5, 1e-7, 1e-9, 1e-13])
 def test_a_bias_is_right_however_small_the_weights_of_its_channel_are(
-    magnitude: float, tmp_path: Path
+    magnitude: float, shape: str, tmp_path: Path
 ) -> None:
     """In steps of input scale times weight scale, 1.0 is 4e8 for weights of 1e-5 and 4e10 for 1e-7."""
     w = weight(16, 8)
     w[:, 0] *= magnitude / np.abs(w[:, 0]).max()
-    body = "net (float[5,16] x) => (float[a,b] y) { m = MatMul(x, w) y = Add(m, b) }"
+    output = "a,b" if shape == "5,16" else "a,b,c"
+    body = f"net (float[{shape}] x) => (float[{output}] y) {{ m = MatMul(x, w) y = Add(m, b) }}"
     made = build(tmp_path, body, {"w": w, "b": f32(np.ones(8))})
-    x = f32(np.random.default_rng(1).normal(size=(5, 16)))
+    x = f32(np.random.default_rng(1).normal(size=[int(size) for size in shape.split(",")]))
     (y,) = run(made.quantized, {"x": x}).values()
-    np.testing.assert_allclose(y[:, 0], 1.0, atol=0.02)
+    np.testing.assert_allclose(y[..., 0], 1.0, atol=0.02)
 
 
 def gemm(w: Floats, b: Floats) -> tuple[Rounder, GroupPlan]:
