@@ -16,7 +16,8 @@ The only module that imports onnxscript (when called: it takes seconds). The ord
     product that it is, before shapes are inferred once more.
 9.  ``affine`` with ``padding``: multiplications, additions, batch normalization and zero padding go into the
     weights and attributes of their neighbours, to a fixed point. With them ``selection``: what is read at one
-    position is computed for that one.
+    position is computed for that one. Before ``padding`` a Pad of some axes becomes one of all; the factors
+    of a Gemm go into its constants.
 10. ``gemm``: after folding, which knows MatMul and bias as one group anyway.
 11. ``merge``: equal constants and equal nodes become one; last, because sharing would only hide patterns.
 12. ``check``: dead code goes, names are made unique, the ONNX checker has the last word.
@@ -41,7 +42,9 @@ from edgepack.graph.rules.einsum import EINSUM
 from edgepack.graph.rules.fusions import ACTIVATIONS, PADDING
 from edgepack.graph.rules.gelu import GELU
 from edgepack.graph.rules.gelu import OPSET as GELU_OPSET
+from edgepack.graph.rules.gemm import FACTORS
 from edgepack.graph.rules.indexing import INDEXING
+from edgepack.graph.rules.pad import ALL_AXES
 from edgepack.graph.rules.resize import RESIZING
 from edgepack.graph.rules.rule import DONE, Rule, is_op
 from edgepack.graph.rules.selection import SELECTION
@@ -101,10 +104,12 @@ def normalize(model: ir.Model, *, min_opset: int, max_opset: int) -> tuple[ir.Mo
         _apply(model, log, CLEANING)
         _shapes_and_fold(model, log)
         _apply(model, log, ACTIVATIONS if opset_of(model) >= HARD_SWISH_OPSET else ACTIVATIONS[1:])
-        _apply(model, log, (*CLEANING, *PADDING, *EINSUM, *(GELU if opset_of(model) >= GELU_OPSET else ())))
+        gelu = GELU if opset_of(model) >= GELU_OPSET else ()
+        _apply(model, log, (*CLEANING, *ALL_AXES, *PADDING, *EINSUM, *gelu))
         _shapes_and_fold(model, log)  # sizes that padding hid are known now
         log.refused.clear()  # what an early sweep left alone, a later one may have done
-        _apply(model, log, (*CLEANING, *PADDING, *FOLDING, *INDEXING, *SELECTION, *TURNED, *RESIZING))
+        folding = (*CLEANING, *ALL_AXES, *PADDING, *FACTORS, *FOLDING)
+        _apply(model, log, (*folding, *INDEXING, *SELECTION, *TURNED, *RESIZING))
         _apply(model, log, (*GEMM, *ROWS))
         _merge(model, log)
     _finish(model)
