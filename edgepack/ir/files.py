@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError, EncodeError  # type: ignore[imp
 
 from edgepack.errors import ExportError, ModelError
 from edgepack.ir.model import clone, walk_nodes
+from edgepack.ir.sparse import load_dense, undefined_input
 
 EXTERNAL_BYTES = 256_000_000
 """Above this many bytes of weights a model gets a data file beside it: onnxruntime maps such a file, where it
@@ -59,7 +60,15 @@ def load_model(path: Path) -> ir.Model:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error}") from error
     except (DecodeError, ir.serde.SerdeError, ValueError, TypeError, KeyError) as error:
+        cause = _root(error)
+        if isinstance(cause, NotImplementedError):
+            raise ModelError(
+                f"{path}: has inputs or outputs of a type that is not supported: {cause}. Exports of "
+                "scikit-learn have a map behind a ZipMap: export with options={'zipmap': False}"
+            ) from error
         raise ModelError(f"{path}: is not an ONNX model, or is cut short ({size} bytes): {error}") from error
+    if undefined_input(model) is not None:
+        model = _with_sparse_initializers(path)
     if not model.ir_version or not model.graph.opset_imports:
         raise ModelError(
             f"{path}: is not an ONNX model, or is cut short: it states no IR version or no opset"
@@ -70,6 +79,32 @@ def load_model(path: Path) -> ir.Model:
         model.graph.sort()  # runtimes load nodes in any order, and converters to float16 write such files
     except ValueError as error:
         raise ModelError(f"{path}: its nodes depend on each other in a circle; export it again") from error
+    return model
+
+
+def _root(error: BaseException) -> BaseException:
+    """The error that all others of the chain were raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _with_sparse_initializers(path: Path) -> ir.Model:
+    """The model with its sparse initializers made dense, where these define what is missing.
+
+    Raises:
+        ModelError: a sparse initializer is broken, or a node consumes what nothing defines.
+    """
+    try:
+        model = load_dense(path)
+    except (DecodeError, ir.serde.SerdeError, ValueError, TypeError, KeyError, OSError) as error:
+        raise ModelError(f"{path}: {error}") from error
+    missing = undefined_input(model)
+    if missing is not None:
+        raise ModelError(
+            f"{path}: node {missing[0]!r} consumes {missing[1]!r}, which no node, input or initializer "
+            "defines; export the model again"
+        )
     return model
 
 
