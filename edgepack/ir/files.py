@@ -63,7 +63,7 @@ def load_model(path: Path) -> ir.Model:
         cause = _root(error)
         if isinstance(cause, NotImplementedError):
             raise ModelError(
-                f"{path}: has inputs or outputs of a type that is not supported: {cause}. Exports of "
+                f"{path}: has inputs or outputs of a type that is not supported: {str(cause).partition('.')[0]}. Exports of "
                 "scikit-learn have a map behind a ZipMap: export with options={'zipmap': False}"
             ) from error
         raise ModelError(f"{path}: is not an ONNX model, or is cut short ({size} bytes): {error}") from error
