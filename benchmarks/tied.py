@@ -30,7 +30,7 @@ from edgepack.pack.epk import pack
 from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
 from edgepack.quantization.plan.preparation import WeightPreparation
-from edgepack.quantization.plan.types import Method, Request
+from edgepack.quantization.plan.types import Precision, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import round_weights
 from edgepack.runtime.fused import what_the_runtime_did
@@ -66,7 +66,7 @@ def forms(folder: Path, copies: int) -> dict[str, Path]:
     groups = find_fusion_groups(model, TARGET.kernels)
     samples = samples_of(folder, "calib", original)
     ranges = calibrate(model, samples, tensors_to_observe(groups), Calibration(), threads=1).ranges
-    widest = make_plan(model, groups, ranges, TARGET, {u.name: Request(Method.STATIC) for u in groups})
+    widest = make_plan(model, groups, ranges, TARGET, {u.name: Request(Precision.STATIC) for u in groups})
     rounder = round_weights(model, widest, samples, gptq=True, threads=1, seed=0)
     found = {}
     for name, by_type in whole_model_methods(groups, TARGET).items():

@@ -22,7 +22,7 @@ from edgepack.evaluation.metrics import Metric, resolve_metric
 from edgepack.quantization.groups import FusionGroup, find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan
 from edgepack.quantization.plan.preparation import WeightPreparation
-from edgepack.quantization.plan.types import Method, QuantPlan, Request
+from edgepack.quantization.plan.types import Precision, QuantPlan, Request
 from edgepack.quantization.weights.low_bit import LowBit, bits_of_groups
 from edgepack.quantization.weights.rounding import Rounder, round_weights
 from edgepack.runtime.host import for_accuracy
@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 def weight_only_plan(
     model: ir.Model, groups: tuple[FusionGroup, ...], target: Target, low_bit: dict[str, LowBit]
 ) -> QuantPlan:
-    methods = {u.name: Request(Method.WEIGHT_ONLY) for u in groups}
+    methods = {u.name: Request(Precision.WEIGHT_ONLY) for u in groups}
     return make_plan(model, groups, {}, target, methods, WeightPreparation(low_bit=low_bit))
 
 

@@ -27,10 +27,10 @@ from edgepack.ir.model import clone
 from edgepack.pipeline.build import build as build_package
 from edgepack.pipeline.job import Job
 from edgepack.quantization.groups import find_fusion_groups
-from edgepack.quantization.plan.types import Method
+from edgepack.quantization.plan.types import Precision
 from edgepack.runtime.fused import what_the_runtime_did
 
-STATIC, DYNAMIC, WEIGHT_ONLY = Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY
+STATIC, DYNAMIC, WEIGHT_ONLY = Precision.STATIC, Precision.DYNAMIC, Precision.WEIGHT_ONLY
 ROWS, WIDTH = 96, 32
 TABLE = weight(ROWS, WIDTH)
 
@@ -64,7 +64,7 @@ def sizes(model: ir.Model, dtype: ir.DataType) -> list[int]:
 
 @pytest.mark.parametrize("method", [STATIC, DYNAMIC, WEIGHT_ONLY])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tied_table_is_one_copy_in_every_form(kind: str, method: Method, tmp_path: Path) -> None:
+def test_a_tied_table_is_one_copy_in_every_form(kind: str, method: Precision, tmp_path: Path) -> None:
     body, more = KINDS[kind]
     made = build(tmp_path, body, weights(**more), feeds=feeds(body), method=method)
     small = compact(made.quantized, names_of(made.model))
@@ -74,11 +74,11 @@ def test_a_tied_table_is_one_copy_in_every_form(kind: str, method: Method, tmp_p
     assert difference(run(small, feeds(body)), run(made.quantized, feeds(body))) == 0
     assert made.sqnr_db > 35
     table = next(u for u in made.plan.groups if u.group.op_type == "Gather")
-    assert table.method is WEIGHT_ONLY and "the integers of" in table.reason.text
+    assert table.precision is WEIGHT_ONLY and "the integers of" in table.reason.text
 
 
 @pytest.mark.parametrize("method", [STATIC, DYNAMIC, WEIGHT_ONLY])
-def test_the_runtime_fuses_what_it_fuses_of_two_copies(method: Method, tmp_path: Path) -> None:
+def test_the_runtime_fuses_what_it_fuses_of_two_copies(method: Precision, tmp_path: Path) -> None:
     apart = weights(u=f32(TABLE.T + 1e-4))
     two = build(tmp_path, TWO_CONSTANTS, apart, feeds=feeds(TWO_CONSTANTS), method=method)
     assert sizes(compact(two.quantized, ()), ir.DataType.INT8).count(ROWS * WIDTH) == 2
@@ -90,7 +90,7 @@ def test_the_runtime_fuses_what_it_fuses_of_two_copies(method: Method, tmp_path:
 
 
 def test_a_table_whose_product_stays_float_stays_float_and_is_stored_once(tmp_path: Path) -> None:
-    made = build(tmp_path, BY_TRANSPOSE, weights(), feeds=feeds(BY_TRANSPOSE), method={"y": Method.FLOAT})
+    made = build(tmp_path, BY_TRANSPOSE, weights(), feeds=feeds(BY_TRANSPOSE), method={"y": Precision.FLOAT})
     assert made.forms()["e"] == "float"
     assert sizes(compact(made.quantized, ()), ir.DataType.FLOAT).count(ROWS * WIDTH) == 1
 

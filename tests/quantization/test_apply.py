@@ -15,7 +15,7 @@ from edgepack.config.target import Runtime
 from edgepack.ir.fingerprint import fingerprint
 from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import Granularity, QuantParams, QuantType
-from edgepack.quantization.plan.types import Method
+from edgepack.quantization.plan.types import Precision
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.rewrite.emit import Emitter
 from edgepack.quantization.weights.rounding import Rounded, Rounder
@@ -81,7 +81,7 @@ def test_a_float_activation_of_a_float_product_is_not_rounded_for_float_readers(
 @pytest.mark.parametrize(
     "first, second", [(STATIC, STATIC), (STATIC, WEIGHT_ONLY), (WEIGHT_ONLY, WEIGHT_ONLY)]
 )
-def test_shared_weights_and_biases(first: Method, second: Method, tmp_path: Path) -> None:
+def test_shared_weights_and_biases(first: Precision, second: Precision, tmp_path: Path) -> None:
     body = net("c = Conv(x, w, b) r = Relu(c) y = Conv(r, w, b)")
     made = build(tmp_path, body, {"w": CONV["w"], "b": weight(4, seed=7)}, method={"r": first, "y": second})
     stored = [v for v in made.quantized.graph.initializers.values() if (t := v.const_value) and t.size == 16]
@@ -90,7 +90,7 @@ def test_shared_weights_and_biases(first: Method, second: Method, tmp_path: Path
 
 
 @pytest.mark.parametrize("methods", [(DYNAMIC, WEIGHT_ONLY), (STATIC, DYNAMIC), (DYNAMIC, DYNAMIC)])
-def test_shared_matrices(methods: tuple[Method, Method], tmp_path: Path) -> None:
+def test_shared_matrices(methods: tuple[Precision, Precision], tmp_path: Path) -> None:
     body = "net (float[5,8] x) => (float[a,b] y) { c = MatMul(x, w) t = Tanh(c) y = MatMul(t, w) }"
     made = build(tmp_path, body, {"w": weight(8, 8)}, method=dict(zip(("c", "y"), methods, strict=True)))
     assert sorted(made.forms().values()) == sorted(["float", *methods])
@@ -130,7 +130,7 @@ def test_bodies_see_the_values_that_they_captured(other: str, branch: bool, tmp_
 
 
 @pytest.mark.parametrize("method", [STATIC, DYNAMIC, WEIGHT_ONLY])
-def test_a_corrected_bias_is_used_in_every_form(method: Method, tmp_path: Path) -> None:
+def test_a_corrected_bias_is_used_in_every_form(method: Precision, tmp_path: Path) -> None:
     body = "net (float[5,16] x) => (float[a,b] y) { y = Gemm<transB=1>(x, w, b) }"
     made = build(tmp_path, body, {"w": weight(12, 16), "b": weight(12)}, method=method)
     (name,) = (u.group.name for u in made.plan.groups)
@@ -246,7 +246,7 @@ def test_a_tied_table_that_is_a_weight_too(granularity: Granularity, tmp_path: P
 
 @pytest.mark.parametrize("method", [FLOAT, WEIGHT_ONLY])
 @pytest.mark.parametrize("granularity", list(Granularity))
-def test_a_float_gemm_behind_a_table(granularity: Granularity, method: Method, tmp_path: Path) -> None:
+def test_a_float_gemm_behind_a_table(granularity: Granularity, method: Precision, tmp_path: Path) -> None:
     """The DequantizeLinear of a table states no zero point, and is a trap like any other."""
     body = "net (int64[3] i) => (float[a,b] y) { e = Gather(t, i) d = Gemm(e, u, b) y = Gemm(d, v) }"
     weights = {"t": weight(20, 8), "u": weight(8, 6), "b": weight(6), "v": weight(6, 3)}
@@ -301,7 +301,7 @@ def test_a_clip_to_one_side_of_zero(low: float, high: float, tmp_path: Path) -> 
 @pytest.mark.parametrize("sizes", ["2,4,8", "n,t,8"])
 @pytest.mark.parametrize("method", [DYNAMIC, FLOAT])
 def test_a_sum_before_a_layer_normalization_is_not_fused_with_it(
-    method: Method, sizes: str, tmp_path: Path
+    method: Precision, sizes: str, tmp_path: Path
 ) -> None:
     """SkipLayerNormalization takes six times as long on the CPU, and comes where the shapes are known."""
     body = f"""net (float[{sizes}] x) => (float[{sizes}] y) {{

@@ -7,11 +7,11 @@ import pytest
 from support.onnx_models import i64, run
 from support.quantizing import build, target, weight
 
-from edgepack.quantization.plan.types import Method
+from edgepack.quantization.plan.types import Precision
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounded, Rounder
 
-STATIC, DYNAMIC, WEIGHT_ONLY = Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY
+STATIC, DYNAMIC, WEIGHT_ONLY = Precision.STATIC, Precision.DYNAMIC, Precision.WEIGHT_ONLY
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_weight_that_a_body_reads_is_not_stored_twice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", [STATIC, DYNAMIC, WEIGHT_ONLY])
 @pytest.mark.parametrize("branch", [True, False])
-def test_bodies_see_products_of_every_form(branch: bool, method: Method, tmp_path: Path) -> None:
+def test_bodies_see_products_of_every_form(branch: bool, method: Precision, tmp_path: Path) -> None:
     body = """net (float[5,8] x, bool p) => (float[a,b] y) {
         c = MatMul(x, w)
         d = MatMul(c, u)
@@ -56,7 +56,7 @@ def test_bodies_see_products_of_every_form(branch: bool, method: Method, tmp_pat
 
 
 @pytest.mark.parametrize("method", [STATIC, DYNAMIC, WEIGHT_ONLY])
-def test_a_corrected_bias_of_a_gemm_that_had_none(method: Method, tmp_path: Path) -> None:
+def test_a_corrected_bias_of_a_gemm_that_had_none(method: Precision, tmp_path: Path) -> None:
     body = "net (float[5,16] x) => (float[a,b] y) { y = Gemm<beta=0.0>(x, w) }"
     made = build(tmp_path, body, {"w": weight(16, 12)}, method=method)
     (name,) = (u.group.name for u in made.plan.groups)
@@ -67,7 +67,7 @@ def test_a_corrected_bias_of_a_gemm_that_had_none(method: Method, tmp_path: Path
 
 
 @pytest.mark.parametrize("method", [STATIC, DYNAMIC, WEIGHT_ONLY])
-def test_empty_arrays(method: Method, tmp_path: Path) -> None:
+def test_empty_arrays(method: Precision, tmp_path: Path) -> None:
     body = """net (float[n,16] x) => (float[a,b] y, float[c,d] z) {
         c = MatMul(x, w) s = Slice(c, b, b, b) e = Relu(s) y = MatMul(e, v) z = MatMul(c, v) }"""
     weights = {"w": weight(16, 12), "v": weight(12, 3), "b": i64([0])}

@@ -11,7 +11,7 @@ from support.quantizing import FLOAT, S8, U8, WEIGHT_ONLY, build, target, weight
 from edgepack.config.target import Runtime
 from edgepack.ir.files import load_model
 from edgepack.ir.scheme import QuantType
-from edgepack.quantization.plan.types import Method
+from edgepack.quantization.plan.types import Precision
 from edgepack.runtime.fused import what_the_runtime_did
 
 
@@ -20,7 +20,7 @@ def test_a_float_pool_stays_in_float(tmp_path: Path) -> None:
     body = """net (float[1, 4, 8, 8] x) => (float[a, b, c, d] y) {
         c = Conv(x, w)  o = MaxPool<kernel_shape=[2,2],strides=[2,2]>(c)  y = Conv(o, v) }"""
     weights = {"w": weight(6, 4, 1, 1), "v": weight(3, 6, 1, 1, seed=2)}
-    made = build(tmp_path, body, weights, method={"c": Method.FLOAT})
+    made = build(tmp_path, body, weights, method={"c": Precision.FLOAT})
     assert made.fused.float_operators == {"Conv": 1, "MaxPool": 1, "Max": 1}
     assert made.fused.integer_kernels == {"QLinearConv": 1}
 
@@ -42,7 +42,7 @@ def test_a_float_unit_behind_moves_stays_in_float(inner: str, integer: str, tmp_
     body = f"net (float[1, 4, 6, 6] x) => (float[a, b, c, d] y) {{ c = Conv(x, w) {inner} y = Conv(e, v) }}"
     weights = {"w": weight(8, 4, 1, 1), "v": weight(3, 8, 1, 1, seed=2), "s": i64([8, 36])}
     more = {"r": i64([1, 8, 6, 6]), "one": i64([0, 0, 0, 1]), "six": i64([1, 8, 6, 6])}
-    made = build(tmp_path, body, weights | more, method={"o": Method.FLOAT}, device=target())
+    made = build(tmp_path, body, weights | more, method={"o": Precision.FLOAT}, device=target())
     assert integer not in made.fused.integer_kernels
     assert made.fused.float_operators["Max"] == 1
 
@@ -52,7 +52,7 @@ def test_a_float_convolution_behind_moves_stays_in_float(tmp_path: Path) -> None
     body = """net (float[1, 4, 6, 6] x) => (float[a, b, c, d] y) {
         c = Conv(x, w)  q = Transpose<perm=[0,1,3,2]>(c)  o = Conv(q, z)  y = Conv(o, v) }"""
     weights = {"w": weight(8, 4, 1, 1), "v": weight(3, 8, 1, 1, seed=2), "z": weight(8, 8, 1, 1, seed=4)}
-    made = build(tmp_path, body, weights, method={"o": Method.FLOAT})
+    made = build(tmp_path, body, weights, method={"o": Precision.FLOAT})
     assert made.fused.integer_kernels == {"QLinearConv": 2}
 
 
@@ -76,7 +76,12 @@ ISLAND_METHODS = [FLOAT, WEIGHT_ONLY]
     ],
 )
 def test_float_islands_between_integer_units_stay_float(
-    node: str, weights: dict[str, Array], float_op: str, method: Method, activation: QuantType, tmp_path: Path
+    node: str,
+    weights: dict[str, Array],
+    float_op: str,
+    method: Precision,
+    activation: QuantType,
+    tmp_path: Path,
 ) -> None:
     device = target(activation)
     body = net(f"c = Conv(x, w) d = {node} y = Conv(d, v)")
@@ -91,7 +96,7 @@ def test_float_islands_between_integer_units_stay_float(
 
 @pytest.mark.parametrize("method", ISLAND_METHODS)
 @pytest.mark.parametrize("trans_b", [0, 1])
-def test_a_float_gemm_between_integer_ones(trans_b: int, method: Method, tmp_path: Path) -> None:
+def test_a_float_gemm_between_integer_ones(trans_b: int, method: Precision, tmp_path: Path) -> None:
     body = f"""net (float[5,16] x) => (float[a,b] y) {{
         c = Gemm(x, w, b) d = Gemm<transB={trans_b}>(c, u, b2) r = Relu(d) y = Gemm(r, v) }}"""
     shape = (6, 12) if trans_b else (12, 6)

@@ -28,7 +28,7 @@ from edgepack.ir.scheme import QuantParams, QuantType
 from edgepack.quantization.groups import FusionGroup, find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan
 from edgepack.quantization.plan.preparation import WeightPreparation
-from edgepack.quantization.plan.types import Method, QuantPlan, Request
+from edgepack.quantization.plan.types import Precision, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.low_bit import LowBit, bits_of_groups, scale_by_error
 from edgepack.quantization.weights.moments import InputMoments
@@ -71,7 +71,7 @@ def samples_of(folder: Path, model: ir.Model, x: Floats) -> Samples:
 
 
 def weight_only(model: ir.Model, groups: tuple[FusionGroup, ...], few: dict[str, LowBit]) -> QuantPlan:
-    methods = {u.name: Request(Method.WEIGHT_ONLY) for u in groups}
+    methods = {u.name: Request(Precision.WEIGHT_ONLY) for u in groups}
     return make_plan(model, groups, {}, target(), methods, WeightPreparation(low_bit=few))
 
 

@@ -12,7 +12,7 @@ from support.quantize_cases import GRANULARITIES, Case, check
 from support.quantizing import DYNAMIC, FLOAT, S8, STATIC, U8, WEIGHT_ONLY, build, target, weight
 
 from edgepack.ir.scheme import Granularity, QuantType
-from edgepack.quantization.plan.types import Method
+from edgepack.quantization.plan.types import Precision
 
 ACTIVATIONS = [U8, S8]
 
@@ -330,7 +330,7 @@ PRODUCT_SHAPES = {"5,16": "a,b", "2,5,16": "a,b,c", "2,s,16": "a,b,c", "n,s,16":
 @pytest.mark.parametrize("shape", PRODUCT_SHAPES)
 @pytest.mark.parametrize("method", [STATIC, DYNAMIC, WEIGHT_ONLY])
 def test_a_product_with_a_float_add_behind_it_stays_integer(
-    method: Method, shape: str, granularity: Granularity, bias: tuple[int, ...], tmp_path: Path
+    method: Precision, shape: str, granularity: Granularity, bias: tuple[int, ...], tmp_path: Path
 ) -> None:
     """The runtime makes a Gemm of MatMul and Add where it knows the shapes, and must find an integer one."""
     nodes = "c = MatMul(x, w) d = Add(c, b) y = Tanh(d)"

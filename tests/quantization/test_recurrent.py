@@ -8,7 +8,7 @@ from support.quantize_cases import GRANULARITIES, STORABLE, recurrent
 from support.quantizing import CHANNEL, DYNAMIC, FLOAT, WEIGHT_ONLY, build, target, weight
 
 from edgepack.ir.scheme import Granularity
-from edgepack.quantization.plan.types import Method
+from edgepack.quantization.plan.types import Precision
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -27,7 +27,7 @@ def test_lstm_with_ranges_found_at_run_time(
 @pytest.mark.parametrize("method", [DYNAMIC, WEIGHT_ONLY])
 @pytest.mark.parametrize("direction", ["reverse", "bidirectional"])
 @pytest.mark.parametrize("op", ["LSTM", "GRU"])
-def test_states_lengths_and_peepholes(op: str, direction: str, method: Method, tmp_path: Path) -> None:
+def test_states_lengths_and_peepholes(op: str, direction: str, method: Precision, tmp_path: Path) -> None:
     directions = 2 if direction == "bidirectional" else 1
     weights = recurrent(op, directions).weights
     more = ", s, q" if op == "LSTM" else ""
@@ -58,11 +58,14 @@ def test_gru_has_no_integer_kernel(tmp_path: Path) -> None:
     case = recurrent("GRU", 1)
     stored = build(tmp_path, case.body, case.weights, method=DYNAMIC, device=target(weight_only=STORABLE))
     (group,) = stored.plan.groups
-    assert (group.method, group.reason.text) == (
+    assert (group.precision, group.reason.text) == (
         WEIGHT_ONLY,
         "no dynamic kernel for GRU; weights stored as int8",
     )
     not_stored = target(weight_only=("MatMul",))
     plain = build(tmp_path, case.body, case.weights, method=DYNAMIC, device=not_stored)
     (group,) = plain.plan.groups
-    assert (group.method, group.reason.text) == (FLOAT, "the target's runtime has no integer kernel for GRU")
+    assert (group.precision, group.reason.text) == (
+        FLOAT,
+        "the target's runtime has no integer kernel for GRU",
+    )

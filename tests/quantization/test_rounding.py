@@ -20,7 +20,7 @@ from edgepack.ir.numerics import choose_weight_params, dequantize
 from edgepack.ir.scheme import QuantScheme, QuantType
 from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
-from edgepack.quantization.plan.types import Method, QuantPlan, Request
+from edgepack.quantization.plan.types import Precision, QuantPlan, Request
 from edgepack.quantization.weights import moments as moments_module
 from edgepack.quantization.weights.gptq import output_error, round_gptq
 from edgepack.quantization.weights.matrix import from_groups, to_groups, weight_of
@@ -234,7 +234,7 @@ def prepared(
     target = target.model_copy(update={"quantization": quantization})
     groups = find_fusion_groups(model, target.kernels)
     table = calibrate(model, samples, tensors_to_observe(groups), Calibration(observer="minmax"), threads=1)
-    methods = {u.name: Request(Method.STATIC) for u in groups}
+    methods = {u.name: Request(Precision.STATIC) for u in groups}
     return model, make_plan(model, groups, table.ranges, target, methods), samples
 
 
@@ -320,7 +320,7 @@ def test_weights_of_other_parameters_are_rounded_to_nearest(tmp_path: Path) -> N
     assert next(iter(rounder.rounded))[0] == group.group.name
     other = choose_weight_params(weight * 2, WEIGHTS, 1)
     changed = QuantPlan(
-        tuple(type(u)(u.group, u.method, u.reason, other) if u is group else u for u in plan.groups),
+        tuple(type(u)(u.group, u.precision, u.reason, other) if u is group else u for u in plan.groups),
         plan.activations,
         plan.activation_scheme,
         plan.weight_scheme,

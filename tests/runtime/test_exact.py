@@ -17,7 +17,7 @@ from edgepack.ir.files import load_model, save_model
 from edgepack.ir.model import clone
 from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import Granularity, QuantType
-from edgepack.quantization.plan.types import Method
+from edgepack.quantization.plan.types import Precision
 from edgepack.runtime.host import ExactRuntime, cpu, overflows
 from edgepack.runtime.runner import open_model
 from edgepack.runtime.unsigned import make_weights_unsigned
@@ -114,7 +114,7 @@ def test_dynamic_products(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", [STATIC, DYNAMIC])
-def test_the_sums_are_those_of_integers(method: Method, tmp_path: Path) -> None:
+def test_the_sums_are_those_of_integers(method: Precision, tmp_path: Path) -> None:
     """255 times 127, twice: beyond 16 bits, and known without any runtime."""
     body = "net (float[1, 4] x) => (float[1, 2] y) { y = MatMul (x, w) }"
     weights = {"w": np.asarray([[1, -1]] * 4, np.float32)}
@@ -137,7 +137,7 @@ IDS = [
 
 @pytest.mark.parametrize(("body", "weights", "method"), FORMS, ids=IDS)
 def test_an_ort_computes_what_its_onnx_computes(
-    body: str, weights: dict[str, Array], method: Method, tmp_path: Path
+    body: str, weights: dict[str, Array], method: Precision, tmp_path: Path
 ) -> None:
     for activation in (U8, S8):
         device = target(activation)

@@ -22,7 +22,7 @@ from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import Granularity, QuantType
 from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
-from edgepack.quantization.plan.types import Method, QuantPlan, Request
+from edgepack.quantization.plan.types import Precision, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder
 from edgepack.runtime.fused import FusionReport, what_the_runtime_did
@@ -32,7 +32,8 @@ from edgepack.runtime.runner import open_model
 SAMPLES = 6
 U8, S8 = QuantType.UINT8, QuantType.INT8
 CHANNEL, TENSOR = Granularity.PER_CHANNEL, Granularity.PER_TENSOR
-STATIC, DYNAMIC, WEIGHT_ONLY, FLOAT = Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY, Method.FLOAT
+STATIC, DYNAMIC = Precision.STATIC, Precision.DYNAMIC
+WEIGHT_ONLY, FLOAT = Precision.WEIGHT_ONLY, Precision.FLOAT
 
 
 def target(
@@ -103,7 +104,7 @@ class Built:
 
     def forms(self) -> dict[str, str]:
         """Method by the group's first output."""
-        return {u.group.outputs[0]: str(u.method) for u in self.plan.groups if u.group.outputs}
+        return {u.group.outputs[0]: str(u.precision) for u in self.plan.groups if u.group.outputs}
 
 
 def build(
@@ -111,7 +112,7 @@ def build(
     body: str,
     weights: Mapping[str, Array] | None = None,
     *,
-    method: Method | Mapping[str, Method] = Method.STATIC,
+    method: Precision | Mapping[str, Precision] = Precision.STATIC,
     device: Target | None = None,
     opset: int = 17,
     feeds: Mapping[str, Array] | None = None,
@@ -125,7 +126,7 @@ def build(
     ranges = ranges_of(model, device, stacked, folder)
     asked = {
         u.name: Request(
-            method if isinstance(method, Method) else method.get((*u.outputs, "")[0], Method.STATIC)
+            method if isinstance(method, Precision) else method.get((*u.outputs, "")[0], Precision.STATIC)
         )
         for u in groups
     }

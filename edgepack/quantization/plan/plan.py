@@ -24,8 +24,8 @@ from edgepack.quantization.plan.precision import first_sweep, in_float
 from edgepack.quantization.plan.preparation import NOTHING_PREPARED, WeightPreparation
 from edgepack.quantization.plan.types import (
     GroupPlan,
-    Method,
-    Methods,
+    Precision,
+    Precisions,
     QuantPlan,
     Request,
 )
@@ -69,7 +69,7 @@ def requested_methods(groups: Sequence[FusionGroup], overrides: Iterable[Overrid
     for group in groups:
         chosen = override_for(group, (o for o in overrides if o.bits is None or o.method != "auto"))
         if chosen is not None and chosen.method != "auto":
-            requested[group.name] = Request(Method(chosen.method), Reason(Cause.REQUEST, chosen.reason))
+            requested[group.name] = Request(Precision(chosen.method), Reason(Cause.REQUEST, chosen.reason))
     return requested
 
 
@@ -96,7 +96,7 @@ def make_plan(
     groups: Sequence[FusionGroup],
     ranges: Mapping[str, Range],
     target: Target,
-    methods: Methods,
+    methods: Precisions,
     prepared: WeightPreparation = NOTHING_PREPARED,
 ) -> QuantPlan:
     """Decide the form of each group.
@@ -118,29 +118,29 @@ def make_plan(
 
 
 def _without_slow_averages(
-    model: ir.Model, groups: Sequence[FusionGroup], target: Target, methods: Methods
-) -> Methods:
+    model: ir.Model, groups: Sequence[FusionGroup], target: Target, methods: Precisions
+) -> Precisions:
     """``methods`` with averages in float that integers are slow at, where what follows takes conversions."""
     if "AveragePool" not in target.kernels.stand_ins:
         return methods
     slow = {n.name for n in model.graph if n.op_type == "AveragePool" and is_slow_average(n)}
     light = {name for group in groups if group.role is not Role.HEAVY for name in group.inputs}
     alone = [u.name for u in groups if u.name in slow and not light & set(u.outputs)]
-    static = [name for name in alone if methods[name][0] is Method.STATIC]
-    return {**methods, **dict.fromkeys(static, Request(Method.FLOAT, SLOW_AVERAGE))}
+    static = [name for name in alone if methods[name][0] is Precision.STATIC]
+    return {**methods, **dict.fromkeys(static, Request(Precision.FLOAT, SLOW_AVERAGE))}
 
 
 def _shared_scales(
     model: ir.Model,
     groups: Sequence[FusionGroup],
     ranges: Mapping[str, Range],
-    methods: Methods,
-    forms: Methods,
+    methods: Precisions,
+    forms: Precisions,
 ) -> Mapping[str, Range]:
-    tied = {u.name for u in groups if u.op_type == "Concat" and methods[u.name][0] is Method.SHARED_SCALE}
+    tied = {u.name for u in groups if u.op_type == "Concat" and methods[u.name][0] is Precision.SHARED_SCALE}
     if not tied:
         return ranges
-    static = [u for u in groups if forms[u.name][0] is Method.STATIC]
+    static = [u for u in groups if forms[u.name][0] is Precision.STATIC]
     fixed = {"HardSigmoid", *FIXED_RANGES}
     return shared_ranges(static, {n.name: n for n in model.graph}, ranges, tied, fixed)
 
@@ -153,19 +153,19 @@ def _drop_dangling(
     group_of = {u.name: u for u in groups}
     inner = {u.activation for u in groups if u.activation}
     for group in reversed(groups):
-        if forms[group.name][0] is not Method.STATIC or group.role is Role.HEAVY:
+        if forms[group.name][0] is not Precision.STATIC or group.role is Role.HEAVY:
             continue
         after = {n.name for name in group.outputs for n in readers.get(name, ())} - inner
-        if not any(forms[name][0] is Method.STATIC for name in after if name in group_of):
-            forms[group.name] = Request(in_float(group, Method.STATIC), NOTHING_FOLLOWS)
+        if not any(forms[name][0] is Precision.STATIC for name in after if name in group_of):
+            forms[group.name] = Request(in_float(group, Precision.STATIC), NOTHING_FOLLOWS)
     return forms
 
 
 def _drop_second_copies(
-    groups: Sequence[FusionGroup], forms: Methods, readers: Mapping[str, list[ir.Node]]
+    groups: Sequence[FusionGroup], forms: Precisions, readers: Mapping[str, list[ir.Node]]
 ) -> dict[str, Request]:
     """Weights that the file must hold in float anyway are not stored as int8 besides."""
-    in_float = {u.name for u in groups if forms[u.name][0] is Method.FLOAT}
+    in_float = {u.name for u in groups if forms[u.name][0] is Precision.FLOAT}
     known = {u.name for u in groups}
     twins: dict[str | None, set[str]] = {}
     for weight, table in ((u.weight, u.table) for u in groups if u.weight and u.table):
@@ -173,14 +173,14 @@ def _drop_second_copies(
         twins.setdefault(weight, set()).add(table)
     forms = dict(forms)
     for group in groups:
-        if forms[group.name][0] not in (Method.WEIGHT_ONLY, Method.STORED):
+        if forms[group.name][0] not in (Precision.WEIGHT_ONLY, Precision.STORED):
             continue
         own: tuple[str | None, ...] = group.stored or (group.weight, *group.constants)
         for name in dict.fromkeys((*own, *(twin for n in own for twin in sorted(twins.get(n, ()))))):
             others = [n for n in readers.get(name or "", ()) if n.name in in_float or n.name not in known]
             if others:
                 why = f"{others[0].name!r} needs {name!r} in float: storing int8 as well would cost bytes"
-                forms[group.name] = Request(Method.FLOAT, Reason(Cause.NEIGHBOURS, why))
+                forms[group.name] = Request(Precision.FLOAT, Reason(Cause.NEIGHBOURS, why))
     return forms
 
 
@@ -189,13 +189,13 @@ def _parameters(
     groups: Sequence[FusionGroup],
     ranges: Mapping[str, Range],
     target: Target,
-    forms: Methods,
+    forms: Precisions,
     readers: Mapping[str, list[ir.Node]],
     prepared: WeightPreparation,
 ) -> QuantPlan:
     scheme = target.quantization.activation
     nodes = {n.name: n for n in model.graph}
-    static = {u.name for u in groups if forms[u.name][0] is Method.STATIC}
+    static = {u.name for u in groups if forms[u.name][0] is Precision.STATIC}
     activations: dict[str, QuantParams] = {}
 
     def activation(name: str, group: FusionGroup | None = None) -> QuantParams:
@@ -210,7 +210,7 @@ def _parameters(
         factors: tuple[float, ...] = ()
         fewer: tuple[bool, ...] = ()
         few = prepared.low_bit.get(group.name)
-        if method is Method.STATIC:
+        if method is Precision.STATIC:
             inputs = [activation(name) for name in group.inputs]
             if group.role is Role.MOVE:
                 activations.update(dict.fromkeys(group.outputs, inputs[0]))
@@ -221,10 +221,10 @@ def _parameters(
             weight = group_weight_params(group, nodes, target, inputs[0], fewer, few=few)
             multiple = target.quantization.input_channels_multiple
             added = added_channels(nodes[group.name], multiple)
-        elif method is not Method.FLOAT:
-            if method is Method.DYNAMIC and group.op_type in ("MatMul", "Gemm") and few is None:
+        elif method is not Precision.FLOAT:
+            if method is Precision.DYNAMIC and group.op_type in ("MatMul", "Gemm") and few is None:
                 factors = prepared.smoothing.get(group.inputs[0], ())
-            if method is Method.DYNAMIC and target.quantization.saturates and few is None:
+            if method is Precision.DYNAMIC and target.quantization.saturates and few is None:
                 fewer = reduced_range_dynamic(group, nodes[group.name], target.quantization.weight, factors)
             weight = group_weight_params(group, nodes, target, None, fewer, factors, few)
         if any(fewer) and not reason:
@@ -233,10 +233,10 @@ def _parameters(
         bits = few.bits if few is not None and weight is not None else 8
         if bits < 8 and not reason:
             reason = Reason(Cause.STORAGE, f"weights of {bits} bits")
-        other = method is Method.STATIC and _is_substituted(nodes[group.name], target)
+        other = method is Precision.STATIC and _is_substituted(nodes[group.name], target)
         kept = (
             stored_params(nodes[group.name], group, target.quantization.weight)
-            if method is Method.STORED
+            if method is Precision.STORED
             else ()
         )
         planned.append(

@@ -10,7 +10,7 @@ from edgepack.quantization.groups import FusionGroup
 from edgepack.results import NO_REASON, Reason
 
 
-class Method(StrEnum):
+class Precision(StrEnum):
     """The form that a group takes."""
 
     STATIC = "static"
@@ -29,14 +29,14 @@ class Method(StrEnum):
 class Request(NamedTuple):
     """The precision that is asked of a group, and why."""
 
-    method: Method
+    precision: Precision
     reason: Reason = NO_REASON
 
 
-Methods = Mapping[str, Request]
+Precisions = Mapping[str, Request]
 """What is asked of each group, by its name."""
 
-INTEGER_METHODS = frozenset({Method.STATIC, Method.DYNAMIC})
+INTEGER_PRECISIONS = frozenset({Precision.STATIC, Precision.DYNAMIC})
 DYNAMIC_OPS = frozenset({"MatMul", "Gemm", "LSTM"})
 """Operators that have a dynamic form at all."""
 
@@ -46,7 +46,7 @@ class GroupPlan:
     """One group's form; ``reason`` says why it is not integer, or why it takes the form it has."""
 
     group: FusionGroup
-    method: Method
+    precision: Precision
     reason: Reason = NO_REASON
     weight: QuantParams | None = None
     drop_activation: bool = False
@@ -75,6 +75,6 @@ class QuantPlan:
     activation_scheme: QuantScheme
     weight_scheme: QuantScheme
 
-    def of(self, method: Method) -> list[GroupPlan]:
-        """The groups that take ``method``."""
-        return [u for u in self.groups if u.method is method]
+    def of(self, precision: Precision) -> list[GroupPlan]:
+        """The groups that take ``precision``."""
+        return [u for u in self.groups if u.precision is precision]

@@ -20,7 +20,7 @@ from edgepack.ir.model import clone, constant, name_of, only_consumer
 from edgepack.ir.numerics import bias_params, choose_params, quantize
 from edgepack.ir.scheme import QuantParams
 from edgepack.quantization.groups import RECURRENT_OPS, activation_bounds
-from edgepack.quantization.plan.types import GroupPlan, Method, QuantPlan
+from edgepack.quantization.plan.types import GroupPlan, Precision, QuantPlan
 from edgepack.quantization.rewrite.dynamic import apply_dynamic
 from edgepack.quantization.rewrite.emit import TO_FLOAT, Emitter
 from edgepack.quantization.rewrite.float_islands import keep_float
@@ -36,7 +36,7 @@ def apply_plan(model: ir.Model, plan: QuantPlan, weights: Mapping[str, Rounded])
     quantized = clone(model)
     graph = quantized.graph
     nodes = {n.name: n for n in graph}
-    static = plan.of(Method.STATIC)
+    static = plan.of(Precision.STATIC)
     clamps: dict[str, tuple[float, float]] = {}
     sizes = {u.group.name: sizes_of(nodes[u.group.name].inputs[0]) for u in static if u.substituted}
     for group_plan in static:
@@ -70,23 +70,23 @@ def _apply_group(
     emit: Emitter, node: ir.Node, group_plan: GroupPlan, rounded: Rounded | None, plan: QuantPlan
 ) -> None:
     """Give one group its form; Q/DQ around integer groups stand already."""
-    method, recurrent = group_plan.method, node.op_type in RECURRENT_OPS
-    if method is Method.STATIC:
+    method, recurrent = group_plan.precision, node.op_type in RECURRENT_OPS
+    if method is Precision.STATIC:
         if node.op_type in HARD_OPS:
             apply_hard(emit, node, plan.activation_scheme)
             return
         _constant_operands(emit, node, group_plan, plan)
         if rounded is not None:
             _static_weights(emit, node, group_plan, rounded, plan)
-    elif method is Method.DYNAMIC and recurrent:
+    elif method is Precision.DYNAMIC and recurrent:
         apply_dynamic_lstm(emit, node, plan.weight_scheme)
-    elif method is Method.DYNAMIC and rounded is not None:
+    elif method is Precision.DYNAMIC and rounded is not None:
         apply_dynamic(emit, node, group_plan, rounded)
     else:
         keep_float(emit, node)
-        if method is Method.WEIGHT_ONLY and recurrent:
+        if method is Precision.WEIGHT_ONLY and recurrent:
             store_recurrent_weights(emit, node, plan.weight_scheme)
-        elif method in (Method.WEIGHT_ONLY, Method.STORED) and rounded is not None:
+        elif method in (Precision.WEIGHT_ONLY, Precision.STORED) and rounded is not None:
             _weight_only(emit, node, group_plan, rounded)
         store_constants(emit, node, group_plan.stored)
 
@@ -230,7 +230,7 @@ def _constant_operands(emit: Emitter, node: ir.Node, group_plan: GroupPlan, plan
 
 def _weight_only(emit: Emitter, node: ir.Node, group_plan: GroupPlan, rounded: Rounded) -> None:
     assert group_plan.weight is not None
-    unfold = group_plan.method is Method.STORED
+    unfold = group_plan.precision is Precision.STORED
     if node.op_type == "Gather" and not unfold:
         _gather_rows(emit, node, group_plan.weight, rounded)
         return

@@ -13,7 +13,7 @@ from edgepack.ir.model import name_of, new_initializer
 from edgepack.ir.numerics import dequantize, quantize, weight_limit
 from edgepack.ir.scheme import QuantParams
 from edgepack.quantization.groups import FusionGroup, Role
-from edgepack.quantization.plan.types import GroupPlan, Method, QuantPlan
+from edgepack.quantization.plan.types import GroupPlan, Precision, QuantPlan
 from edgepack.quantization.weights.codebook_scales import codebook_scales_of
 from edgepack.quantization.weights.gptq import round_gptq, trusted
 from edgepack.quantization.weights.low_bit import LowBit, scale_by_error
@@ -71,7 +71,7 @@ class Rounder:
 
     def one(self, node: ir.Node, group_plan: GroupPlan, params: QuantParams) -> Rounded:
         """The stored weight and the bias of one group, whose node is given."""
-        if group_plan.method is Method.STATIC:
+        if group_plan.precision is Precision.STATIC:
             found = self.trained.get((group_plan.group.name, params.scale.tobytes()))
             if found is not None:
                 return found

@@ -20,7 +20,7 @@ from edgepack.ir.numerics import quantize
 from edgepack.ir.scheme import QuantParams, QuantType
 from edgepack.quantization.groups import FusionGroup
 from edgepack.quantization.plan.plan import make_plan
-from edgepack.quantization.plan.types import GroupPlan, Method, QuantPlan, Request
+from edgepack.quantization.plan.types import GroupPlan, Precision, QuantPlan, Request
 from edgepack.quantization.weights.matrix import to_groups, weight_of
 from edgepack.quantization.weights.moments import weight_inputs
 from edgepack.quantization.weights.pair_saturation import (
@@ -81,10 +81,10 @@ def outputs_that_saturate(
     """
     threads = os.cpu_count() or 1  # the host's: nothing here depends on it
     nodes = {n.name: n for n in model.graph}
-    plan = make_plan(model, groups, ranges, target, {u.name: Request(Method.STATIC) for u in groups})
+    plan = make_plan(model, groups, ranges, target, {u.name: Request(Precision.STATIC) for u in groups})
     static = [
         u
-        for u in plan.of(Method.STATIC)
+        for u in plan.of(Precision.STATIC)
         if u.weight is not None
         and u.group.op_type in PAIRED_OPS
         and plan.activations[u.group.inputs[0]].type is QuantType.UINT8
