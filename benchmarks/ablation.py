@@ -76,10 +76,7 @@ def rounders(model: ir.Model, plan: QuantPlan, samples: Samples, target: Target,
     threads = target.runtime.threads
     return [
         Rounder(model),
-        *(
-            round_weights(model, plan, few, gptq=second_order, threads=threads, seed=seed)
-            for second_order in (False, True)
-        ),
+        *(round_weights(model, plan, few, gptq=gptq, threads=threads, seed=seed) for gptq in (False, True)),
     ]
 
 

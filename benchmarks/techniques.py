@@ -45,9 +45,9 @@ def forms(
     )
     few = spread(samples, ROUNDING_SAMPLES)
 
-    def rounder_for(device: Target, second_order: bool) -> Rounder:
+    def rounder_for(device: Target, gptq: bool) -> Rounder:
         widest = make_plan(model, groups, mse, device, {u.name: Request(Precision.STATIC) for u in groups})
-        return round_weights(model, widest, few, gptq=second_order, threads=threads, seed=seed)
+        return round_weights(model, widest, few, gptq=gptq, threads=threads, seed=seed)
 
     full, corrected = rounder_for(target, True), rounder_for(target, False)
     plan = make_plan(model, groups, mse, target, methods, WeightPreparation(full.smoothing))

@@ -33,7 +33,7 @@ from edgepack.quantization.plan.preparation import WeightPreparation
 from edgepack.quantization.plan.types import Precision, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import round_weights
-from edgepack.runtime.fused import what_the_runtime_did
+from edgepack.runtime.fused import fusion_report
 from edgepack.runtime.host import for_accuracy
 from edgepack.selection.candidates import methods_of, whole_model_methods
 
@@ -111,7 +111,7 @@ def main(folder: Path) -> None:
         for copies, file, (load, run) in zip(made, files, cpu_ms(files, feed), strict=True):
             packed = pack(file, folder / "draft.epk", check=False).packed_bytes
             sqnr_db = check(file, reference).sqnr_db
-            kernels = sum(what_the_runtime_did(file, TARGET.runtime).integer_kernels.values())
+            kernels = sum(fusion_report(file, TARGET.runtime).integer_kernels.values())
             size = f"{file.stat().st_size:,} | {packed:,}"
             print(f"| {name} | {copies} | {size} | {sqnr_db:.1f} | {load:.1f} | {run:.3f} | {kernels} |")
 

@@ -66,7 +66,9 @@ def main() -> None:
     reference = baseline(recipe.model, evaluation, for_accuracy(target), metric)
     groups = find_fusion_groups(model, target.kernels)
     wanted = Quantize(method="weight_only", weight_bits=arguments.bits)
-    plan = weight_only_plan(model, groups, target, dict(bits_of_groups(model, groups, wanted, target).few))
+    plan = weight_only_plan(
+        model, groups, target, dict(bits_of_groups(model, groups, wanted, target).low_bit)
+    )
     head = f"{arguments.task}, weights of {arguments.bits} bits, {len(evaluation)} samples"
     print(f"| {head} | dB{'' if metric is None else f' / {metric.name}'} | agreement | bytes |")
     print("|---|---|---|---|")

@@ -51,9 +51,11 @@ def round_all(
     rounding_inputs: WeightRounding, samples: Samples, folder: Path, on_sample: Callable[[], None]
 ) -> Rounder:
     """Round every weight that some form may store; those of a large model are kept in ``folder``."""
-    plan = rounding_inputs.widest(rounding_inputs.bits.few)
+    plan = rounding_inputs.widest(rounding_inputs.bits.low_bit)
     if rounding_inputs.large:
-        return replace(round_to_files(rounding_inputs.model, plan, folder), low_bit=rounding_inputs.bits.few)
+        return replace(
+            round_to_files(rounding_inputs.model, plan, folder), low_bit=rounding_inputs.bits.low_bit
+        )
     return round_weights(
         rounding_inputs.model,
         plan,

@@ -20,7 +20,7 @@ from edgepack.ir.scheme import QuantParams
 from edgepack.quantization.groups import activation_bounds
 from edgepack.quantization.plan.plan import FIXED_RANGES
 from edgepack.quantization.plan.types import Precision, QuantPlan
-from edgepack.quantization.rewrite.hard_activations import HARD_OPS
+from edgepack.quantization.rewrite.hard_activations import HARD_ACTIVATIONS
 from edgepack.training.graph import as_tensor
 from edgepack.training.held import Parameters
 
@@ -80,7 +80,7 @@ def _fixed(plan: QuantPlan) -> set[bytes]:
     fixed: set[bytes] = set()
     for group_plan in plan.of(Precision.STATIC):
         group = group_plan.group
-        if group.op_type in HARD_OPS:
+        if group.op_type in HARD_ACTIVATIONS:
             names = (*group.inputs, *group.outputs)
         elif group.op_type in FIXED_RANGES or (
             group.activation is not None and not group_plan.drop_activation

@@ -54,18 +54,18 @@ def test_what_no_kernel_takes_is_stored(name: str, granularity: Granularity, tmp
     held = stored_bytes(made.quantized)
     assert held["INT8"] == sum(w.size for w in weights.values())
     assert held["FLOAT"] <= held["INT8"] / 4
-    assert "stored" in made.forms().values()
+    assert "stored" in made.precisions().values()
     assert made.sqnr_db > (FLOOR_DB if granularity is Granularity.PER_CHANNEL else 15)
     assert made.fused.float_operators.keys() & {"Cast", "Mul"} == set(), "folded when loaded"
 
 
 @pytest.mark.parametrize(
-    "method", [Precision.STATIC, Precision.DYNAMIC, Precision.WEIGHT_ONLY, Precision.STORED]
+    "precision", [Precision.STATIC, Precision.DYNAMIC, Precision.WEIGHT_ONLY, Precision.STORED]
 )
-def test_stored_in_every_form_but_float(method: Precision, tmp_path: Path) -> None:
+def test_stored_in_every_form_but_float(precision: Precision, tmp_path: Path) -> None:
     body, weights = CASES["einsum"]
-    assert build(tmp_path, body, weights, method=method).forms() == {"y": "stored"}
-    assert build(tmp_path, body, weights, method=Precision.FLOAT).forms() == {"y": "float"}
+    assert build(tmp_path, body, weights, precision=precision).precisions() == {"y": "stored"}
+    assert build(tmp_path, body, weights, precision=Precision.FLOAT).precisions() == {"y": "float"}
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_what_is_left_as_it_is(constant: Array) -> None:
 
 def test_a_constant_that_is_needed_in_float_is_not_stored_besides(tmp_path: Path) -> None:
     body = f'{STORED} a = Einsum <equation = "bij,bjk->bik"> (x, w) b = MatMul (x, w) y = Sub (a, b) }}'
-    made = build(tmp_path, body, {"w": weight(2, 64, 48)}, method={"b": Precision.FLOAT})
+    made = build(tmp_path, body, {"w": weight(2, 64, 48)}, precision={"b": Precision.FLOAT})
     assert "INT8" not in stored_bytes(made.quantized)
     assert "needs 'w' in float" in next(
         u.reason.text for u in made.plan.groups if u.group.op_type == "Einsum"
@@ -131,11 +131,11 @@ def test_a_table_may_be_unfolded_too(tmp_path: Path) -> None:
     body = "net (int64[2, 5] ids) => (float[2, 5, 32] y) { e = Gather (t, ids) y = MatMul (e, w) }"
     weights = {"t": weight(100, 32), "w": weight(32, 32)}
     feeds = {"ids": i64(np.arange(10).reshape(2, 5))}
-    stored = build(tmp_path, body, weights, method=Precision.STORED, feeds=feeds)
-    assert stored.forms() == {"e": "stored", "y": "stored"}
+    stored = build(tmp_path, body, weights, precision=Precision.STORED, feeds=feeds)
+    assert stored.precisions() == {"e": "stored", "y": "stored"}
     assert stored.fused.float_operators.keys() & {"Cast", "Mul"} == set()
-    looked_up = build(tmp_path, body, weights, method=Precision.WEIGHT_ONLY, feeds=feeds)
-    assert looked_up.forms() == {"e": "weight_only", "y": "weight_only"}
+    looked_up = build(tmp_path, body, weights, precision=Precision.WEIGHT_ONLY, feeds=feeds)
+    assert looked_up.precisions() == {"e": "weight_only", "y": "weight_only"}
     assert stored.sqnr_db > FLOOR_DB
 
 
@@ -143,9 +143,9 @@ def test_what_an_ort_holds_more(tmp_path: Path) -> None:
     body = "net (int64[2, 5] ids) => (float[2, 5, 32] y) { e = Gather (t, ids) y = MatMul (e, w) }"
     weights = {"t": weight(100, 32), "w": weight(32, 32)}
     feeds = {"ids": i64(np.arange(10).reshape(2, 5))}
-    stored = build(tmp_path, body, weights, method=Precision.STORED, feeds=feeds)
+    stored = build(tmp_path, body, weights, precision=Precision.STORED, feeds=feeds)
     assert unfolded_bytes(stored.quantized) == 3 * (100 * 32 + 32 * 32)
-    looked_up = build(tmp_path, body, weights, method=Precision.WEIGHT_ONLY, feeds=feeds)
+    looked_up = build(tmp_path, body, weights, precision=Precision.WEIGHT_ONLY, feeds=feeds)
     assert unfolded_bytes(looked_up.quantized) == 0
 
 
