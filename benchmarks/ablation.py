@@ -29,7 +29,7 @@ from edgepack.ir.files import load_model
 from edgepack.ir.inputs import input_specs
 from edgepack.quantization.groups import FusionGroup, find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
-from edgepack.quantization.plan.types import Method, QuantPlan, Request
+from edgepack.quantization.plan.types import Precision, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder, round_weights
 from edgepack.results import Fidelity
@@ -68,7 +68,7 @@ def static_plan(
 ) -> QuantPlan:
     names = tensors_to_observe(groups)
     table = calibrate(model, samples, names, calibration, threads=target.runtime.threads)
-    return make_plan(model, groups, table.ranges, target, {u.name: Request(Method.STATIC) for u in groups})
+    return make_plan(model, groups, table.ranges, target, {u.name: Request(Precision.STATIC) for u in groups})
 
 
 def rounders(model: ir.Model, plan: QuantPlan, samples: Samples, target: Target, seed: int) -> list[Rounder]:
@@ -76,10 +76,7 @@ def rounders(model: ir.Model, plan: QuantPlan, samples: Samples, target: Target,
     threads = target.runtime.threads
     return [
         Rounder(model),
-        *(
-            round_weights(model, plan, few, gptq=second_order, threads=threads, seed=seed)
-            for second_order in (False, True)
-        ),
+        *(round_weights(model, plan, few, gptq=gptq, threads=threads, seed=seed) for gptq in (False, True)),
     ]
 
 

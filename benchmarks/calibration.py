@@ -38,7 +38,7 @@ def edgepack_side(recipe_file: Path, observer: str, out: Path) -> None:
     from edgepack.ir.inputs import input_specs  # noqa: PLC0415
     from edgepack.quantization.groups import find_fusion_groups  # noqa: PLC0415
     from edgepack.quantization.plan.plan import make_plan, tensors_to_observe  # noqa: PLC0415
-    from edgepack.quantization.plan.types import Method, Request  # noqa: PLC0415
+    from edgepack.quantization.plan.types import Precision, Request  # noqa: PLC0415
     from edgepack.quantization.rewrite.apply import apply_plan  # noqa: PLC0415
     from edgepack.quantization.weights.rounding import Rounder  # noqa: PLC0415
 
@@ -53,7 +53,7 @@ def edgepack_side(recipe_file: Path, observer: str, out: Path) -> None:
     table = calibrate(
         model, samples, tensors_to_observe(groups), recipe.calibration, threads=os.cpu_count() or 1
     )
-    plan = make_plan(model, groups, table.ranges, target, {u.name: Request(Method.STATIC) for u in groups})
+    plan = make_plan(model, groups, table.ranges, target, {u.name: Request(Precision.STATIC) for u in groups})
     save_model(apply_plan(model, plan, Rounder(model)(plan)), out)
 
 

@@ -25,19 +25,19 @@ from edgepack.ir.scheme import Granularity
 from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
 from edgepack.quantization.plan.preparation import WeightPreparation
-from edgepack.quantization.plan.types import DYNAMIC_OPS, Method, QuantPlan, Request
+from edgepack.quantization.plan.types import DYNAMIC_OPS, Precision, QuantPlan, Request
 from edgepack.quantization.weights.cross_layer_equalization import equalize
 from edgepack.quantization.weights.rounding import Rounder, round_weights
 from edgepack.runtime.host import for_accuracy
 
 
 def forms(
-    model: ir.Model, samples: Samples, target: Target, form: Method, seed: int
+    model: ir.Model, samples: Samples, target: Target, form: Precision, seed: int
 ) -> Iterator[tuple[str, QuantPlan, Rounder]]:
     """Every row of the table: what is left out, and the plan and the rounder without it."""
     groups = find_fusion_groups(model, target.kernels)
     # Operators without a dynamic form are static in both.
-    methods = {u.name: Request(form if u.op_type in DYNAMIC_OPS else Method.STATIC) for u in groups}
+    methods = {u.name: Request(form if u.op_type in DYNAMIC_OPS else Precision.STATIC) for u in groups}
     names, threads = tensors_to_observe(groups), target.runtime.threads
     mse, minmax = (
         calibrate(model, samples, names, Calibration(observer=observer), threads=threads).ranges
@@ -45,9 +45,9 @@ def forms(
     )
     few = spread(samples, ROUNDING_SAMPLES)
 
-    def rounder_for(device: Target, second_order: bool) -> Rounder:
-        widest = make_plan(model, groups, mse, device, {u.name: Request(Method.STATIC) for u in groups})
-        return round_weights(model, widest, few, gptq=second_order, threads=threads, seed=seed)
+    def rounder_for(device: Target, gptq: bool) -> Rounder:
+        widest = make_plan(model, groups, mse, device, {u.name: Request(Precision.STATIC) for u in groups})
+        return round_weights(model, widest, few, gptq=gptq, threads=threads, seed=seed)
 
     full, corrected = rounder_for(target, True), rounder_for(target, False)
     plan = make_plan(model, groups, mse, target, methods, WeightPreparation(full.smoothing))
@@ -61,7 +61,7 @@ def forms(
     yield "GPTQ (nearest)", plan, corrected
     yield "bias correction", plan, replace(full, means={})
     yield "GPTQ and bias correction", plan, Rounder(model)
-    if form is Method.DYNAMIC:
+    if form is Precision.DYNAMIC:
         yield "smoothing", plain, full
     whole = target.quantization.model_copy(update={"weight_granularity": Granularity.PER_TENSOR})
     device = target.model_copy(update={"quantization": whole})
@@ -91,7 +91,7 @@ def main() -> None:
     head = f"{arguments.task}, {arguments.form}, {len(evaluation)} samples: without"
     print(f"| {head} | dB{'' if metric is None else f' / {metric.name}'} | worth, dB |\n|---|---|---|")
     all_db = None
-    for name, plan, rounder in forms(model, calibration, target, Method(arguments.form), recipe.seed):
+    for name, plan, rounder in forms(model, calibration, target, Precision(arguments.form), recipe.seed):
         found, _ = measured(model, plan, rounder, evaluation, target, reference, metric)
         all_db = found.sqnr_db if all_db is None else all_db
         worth = "" if None in (all_db, found.sqnr_db) else f"{all_db - found.sqnr_db:.1f}"  # type: ignore[operator]

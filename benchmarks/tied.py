@@ -30,10 +30,10 @@ from edgepack.pack.epk import pack
 from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
 from edgepack.quantization.plan.preparation import WeightPreparation
-from edgepack.quantization.plan.types import Method, Request
+from edgepack.quantization.plan.types import Precision, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import round_weights
-from edgepack.runtime.fused import what_the_runtime_did
+from edgepack.runtime.fused import fusion_report
 from edgepack.runtime.host import for_accuracy
 from edgepack.selection.candidates import methods_of, whole_model_methods
 
@@ -66,7 +66,7 @@ def forms(folder: Path, copies: int) -> dict[str, Path]:
     groups = find_fusion_groups(model, TARGET.kernels)
     samples = samples_of(folder, "calib", original)
     ranges = calibrate(model, samples, tensors_to_observe(groups), Calibration(), threads=1).ranges
-    widest = make_plan(model, groups, ranges, TARGET, {u.name: Request(Method.STATIC) for u in groups})
+    widest = make_plan(model, groups, ranges, TARGET, {u.name: Request(Precision.STATIC) for u in groups})
     rounder = round_weights(model, widest, samples, gptq=True, threads=1, seed=0)
     found = {}
     for name, by_type in whole_model_methods(groups, TARGET).items():
@@ -111,7 +111,7 @@ def main(folder: Path) -> None:
         for copies, file, (load, run) in zip(made, files, cpu_ms(files, feed), strict=True):
             packed = pack(file, folder / "draft.epk", check=False).packed_bytes
             sqnr_db = check(file, reference).sqnr_db
-            kernels = sum(what_the_runtime_did(file, TARGET.runtime).integer_kernels.values())
+            kernels = sum(fusion_report(file, TARGET.runtime).integer_kernels.values())
             size = f"{file.stat().st_size:,} | {packed:,}"
             print(f"| {name} | {copies} | {size} | {sqnr_db:.1f} | {load:.1f} | {run:.3f} | {kernels} |")
 

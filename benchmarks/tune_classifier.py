@@ -37,7 +37,7 @@ from edgepack.ir.inputs import input_specs
 from edgepack.ir.scheme import Granularity
 from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
-from edgepack.quantization.plan.types import Method, QuantPlan, Request
+from edgepack.quantization.plan.types import Precision, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder, round_weights, with_trained
 from edgepack.runtime.host import for_accuracy
@@ -92,7 +92,7 @@ class Task:
     def plan(self, model: ir.Model, target: Target, ranges: Mapping[str, Range]) -> QuantPlan:
         """Every group in its integer form."""
         groups = find_fusion_groups(model, target.kernels)
-        return make_plan(model, groups, ranges, target, {u.name: Request(Method.STATIC) for u in groups})
+        return make_plan(model, groups, ranges, target, {u.name: Request(Precision.STATIC) for u in groups})
 
     def rounded(self, model: ir.Model, target: Target, seed: int) -> ir.Model:
         """The int8 form by GPTQ, as a build makes it."""

@@ -22,7 +22,7 @@ from edgepack.evaluation.metrics import Metric, resolve_metric
 from edgepack.quantization.groups import FusionGroup, find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan
 from edgepack.quantization.plan.preparation import WeightPreparation
-from edgepack.quantization.plan.types import Method, QuantPlan, Request
+from edgepack.quantization.plan.types import Precision, QuantPlan, Request
 from edgepack.quantization.weights.low_bit import LowBit, bits_of_groups
 from edgepack.quantization.weights.rounding import Rounder, round_weights
 from edgepack.runtime.host import for_accuracy
@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 def weight_only_plan(
     model: ir.Model, groups: tuple[FusionGroup, ...], target: Target, low_bit: dict[str, LowBit]
 ) -> QuantPlan:
-    methods = {u.name: Request(Method.WEIGHT_ONLY) for u in groups}
+    methods = {u.name: Request(Precision.WEIGHT_ONLY) for u in groups}
     return make_plan(model, groups, {}, target, methods, WeightPreparation(low_bit=low_bit))
 
 
@@ -66,7 +66,9 @@ def main() -> None:
     reference = baseline(recipe.model, evaluation, for_accuracy(target), metric)
     groups = find_fusion_groups(model, target.kernels)
     wanted = Quantize(method="weight_only", weight_bits=arguments.bits)
-    plan = weight_only_plan(model, groups, target, dict(bits_of_groups(model, groups, wanted, target).few))
+    plan = weight_only_plan(
+        model, groups, target, dict(bits_of_groups(model, groups, wanted, target).low_bit)
+    )
     head = f"{arguments.task}, weights of {arguments.bits} bits, {len(evaluation)} samples"
     print(f"| {head} | dB{'' if metric is None else f' / {metric.name}'} | agreement | bytes |")
     print("|---|---|---|---|")

@@ -132,7 +132,7 @@ def group_rows(plan: QuantPlan, model: ir.Model, figures: GroupFigures) -> tuple
         GroupRow(
             name=u.group.name,
             op_type=u.group.op_type,
-            method=str(u.method),
+            method=str(u.precision),
             reason=u.reason.text,
             cause=u.reason.cause,
             summary=u.reason.summary or u.reason.text,

@@ -1,8 +1,8 @@
-"""What the readers of an activation see of it: a range need not cover what they cannot tell apart.
+"""Effective range of an activation: a range need not cover values that all consumers map to the same.
 
-``HardSwish`` maps all that is below -3 to zero, so integers for -30 to -3 before it are integers lost; half
-of a network of the MobileNetV3 kind is read in this way. Where every reader of a value is a function of one
-variable, an error of its range is counted behind that function.
+``HardSwish`` maps all values below -3 to zero, so integers for -30 to -3 before it are wasted; half of the
+activations of MobileNetV3 are consumed in this way. Where every consumer of a value is a function of one
+variable, the error of a range is measured at the output of that function.
 """
 
 from collections.abc import Callable
@@ -17,35 +17,36 @@ Doubles = npt.NDArray[np.float64]
 Function = Callable[[Doubles], Doubles]
 
 
-def reader_functions(value: ir.Value) -> tuple[Function, ...]:
-    """The functions that all readers of ``value`` are; none where one of them sees the value itself.
+def consumer_functions(value: ir.Value) -> tuple[Function, ...]:
+    """The unary functions that consume ``value``; none where one consumer is not unary.
 
     Given: ``HardSwish(x)`` alone. Result: ``x * clip(x / 6 + 0.5, 0, 1)``.
 
-    Given: ``s = Sigmoid(x)`` and ``Mul(x, s)``, and nothing else reads ``s``. Result: ``x / (1 + exp(-x))``.
+    Given: ``s = Sigmoid(x)`` and ``Mul(x, s)``, and ``s`` has no other consumer. Result: ``x / (1 +
+    exp(-x))``.
     """
     if value.is_graph_output():
         return ()
     found: list[Function] = []
     for node in dict.fromkeys(use.node for use in value.uses()):
         gate = _gate_of(node, value)
-        if gate is not None and _only_gates(gate, value):
-            continue  # counted at the gate
+        if gate is not None and _feeds_only_gates(gate, value):
+            continue  # counted with the gate
         function = _unary(node)
         if function is None:
             return ()
-        found.append(_times_x(function) if _only_gates(node, value) else function)
+        found.append(_times_x(function) if _feeds_only_gates(node, value) else function)
     return tuple(found)
 
 
-def _only_gates(node: ir.Node, value: ir.Value) -> bool:
-    """Whether all that reads ``node`` are products of it with ``value``."""
-    readers = [use.node for use in node.outputs[0].uses()]
-    return bool(readers) and all(_gate_of(reader, value) is node for reader in readers)
+def _feeds_only_gates(node: ir.Node, value: ir.Value) -> bool:
+    """Whether each consumer of ``node`` is a Mul of it with ``value``."""
+    consumers = [use.node for use in node.outputs[0].uses()]
+    return bool(consumers) and all(_gate_of(consumer, value) is node for consumer in consumers)
 
 
 def _gate_of(node: ir.Node, value: ir.Value) -> ir.Node | None:
-    """The node that makes ``g`` of ``Mul(value, g)``, where it is a function of ``value`` alone."""
+    """The node that computes ``g`` of ``Mul(value, g)``, where it is a unary function of ``value``."""
     if node.op_type != "Mul" or value not in node.inputs:
         return None
     other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
@@ -82,10 +83,10 @@ def _clip(node: ir.Node) -> Function | None:
     bounds: list[float | None] = []
     for place in (1, 2):
         given = node.inputs[place] if len(node.inputs) > place else None
-        held = constant(given)
-        if given is not None and held is None:
+        array = constant(given)
+        if given is not None and array is None:
             return None  # computed at run time
-        bounds.append(None if held is None else float(held))
+        bounds.append(None if array is None else float(array))
     low, high = bounds
     return lambda x: np.clip(x, -np.inf if low is None else low, np.inf if high is None else high)
 
@@ -104,4 +105,4 @@ UNARY: dict[str, Callable[[ir.Node], Function | None]] = {
     "Sigmoid": lambda node: _sigmoid,
     "Tanh": lambda node: np.tanh,
 }
-"""Operators that are a function of each value alone, as ONNX defines them."""
+"""Unary elementwise operators, as ONNX defines them."""

@@ -1,8 +1,8 @@
-"""A front of values that moves through the graph, part by part, for all samples at once.
+"""A layer-by-layer frontier: activations of all samples at a cut that moves through the graph.
 
-What reads the outputs of layers that were changed a moment ago must run anew; run from the inputs each
-time, that costs the square of the depth. A front keeps what the rest of the graph still needs of each sample
-and computes the next part from it: all parts together cost one run.
+The consumers of a layer must run again after the layer is changed. From the inputs of the model that costs
+the square of the depth. A frontier keeps the activations that the rest of the graph consumes and computes the
+next subgraph from them: all subgraphs together cost one run.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,11 +24,11 @@ Array = npt.NDArray[np.generic]
 Change = Callable[[ir.Graph], None]
 
 MEMORY_BYTES = 128 << 20
-"""Of values held at a time by one front; those beyond wait in files."""
+"""Memory for the values of one frontier; further values are kept in files."""
 
 
-def can_be_parted(model: ir.Model) -> bool:
-    """Whether a front can move through ``model``: no bodies of control flow, every value a typed tensor."""
+def supports_frontier(model: ir.Model) -> bool:
+    """Whether ``model`` can be run layer by layer: no control flow, every value a typed tensor."""
     for node in model.graph:
         kinds = (a.type for a in node.attributes.values())
         if any(kind in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for kind in kinds):
@@ -40,13 +40,13 @@ def can_be_parted(model: ir.Model) -> bool:
 
 @dataclass(slots=True)
 class Frontier:
-    """Values of all samples at a cut through ``model``; ``wanted`` are all that will ever be asked for."""
+    """Values of all samples at a cut through ``model``; ``wanted``: all values that will be requested."""
 
     model: ir.Model
     samples: Samples
     wanted: Sequence[str]
     folder: Path
-    """For parts, and for values that do not fit into memory."""
+    """For subgraphs, and for values that do not fit in memory."""
     threads: int
     keys: list[str] = field(init=False)
     values: list[dict[str, Array | Path]] = field(init=False)
@@ -57,16 +57,17 @@ class Frontier:
         read = [(sample.key, sample.feeds) for sample in self.samples]
         self.keys = [key for key, _ in read]
         self.values = [dict(feeds) for _, feeds in read]
-        self.open = set(self._behind(self.wanted, stop=()))
+        self.open = set(self._needed_for(self.wanted, stop=()))
 
     def advance(self, names: Sequence[str], change: Change = lambda graph: None) -> None:
-        """Compute the values ``names`` of all samples; ``change`` may rewrite the part that computes them.
+        """Compute the values ``names`` of all samples; ``change`` may rewrite the subgraph that computes
+        them.
 
         Raises:
             CalibrationError: the runtime fails on a sample.
         """
         live = self.values[0].keys()
-        part = self._behind([n for n in names if n not in live], stop=live)
+        part = self._needed_for([n for n in names if n not in live], stop=live)
         if not part:
             return
         inside = set(part)
@@ -75,8 +76,8 @@ class Frontier:
         outputs = [v for v in made if v.name in names or self._is_needed(v)]
         inputs = {v for node in part for v in node.inputs if v is not None and v.producer() not in inside}
         feeds = sorted(name_of(v) for v in inputs if constant(v) is None)
-        part_model = self._part(feeds, [name_of(v) for v in outputs], change)
-        self._run(part_model, feeds, [name_of(v) for v in outputs])
+        subgraph = self._subgraph(feeds, [name_of(v) for v in outputs], change)
+        self._run(subgraph, feeds, [name_of(v) for v in outputs])
         graph_values = {v.name: v for node in self.model.graph for v in (*node.inputs, *node.outputs) if v}
         for name in list(live):
             if name not in names and not self._is_needed(graph_values.get(name)):
@@ -85,15 +86,15 @@ class Frontier:
                         gone.unlink()
 
     def value(self, sample: int, name: str) -> Array:
-        """A value at the front."""
+        """A value at the frontier."""
         found = self.values[sample][name]
         return np.load(found) if isinstance(found, Path) else found
 
     def _is_needed(self, value: ir.Value | None) -> bool:
         return value is not None and any(use.node in self.open for use in value.uses())
 
-    def _behind(self, names: Iterable[str], stop: Iterable[str]) -> list[ir.Node]:
-        """Nodes that compute ``names`` from the values ``stop``, in the order of the graph."""
+    def _needed_for(self, names: Iterable[str], stop: Iterable[str]) -> list[ir.Node]:
+        """Nodes that compute ``names`` from the values ``stop``, in graph order."""
         wanted, known, found = set(names), set(stop), set()
         for node in reversed(list(self.model.graph)):
             if any(v.name in wanted and v.name not in known for v in node.outputs if v.name):
@@ -101,7 +102,7 @@ class Frontier:
                 wanted.update(v.name for v in node.inputs if v is not None and v.name)
         return [node for node in self.model.graph if node in found]
 
-    def _part(self, inputs: Sequence[str], outputs: Sequence[str], change: Change) -> Path:
+    def _subgraph(self, inputs: Sequence[str], outputs: Sequence[str], change: Change) -> Path:
         graph = ir.convenience.extract(self.model.graph, inputs, outputs)
         change(graph)
         path = self.folder / "part.onnx"
@@ -113,9 +114,9 @@ class Frontier:
 
     def _run(self, part: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         session = open_session(part, Runtime(threads=self.threads), lean=True)
-        held = 0
+        in_memory = 0
         for number, values in enumerate(self.values):
-            held += sum(v.nbytes for v in values.values() if isinstance(v, np.ndarray))
+            in_memory += sum(v.nbytes for v in values.values() if isinstance(v, np.ndarray))
             feeds = {name: self.value(number, name) for name in inputs}
             try:
                 made = session.run(list(outputs), feeds)
@@ -124,8 +125,8 @@ class Frontier:
                     f"the float model fails on sample {self.keys[number]}: {str(error).splitlines()[0]}"
                 ) from error
             for name, array in zip(outputs, made, strict=True):
-                held += array.nbytes
-                if held > MEMORY_BYTES and array.nbytes > 1 << 16:
+                in_memory += array.nbytes
+                if in_memory > MEMORY_BYTES and array.nbytes > 1 << 16:
                     path = self.folder / f"{number}_{len(self.open)}_{outputs.index(name)}.npy"
                     np.save(path, array)
                     values[name] = path
@@ -134,7 +135,7 @@ class Frontier:
 
 
 def stages(nodes: Mapping[str, ir.Node], order: Iterable[ir.Node]) -> list[list[str]]:
-    """Names of ``nodes`` in stages: what a node reads depends on nodes of earlier stages only."""
+    """Names of ``nodes`` in stages: the inputs of a node depend on nodes of earlier stages only."""
     depth: dict[ir.Value, int] = {}
     found: dict[int, list[str]] = {}
     for node in order:

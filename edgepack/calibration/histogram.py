@@ -1,4 +1,4 @@
-"""What is remembered of one activation tensor: a few numbers and one histogram that grows."""
+"""Statistics of one activation tensor: extremes, averages and a growing histogram."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ from edgepack.calibration.effective_range import Function
 Floats = npt.NDArray[np.float32]
 
 COARSE = 128
-"""Most bins that are kept of a tensor when its range is chosen: what a plot of it shows."""
+"""Largest number of bins that are kept, for plots, once the range is chosen."""
 
 CHUNK = 1 << 15
-"""Values binned at a time: what a second-level cache holds, twice as fast as whole arrays."""
+"""Values binned at a time: they fit in the L2 cache, which is twice as fast as whole arrays."""
 FINEST = -100
-"""Exponent of the narrowest bin; narrower ones would leave the normal numbers of float32."""
+"""Exponent of the narrowest bin; narrower ones would be subnormal in float32."""
 MANTISSA = 23
-"""Bits of a float32 below its first: a bin is never narrower than the spacing of the largest value."""
+"""Mantissa bits of float32: a bin is never narrower than the spacing of the largest value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,33 +33,33 @@ class Histogram:
 
 @dataclass(slots=True)
 class StreamingHistogram:
-    """Counts of values in bins ``[i 2ᵏ, (i + 1) 2ᵏ)``: what was seen takes ``bins`` to twice as many.
+    """Counts of values in bins ``[i 2ᵏ, (i + 1) 2ᵏ)``; the range of all values spans ``bins`` to ``2 bins``.
 
-    Edges are multiples of a power of two: the bins of a wider ``k`` are unions of narrower ones, values fall
-    into bins without a rounding error, and zero is always an edge. Growth therefore only adds up counts, and
-    the result is the same whatever the order, the number and the shapes of the arrays. ``k`` (``exponent``)
-    depends on the extremes alone. (Of values 2¹⁴⁹ times smaller than a bin the sign is lost.) Memory is
+    Edges are multiples of a power of two: wider bins are unions of narrower ones, values are binned without
+    rounding error, and zero is always an edge. Growth therefore only adds counts, and the result does not
+    depend on the order, the number or the shapes of the arrays. ``k`` (``exponent``)
+    depends on the extremes alone. (Values 2¹⁴⁹ times smaller than a bin lose their sign.) Memory is
     ``16 bins`` bytes.
     """
 
     bins: int
     exponent: int = FINEST
     first: int = 0
-    """Number ``i`` of the first bin; ``counts`` go on from there."""
+    """Number ``i`` of the first bin of ``counts``."""
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def width(self) -> float:
-        """Of every bin."""
+        """Width of each bin."""
         return math.ldexp(1.0, self.exponent)
 
     @property
     def centers(self) -> npt.NDArray[np.float64]:
-        """Middle of each bin."""
+        """Center of each bin."""
         return np.asarray((self.first + np.arange(len(self.counts)) + 0.5) * self.width, np.float64)
 
     def add(self, x: Floats, x_min: float, x_max: float) -> None:
-        """Count the finite values ``x`` (any shape, not empty), whose extremes the caller already knows."""
+        """Count the finite values ``x`` (any shape, not empty) with extremes ``x_min`` and ``x_max``."""
         self._cover(x_min, x_max)
         flat, scale, first = x.reshape(-1), np.float32(1 / self.width), np.float32(self.first)
         room = np.empty(min(CHUNK, flat.size), np.float32)
@@ -72,9 +72,9 @@ class StreamingHistogram:
             self.counts += np.bincount(scaled.astype(np.intp), minlength=len(self.counts))
 
     def coarse(self, most: int = COARSE) -> Histogram | None:
-        """What was counted in at most ``most`` bins, without empty ones at the ends; ``None`` of nothing.
+        """The counts in at most ``most`` bins, without empty ones at the ends; ``None`` without counts.
 
-        ``most`` is two or more, since zero is always an edge.
+        ``most`` is at least two, since zero is always an edge.
         """
         occupied = np.flatnonzero(self.counts)
         if not occupied.size:
@@ -89,7 +89,7 @@ class StreamingHistogram:
         return Histogram(self.exponent + shift, int(numbers[0]) >> shift, tuple(counts.tolist()))
 
     def _cover(self, x_min: float, x_max: float) -> None:
-        """Make ``counts`` span the bins of ``[x_min, x_max]`` too, with wider bins if it takes too many."""
+        """Extend ``counts`` to ``[x_min, x_max]``, with wider bins if there would be too many."""
         largest = max(abs(x_min), abs(x_max))
         shift = max(math.frexp(largest)[1] - 1 - MANTISSA - self.exponent, 0) if largest else 0
         while True:
@@ -105,7 +105,7 @@ class StreamingHistogram:
             return
         counts = np.zeros(last - first + 1, np.int64)
         numbers = self.first + np.arange(len(self.counts))
-        # More than 62 bits leave 0 or -1, as 62 do: bin numbers stay below 2²⁵.
+        # A shift beyond 62 gives 0 or -1, as 62 does: bin numbers are below 2²⁵.
         np.add.at(counts, (numbers >> min(shift, 62)) - first, self.counts)
         self.counts, self.first, self.exponent = counts, first, self.exponent + shift
 
@@ -120,12 +120,12 @@ class TensorStats:
     maximum: float = -np.inf
     average_minimum: float = 0.0
     average_maximum: float = 0.0
-    seen: tuple[Function, ...] = ()
-    """What all its readers are functions of; see :mod:`.seen`."""
+    consumer_functions: tuple[Function, ...] = ()
+    """The unary functions that consume it; see :mod:`.effective_range`."""
     samples: int = 0
 
     def update(self, x: npt.NDArray[Any], *, with_histogram: bool) -> None:
-        """Take in one sample's array, any shape; an empty array changes nothing.
+        """Add the array of one sample, any shape; an empty array changes nothing.
 
         Raises:
             ValueError: the array holds NaN or infinity.

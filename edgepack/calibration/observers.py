@@ -1,7 +1,7 @@
-"""Observers: how the statistics of a tensor become the range that its integers cover.
+"""Observers: compute the quantization range of a tensor from its statistics.
 
 Each is a pure function ``(stats, config, levels) -> (low, high)``, ``levels`` being the number of steps of
-the integer type (255 for 8 bits). ``OBSERVERS`` holds those that the recipe's ``observer`` key may name.
+the integer type (255 for 8 bits). ``OBSERVERS`` has those that the recipe's ``observer`` key may name.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,12 +19,12 @@ Bounds = tuple[float, float]
 Observer = Callable[[TensorStats, Calibration, int], Bounds]
 Doubles = npt.NDArray[np.float64]
 
-# Shares of an end that one search tries; two searches in a row reach a hundredth.
+# Candidate shares of an end in one search; two searches in a row reach a hundredth.
 _SHARES = np.linspace(1.0, 0.1, 91)
 _SEARCHES = 2
-# What readers cannot tell apart may be most of the span: the ends depend on each other more.
-_SEARCHES_SEEN = 3
-# Thresholds that the entropy observer compares.
+# With an effective range most of the span may be cut: the ends depend on each other more.
+_SEARCHES_EFFECTIVE = 3
+# Number of thresholds that the entropy observer compares.
 _THRESHOLDS = 256
 
 
@@ -42,10 +42,10 @@ def moving_average(stats: TensorStats, config: Calibration, levels: int) -> Boun
 
 
 def percentile(stats: TensorStats, config: Calibration, levels: int) -> Bounds:
-    """The values that leave ``100 - percentile`` percent of all values outside, on either side.
+    """The range that leaves ``100 - percentile`` percent of all values outside, on either side.
 
-    Of ``numpy.percentile`` with ``method="lower"`` below and ``"higher"`` above, rounded outwards to the edge
-    of a bin, but never beyond what was seen.
+    As ``numpy.percentile`` with ``method="lower"`` for the low end and ``"higher"`` for the high end, rounded
+    outwards to the edge of a bin, but not beyond the extremes.
     """
     histogram = stats.histogram
     up_to = np.cumsum(histogram.counts)
@@ -60,21 +60,22 @@ def mse(stats: TensorStats, config: Calibration, levels: int) -> Bounds:
     """The clipped range with the least expected squared error of rounding and clipping.
 
     Both ends are searched in turn, since tensors are rarely symmetric (Banner et al., 2019, treat the
-    symmetric case in closed form; the histogram needs no assumption on the distribution). Where all readers
-    are functions of one variable, the error is that of what they make of it (:mod:`.seen`).
+    symmetric case in closed form; the histogram needs no assumption on the distribution). Where all consumers
+    are functions of one variable, the error is that of their outputs (:mod:`.effective_range`).
     """
     low, high = min(stats.minimum, 0.0), max(stats.maximum, 0.0)
     occupied = stats.histogram.counts > 0
     values, counts = stats.histogram.centers[occupied], stats.histogram.counts[occupied]
-    searches = _SEARCHES_SEEN if stats.seen else _SEARCHES
+    functions = stats.consumer_functions
+    searches = _SEARCHES_EFFECTIVE if functions else _SEARCHES
     for _ in range(searches):
         if high > 0:
             ends = high * _SHARES
-            errors = squared_error(np.full_like(ends, low), ends, values, counts, levels, stats.seen)
+            errors = squared_error(np.full_like(ends, low), ends, values, counts, levels, functions)
             high = float(ends[np.argmin(errors)])
         if low < 0:
             ends = low * _SHARES
-            errors = squared_error(ends, np.full_like(ends, high), values, counts, levels, stats.seen)
+            errors = squared_error(ends, np.full_like(ends, high), values, counts, levels, functions)
             low = float(ends[np.argmin(errors)])
     return low, high
 
@@ -85,11 +86,11 @@ def squared_error(
     values: Doubles,
     counts: npt.NDArray[np.int64],
     levels: int,
-    seen: tuple[Function, ...] = (),
+    functions: tuple[Function, ...] = (),
 ) -> Doubles:
-    """Summed squared error of ``values``, each ``counts`` times, on the integer grid of each range.
+    """Summed squared quantization error of ``values``, each ``counts`` times, for each range.
 
-    With functions ``seen`` the error is that of what they give, summed over them.
+    With ``functions`` the error is that of their outputs, summed over functions.
     """
     steps = ((highs - lows) / levels)[:, None]
     zeros = np.rint(-lows[:, None] / steps)
@@ -97,8 +98,8 @@ def squared_error(
     np.rint(error, out=error)
     np.clip(error, -zeros, levels - zeros, out=error)
     error *= steps
-    if seen:
-        return np.asarray(sum(((f(error) - f(values)) ** 2 @ counts.astype(np.float64)) for f in seen))
+    if functions:
+        return np.asarray(sum(((f(error) - f(values)) ** 2 @ counts.astype(np.float64)) for f in functions))
     error -= values
     error *= error
     return np.asarray(error @ counts.astype(np.float64))
@@ -107,17 +108,17 @@ def squared_error(
 def entropy(stats: TensorStats, config: Calibration, levels: int) -> Bounds:
     """The clipped range whose quantized distribution loses the least information (Kullback-Leibler).
 
-    The threshold search over magnitudes of Migacz (2017): values outside are counted at the edge, the
-    inside is merged into the integer's levels and spread again over the bins that were occupied. Here the
-    counts are smoothed first: merging bins evens out their sampling noise, and spikes of values that return,
-    which the divergence takes for a loss that grows with the range: it would cut ever more off.
+    The threshold search over magnitudes of Migacz (2017): values outside are counted at the edge, bins
+    inside are merged into quantization levels and spread again over the occupied bins. Here the counts are
+    smoothed first: merging bins evens out sampling noise and spikes of repeated values, which the divergence
+    counts as a loss that grows with the range, so that it would clip too much.
     """
     if stats.minimum == stats.maximum == 0.0:
         return 0.0, 0.0
     masses, width = _magnitudes(stats.histogram)
     two_sided = stats.minimum < 0 < stats.maximum
     if not two_sided:
-        # Zeros of a Relu say nothing about where to clip, and would dominate the divergence.
+        # The zeros of a Relu have no influence on the threshold, and would dominate the divergence.
         masses[0] = 0.0
     steps = (levels + 1) // 2 if two_sided else levels
     if len(masses) <= steps or not masses.any():
@@ -135,7 +136,7 @@ def divergences(masses: Doubles, used: npt.NDArray[np.intp], steps: int) -> Doub
 
     ``KL(p, q) = Σ pᵢ log(pᵢ / qᵢ)`` over occupied bins, where q of a bin is the mass of its level over the
     occupied bins of that level. All sums are differences of running sums, so n thresholds cost no more than
-    n × steps operations. Where the outside comes to lie on an empty level, q has one value there;
+    n × steps operations. Where values outside are clipped to an empty level, q has one bin there;
     where nothing is inside, the divergence is infinite.
     """
     occupied = masses > 0
@@ -150,7 +151,7 @@ def divergences(masses: Doubles, used: npt.NDArray[np.intp], steps: int) -> Doub
     edge_is_new = (outside > 0) & (last == 0)
     level_bins[:, -1] += edge_is_new
     mean = level_mass / np.maximum(level_bins, 1)
-    # Σ m log(m / mean): within the levels; then what the outside adds to the last bin.
+    # Σ m log(m / mean): within the levels; then the values outside, added to the last bin.
     inside = m_log_m[used] - _x_log_x(level_mass, mean).sum(1)
     edge, edge_mean = last + outside, mean[:, -1]
     empty = (outside > 0) & (edge_mean == 0)
@@ -169,21 +170,21 @@ def smoothed(masses: Doubles, reach: int) -> Doubles:
 
 
 def _x_log_x(x: Doubles, y: Doubles) -> Doubles:
-    """``x log y``, 0 where x is."""
+    """``x log y``; 0 where x is 0."""
     return np.asarray(x * np.log(np.where(x > 0, y, 1.0)))
 
 
 def _magnitudes(histogram: StreamingHistogram) -> tuple[Doubles, float]:
-    """Counts by magnitude, in bins from zero on (which is an edge of the histogram), and their width."""
+    """Counts by magnitude, in bins from zero (an edge of the histogram) on, and their width."""
     numbers = histogram.first + np.arange(len(histogram.counts))
     magnitudes = np.where(numbers < 0, -1 - numbers, numbers)
-    # A narrow distribution far from zero: no more bins than anywhere else.
+    # Limits the number of bins of a narrow distribution far from zero.
     shift = max(int(magnitudes.max()).bit_length() - (2 * histogram.bins - 1).bit_length(), 0)
     masses = np.bincount(magnitudes >> shift, weights=histogram.counts)
     return np.asarray(masses, np.float64), histogram.width * 2**shift
 
 
 OBSERVERS: Mapping[str, Observer] = {name: globals()[name] for name in get_args(recipe.Observer)}
-"""By name. The names stand once, in the recipe, which refuses others before this room is imported."""
+"""Observers by name; the names are defined in the recipe, which rejects others."""
 WITHOUT_HISTOGRAM = frozenset({"minmax", "moving_average"})
-"""Observers that need extremes only: no values are counted for them."""
+"""Observers that need only extremes: no histogram is counted for them."""

@@ -1,4 +1,4 @@
-"""Ranges as data: measured once, saved as JSON with fingerprints, used again."""
+"""Calibrated ranges, saved as JSON with fingerprints for later builds."""
 
 import json
 import math
@@ -15,19 +15,19 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The range of one activation: what its integers cover, and the extremes that were seen."""
+    """The range of one activation: the quantization range ``low`` to ``high``, and the measured extremes."""
 
     low: float
     high: float
     minimum: float
     maximum: float
     histogram: Histogram | None = None
-    """Of the values, coarse; ``None`` where the observer needs none."""
+    """Coarse histogram of the values; ``None`` where the observer needs none."""
 
 
 @dataclass(frozen=True, slots=True)
 class RangeTable:
-    """Ranges by value name, with what they were measured on."""
+    """Ranges by value name, with the fingerprints of the model and the samples."""
 
     ranges: Mapping[str, Range]
     observer: str
@@ -36,7 +36,7 @@ class RangeTable:
     samples: int
 
     def save(self, path: Path) -> None:
-        """Write as JSON, keys sorted, a tensor a line, floats with all their digits."""
+        """Write as JSON: keys sorted, one tensor per line, floats with all digits."""
         content = {"edgepack_ranges": FORMAT, **asdict(self)}
         ranges = content.pop("ranges")
         lines = [
@@ -97,7 +97,7 @@ def _range(entry: dict[str, Any]) -> Range:
 
 
 def _is_range(entry: Range) -> bool:
-    """Whether all four numbers are finite and in order; JSON knows NaN, and hands make mistakes."""
+    """Whether all four numbers are finite and in order; JSON may hold NaN, and the file may be edited."""
     return (
         all(math.isfinite(x) for x in (entry.low, entry.high, entry.minimum, entry.maximum))
         and entry.low <= entry.high

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgepack.calibration.effective_range import reader_functions
+from edgepack.calibration.effective_range import consumer_functions
 from edgepack.calibration.histogram import StreamingHistogram, TensorStats
 from edgepack.calibration.observers import OBSERVERS, WITHOUT_HISTOGRAM
 from edgepack.calibration.ranges import Range, RangeTable
@@ -35,8 +35,8 @@ def calibrate(
 ) -> RangeTable:
     """Measure the ranges of the float values ``names`` of ``model`` over ``samples``.
 
-    Memory holds one sample's activations and one histogram a tensor, whatever the number of samples, their
-    batch sizes and shapes.
+    Memory holds the activations of one sample and one histogram per tensor, for any number of samples, batch
+    sizes and shapes.
 
     Raises:
         CalibrationError: no samples, the model fails on a sample, or a tensor holds NaN or infinity.
@@ -46,7 +46,7 @@ def calibrate(
         name: TensorStats(
             StreamingHistogram(config.bins),
             momentum=config.momentum,
-            seen=reader_functions(inner[name]) if name in inner else (),
+            consumer_functions=consumer_functions(inner[name]) if name in inner else (),
         )
         for name in dict.fromkeys(names)
     }
@@ -61,8 +61,8 @@ def calibrate(
                     "own overflow there"
                 ) from error
         on_sample()
-    seen = max((s.samples for s in stats.values()), default=0)
-    if stats and not seen:
+    reached = max((s.samples for s in stats.values()), default=0)
+    if stats and not reached:
         raise CalibrationError(
             f"{samples.source}: no sample reached the model; calibration needs at least one"
         )
@@ -70,7 +70,7 @@ def calibrate(
     ranges = {}
     for name, tensor in stats.items():
         if not tensor.samples:
-            continue  # only ever empty arrays: nothing flows there, nothing to quantize
+            continue  # only empty arrays: nothing to quantize
         low, high = observer(tensor, config, LEVELS_8_BIT)
         counted = tensor.histogram.coarse()
         ranges[name] = Range(float(low), float(high), tensor.minimum, tensor.maximum, counted)
@@ -80,9 +80,9 @@ def calibrate(
 def stream_activations(
     model: ir.Model, samples: Samples, names: Sequence[str], *, threads: int, exact: bool = False
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Run ``model`` on each sample and give ``(sample key, {name: array})`` for the values ``names``.
+    """Run ``model`` on each sample and yield ``(sample key, {name: array})`` for the values ``names``.
 
-    ``exact``: integer products are exact on every host, see :mod:`edgepack.runtime.host`.
+    ``exact``: integer kernels do not saturate on any host, see :mod:`edgepack.runtime.host`.
 
     Raises:
         CalibrationError: the runtime fails on a sample.

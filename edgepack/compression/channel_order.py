@@ -76,7 +76,7 @@ def _readers(
         model,
         read_by,
         run.samples,
-        second_order=True,
+        with_second_moments=True,
         threads=run.threads,
         seed=run.seed,
         on_sample=run.on_sample,

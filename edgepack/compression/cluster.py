@@ -48,7 +48,7 @@ def cluster(
     clustered, rows = clone(model), []
     targets = {n.name: n for n in clustered.graph}
     measured = stream_moments(
-        model, wanted, samples, second_order=True, threads=threads, seed=seed, on_sample=on_sample
+        model, wanted, samples, with_second_moments=True, threads=threads, seed=seed, on_sample=on_sample
     )
     for group, moments in measured:
         weight = matrix_of(nodes[group.name])

@@ -94,7 +94,7 @@ class _Work:
             self.model,
             self.wanted,
             augmented(self.samples, self.config.views, self.seed),
-            second_order=second,
+            with_second_moments=second,
             threads=self.threads,
             seed=self.seed,
         ):

@@ -1,5 +1,5 @@
-"""How accurate a built model is, and the verdict.
+"""Accuracy of built models, and the gate.
 
 In: model files, evaluation samples, a metric. Out: fidelity, agreement and metric for each model (``check``),
-and a line for each limit of the gate (``gate``).
+and a result for each limit of the gate (``gate``).
 """

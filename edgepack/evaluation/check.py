@@ -1,4 +1,4 @@
-"""Check: how close a built model is to the original, on samples it was not calibrated with."""
+"""Compares a built model with the original on evaluation samples, which are not used for calibration."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ from edgepack.data.samples import Sample, Samples
 from edgepack.errors import EdgepackError, ExportError, ModelError, SamplesError
 from edgepack.evaluation.differences import (
     Difference,
-    answers,
     as_rows,
     compared_outputs,
-    numbers,
+    data_dependent_axes,
+    discrete_difference,
+    discrete_row_difference,
+    numeric_difference,
+    numeric_row_difference,
     open_axis,
-    rows_of_answers,
-    rows_of_numbers,
-    sized_by_data,
 )
 from edgepack.evaluation.metrics import Metric
 from edgepack.evaluation.variation import varying_power
@@ -31,9 +31,9 @@ from edgepack.runtime.runner import Outputs, Runner, open_model
 
 @dataclass(slots=True)
 class Comparison:
-    """Running sums of the difference between a reference's outputs and another's.
+    """Running sums of the difference between the outputs of a reference and of another model.
 
-    Which outputs count: see :func:`.differences.compared_outputs`.
+    :func:`.differences.compared_outputs` says which outputs are compared.
     """
 
     signal: float = 0.0
@@ -43,12 +43,12 @@ class Comparison:
     samples: int = 0
     first: str | None = field(default=None)
     varying: float | None = None
-    """The part of ``signal`` that differs from sample to sample; ``None``: all of it."""
-    loose: dict[str, int] = field(default_factory=dict)
-    """Outputs whose size followed from data, and in which axis: from then on rows count in any order."""
+    """The power of the outputs around their means over samples; ``None``: the whole ``signal``."""
+    open_axes: dict[str, int] = field(default_factory=dict)
+    """Axis of data-dependent size, by output; the rows of such an output are compared in any order."""
 
     def add(self, reference: Outputs, other: Outputs, key: str) -> None:
-        """Take in one sample.
+        """Add one sample.
 
         Raises:
             ExportError: an output is missing, has another shape in more than one axis, or is not finite where
@@ -58,7 +58,7 @@ class Comparison:
             got = other.get(name)
             axis = None if got is None else open_axis(expected, got)
             if axis is not None:
-                self.loose.setdefault(name, axis)
+                self.open_axes.setdefault(name, axis)
             elif got is None or got.shape != expected.shape:
                 shape = "nothing" if got is None else f"shape {got.shape}"
                 raise ExportError(
@@ -76,24 +76,24 @@ class Comparison:
                 self.first = name
                 self.equal_argmax += found.equal
                 self.compared += 1
-            elif real and name not in self.loose:
+            elif real and name not in self.open_axes:
                 self._add_argmax(name, expected, got)
         self.samples += 1
 
     def _may_be_infinite(self, name: str, expected: Array, got: Array) -> bool:
         """Whether ``got`` is finite wherever the reference is."""
-        if name in self.loose:
+        if name in self.open_axes:
             return not np.isfinite(expected).all()
         return bool(np.isfinite(got[np.isfinite(expected)]).all())
 
     def _difference(self, name: str, expected: Array, got: Array, *, real: bool) -> Difference:
-        if name not in self.loose:
-            return numbers(expected, got) if real else answers(expected, got)
-        rows = as_rows(expected, self.loose[name]), as_rows(got, self.loose[name])
-        return rows_of_numbers(*rows) if real else rows_of_answers(*rows)
+        if name not in self.open_axes:
+            return numeric_difference(expected, got) if real else discrete_difference(expected, got)
+        rows = as_rows(expected, self.open_axes[name]), as_rows(got, self.open_axes[name])
+        return numeric_row_difference(*rows) if real else discrete_row_difference(*rows)
 
     def _add_argmax(self, name: str, expected: Array, got: Array) -> None:
-        """The first output of numbers with a last axis of two or more counts as scores."""
+        """Use the first numeric output with a last axis of two or more as class scores."""
         if self.first is None and expected.ndim and expected.shape[-1] > 1:
             self.first = name
         if name == self.first and expected.size:
@@ -102,28 +102,28 @@ class Comparison:
 
     @property
     def sqnr_db(self) -> float:
-        """Signal to noise over everything taken in; ``inf`` when equal."""
+        """Signal to quantization noise ratio over all samples; ``inf`` when equal."""
         return ratio_db(self.signal, self.noise)
 
     @property
     def centred_sqnr_db(self) -> float:
-        """The same for what varies from sample to sample: constant parts of outputs are no signal."""
+        """The same with the varying power as signal: constant parts of outputs do not count."""
         return ratio_db(self.signal if self.varying is None else self.varying, self.noise)
 
     @property
     def agreement(self) -> float | None:
-        """Mean share of equal argmax, or ``None`` without scores."""
+        """Mean share of equal argmax, or ``None`` without class scores."""
         return self.equal_argmax / self.compared if self.compared else None
 
     def fidelity(self, metric: float | None = None, metric_name: str | None = None) -> Fidelity:
-        """The sums as a line of the report."""
+        """The result for the report."""
         levels = finite(self.sqnr_db), finite(self.centred_sqnr_db)
         return Fidelity(self.samples, levels[0], self.agreement, metric, metric_name, levels[1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Baseline:
-    """The original's outputs on the evaluation samples: what other models are compared with, and how."""
+    """Outputs of the original on the evaluation samples, and what is needed to compare others with them."""
 
     samples: Samples
     runtime: Runtime
@@ -133,9 +133,9 @@ class Baseline:
     varying: float
     """Power of the outputs around their means."""
     shapes: Mapping[str, frozenset[tuple[int, ...]]]
-    """The shapes that each input was fed with."""
-    loose: Mapping[str, int]
-    """Outputs whose size follows from data, and in which axis."""
+    """All shapes of each input in the samples."""
+    open_axes: Mapping[str, int]
+    """Axis of data-dependent size, by output."""
 
 
 def baseline(
@@ -145,7 +145,7 @@ def baseline(
     metric: Metric | None,
     on_sample: Callable[[], None] = lambda: None,
 ) -> Baseline:
-    """Run the untouched ``original`` over ``samples``.
+    """Run the ``original`` over ``samples``.
 
     Raises:
         SamplesError: the original fails on a sample, or the metric has no labels.
@@ -162,15 +162,15 @@ def baseline(
             on_sample()
             yield sample.feeds, outputs[-1]
 
-    loose = sized_by_data(runs())
+    open_axes = data_dependent_axes(runs())
     value = metric(outputs, samples.labels) if metric is not None else None
     fidelity = Fidelity(len(outputs), None, 1.0, value, metric.name if metric else None)
     fed = {name: frozenset(found) for name, found in shapes.items()}
-    return Baseline(samples, runtime, metric, fidelity, outputs, varying_power(outputs), fed, loose)
+    return Baseline(samples, runtime, metric, fidelity, outputs, varying_power(outputs), fed, open_axes)
 
 
 def check(model: Path, reference: Baseline, on_sample: Callable[[], None] = lambda: None) -> Fidelity:
-    """Fidelity of ``model`` to the original over the same samples, and the metric where there is one.
+    """Fidelity of ``model`` to the original over the same samples, with the metric if there is one.
 
     Raises:
         ExportError: the model fails where the original does not.
@@ -181,18 +181,18 @@ def check(model: Path, reference: Baseline, on_sample: Callable[[], None] = lamb
 def check_together(
     models: Mapping[str, Path], reference: Baseline, on_sample: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, Fidelity], tuple[Parity, ...]]:
-    """Fidelity of each of ``models`` to the original, and of each to those before it, by their names.
+    """Fidelity of each of ``models``, by name, to the original, and of each to those before it.
 
-    Outputs are kept only for a metric, which needs them all.
+    Outputs are kept only for a metric, which needs all of them.
 
     Raises:
         ExportError: a model fails where the original does not.
     """
     samples, metric = reference.samples, reference.metric
     runners = {name: open_model(path, reference.runtime) for name, path in models.items()}
-    loose = reference.loose
-    to_original = {n: Comparison(varying=reference.varying, loose=dict(loose)) for n in models}
-    pairs = {pair: Comparison(loose=dict(loose)) for pair in combinations(models, 2)}
+    open_axes = reference.open_axes
+    to_original = {n: Comparison(varying=reference.varying, open_axes=dict(open_axes)) for n in models}
+    pairs = {pair: Comparison(open_axes=dict(open_axes)) for pair in combinations(models, 2)}
     kept: dict[str, list[Outputs]] = {name: [] for name in models}
     for expected, sample in zip(reference.outputs, samples, strict=True):
         found = {n: _outputs(runner, models[n], sample, ExportError) for n, runner in runners.items()}
@@ -211,12 +211,12 @@ def check_together(
 
 
 def compare_outputs(reference: Sequence[Outputs], runner: Runner, feeds: Sequence[Feeds]) -> Comparison:
-    """A model's outputs on a few ``feeds`` against outputs that were kept.
+    """Compare a model's outputs on a few ``feeds`` with kept ``reference`` outputs.
 
     Raises:
         ModelError: the runtime fails to run the model.
     """
-    comparison = Comparison(loose=sized_by_data(zip(feeds, reference, strict=True)))
+    comparison = Comparison(open_axes=data_dependent_axes(zip(feeds, reference, strict=True)))
     for index, (expected, feed) in enumerate(zip(reference, feeds, strict=True)):
         try:
             found = runner.run(feed)
@@ -227,10 +227,10 @@ def compare_outputs(reference: Sequence[Outputs], runner: Runner, feeds: Sequenc
 
 
 def _outputs(runner: Runner, model: Path, sample: Sample, failure: type[EdgepackError]) -> Outputs:
-    """The outputs on one sample; ``failure`` is what it means when there are none."""
+    """The outputs on one sample; a failure of the model raises ``failure``."""
     try:
         return runner.run(sample.feeds)
     except Exception as error:  # the runtimes' exceptions share no base of their own
-        # An error of ours names the file already.
+        # An EdgepackError names the file already.
         place = "" if isinstance(error, EdgepackError) else f"{model} fails on it: "
         raise failure(f"sample {sample.key}: {place}{str(error).splitlines()[0]}") from error

@@ -1,4 +1,4 @@
-"""How far outputs are from a reference: as numbers, as answers, as rows whose number follows from data."""
+"""Differences of outputs from a reference: numeric, discrete, and of rows of data-dependent number."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ ROWS_AT_A_TIME = 256
 
 
 class Difference(NamedTuple):
-    """Power of a reference and of what is off; ``equal``: the share of equal answers, if there are such."""
+    """Power of a reference and of the error; ``equal``: the share of equal values of a discrete output."""
 
     signal: float
     noise: float
@@ -20,10 +20,10 @@ class Difference(NamedTuple):
 
 
 def compared_outputs(reference: Mapping[str, Array]) -> tuple[list[str], bool]:
-    """Names of the outputs that tell how close a model is, and whether they are numbers.
+    """Names of the outputs to compare, and whether they are numeric.
 
-    Floats where there are any; without them small integers, which are pictures or stored reals; without these
-    what is left, whose values are answers that are right or wrong.
+    Float outputs if there are any; else outputs of 8 or 16 bits, which are images or quantized values; else
+    all outputs, which are discrete (labels, indices): a value is right or wrong.
     """
     for kinds in (np.floating, (np.int8, np.uint8, np.int16, np.uint16)):
         several = kinds if isinstance(kinds, tuple) else (kinds,)
@@ -33,30 +33,30 @@ def compared_outputs(reference: Mapping[str, Array]) -> tuple[list[str], bool]:
     return list(reference), False
 
 
-def numbers(expected: Array, got: Array) -> Difference:
-    """Of two arrays of one shape; places where ``expected`` is not finite do not count."""
+def numeric_difference(expected: Array, got: Array) -> Difference:
+    """Squared difference of two arrays of equal shape; elements not finite in ``expected`` do not count."""
     finite = np.isfinite(expected)
     wide = np.where(finite, expected, 0).astype(np.float64)
     off = wide - np.where(finite, got, 0)
     return Difference(float((wide**2).sum()), float((off**2).sum()))
 
 
-def answers(expected: Array, got: Array) -> Difference:
-    """Of two arrays of one shape whose values are right or wrong; a wrong one counts as all of its signal."""
+def discrete_difference(expected: Array, got: Array) -> Difference:
+    """Unequal elements of two discrete arrays of equal shape; each has a signal of one, an error of one."""
     wrong = int((expected != got).sum())
     return Difference(expected.size, wrong, 1 - wrong / expected.size if expected.size else None)
 
 
 def open_axis(expected: Array, got: Array) -> int | None:
-    """The one axis in which two arrays differ in size; ``None`` where they differ in more, or in rank."""
+    """The only axis in which two arrays differ in size; ``None`` where several differ, or the rank."""
     if expected.ndim != got.ndim:
         return None
     axes = [axis for axis in range(expected.ndim) if expected.shape[axis] != got.shape[axis]]
     return axes[0] if len(axes) == 1 else None
 
 
-def sized_by_data(runs: Iterable[tuple[Mapping[str, Array], Mapping[str, Array]]]) -> dict[str, int]:
-    """Outputs whose size differs between runs (feeds and outputs) on equal shapes, and in which axis."""
+def data_dependent_axes(runs: Iterable[tuple[Mapping[str, Array], Mapping[str, Array]]]) -> dict[str, int]:
+    """Axis by output whose size differs between runs (feeds and outputs) with inputs of equal shapes."""
     first: dict[tuple[object, ...], Array] = {}
     found: dict[str, int] = {}
     for feeds, outputs in runs:
@@ -74,10 +74,10 @@ def as_rows(array: Array, axis: int) -> Array:
     return np.moveaxis(array, axis, 0).reshape(array.shape[axis], values)
 
 
-def rows_of_numbers(expected: Array, got: Array) -> Difference:
-    """Of rows in any order and number: each is as far off as the nearest of the other side is from it.
+def numeric_row_difference(expected: Array, got: Array) -> Difference:
+    """Squared difference of numeric rows in any order and number: each is compared with the nearest.
 
-    What detectors give: one box more, or two that changed places, shifts all others.
+    For the boxes of detectors: one box more, or two in another order, would shift all others.
     """
     a, b = (np.where(np.isfinite(x), x, 0).astype(np.float64) for x in (expected, got))
     signal = float((a**2).sum())
@@ -96,8 +96,8 @@ def _to_nearest(rows: Array, others: Array) -> float:
     return total
 
 
-def rows_of_answers(expected: Array, got: Array) -> Difference:
-    """Of rows in any order and number, which the other side has or has not."""
+def discrete_row_difference(expected: Array, got: Array) -> Difference:
+    """Difference of discrete rows in any order and number: rows that only one side has are wrong."""
     a, b = (Counter(map(tuple, rows.tolist())) for rows in (expected, got))
     most = max(len(expected), len(got))
     wrong = most - (a & b).total()

@@ -1,4 +1,4 @@
-"""The gate: limits on accuracy, bytes and latency, each against what was measured."""
+"""The gate: limits on accuracy, bytes and latency, compared with measured figures."""
 
 from collections.abc import Sequence
 
@@ -6,14 +6,14 @@ from edgepack.config.target import Gate
 from edgepack.results import EQUAL_DB, Fidelity, GateLine, Limit, ModelFigures
 
 HALF_DB = 3.0
-"""Half of the noise."""
+"""Half of the noise power, in dB."""
 
 
 def judge(gate: Gate, models: Sequence[ModelFigures], *, asked_for: bool) -> tuple[GateLine, ...]:
-    """One line for each limit that the gate has; the worst of the built models (all but the first) counts.
+    """One line for each limit of the gate; the worst of the built models (all but the first) counts.
 
-    A limit that the user ``asked_for`` and whose figure was not measured fails: what cannot be checked has
-    not been passed. A target's default limit without a figure (a metric without labels) is left out.
+    A limit that the user set (``asked_for``) fails where its figure was not measured. A default limit of the
+    target without a figure (a metric without labels) is left out.
     """
     built = models[1:]
     lines = [
@@ -28,7 +28,7 @@ def judge(gate: Gate, models: Sequence[ModelFigures], *, asked_for: bool) -> tup
 def judge_accuracy(
     gate: Gate, original: Fidelity, found: Fidelity, *, asked_for: bool
 ) -> tuple[GateLine, ...]:
-    """The lines of :func:`judge` that say how accurate one model is, whose bytes and latency do not count."""
+    """The accuracy lines of :func:`judge` for one model."""
     lines = _accuracy_lines(gate, original, [found])
     return tuple(line for line in lines if line is not None and (asked_for or line.measured is not None))
 
@@ -45,10 +45,10 @@ def _accuracy_lines(
 
 
 def leaves_room(gate: Gate, original: Fidelity, found: Fidelity) -> bool:
-    """Whether a model takes at most half of what the gate allows to be lost; the other half is for others.
+    """Whether a model uses at most half of the accuracy loss that the gate allows, so that others can be
+    added.
 
-    Half of the noise, which is 3 dB more, where fidelity is what counts. A gate without such a limit allows
-    anything.
+    For limits in dB: half of the noise, 3 dB more. True for a gate without an accuracy limit.
     """
     if gate.max_metric_drop is not None and original.metric is not None and found.metric is not None:
         return original.metric - found.metric <= gate.max_metric_drop / 2 + 1e-9
@@ -85,7 +85,7 @@ def _at_most(limit: Limit, bound: float | None, figures: Sequence[float | None])
     known = [f for f in figures if f is not None]
     if len(known) < len(figures) or not known:
         return GateLine(limit, bound, None, False)
-    # Differences of floats such as 0.9 - 0.895 carry noise in the last digits.
+    # Differences of floats such as 0.9 - 0.895 have rounding errors in the last digits.
     return GateLine(limit, bound, max(known), max(known) <= bound + 1e-9)
 
 

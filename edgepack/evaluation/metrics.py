@@ -1,4 +1,4 @@
-"""The user's own measure of a model's quality: a built-in one, or a Python function."""
+"""Metrics of a model's quality: built-in, or a Python function of the user."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ class Metric:
         """The metric of ``outputs`` against ``labels``, one of each per sample.
 
         Raises:
-            SamplesError: no labels, not one per output, or of a form that the metric cannot use.
+            SamplesError: no labels, not one per output, or of a type that the metric cannot use.
             EdgepackError: the function raises (the cause is chained) or gives no finite number.
         """
         if labels is None:
@@ -69,7 +69,7 @@ def resolve_metric(name: str, base: Path) -> Metric:
 
 
 def top1(outputs: Outputs, labels: Sequence[Label]) -> float:
-    """Share of samples whose argmax over the last axis of the first output is the label, a class number.
+    """Share of samples whose label, a class number, is the argmax of the first output over its last axis.
 
     Raises:
         SamplesError: an output with more than one row of scores or NaN, or a label that is no class number.

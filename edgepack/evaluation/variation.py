@@ -1,9 +1,9 @@
-"""What of a model's outputs answers to its inputs: their power around their own means over the samples.
+"""Varying power of a model's outputs: their power around their means over the samples.
 
-Signal to noise takes the whole of an output for signal. Boxes of a detector are mostly where their cells
-are, a rating is mostly the mean rating: 40 dB of such an output may be no more than its constant part. Noise
-is therefore also held against the variance of each value over the samples, as the coefficient of
-determination does (R² = 1 - noise / variance); a model that always gives its mean has 0 dB.
+SQNR counts the whole output as signal. The boxes of a detector mostly depend on their cells, a rating is
+mostly the mean rating: 40 dB of such an output may be due to its constant part. Noise is therefore also
+compared with the variance of each value over the samples, as in the coefficient of determination (R² = 1 -
+noise / variance); a model that always outputs the mean has 0 dB.
 """
 
 from collections.abc import Sequence
@@ -15,17 +15,16 @@ from edgepack.ir.arrays import Array
 from edgepack.runtime.runner import Outputs
 
 ROUNDING = 1e-13
-"""Of the power of an output: less than that is how float32 rounds, not what varies."""
+"""Share of the power of an output below which a variation is float32 rounding."""
 
 
 def varying_power(outputs: Sequence[Outputs]) -> float:
-    """Power of the outputs that count, over all samples, around their means; unbiased for few samples.
+    """Power of the compared outputs over all samples around their means; unbiased for few samples.
 
-    Each place of an output has a mean of its own, ``[N, C, H, W]`` of them over samples of that shape; along
-    an axis whose size differs from sample to sample the places share one, and with a single sample its rows,
-    or all of its values where it has one row. An output that is the same for all samples adds nothing; where
-    none varies, their whole power counts, since there is nothing else to hold noise against. Answers that are
-    right or wrong have no mean, and count one each.
+    Each element of an output has its own mean, ``[N, C, H, W]`` of them over samples of that shape. Elements
+    along an axis whose size differs between samples share a mean; with a single sample its rows do, or all of
+    its elements where it has one row. An output that is equal for all samples adds nothing; where none
+    varies, the whole power is returned. Elements of discrete outputs have no mean and count one each.
     """
     names, real = compared_outputs(outputs[0]) if outputs else ([], True)
     if not real:
@@ -54,7 +53,7 @@ def _around_means(arrays: Sequence[Array]) -> tuple[float, float]:
 
 
 def _shared_axes(arrays: Sequence[Array]) -> tuple[int, ...] | None:
-    """The axes along which places share a mean; ``None`` where all do."""
+    """The axes along which elements share a mean; ``None`` where all do."""
     shapes = {array.shape for array in arrays}
     if len({len(shape) for shape in shapes}) > 1:
         return None
@@ -65,6 +64,6 @@ def _shared_axes(arrays: Sequence[Array]) -> tuple[int, ...] | None:
 
 
 def _finite(array: Array) -> Array:
-    """In float64, what is not finite as zero: so it counts as no signal in the whole power too."""
+    """As float64 with zero for elements that are not finite, which so do not count as signal."""
     wide = array.astype(np.float64)
     return wide if np.isfinite(wide).all() else np.where(np.isfinite(wide), wide, 0.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgepack.calibration.ranges import RangeTable
-from edgepack.quantization.plan.types import Methods, QuantPlan
+from edgepack.quantization.plan.types import Precisions, QuantPlan
 from edgepack.quantization.weights.rounding import Rounding
 from edgepack.selection.choose import Choice
 
@@ -25,7 +25,7 @@ class ExportInputs:
     """Float, normalized."""
     choice: Choice
     """The form of the ``.onnx`` and the ``.ort``."""
-    fixed: Methods
+    fixed: Precisions
     """What the recipe decided, by group; the ``.tflite`` keeps it too."""
     table: RangeTable
     rounding: Rounding

@@ -16,7 +16,7 @@ from edgepack.export.tflite_repair import repair
 from edgepack.ir.arrays import Feeds
 from edgepack.ir.inputs import InputSpec, input_specs
 from edgepack.quantization.groups import Role
-from edgepack.quantization.plan.types import Method, Methods, QuantPlan, Request
+from edgepack.quantization.plan.types import Precision, Precisions, QuantPlan, Request
 from edgepack.results import Cause
 from edgepack.runtime.host import for_accuracy
 from edgepack.runtime.litert import Port, litert, open_tflite
@@ -35,12 +35,12 @@ class _File:
     inputs: ExportInputs
     target: Target
     path: Path
-    fixed: Methods
+    fixed: Precisions
     dims: Mapping[str, int]
     plan: QuantPlan = field(init=False)
     summary: TfliteSummary = field(init=False)
 
-    def write(self, changed: Methods) -> None:
+    def write(self, changed: Precisions) -> None:
         """Write it with some groups in other forms; what is fixed stays."""
         made = self.inputs
         self.plan = plan_tflite(made.model, made.table.ranges, self.target, {**changed, **self.fixed})
@@ -115,7 +115,7 @@ def _make_accurate(file: _File, onnx: Path, feeds: Sequence[Feeds]) -> None:
 
     if accurate():
         return
-    groups = [u.group.name for u in file.plan.of(Method.STATIC) if u.group.role is Role.HEAVY]
+    groups = [u.group.name for u in file.plan.of(Precision.STATIC) if u.group.role is Role.HEAVY]
     count = repair(groups, file.write, lambda: -file.noise_db(original, feeds), accurate, REPAIR_SECONDS)
     if count is not None:
         return
@@ -133,10 +133,12 @@ def _make_accurate(file: _File, onnx: Path, feeds: Sequence[Feeds]) -> None:
         )
 
 
-def _too_noisy(inputs: ExportInputs) -> Methods:
+def _too_noisy(inputs: ExportInputs) -> Precisions:
     """Groups that the ``.onnx`` could not compute on integers without losing too much: no more can this."""
     groups = inputs.choice.plan.groups
-    return {u.group.name: Request(Method.FLOAT, u.reason) for u in groups if u.reason.cause is Cause.NOISIER}
+    return {
+        u.group.name: Request(Precision.FLOAT, u.reason) for u in groups if u.reason.cause is Cause.NOISIER
+    }
 
 
 def _described(port: Port) -> dict[str, Any]:

@@ -7,17 +7,17 @@ kernel brings. The fewest of the noisiest that make the file accurate stay in fl
 import time
 from collections.abc import Callable, Sequence
 
-from edgepack.quantization.plan.types import Method, Methods, Request
+from edgepack.quantization.plan.types import Precision, Precisions, Request
 from edgepack.selection.search import too_noisy
 
 SHARE_FOR_NOISE = 0.7
 """Of the time, until which groups are measured alone."""
-REASON = too_noisy(Method.STATIC)
+REASON = too_noisy(Precision.STATIC)
 
 
 def repair(
     groups: Sequence[str],
-    write: Callable[[Methods], None],
+    write: Callable[[Precisions], None],
     noise: Callable[[], float],
     accurate: Callable[[], bool],
     seconds: float,
@@ -33,8 +33,8 @@ def repair(
     def left(share: float = 1.0) -> bool:
         return time.monotonic() - started < seconds * share
 
-    def in_float(names: Sequence[str]) -> Methods:
-        return dict.fromkeys(names, Request(Method.FLOAT, REASON))
+    def in_float(names: Sequence[str]) -> Precisions:
+        return dict.fromkeys(names, Request(Precision.FLOAT, REASON))
 
     alone = {}
     for name in groups:

@@ -63,8 +63,8 @@ def load_model(path: Path) -> ir.Model:
         cause = _root(error)
         if isinstance(cause, NotImplementedError):
             raise ModelError(
-                f"{path}: has inputs or outputs of a type that is not supported: {str(cause).partition('.')[0]}. Exports of "
-                "scikit-learn have a map behind a ZipMap: export with options={'zipmap': False}"
+                f"{path}: an input or output has a type that is not supported ({str(cause).partition('.')[0]}). "
+                "Exports of scikit-learn have a map behind a ZipMap: export with options={'zipmap': False}"
             ) from error
         raise ModelError(f"{path}: is not an ONNX model, or is cut short ({size} bytes): {error}") from error
     if undefined_input(model) is not None:

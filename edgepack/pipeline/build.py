@@ -40,7 +40,7 @@ from edgepack.pipeline.progress import Clock
 from edgepack.pipeline.stage_breakdown import check_steps, pack_steps, stage_breakdown
 from edgepack.pipeline.weights import ROUNDING_SAMPLES, WeightRounding, round_all, rounding_note, trained
 from edgepack.quantization.groups import FusionGroup, find_fusion_groups
-from edgepack.quantization.plan.plan import requested_methods, tensors_to_observe
+from edgepack.quantization.plan.plan import requested_precisions, tensors_to_observe
 from edgepack.quantization.plan.types import QuantPlan
 from edgepack.quantization.weights.cross_layer_equalization import equalize
 from edgepack.quantization.weights.low_bit import bits_of_groups
@@ -48,7 +48,7 @@ from edgepack.quantization.weights.saturation import ReducedRange, outputs_that_
 from edgepack.report.html.render import write_html
 from edgepack.report.text import text
 from edgepack.results import BuildReport, DeviceRun
-from edgepack.runtime.fused import what_the_runtime_did
+from edgepack.runtime.fused import fusion_report
 from edgepack.runtime.host import accuracy_notes, for_accuracy
 from edgepack.selection.choose import Choice
 from edgepack.selection.trials import DEVICE_PROBES
@@ -155,7 +155,7 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
     rounder, table = trained(rounding_inputs, rounder, data.training, clock)
     table.save(package / "ranges.json")
     with clock.stage("choose") as notes:
-        fixed = requested_methods(groups, recipe.quantize.overrides)
+        fixed = requested_precisions(groups, recipe.quantize.overrides)
         made = Quantizable(model, groups, table, reduced_range, rounder)
         choice = choose_form(job, made, fixed, data.calibration, reference, scratch)
         notes.extend(
@@ -228,7 +228,7 @@ def _look_inside(
     job: Job, model: ir.Model, plan: QuantPlan, built: Path, data: Splits, folder: Path
 ) -> tuple[dict[str, object], GroupFigures]:
     """What the runtime made of the ``.onnx`` and, but for a large model, what each group of it costs."""
-    fused = what_the_runtime_did(built, job.target.runtime).as_dict()
+    fused = fusion_report(built, job.target.runtime).as_dict()
     if job.large:
         return fused, NOTHING_MEASURED
     return fused, measure_groups(model, built, plan, data.calibration.spread(PROBES), job.target, folder)

@@ -15,7 +15,7 @@ from edgepack.pipeline.limits import floor_of, kept_measurements, limits, search
 from edgepack.quantization.groups import FusionGroup
 from edgepack.quantization.plan.plan import make_plan
 from edgepack.quantization.plan.preparation import WeightPreparation
-from edgepack.quantization.plan.types import Methods, QuantPlan
+from edgepack.quantization.plan.types import Precisions, QuantPlan
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder
 from edgepack.quantization.weights.saturation import ReducedRange
@@ -36,7 +36,7 @@ class Quantizable:
     reduced_range: ReducedRange
     rounder: Rounder
 
-    def form(self, job: Job, methods: Methods) -> tuple[QuantPlan, ir.Model]:
+    def form(self, job: Job, methods: Precisions) -> tuple[QuantPlan, ir.Model]:
         """The plan that ``methods`` lead to, and the model by that plan."""
         rounder = self.rounder
         prepared = WeightPreparation(rounder.smoothing, self.reduced_range, rounder.low_bit)
@@ -45,7 +45,7 @@ class Quantizable:
 
 
 def choose_form(
-    job: Job, made: Quantizable, fixed: Methods, calibration: Samples, reference: Baseline, scratch: Path
+    job: Job, made: Quantizable, fixed: Precisions, calibration: Samples, reference: Baseline, scratch: Path
 ) -> Choice:
     """The candidate that pays; ``fixed`` is what the recipe decided.
 

@@ -16,7 +16,7 @@ from edgepack.ir.files import load_model, model_bytes, require_float
 from edgepack.ir.inputs import input_specs
 from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
-from edgepack.quantization.plan.types import Method, Request
+from edgepack.quantization.plan.types import Precision, Request
 from edgepack.report.tables import size_text
 
 
@@ -85,9 +85,9 @@ def plan_rows(path: Path, target: Target) -> list[dict[str, str]]:
     # Which groups can be integer does not depend on the ranges, only their scales do.
     unit_range = Range(-1.0, 1.0, -1.0, 1.0)
     ranges = dict.fromkeys(tensors_to_observe(groups), unit_range)
-    plan = make_plan(normalized, groups, ranges, target, {u.name: Request(Method.STATIC) for u in groups})
+    plan = make_plan(normalized, groups, ranges, target, {u.name: Request(Precision.STATIC) for u in groups})
     return [
-        {"node": u.group.name, "op_type": u.group.op_type, "form": str(u.method), "reason": u.reason.text}
+        {"node": u.group.name, "op_type": u.group.op_type, "form": str(u.precision), "reason": u.reason.text}
         for u in plan.groups
     ]
 

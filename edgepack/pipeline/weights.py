@@ -17,7 +17,7 @@ from edgepack.pipeline.progress import Clock
 from edgepack.quantization.groups import FusionGroup
 from edgepack.quantization.plan.plan import make_plan
 from edgepack.quantization.plan.preparation import WeightPreparation
-from edgepack.quantization.plan.types import Method, QuantPlan, Request
+from edgepack.quantization.plan.types import Precision, QuantPlan, Request
 from edgepack.quantization.weights.low_bit import BitsOfGroups, LowBit
 from edgepack.quantization.weights.out_of_core import round_to_files
 from edgepack.quantization.weights.rounding import Rounded, Rounder, round_weights, with_trained
@@ -42,7 +42,7 @@ class WeightRounding:
 
     def widest(self, low_bit: Mapping[str, LowBit]) -> QuantPlan:
         """The plan in which all is integer that can be; other forms differ in where they use its weights."""
-        methods = {u.name: Request(Method.STATIC) for u in self.groups}
+        methods = {u.name: Request(Precision.STATIC) for u in self.groups}
         prepared = WeightPreparation(reduced_range=self.reduced_range, low_bit=low_bit)
         return make_plan(self.model, self.groups, self.table.ranges, self.target, methods, prepared)
 
@@ -51,9 +51,11 @@ def round_all(
     rounding_inputs: WeightRounding, samples: Samples, folder: Path, on_sample: Callable[[], None]
 ) -> Rounder:
     """Round every weight that some form may store; those of a large model are kept in ``folder``."""
-    plan = rounding_inputs.widest(rounding_inputs.bits.few)
+    plan = rounding_inputs.widest(rounding_inputs.bits.low_bit)
     if rounding_inputs.large:
-        return replace(round_to_files(rounding_inputs.model, plan, folder), low_bit=rounding_inputs.bits.few)
+        return replace(
+            round_to_files(rounding_inputs.model, plan, folder), low_bit=rounding_inputs.bits.low_bit
+        )
     return round_weights(
         rounding_inputs.model,
         plan,

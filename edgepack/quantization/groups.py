@@ -1,10 +1,10 @@
-"""Groups: the groups of nodes that the runtime executes as one integer kernel.
+"""Fusion groups: nodes that the runtime executes as one integer kernel.
 
 Given::
 
     x -> Conv(w, b) -> y -> Clip(0, 6) -> z
 
-Result: one group ``Conv`` from ``x`` to ``z``: Q/DQ belong around it, never between its nodes.
+Result: one group ``Conv`` from ``x`` to ``z``. Q/DQ stand around it, never between its nodes.
 """
 
 import fnmatch
@@ -26,14 +26,14 @@ from edgepack.results import NO_REASON, Cause, Reason
 
 
 class Role(StrEnum):
-    """What a group can become on the target."""
+    """How a group can be quantized on the target."""
 
     HEAVY = "heavy"
-    """Has weights or a matrix product: worth an integer kernel for its own sake."""
+    """Convolution, matrix product or recurrent operator: an integer kernel saves time by itself."""
     LIGHT = "light"
-    """Elementwise, pooling, concat: integer only to keep its neighbours integer."""
+    """Elementwise, pooling, concat: integer only to avoid conversions between integer neighbours."""
     MOVE = "move"
-    """Moves data: runs on stored integers, with the scale of its input."""
+    """Moves data: runs on the quantized values, its output has the scale of its input."""
     FLOAT = "float"
     """No integer kernel on this target."""
 
@@ -42,7 +42,7 @@ HEAVY_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU"}
 RECURRENT_OPS = frozenset({"LSTM", "GRU"})
 ACTIVATIONS = frozenset({"Relu", "Clip"})
 
-# Inputs that carry data, by operator; the others (shapes, indices, axes) are never quantized.
+# Operators with one data input; their other inputs (shapes, indices, axes) are never quantized.
 # fmt: off
 _FIRST_INPUT_ONLY = frozenset([
     "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Resize", "Slice", "Split",
@@ -58,8 +58,8 @@ _FIRST_INPUT_ONLY = frozenset([
 class FusionGroup:
     """A main node with the activation that follows it.
 
-    ``inputs``: names of the activations that it reads; ``outputs``: names of the values that leave it;
-    ``weight`` and ``bias``: names of constants, where it has them; ``constants``: other constant operands.
+    ``inputs`` and ``outputs``: names of its activations; ``weight`` and ``bias``: names of initializers,
+    where it has them; ``constants``: names of its other constant operands.
     """
 
     name: str
@@ -73,17 +73,17 @@ class FusionGroup:
     activation: str | None = None
     """Name of the Relu or Clip node inside the group."""
     reason: Reason = NO_REASON
-    """Why the group has no integer form, where it has none."""
+    """Why the group has no integer kernel, where it has none."""
     kind: str = ""
-    """Groups of one kind cost alike: the operator, for convolutions with the shape of the kernel."""
+    """Groups of one kind take similar time: the operator, for convolutions with the shape of the kernel."""
     table: str | None = None
-    """Name of the table that the weight, or its transposed, is too: both store the same integers."""
+    """Name of the embedding table that the weight, or its transpose, is tied to: both store one tensor."""
     stored: tuple[str, ...] = ()
-    """Names of constants that are worth storing as int8 where the group has no integer form of its own."""
+    """Names of initializers that are worth storing as int8 where the group has no integer kernel."""
 
 
 def override_for(group: FusionGroup, overrides: Iterable[Override]) -> Override | None:
-    """The override that speaks of ``group``: the first by name, else the first by operator type."""
+    """The override that applies to ``group``: the first by name, else the first by operator type."""
     overrides = tuple(overrides)
     by_name = [o for o in overrides if any(fnmatch.fnmatch(group.name, p) for p in o.nodes)]
     return next(iter([*by_name, *(o for o in overrides if group.op_type in o.op_types)]), None)
@@ -168,7 +168,7 @@ def _role(node: ir.Node, kernels: Kernels) -> tuple[Role, Reason]:
     if op not in kernels.integer:
         return Role.FLOAT, no_kernel("integer", op)
     if op == "HardSigmoid" and node.attributes.get_float("alpha", 0.2) <= 0:
-        return _in_float(Cause.OPERATOR, "it falls, and the integer form of it rises")
+        return _in_float(Cause.OPERATOR, "alpha is not positive, its int8 substitute rises")
     if op == "AveragePool" and (reason := _odd_average(node)):
         return _in_float(Cause.OPERATOR, reason)
     if any(_is_mask(constant(v)) for v in _data_inputs(node)):
@@ -177,7 +177,7 @@ def _role(node: ir.Node, kernels: Kernels) -> tuple[Role, Reason]:
 
 
 def no_kernel(kind: str, op_type: str) -> Reason:
-    """That the target's runtime has no ``kind`` of kernel for an operator."""
+    """The reason where the target's runtime has no kernel of this ``kind`` for the operator."""
     summary = f"the target's runtime has no {kind} kernel"
     return Reason(Cause.NO_KERNEL, f"{summary} for {op_type}", summary)
 
@@ -187,30 +187,30 @@ def _in_float(cause: Cause, text: str) -> tuple[Role, Reason]:
 
 
 def _not_a_mere_move(node: ir.Node, kernels: Kernels) -> str:
-    """Why a moving operator does more, or the runtime thinks it does; empty if it does not."""
+    """Why an operator does not only move quantized values in this runtime; empty if it does."""
     if node.op_type == "Split" and len(_used(node.outputs)) < len(node.outputs):
         return "the runtime splits integers only where every output is used"
     if node.op_type == "Pad" and _attribute(node, "mode", "constant") == "constant":
         filling = node.inputs[2] if len(node.inputs) > 2 else None
         array = constant(filling)
         zero = filling is None or (array is not None and not np.any(array))
-        return "" if zero else "it fills with something other than zero"
+        return "" if zero else "it pads with a value other than zero"
     if node.op_type != "Resize":
         return ""
     if _attribute(node, "mode", "nearest") not in kernels.resize_modes:
         return "the runtime interpolates in float"
     if _attribute(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
-        return "it fills what lies outside with a value of its own"
+        return "it extrapolates with a constant"
     return ""
 
 
 def _odd_average(node: ir.Node) -> str:
-    """Why the integer kernel of AveragePool does not compute this one; empty if it does."""
+    """Why the integer kernel of AveragePool does not support these attributes; empty if it does."""
     dilations = node.attributes.get("dilations")
     if dilations is not None and set(dilations.as_ints()) != {1}:
-        return "the integer kernel knows no dilations"
+        return "the integer kernel has no dilations"
     if _attribute(node, "ceil_mode", 0) and _attribute(node, "count_include_pad", 0):
-        return "ceil_mode with count_include_pad: the integer kernel counts what lies beyond the padding"
+        return "ceil_mode with count_include_pad: the integer kernel counts elements beyond the padding"
     return ""
 
 
@@ -224,10 +224,10 @@ def _heavy_role(node: ir.Node, kernels: Kernels) -> tuple[Role, Reason]:
         return Role.FLOAT, no_kernel("integer", op)
     weight, bias = _weight_and_bias(node)
     if op == "MatMul" and weight is None and any(constant(v) is not None for v in node.inputs):
-        why = "the constant operand stands on the left, or has other than two dimensions"
+        why = "its constant operand is the left one, or has not two dimensions"
         return _in_float(Cause.OPERATOR, why)
     if op == "MatMul" and weight is None and not kernels.activation_products:
-        why = "the target's runtime has no integer kernel for a product of two activations"
+        why = "the target's runtime has no integer kernel for a MatMul of two activations"
         return _in_float(Cause.NO_KERNEL, why)
     if op != "MatMul" and weight is None:
         return _in_float(Cause.OPERATOR, "its weight is computed at run time")
@@ -238,7 +238,7 @@ def _heavy_role(node: ir.Node, kernels: Kernels) -> tuple[Role, Reason]:
 
 
 def _gemm_reason(node: ir.Node) -> str:
-    """Integer kernels know neither factors nor a bias other than one number an output."""
+    """Why no integer kernel supports this Gemm: they take no factors and one bias value per output."""
     if _attribute(node, "transA", 0):
         return "transA is set"
     weight, bias = _weight_and_bias(node)
@@ -252,7 +252,7 @@ def _gemm_reason(node: ir.Node) -> str:
 
 
 def _recurrent_reason(node: ir.Node) -> str:
-    """DynamicQuantizeLSTM is an LSTM of opset 7 with constant weights."""
+    """Why DynamicQuantizeLSTM, an LSTM of opset 7 with constant weights, does not support this node."""
     if constant(node.inputs[2]) is None:
         return "its recurrent weight is computed at run time"
     return "layout is set" if _attribute(node, "layout", 0) else ""
@@ -283,7 +283,7 @@ def _weight_and_bias(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
 
 
 def _fused_activation(node: ir.Node) -> ir.Node | None:
-    """The Relu or constant Clip that alone reads the node's only output."""
+    """The Relu or constant Clip that is the only consumer of the node's only output."""
     if len(node.outputs) != 1 or node.outputs[0].is_graph_output():
         return None
     uses = list(node.outputs[0].uses())
@@ -298,7 +298,7 @@ def _fused_activation(node: ir.Node) -> ir.Node | None:
 
 
 def activation_bounds(node: ir.Node) -> tuple[float, float]:
-    """What a Relu or constant Clip clamps to; an absent bound is infinite."""
+    """The bounds of a Relu or constant Clip; an absent bound is infinite."""
     if node.op_type == "Relu":
         return 0.0, np.inf
     bounds = [-np.inf, np.inf]
@@ -311,9 +311,9 @@ def activation_bounds(node: ir.Node) -> tuple[float, float]:
 
 
 def consumers(model: ir.Model) -> Mapping[str, list[ir.Node]]:
-    """Nodes of the main graph that read each value; a node whose body reads it is one of them.
+    """Nodes of the main graph that consume each value, by its name, directly or in a subgraph of theirs.
 
-    Nodes in bodies may have the names of nodes outside: only those of the main graph tell groups apart.
+    Nodes in subgraphs may share names with nodes outside, so only those of the main graph are given.
     """
     found: dict[str, list[ir.Node]] = {}
     for node in model.graph:

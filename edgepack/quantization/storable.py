@@ -1,4 +1,4 @@
-"""Which constants can be stored as int8 although no kernel takes them as integers."""
+"""Which initializers can be stored as int8 although no integer kernel consumes them."""
 
 from collections.abc import Iterator
 
@@ -9,26 +9,26 @@ from edgepack.ir.arrays import Array
 from edgepack.ir.model import constant, name_of, walk_nodes
 
 LEAST_ELEMENTS = 1024
-"""Of a constant; names, scales and two nodes take about as much as this saves of a smaller one."""
+"""Of an initializer; below this, names, scales and two nodes take about as many bytes as int8 saves."""
 MASK_MAGNITUDE = 1e6
-"""Constants beyond this stand for infinity, as in attention masks; eight bits that wide hold no more."""
+"""Larger values stand for infinity, as in attention masks; int8 of that range resolves nothing else."""
 
 
 def holds_a_mask(array: Array) -> bool:
-    """Whether there is a substitute for infinity in ``array``."""
+    """Whether ``array`` holds infinity, or a large value that stands for it."""
     return bool(array.size) and not float(np.abs(array).max()) < MASK_MAGNITUDE
 
 
 def storable(node: ir.Node) -> tuple[str, ...]:
-    """Names of the float constants of a node and its bodies that are matrices, and large enough.
+    """Names of the large float initializers with two or more dimensions of a node and its subgraphs.
 
-    Vectors are left: norms and biases, of which eight bits would be felt everywhere.
+    Vectors are left out: eight bits for the scales of norms and for biases would cost accuracy everywhere.
     """
     return tuple(dict.fromkeys(name_of(value) for _, _, value in storable_constants(node)))
 
 
 def storable_constants(node: ir.Node) -> Iterator[tuple[ir.Node, int, ir.Value]]:
-    """Each place, here and in bodies, where such a constant is read."""
+    """Each use of such an initializer, in the node or its subgraphs: consumer, input index, value."""
     bodies = (
         graph
         for a in node.attributes.values()

@@ -1,4 +1,4 @@
-"""Sessions whose integer products are exact on every host."""
+"""Sessions whose integer kernels do not saturate on any host."""
 
 import tempfile
 from pathlib import Path
@@ -17,8 +17,8 @@ def open_exact(path: Path, runtime: Runtime) -> "ort.InferenceSession":
     """A session of a copy of the ``.onnx`` or ``.ort`` file ``path`` whose weights are uint8.
 
     onnxruntime's own setting for it (``session.x64quantprecision``) fails to load a model in which two
-    products share a weight or a zero point, and does nothing with an ``.ort``, which no optimizer changes
-    when it is loaded.
+    operators share a weight or a zero point, and has no effect on an ``.ort``, which is not optimized when it
+    is loaded.
 
     Raises:
         ConfigError, ModelError: see :func:`edgepack.runtime.session.open_session`.
@@ -29,7 +29,7 @@ def open_exact(path: Path, runtime: Runtime) -> "ort.InferenceSession":
     with tempfile.TemporaryDirectory(prefix="edgepack-exact-", ignore_cleanup_errors=True) as folder:
         optimized = path.suffix == ".ort"
         model = open_optimized(path, runtime, Path(folder))[1] if optimized else load_model(path)
-        # In an .ort the runtime has turned to uint8 what it does not keep as int8.
+        # In an .ort the runtime has converted to uint8 what it does not keep as int8.
         int8_activations = optimized or runtime.session_config.get(INT8_ALLOWED) == "1"
         if not make_weights_unsigned(model, int8_activations=int8_activations):
             return open_session(path, runtime)

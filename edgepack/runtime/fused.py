@@ -1,4 +1,4 @@
-"""What the runtime made of a model: integer kernels, float operators, conversions left between them."""
+"""Graph that the runtime executes: integer kernels, float operators, and Q/DQ left between them."""
 
 import tempfile
 from collections import Counter
@@ -21,7 +21,7 @@ INTEGER_OPS = frozenset(
         "GatherBlockQuantized",
     ]
 )  # fmt: skip
-"""Operators on integers beside those called ``QLinear...``."""
+"""Integer operators other than ``QLinear...``."""
 
 MOVERS = frozenset(
     [
@@ -30,7 +30,7 @@ MOVERS = frozenset(
         "ConstantOfShape", "Range", "Pad", "ReorderInput", "ReorderOutput", "DepthToSpace", "SpaceToDepth",
     ]
 )  # fmt: skip
-"""Operators that compute nothing: with float values they are no sign of a bad plan."""
+"""Operators that only move data or compute shapes; with float values they do not count as float operators."""
 
 LEFTOVER = ("QuantizeLinear", "DequantizeLinear")
 CONVERSIONS = frozenset([*LEFTOVER, "DynamicQuantizeLinear"])
@@ -41,45 +41,45 @@ FLOATS = frozenset([ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A QuantizeLinear or DequantizeLinear that is executed."""
+    """An executed QuantizeLinear or DequantizeLinear."""
 
     op_type: str
     node: str
     tensor: str
-    """What it converts."""
+    """Name of the tensor it converts."""
     at_border: bool
-    """At an input or output of the model, where nothing can spare it."""
+    """At an input or output of the model, where it cannot be avoided."""
 
 
 @dataclass(frozen=True, slots=True)
 class FusionReport:
-    """Counts by operator type in the graph that the runtime executes, subgraphs included."""
+    """Counts by operator type in the graph that the runtime executes, with subgraphs."""
 
     integer_kernels: dict[str, int]
-    """Those that compute on integers; pooling and resizing of stored integers among them."""
+    """Integer operators, with pooling and resizing of quantized tensors."""
     float_operators: dict[str, int]
-    """Those that compute on floats; operators that only move data or compute shapes are left out."""
+    """Float operators, without those that only move data or compute shapes."""
     float_nodes: dict[str, tuple[str, ...]]
-    """Names of the nodes behind ``float_operators``."""
+    """Names of the nodes counted in ``float_operators``."""
     leftover_quantize: int
     leftover_dequantize: int
     leftover: tuple[Conversion, ...]
-    """The nodes behind the two counts."""
+    """The nodes counted above."""
     transposes: int
-    """Of activations: integer convolutions run channels-last, and every change of layout costs a pass."""
+    """Transposes of activations: integer convolutions run channels-last, a layout change costs a pass."""
     inserted_layout_changes: int
-    """Transpose, ReorderInput and ReorderOutput nodes that the model itself does not have."""
+    """Transpose, ReorderInput and ReorderOutput nodes that the runtime added."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For the JSON report."""
+        """As for the JSON report."""
         return asdict(self)
 
 
-def what_the_runtime_did(model: Path, runtime: Runtime) -> FusionReport:
-    """Load ``model`` as the target does and count what is executed.
+def fusion_report(model: Path, runtime: Runtime) -> FusionReport:
+    """Load ``model`` with the target's settings and count the operators of the optimized graph.
 
     Raises:
-        ModelError: the runtime refuses the model, or it cannot be read.
+        ModelError: the runtime rejects the model, or it cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="edgepack-fused-") as folder:
         _session, optimized = open_optimized(model, runtime, Path(folder))
@@ -109,7 +109,7 @@ def _counted(nodes: Iterable[ir.Node]) -> dict[str, int]:
 
 
 def _types(nodes: Iterable[ir.Node]) -> dict[ir.Value, ir.DataType]:
-    """Types of all values, also of those that the runtime made and wrote no type down for."""
+    """Types of all values, also of those for which the runtime stores no type."""
     types: dict[ir.Value, ir.DataType] = {}
     for node in nodes:
         for value in (*node.inputs, *node.outputs):
@@ -123,7 +123,7 @@ def _types(nodes: Iterable[ir.Node]) -> dict[ir.Value, ir.DataType]:
 
 
 def _output_type(node: ir.Node, types: Mapping[ir.Value, ir.DataType]) -> ir.DataType | None:
-    """The type of what leaves ``node``; that of what enters it, where the operator does not say."""
+    """The output type of ``node``; that of its input where the operator does not define it."""
     op = node.op_type
     if op == "QuantizeLinear" or op.startswith("QLinear") or (op == "QGemm" and len(node.inputs) > 7):
         return ir.DataType.UINT8
@@ -147,7 +147,7 @@ def _computes_on_integers(node: ir.Node, types: Mapping[ir.Value, ir.DataType]) 
 
 
 def _computes_on_floats(node: ir.Node, types: Mapping[ir.Value, ir.DataType]) -> bool:
-    """Whether a float enters or leaves a node that does more than move data; true where types are unknown."""
+    """Whether a node that does more than move data has a float input or output; true for unknown types."""
     if node.op_type in MOVERS or node.op_type in CONVERSIONS:
         return False
     found = {types.get(value) for value in (*node.inputs, *node.outputs) if value is not None}

@@ -1,6 +1,6 @@
-"""How this host multiplies integers, and how a model is opened whose device does it otherwise.
+"""Whether integer kernels saturate on this host, and how to measure accuracy for a device where they do not.
 
-x86 without VNNI adds pairs of u8 × s8 products in 16 bits that saturate: docs/decisions/host_arithmetic.md.
+x86 without VNNI adds pairs of u8 × s8 products in int16 with saturation: docs/decisions/host_arithmetic.md.
 """
 
 import platform
@@ -18,7 +18,7 @@ NOTE = (
 
 
 class ExactRuntime(Runtime):
-    """The same settings, but integer products are exact on every host; slower, so never to be timed."""
+    """The same settings with integer kernels that never saturate; slower, so not for latency."""
 
 
 def overflows() -> bool:
@@ -28,9 +28,9 @@ def overflows() -> bool:
 
 
 def for_accuracy(target: Target) -> Runtime:
-    """How to open a model whose outputs are to be those of the target's device.
+    """Settings under which a model has the outputs that it has on the target's device.
 
-    The target's own settings, unless this host's products saturate and the device's do not.
+    Those of the target, unless integer kernels saturate on this host and not on the device.
     """
     if target.quantization.saturates or not overflows():
         return target.runtime
@@ -38,13 +38,13 @@ def for_accuracy(target: Target) -> Runtime:
 
 
 def accuracy_notes(target: Target) -> tuple[str, ...]:
-    """What to tell of accuracy that was measured with other kernels than times."""
+    """Note for the report where accuracy was measured with other kernels than latency."""
     return (NOTE,) if isinstance(for_accuracy(target), ExactRuntime) else ()
 
 
 @lru_cache
 def cpu() -> tuple[str, frozenset[str]]:
-    """Name and instruction sets of the processor; no instruction sets where the system does not list them."""
+    """Name and instruction sets of the processor; the latter are empty where the system lists none."""
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return platform.processor() or platform.machine(), frozenset()

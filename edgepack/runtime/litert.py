@@ -1,7 +1,7 @@
-"""``.tflite`` files run by LiteRT's interpreter, or by tflite-runtime, its name on older devices.
+"""Runs ``.tflite`` files with LiteRT's interpreter, or with tflite-runtime, its name on older devices.
 
-A file may keep an image in another order of axes than the ONNX model that it was made of (NHWC for NCHW); it
-says so in its metadata, and a runner takes and gives arrays in the order of the ONNX model.
+A file may store an image in another order of axes than its ONNX model (NHWC for NCHW). Its metadata has the
+order; a runner takes and returns arrays in the order of the ONNX model.
 """
 
 import json
@@ -25,11 +25,11 @@ from edgepack.runtime.quiet import without_notes
 from edgepack.runtime.tflite_metadata import read_metadata
 
 LIBRARIES = ("ai_edge_litert", "tflite_runtime")
-"""Both have the same Interpreter; the first one that is installed is used."""
+"""Both have the same Interpreter; the first that is installed is used."""
 LAYOUT = "edgepack.layout"
-"""Metadata entry, JSON: of ``inputs`` and ``outputs``, by name, the ONNX axes as the file stores them."""
+"""Metadata entry, JSON: for ``inputs`` and ``outputs``, by name, the ONNX axes in the file's order."""
 DELEGATE = "DELEGATE"
-"""What the interpreter calls a node that stands for all that a delegate took in one piece."""
+"""The interpreter's name of a node for a partition that a delegate runs."""
 
 
 def litert() -> Any:
@@ -59,14 +59,14 @@ def _library() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Delegation:
-    """How much of a model XNNPACK runs; the rest is run by the interpreter's own, slower kernels."""
+    """How much of a model XNNPACK runs; the interpreter's own, slower kernels run the rest."""
 
     operators: int
     delegated: int
     partitions: int
-    """Pieces that XNNPACK runs in one go; between two of them tensors change hands."""
+    """Partitions that XNNPACK runs; tensors are handed over between them."""
     left: Mapping[str, int]
-    """Operators that it did not take, by type."""
+    """Operators that are not delegated, by type."""
 
     def as_dict(self) -> dict[str, Any]:
         """For a JSON report."""
@@ -81,24 +81,24 @@ class Port:
     index: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    """In the order of the ONNX model."""
+    """In the axis order of the ONNX model."""
     order: tuple[int, ...]
-    """The axes of the ONNX model, as the file stores them."""
+    """The axes of the ONNX model in the file's order."""
     params: QuantParams | None
-    """How it stores real values, where it does so as integers."""
+    """Quantization parameters, where the file stores integers for real values."""
 
     def stored(self, array: Array) -> Array:
-        """``array`` of the ONNX model as the file takes it."""
+        """``array`` from the axis order of the ONNX model to that of the file."""
         turned = array.transpose(self.order)
         return np.ascontiguousarray(turned).reshape(turned.shape)  # NumPy makes a row of a scalar
 
     def native(self, array: Array) -> Array:
-        """``array`` of the file as the ONNX model has it."""
+        """``array`` from the axis order of the file to that of the ONNX model."""
         return array.transpose(np.argsort(self.order))
 
     @property
     def spec(self) -> InputSpec:
-        """As a caller sees it."""
+        """The input or output for callers: float32 where it is quantized."""
         return InputSpec(self.name, self.dtype if self.params is None else np.dtype(np.float32), self.shape)
 
 
@@ -114,11 +114,11 @@ class LitertRunner:
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
-        """Names, types and sizes; all sizes are fixed."""
+        """Names, types and shapes; all shapes are fixed."""
         return tuple(port.spec for port in self.entries)
 
     def prepare(self, feeds: Feeds) -> Feeds:
-        """Real values quantized where the file takes integers, and int64 narrowed where it takes int32.
+        """Quantize real values where the file takes integers; cast int64 to int32 where it takes that.
 
         Raises:
             ModelError: an input is missing, has another shape than the file's, or values that do not fit.
@@ -145,14 +145,14 @@ class LitertRunner:
         return port.stored(narrowed)
 
     def call(self, prepared: Feeds) -> list[Array]:
-        """One run, in the file's own types."""
+        """Run inference in the types of the file."""
         for port in self.entries:
             self.interpreter.set_tensor(port.index, prepared[port.name])
         self.interpreter.invoke()
         return [self.interpreter.get_tensor(port.index) for port in self.results]
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        """One run, from real values to real values."""
+        """Run inference with real values for inputs and outputs."""
         found = self.call(self.prepare(feeds))
         return {
             port.name: port.native(array if port.params is None else dequantize(array, port.params))
@@ -160,16 +160,16 @@ class LitertRunner:
         }
 
     def delegation(self) -> Delegation:
-        """What XNNPACK took of the model."""
+        """The part of the model that XNNPACK runs."""
         return delegation(self.interpreter._get_ops_details())
 
 
 def open_tflite(path: Path, threads: int, *, xnnpack: bool = True) -> LitertRunner:
-    """``path`` on ``threads`` threads, with XNNPACK as on a device unless told otherwise.
+    """Open ``path`` with ``threads`` threads, with XNNPACK as on a device unless ``xnnpack`` is false.
 
     Raises:
         ConfigError: no library for it is installed.
-        ModelError: the file cannot be read, or the interpreter refuses it.
+        ModelError: the file cannot be read, or the interpreter rejects it.
     """
     module = litert()
     kinds = module.OpResolverType
@@ -180,7 +180,7 @@ def open_tflite(path: Path, threads: int, *, xnnpack: bool = True) -> LitertRunn
                 str(path), num_threads=threads, experimental_op_resolver_type=kernels
             )
             interpreter.allocate_tensors()
-    except Exception as error:  # ValueError, RuntimeError, and whatever an unfit NumPy makes of it
+    except Exception as error:  # ValueError, RuntimeError, or any error of an incompatible NumPy
         raise ModelError(f"{path}: {module.__name__} refuses it: {str(error).splitlines()[0]}") from error
     orders = _orders(path)
     entries = tuple(_port(found, orders["inputs"]) for found in interpreter.get_input_details())
@@ -189,7 +189,7 @@ def open_tflite(path: Path, threads: int, *, xnnpack: bool = True) -> LitertRunn
 
 
 def _orders(path: Path) -> dict[str, dict[str, list[int]]]:
-    """Orders of axes by the name of the input and output; none are known of a file that others wrote."""
+    """Axis orders by name of input and output; empty for a file that edgepack did not write."""
     entry = read_metadata(path).get(LAYOUT)
     orders: dict[str, dict[str, list[int]]] = json.loads(entry) if entry else {"inputs": {}, "outputs": {}}
     return orders
@@ -209,18 +209,18 @@ def _port(details: Mapping[str, Any], orders: Mapping[str, Sequence[int]]) -> Po
 
 
 def delegation(operators: Sequence[Mapping[str, Any]]) -> Delegation:
-    """What the delegate took, from the operators as the interpreter lists them.
+    """The delegated part, from the list of operators of the interpreter.
 
-    It lists those of the file and, after them, one node for each piece that a delegate took; those inside of
-    a piece stay in the list although they are not run. A piece is what its outputs need, back to its inputs.
+    It lists the operators of the file, then one node per delegated partition; operators in a partition stay
+    in the list although they are not run. A partition has the operators between its inputs and its outputs.
     """
     own = [op for op in operators if op["op_name"] != DELEGATE]
-    pieces = [op for op in operators if op["op_name"] == DELEGATE]
+    partitions = [op for op in operators if op["op_name"] == DELEGATE]
     producers = {int(tensor): index for index, op in enumerate(own) for tensor in op["outputs"]}
     taken: set[int] = set()
-    for piece in pieces:
-        given = {int(tensor) for tensor in piece["inputs"]}
-        wanted = [int(tensor) for tensor in piece["outputs"]]
+    for partition in partitions:
+        given = {int(tensor) for tensor in partition["inputs"]}
+        wanted = [int(tensor) for tensor in partition["outputs"]]
         while wanted:
             tensor = wanted.pop()
             index = producers.get(tensor)
@@ -229,4 +229,4 @@ def delegation(operators: Sequence[Mapping[str, Any]]) -> Delegation:
             taken.add(index)
             wanted += [int(other) for other in own[index]["inputs"]]
     left = Counter(op["op_name"] for index, op in enumerate(own) if index not in taken)
-    return Delegation(len(own), len(taken), len(pieces), dict(left.most_common()))
+    return Delegation(len(own), len(taken), len(partitions), dict(left.most_common()))

@@ -1,4 +1,4 @@
-"""What a runtime's C++ code writes to standard error, without its notes that all is well."""
+"""Filters informational lines that a runtime's C++ code writes to standard error."""
 
 import os
 import tempfile
@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 STDERR = 2
 NOTE = b"INFO: "
-"""How LiteRT marks a note, that it has made a delegate, say; from Python it cannot be told to write less."""
+"""Prefix of LiteRT's informational lines, e.g. on delegates; it has no log level in Python."""
 
 
 @contextmanager
 def without_notes() -> Iterator[None]:
-    """Within, lines that begin with ``INFO:`` do not reach standard error; all others do, at the end."""
+    """Within the context, lines with ``INFO:`` are dropped from standard error; others follow at its end."""
     kept = os.dup(STDERR)
     try:
         with tempfile.TemporaryFile() as written:

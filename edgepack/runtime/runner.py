@@ -1,4 +1,4 @@
-"""One way to run a model file, whatever runtime reads it."""
+"""One interface to run a model file in any runtime."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,36 +14,36 @@ from edgepack.runtime.litert import litert, open_tflite
 from edgepack.runtime.session import OrtRunner, open_session
 
 Outputs = dict[str, Array]
-"""Arrays by the output's name, real values."""
+"""Real values by name of the output."""
 
 
 class Runner(Protocol):
-    """An open model, fed and read under the names of the ONNX model that the file was made of."""
+    """An open model; inputs and outputs have the names of the original ONNX model."""
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
-        """What it must be fed; real values for an input that the file stores as integers."""
+        """Names, types and shapes of inputs; float for an input that the file takes quantized."""
 
     @property
     def one_thread(self) -> bool:
-        """Whether all work is done in the thread that calls."""
+        """Whether inference runs in the calling thread only."""
 
     def prepare(self, feeds: Feeds) -> Feeds:
-        """``feeds`` in the file's own types: what an application does before it calls."""
+        """Convert ``feeds`` to the types of the file, as an application does before inference."""
 
     def call(self, prepared: Feeds) -> Sequence[Array]:
-        """One run, and the file's own outputs: what is timed."""
+        """Run inference and return the outputs in the types of the file; this is what is timed."""
 
     def run(self, feeds: Feeds) -> Outputs:
-        """One run from real values to real values."""
+        """Run inference with real values for inputs and outputs."""
 
 
 def open_model(path: Path, runtime: Runtime) -> Runner:
     """``path`` as the target's runtime opens it: ``.tflite`` by LiteRT, all else by onnxruntime.
 
     Raises:
-        ConfigError: what is needed to run it is not here.
-        ModelError: the file is not there, or the runtime refuses it.
+        ConfigError: the library that runs it is not installed.
+        ModelError: the file does not exist, or the runtime rejects it.
     """
     if not path.is_file():
         raise ModelError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; give a model file")
@@ -55,10 +55,10 @@ def open_model(path: Path, runtime: Runtime) -> Runner:
 
 
 def load_library(path: Path) -> None:
-    """Import what :func:`open_model` needs for ``path``, so that it is not measured with it.
+    """Import the library that :func:`open_model` needs for ``path``, so that the import is not timed.
 
     Raises:
-        ConfigError: it is not here.
+        ConfigError: it is not installed.
     """
     if path.suffix == ".tflite":
         litert()

@@ -1,4 +1,4 @@
-"""onnxruntime sessions as a target's runtime opens them."""
+"""onnxruntime sessions with the settings of a target."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 QUIET = 3
 CPU = "CPUExecutionProvider"
 RUNTIME_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(string)": "str"}
-"""Types whose names the runtime and numpy do not share."""
+"""Types whose names differ between the runtime and NumPy."""
 
 
 def open_session(
@@ -33,12 +33,12 @@ def open_session(
     """A session of ``model`` with the target's provider, threads and settings.
 
     ``model`` is a file, or a serialized model below 2 GB. ``lean`` keeps no memory between runs (for
-    calibration, where shapes vary); without ``optimize`` the graph is run as it is; ``optimized_path`` has
-    the runtime write the graph that it made of the model; ``profile_prefix`` turns profiling on.
+    calibration, where shapes vary); without ``optimize`` the graph is not optimized; the runtime writes the
+    optimized graph to ``optimized_path``; ``profile_prefix`` turns profiling on.
 
     Raises:
-        ConfigError: the provider is not in this onnxruntime.
-        ModelError: the runtime refuses the model.
+        ConfigError: this onnxruntime does not have the provider.
+        ModelError: the runtime rejects the model.
     """
     import onnxruntime as ort  # noqa: PLC0415  # a third of a second that --help must not cost
 
@@ -77,7 +77,7 @@ def open_session(
 def open_optimized(
     model: Path, runtime: Runtime, folder: Path, *, profile_prefix: Path | None = None
 ) -> tuple["ort.InferenceSession", "ir.Model"]:
-    """A session and the graph that it executes, nodes in the order of execution; written to ``folder``.
+    """A session and its optimized graph, nodes in execution order; the graph is written to ``folder``.
 
     Raises:
         ConfigError, ModelError: see :func:`open_session`.
@@ -85,7 +85,7 @@ def open_optimized(
     import onnx_ir as ir  # noqa: PLC0415  # half a second that a cold start must not cost
 
     path = folder / "optimized.onnx"
-    # Weights go to a file of their own, or nothing above 2 GB could be looked at.
+    # Weights go to an external data file, since a protobuf is limited to 2 GB.
     written = {
         "session.save_model_format": "ONNX",
         "session.optimized_model_external_initializers_file_name": "optimized.data",
@@ -110,7 +110,7 @@ class OrtRunner:
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
-        """Names, types and sizes as the session tells them."""
+        """Names, types and shapes as the session reports them."""
         return tuple(
             InputSpec(
                 value.name,
@@ -122,17 +122,17 @@ class OrtRunner:
 
     @property
     def one_thread(self) -> bool:
-        """Whether the session computes in the thread that calls it."""
+        """Whether inference runs in the calling thread only."""
         threads: int = self.session.get_session_options().intra_op_num_threads
         providers: list[str] = self.session.get_providers()
         return threads == 1 and providers == [CPU]
 
     def prepare(self, feeds: Feeds) -> Feeds:
-        """The same: an ONNX file takes what it says."""
+        """The feeds unchanged: an ONNX file takes its declared types."""
         return dict(feeds)
 
     def call(self, prepared: Feeds) -> list[Array]:
-        """One run."""
+        """Run inference."""
         outputs: list[Array] = self.session.run(None, prepared)
         return outputs
 

@@ -1,4 +1,4 @@
-"""What a ``.tflite`` says of itself and its interpreter does not tell: the metadata entries."""
+"""Reads the metadata entries of a ``.tflite``, which its interpreter does not report."""
 
 import mmap
 from pathlib import Path

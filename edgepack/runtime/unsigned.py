@@ -1,6 +1,6 @@
-"""Integer products whose int8 weights become uint8: the same numbers, which no x86 kernel adds in 16 bits.
+"""Converts int8 weights of integer operators to uint8: equal values, for which no x86 kernel saturates.
 
-Given, and the same for MatMulInteger, QLinearConv and the runtime's own operators::
+Given (the same for MatMulInteger, QLinearConv and the runtime's own operators)::
 
     DequantizeLinear(w int8, scale, zero int8) -> Conv, Gemm or MatMul with a dequantized activation
 
@@ -18,8 +18,8 @@ from edgepack.ir.arrays import Array
 from edgepack.ir.model import computed, constant_tensor, dims, new_initializer, walk_nodes
 
 OFFSET = 128
-PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
-INTEGER_PRODUCTS: dict[str, tuple[int | None, tuple[tuple[int, int], ...]]] = {
+QDQ_OPS = frozenset({"Conv", "Gemm", "MatMul"})
+INTEGER_WEIGHT_INPUTS: dict[str, tuple[int | None, tuple[tuple[int, int], ...]]] = {
     "MatMulInteger": (2, ((1, 3),)),
     "MatMulIntegerToFloat": (4, ((1, 5),)),
     "DynamicQuantizeMatMul": (None, ((1, 3),)),
@@ -28,36 +28,37 @@ INTEGER_PRODUCTS: dict[str, tuple[int | None, tuple[tuple[int, int], ...]]] = {
     "QLinearMatMul": (2, ((3, 5),)),
     "QGemm": (2, ((3, 5),)),
 }
-"""By operator: which input is the zero point of its activation (``None``: it quantizes that itself, to
-uint8), and which inputs are weights, each with its zero point."""
+"""By operator: the input with the zero point of its activation (``None``: the operator quantizes it to
+uint8), and the inputs with weights, each with that of its zero point."""
 
 
 def make_weights_unsigned(model: ir.Model, *, int8_activations: bool) -> bool:
-    """Store the int8 weights that ``model`` multiplies with uint8 activations as uint8; whether it has any.
+    """Convert the int8 weights that ``model`` multiplies with uint8 activations to uint8; whether it has any.
 
-    ``int8_activations``: whether the runtime keeps int8 activations between Q/DQ. Their products with int8
-    are exact, and with uint8 there is no kernel. Otherwise it turns them to uint8 itself.
+    ``int8_activations``: whether the runtime keeps int8 activations between Q/DQ. Kernels of int8 activations
+    and int8 weights do not saturate, and there are none for uint8 weights. Otherwise the runtime converts the
+    activations to uint8.
     """
     made: dict[ir.Value | None, ir.Value] = {}
     for node in list(walk_nodes(model.graph)):
-        for reader, weight, zero in _weights(node, int8_activations=int8_activations):
-            old = reader.inputs[weight]
+        for consumer, weight, zero in _weights(node, int8_activations=int8_activations):
+            old = consumer.inputs[weight]
             if old not in made:
                 made[old] = _shifted(model.graph, old)
-            zeros = _zero_point(model.graph, reader, zero)
-            reader.resize_inputs(max(len(reader.inputs), zero + 1))
-            reader.replace_input_with(weight, made[old])
-            reader.replace_input_with(zero, zeros)
+            zeros = _zero_point(model.graph, consumer, zero)
+            consumer.resize_inputs(max(len(consumer.inputs), zero + 1))
+            consumer.replace_input_with(weight, made[old])
+            consumer.replace_input_with(zero, zeros)
     return bool(made)
 
 
 def _weights(node: ir.Node, *, int8_activations: bool) -> Iterator[tuple[ir.Node, int, int]]:
-    """The int8 weights of a product: who reads one, as which input, and as which its zero point."""
-    if node.op_type in INTEGER_PRODUCTS:
-        activation_zero, weights = INTEGER_PRODUCTS[node.op_type]
+    """The int8 weights of a node: consumer, index of its weight input, index of its zero point input."""
+    if node.op_type in INTEGER_WEIGHT_INPUTS:
+        activation_zero, weights = INTEGER_WEIGHT_INPUTS[node.op_type]
         if activation_zero is None or not _is_int8(_input(node, activation_zero)):
             yield from ((node, *place) for place in weights if _is_int8(_input(node, place[0])))
-    elif node.op_type in PRODUCTS and not node.domain:
+    elif node.op_type in QDQ_OPS and not node.domain:
         a, b = (_dequantize(_input(node, index)) for index in (0, 1))
         for stored, other in ((a, b), (b, a)):
             if stored is None or other is None or not _is_int8(stored.inputs[0]):
@@ -67,7 +68,7 @@ def _weights(node: ir.Node, *, int8_activations: bool) -> Iterator[tuple[ir.Node
 
 
 def _shifted(graph: ir.Graph, value: ir.Value | None) -> ir.Value:
-    """A constant plus 128, as uint8."""
+    """An initializer plus 128, as uint8."""
     tensor = constant_tensor(value)
     assert value is not None
     assert tensor is not None
@@ -78,14 +79,14 @@ def _shifted(graph: ir.Graph, value: ir.Value | None) -> ir.Value:
     return new_initializer(graph, f"{value.name}_u8", computed(tensor, shift, ir.DataType.UINT8))
 
 
-def _zero_point(graph: ir.Graph, reader: ir.Node, index: int) -> ir.Value:
-    """The zero point of a weight plus 128; one that is left out is zero, of the shape of the scale."""
-    value = _input(reader, index)
+def _zero_point(graph: ir.Graph, consumer: ir.Node, index: int) -> ir.Value:
+    """The zero point of a weight plus 128; an absent one is zero, of the shape of the scale."""
+    value = _input(consumer, index)
     if value is not None:
         return _shifted(graph, value)
-    scale = constant_tensor(_input(reader, 1)) if reader.op_type == "DequantizeLinear" else None
+    scale = constant_tensor(_input(consumer, 1)) if consumer.op_type == "DequantizeLinear" else None
     shape = dims(scale) if scale is not None else ()
-    return new_initializer(graph, f"{reader.name}_zero_u8", np.full(shape, OFFSET, np.uint8))
+    return new_initializer(graph, f"{consumer.name}_zero_u8", np.full(shape, OFFSET, np.uint8))
 
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from edgepack.config.target import Target
 from edgepack.quantization.groups import FusionGroup, Role
-from edgepack.quantization.plan.types import Method, Methods, QuantPlan, Request
+from edgepack.quantization.plan.types import Precision, Precisions, QuantPlan, Request
 from edgepack.results import NO_REASON, Cause, Reason
 
 FLOAT_HERE = Reason(Cause.CANDIDATE, "computes in float in the form that was chosen")
@@ -23,9 +23,9 @@ class WholeModel(StrEnum):
     FLOAT = "float"
 
     @property
-    def method(self) -> Method | None:
+    def method(self) -> Precision | None:
         """The precision that all heavy groups have; ``None`` where they have several."""
-        return None if self is WholeModel.STATIC_AND_DYNAMIC else Method(self.value)
+        return None if self is WholeModel.STATIC_AND_DYNAMIC else Precision(self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class CandidateName:
     whole: WholeModel
     varied: tuple[str, ...] = ()
     """Groups of similar groups in another precision, one after another."""
-    changed: tuple[tuple[str, Method], ...] = ()
+    changed: tuple[tuple[str, Precision], ...] = ()
     """Single groups in another precision."""
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class CandidateName:
         """The name with one more group in another precision."""
         return replace(self, varied=(*self.varied, label))
 
-    def change(self, groups: Sequence[tuple[str, Method]]) -> "CandidateName":
+    def change(self, groups: Sequence[tuple[str, Precision]]) -> "CandidateName":
         """The name with these single groups in other precisions, in the place of others before."""
         return replace(self, changed=tuple(groups))
 
@@ -67,34 +67,36 @@ class Variation:
 
     label: str
     groups: tuple[str, ...]
-    method: Method
+    method: Precision
 
 
-def whole_model_methods(groups: Sequence[FusionGroup], target: Target) -> dict[WholeModel, dict[str, Method]]:
+def whole_model_methods(
+    groups: Sequence[FusionGroup], target: Target
+) -> dict[WholeModel, dict[str, Precision]]:
     """The whole-model candidates that differ on this model: method by operator type, by candidate."""
     kernels = target.kernels
     heavy = heavy_types(groups)
     weighted = {u.op_type for u in groups if u.weight is not None}
-    candidates: dict[WholeModel, dict[str, Method]] = {}
+    candidates: dict[WholeModel, dict[str, Precision]] = {}
     static = heavy & set(kernels.integer)
     dynamic = weighted & set(kernels.dynamic)
     if static:
-        candidates[WholeModel.STATIC] = dict.fromkeys(heavy, Method.STATIC)
+        candidates[WholeModel.STATIC] = dict.fromkeys(heavy, Precision.STATIC)
     if dynamic and static - dynamic:
         candidates[WholeModel.STATIC_AND_DYNAMIC] = {
-            op: Method.DYNAMIC if op in dynamic else Method.STATIC for op in heavy
+            op: Precision.DYNAMIC if op in dynamic else Precision.STATIC for op in heavy
         }
     if dynamic:
         candidates[WholeModel.DYNAMIC] = {
-            op: Method.DYNAMIC if op in dynamic else Method.WEIGHT_ONLY for op in heavy
+            op: Precision.DYNAMIC if op in dynamic else Precision.WEIGHT_ONLY for op in heavy
         }
     if weighted & set(kernels.weight_only) or any(is_table(u) for u in groups):
-        candidates[WholeModel.WEIGHT_ONLY] = dict.fromkeys(heavy, Method.WEIGHT_ONLY)
+        candidates[WholeModel.WEIGHT_ONLY] = dict.fromkeys(heavy, Precision.WEIGHT_ONLY)
     if kernels.folds_constants and any(
         (u.op_type == "MatMul" and u.weight) or is_table(u) or u.stored for u in groups
     ):
-        candidates[WholeModel.STORED] = dict.fromkeys(heavy, Method.STORED)
-    candidates[WholeModel.FLOAT] = dict.fromkeys(heavy, Method.FLOAT)
+        candidates[WholeModel.STORED] = dict.fromkeys(heavy, Precision.STORED)
+    candidates[WholeModel.FLOAT] = dict.fromkeys(heavy, Precision.FLOAT)
     return candidates
 
 
@@ -109,17 +111,17 @@ def is_table(group: FusionGroup) -> bool:
 
 
 def methods_of(
-    groups: Sequence[FusionGroup], whole: WholeModel, by_type: Mapping[str, Method], fixed: Methods
+    groups: Sequence[FusionGroup], whole: WholeModel, by_type: Mapping[str, Precision], fixed: Precisions
 ) -> dict[str, Request]:
     """Methods by group: what the recipe fixed, then by type; light groups follow their neighbours."""
-    in_float = Method.FLOAT if whole is WholeModel.FLOAT else Method.STORED
+    in_float = Precision.FLOAT if whole is WholeModel.FLOAT else Precision.STORED
     static = whole in (WholeModel.STATIC, WholeModel.STATIC_AND_DYNAMIC)
-    light = Method.STATIC if static else in_float
-    table = in_float if whole in (WholeModel.FLOAT, WholeModel.STORED) else Method.WEIGHT_ONLY
+    light = Precision.STATIC if static else in_float
+    table = in_float if whole in (WholeModel.FLOAT, WholeModel.STORED) else Precision.WEIGHT_ONLY
     methods = {}
     for group in groups:
         method = table if is_table(group) else by_type.get(group.op_type, light)
-        here = method is Method.FLOAT or (group.role is not Role.HEAVY and method is light is in_float)
+        here = method is Precision.FLOAT or (group.role is not Role.HEAVY and method is light is in_float)
         methods[group.name] = fixed.get(group.name, Request(method, FLOAT_HERE if here else NO_REASON))
     return methods
 
@@ -131,7 +133,7 @@ def variations(
 
     Weights stored as int8 cost no time, so a group that computes in float need not be large.
     """
-    taken = {u.group.name for u in plan.groups if u.method is not Method.FLOAT and not u.stored}
+    taken = {u.group.name for u in plan.groups if u.precision is not Precision.FLOAT and not u.stored}
     tables: dict[str, list[str]] = {}
     kinds: dict[str, list[str]] = {}
     order: dict[tuple[bool, str], None] = {}
@@ -143,15 +145,15 @@ def variations(
         (tables if table else kinds).setdefault(label, []).append(group.name)
         order[table, label] = None
     heavy = [u.name for u in groups if u.role is Role.HEAVY and u.name in taken]
-    unfolded = Method.STORED if folds_constants else Method.FLOAT
+    unfolded = Precision.STORED if folds_constants else Precision.FLOAT
     for table, label in order:
         names = (tables if table else kinds)[label]
         if names != heavy:  # all of them would be another whole-model candidate
-            yield Variation(f"{label} in float", tuple(names), unfolded if table else Method.WEIGHT_ONLY)
+            yield Variation(f"{label} in float", tuple(names), unfolded if table else Precision.WEIGHT_ONLY)
     if len(heavy) > 2:
-        yield Variation("first group in float", (heavy[0],), Method.WEIGHT_ONLY)
-        yield Variation("last group in float", (heavy[-1],), Method.WEIGHT_ONLY)
-    static = {u.group.name for u in plan.of(Method.STATIC)}
+        yield Variation("first group in float", (heavy[0],), Precision.WEIGHT_ONLY)
+        yield Variation("last group in float", (heavy[-1],), Precision.WEIGHT_ONLY)
+    static = {u.group.name for u in plan.of(Precision.STATIC)}
     concats = [u.name for u in groups if u.op_type == "Concat" and u.role is Role.LIGHT and u.name in static]
     if concats:
-        yield Variation("Concat on one scale", tuple(concats), Method.SHARED_SCALE)
+        yield Variation("Concat on one scale", tuple(concats), Precision.SHARED_SCALE)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgepack.quantization.groups import FusionGroup
-from edgepack.quantization.plan.types import Method, Methods, QuantPlan, Request
+from edgepack.quantization.plan.types import Precision, Precisions, QuantPlan, Request
 from edgepack.results import NO_REASON, Candidate, Cause, Reason, SensitivityRow
 from edgepack.selection.candidates import (
     CandidateName,
@@ -80,8 +80,8 @@ def choose(problem: Problem, *, method: str, by_group: bool = True, task: Task |
     return Choice(*problem.form(best.methods), board.lines(best), sensitivity, notes)
 
 
-def _asked_for(groups: Sequence[FusionGroup], whole: WholeModel, fixed: Methods) -> Methods:
-    return methods_of(groups, whole, dict.fromkeys(heavy_types(groups), Method(whole)), fixed)
+def _asked_for(groups: Sequence[FusionGroup], whole: WholeModel, fixed: Precisions) -> Precisions:
+    return methods_of(groups, whole, dict.fromkeys(heavy_types(groups), Precision(whole)), fixed)
 
 
 def _best_whole(board: Leaderboard) -> Trial:
@@ -111,9 +111,9 @@ def _best_by_group(board: Leaderboard, best: Trial) -> Trial:
 
 def _integer_one_near(trials: Sequence[Trial], best: Trial, cost: Cost) -> Trial | None:
     """The cheapest form on integers, where ``best`` is none and not much cheaper."""
-    if best.plan.of(Method.STATIC):
+    if best.plan.of(Precision.STATIC):
         return None
-    integer = [t for t in trials if t.plan.of(Method.STATIC) and cost(t) < cost(best) * NEAR]
+    integer = [t for t in trials if t.plan.of(Precision.STATIC) and cost(t) < cost(best) * NEAR]
     return min(integer, key=cost, default=None)
 
 
@@ -130,13 +130,13 @@ def _vary(board: Leaderboard, best: Trial, at_best: CostOf, cost: CostOf) -> Tri
             break
         method = variation.method
         free = [
-            n for n in variation.groups if n not in problem.fixed and best.methods[n].method is not method
+            n for n in variation.groups if n not in problem.fixed and best.methods[n].precision is not method
         ]
         if not free:
             continue
-        before = best.methods[free[0]].method
+        before = best.methods[free[0]].precision
         slower = Reason(Cause.SLOWER, f"measured slower as {before} than in float")
-        request = Request(method, NO_REASON if method is Method.SHARED_SCALE else slower)
+        request = Request(method, NO_REASON if method is Precision.SHARED_SCALE else slower)
         trial = board.attempt(
             best.name.vary(variation.label), {**best.methods, **dict.fromkeys(free, request)}
         )

@@ -9,12 +9,12 @@ import onnx_ir as ir
 from edgepack.errors import EdgepackError, ModelError
 from edgepack.ir.files import model_bytes
 from edgepack.quantization.groups import FusionGroup
-from edgepack.quantization.plan.types import Methods, QuantPlan
+from edgepack.quantization.plan.types import Precisions, QuantPlan
 from edgepack.results import Candidate, Fidelity, finite
 from edgepack.selection.candidates import CandidateName
 from edgepack.selection.trials import FAILURES, Cost, Floor, Trial, TrialBench
 
-Form = Callable[[Methods], tuple[QuantPlan, ir.Model]]
+Form = Callable[[Precisions], tuple[QuantPlan, ir.Model]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,7 +25,7 @@ class Problem:
     bench: TrialBench
     form: Form
     """Makes a plan and a model from methods."""
-    fixed: Methods
+    fixed: Precisions
     """What the recipe decided, by group."""
     floor: Floor
     verify: Callable[[Path], Fidelity]
@@ -61,7 +61,7 @@ class Leaderboard:
         """The floor of fidelity in plain dB, where there is one."""
         return self.problem.floor.least_db(self.bench.constant_db)
 
-    def measure(self, name: CandidateName, methods: Methods) -> Trial:
+    def measure(self, name: CandidateName, methods: Precisions) -> Trial:
         """Build and measure a candidate.
 
         Raises:
@@ -72,7 +72,7 @@ class Leaderboard:
         self.trials.append(trial)
         return trial
 
-    def attempt(self, name: CandidateName, methods: Methods) -> Trial | None:
+    def attempt(self, name: CandidateName, methods: Precisions) -> Trial | None:
         """The same, or ``None`` where the runtime does not run it; the reason is kept."""
         try:
             return self.measure(name, methods)

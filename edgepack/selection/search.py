@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from edgepack.quantization.groups import FusionGroup, Role
-from edgepack.quantization.plan.types import Method, Methods, Request
+from edgepack.quantization.plan.types import Precision, Precisions, Request
 from edgepack.results import Cause, Reason, SensitivityRow, finite
 from edgepack.selection.candidates import CandidateName
 from edgepack.selection.leaderboard import Leaderboard
@@ -39,8 +39,8 @@ SHARES_FOR_NOISE = (0.5, 0.75, 0.9)
 REPAIR_SECONDS = 60.0
 """For finding which groups keep the cheapest form from being accurate, where one is not."""
 
-Forms = Mapping[str, Method]
-Noise = dict[tuple[str, Method], float]
+Forms = Mapping[str, Precision]
+Noise = dict[tuple[str, Precision], float]
 """Noise power over signal power that a group in a form brings to the outputs, alone."""
 
 
@@ -61,7 +61,7 @@ class Move(NamedTuple):
 
     gain: float
     group: str
-    method: Method
+    method: Precision
     reason: Reason
 
 
@@ -78,7 +78,7 @@ class _Clock:
         self.task.progress(what, spent, max(int(self.task.seconds), 1))
 
 
-def too_noisy(method: Method) -> Reason:
+def too_noisy(method: Precision) -> Reason:
     """Why a repair kept a group from the precision that a candidate had for it."""
     return Reason(Cause.NOISIER, f"too noisy as {method}")
 
@@ -89,11 +89,11 @@ class Search:
 
     board: Leaderboard
     clock: _Clock
-    whole: Mapping[Method, Trial]
+    whole: Mapping[Precision, Trial]
     """Forms of the whole model by their method."""
     noise: Noise = field(default_factory=dict)
-    us: dict[Method, Mapping[str, float | None]] = field(default_factory=dict)
-    failed: set[tuple[str, Method]] = field(default_factory=set)
+    us: dict[Precision, Mapping[str, float | None]] = field(default_factory=dict)
+    failed: set[tuple[str, Precision]] = field(default_factory=set)
     """Groups and forms that could not be measured alone."""
 
     @property
@@ -114,7 +114,7 @@ class Search:
 
     def measure_noise(self, share: float) -> None:
         """Find the noise of each group in each form alone, up to a ``share`` of the budget."""
-        plain = {u.name: Request(Method.FLOAT) for u in self.groups}
+        plain = {u.name: Request(Precision.FLOAT) for u in self.groups}
         for group, method in self.unknown():
             if not self.clock.left(share):
                 return
@@ -126,14 +126,14 @@ class Search:
                 self.failed.add((group.name, method))
                 self.board.refuse(f"{group.name} as {method}, alone", error, of_units=False)
 
-    def unknown(self) -> list[tuple[FusionGroup, Method]]:
+    def unknown(self) -> list[tuple[FusionGroup, Precision]]:
         """Groups and forms whose noise is yet to be measured."""
-        methods = (Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY)
+        methods = (Precision.STATIC, Precision.DYNAMIC, Precision.WEIGHT_ONLY)
         every = ((group, method) for method in methods for group in self._movable(method))
         known = self.noise.keys() | self.failed
         return [(group, method) for group, method in every if (group.name, method) not in known]
 
-    def _movable(self, method: Method) -> Iterator[FusionGroup]:
+    def _movable(self, method: Precision) -> Iterator[FusionGroup]:
         trial = self.whole.get(method)
         forms = _forms(trial) if trial is not None else {}
         for group in self.groups:
@@ -175,29 +175,29 @@ class Search:
                     seen.add(group.name)
                     yield group
 
-    def _known(self, now: Method) -> set[tuple[str, Method]]:
+    def _known(self, now: Precision) -> set[tuple[str, Precision]]:
         """Forms that a group may take: those measured, where its present form is measured as well."""
         measured = {name for name, method in self.noise if method is now}
-        if now in (Method.FLOAT, Method.WEIGHT_ONLY, Method.STORED):
+        if now in (Precision.FLOAT, Precision.WEIGHT_ONLY, Precision.STORED):
             measured = {name for name, _ in self.noise}
         known = {(name, method) for name, method in self.noise if name in measured}
-        return known | {(name, Method.FLOAT) for name in measured if Method.WEIGHT_ONLY not in self.us}
+        return known | {(name, Precision.FLOAT) for name in measured if Precision.WEIGHT_ONLY not in self.us}
 
-    def _noise(self, name: str, method: Method) -> float:
-        same = Method.WEIGHT_ONLY if method is Method.STORED else method
+    def _noise(self, name: str, method: Precision) -> float:
+        same = Precision.WEIGHT_ONLY if method is Precision.STORED else method
         return self.noise.get((name, same), 0.0)
 
-    def _us(self, group: FusionGroup, method: Method, forms: Forms) -> float:
+    def _us(self, group: FusionGroup, method: Precision, forms: Forms) -> float:
         """Microseconds of the group in a form, with conversions at its borders to ``forms`` around it."""
         own = _value(self.us[method], group.name)
-        integer = method is Method.STATIC
+        integer = method is Precision.STATIC
         around = (*_sources(group, self.groups), *_readers(group, self.groups))
-        crossings = sum((forms[other.name] is Method.STATIC) is not integer for other in around)
+        crossings = sum((forms[other.name] is Precision.STATIC) is not integer for other in around)
         return own + crossings * _elements(group, self.clock.task.elements) * CONVERSION_NS * 1e-3
 
     def improve(self, best: Trial) -> Trial:
         """``best`` with groups in other forms, as many at a time as are foretold to gain."""
-        board: set[frozenset[tuple[str, Method]]] = set()
+        board: set[frozenset[tuple[str, Precision]]] = set()
         moves = self.moves(best)
         size = len(moves)
         singles = 0
@@ -225,12 +225,12 @@ class Search:
         microsecond buys off.
         """
         forms = _forms(cheap)
-        stored = _forms(self.whole[Method.WEIGHT_ONLY]) if Method.WEIGHT_ONLY in self.whole else {}
+        stored = _forms(self.whole[Precision.WEIGHT_ONLY]) if Precision.WEIGHT_ONLY in self.whole else {}
         noisy = []
-        for name in (u.name for u in self._movable_at_all() if forms[u.name] is not Method.FLOAT):
+        for name in (u.name for u in self._movable_at_all() if forms[u.name] is not Precision.FLOAT):
             now = forms[name]
             # Weights alone bring so little noise that it need not be known.
-            to = Method.WEIGHT_ONLY if stored.get(name) is Method.WEIGHT_ONLY else Method.FLOAT
+            to = Precision.WEIGHT_ONLY if stored.get(name) is Precision.WEIGHT_ONLY else Precision.FLOAT
             saved = self._noise(name, now) - self._noise(name, to)
             if saved > 0 and now is not to:
                 noisy.append(Move(saved / self._price_us(name, now, to), name, to, too_noisy(now)))
@@ -265,8 +265,8 @@ class Search:
             self.board.refuse(str(_name(trial, batch)), error, of_units=True)
             return False
 
-    def _price_us(self, name: str, now: Method, to: Method) -> float:
-        us = self.us.get(to) or self.us.get(Method.FLOAT) or {}
+    def _price_us(self, name: str, now: Precision, to: Precision) -> float:
+        us = self.us.get(to) or self.us.get(Precision.FLOAT) or {}
         return max(_value(us, name) - _value(self.us.get(now, {}), name), 1.0)
 
     def _changed(self, trial: Trial, batch: Sequence[Move]) -> Trial | None:
@@ -334,12 +334,12 @@ def _name(trial: Trial, batch: Sequence[Move]) -> CandidateName:
     return trial.name.change([(m.group, m.method) for m in batch])
 
 
-def _changed_methods(trial: Trial, batch: Sequence[Move]) -> Methods:
+def _changed_methods(trial: Trial, batch: Sequence[Move]) -> Precisions:
     return {**trial.methods, **{m.group: Request(m.method, m.reason) for m in batch}}
 
 
-def _forms(trial: Trial) -> dict[str, Method]:
-    return {u.group.name: u.method for u in trial.plan.groups}
+def _forms(trial: Trial) -> dict[str, Precision]:
+    return {u.group.name: u.precision for u in trial.plan.groups}
 
 
 def _value(figures: Mapping[str, float | None], name: str) -> float:

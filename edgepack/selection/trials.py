@@ -20,7 +20,7 @@ from edgepack.ir.arrays import Feeds
 from edgepack.ir.files import model_bytes, save_model
 from edgepack.ir.numerics import ratio_db
 from edgepack.quantization.groups import FusionGroup
-from edgepack.quantization.plan.types import Methods, QuantPlan
+from edgepack.quantization.plan.types import Precisions, QuantPlan
 from edgepack.quantization.weights.stored_constants import unfolded_bytes
 from edgepack.results import Fidelity
 from edgepack.runtime.host import for_accuracy
@@ -61,7 +61,7 @@ class Trial:
     """A built and measured form."""
 
     name: CandidateName
-    methods: Methods
+    methods: Precisions
     plan: QuantPlan
     path: Path
     size_bytes: int
@@ -214,7 +214,7 @@ class TrialBench:
             itself.add(outputs, outputs, "probe")
         return ratio_db(itself.signal, self._varying) if itself.signal else 0.0
 
-    def measure(self, name: CandidateName, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
+    def measure(self, name: CandidateName, methods: Precisions, plan: QuantPlan, model: ir.Model) -> Trial:
         """Write one form, time it against the original, interleaved, and compare its outputs."""
         path = self._write(model)
         digest = self._digest(path)

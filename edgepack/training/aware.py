@@ -11,7 +11,7 @@ from edgepack.data.samples import Samples
 from edgepack.errors import ConfigError
 from edgepack.ir.arrays import Array
 from edgepack.ir.model import name_of
-from edgepack.quantization.plan.types import Method, QuantPlan
+from edgepack.quantization.plan.types import Precision, QuantPlan
 from edgepack.quantization.weights.rounding import Rounded
 from edgepack.results import Notes
 from edgepack.training.fake_quant import QuantizedStudent
@@ -83,7 +83,7 @@ def _others(model: ir.Model, plan: QuantPlan) -> list[str]:
     """Patterns of the constants that no integer group stores alone."""
     nodes = {n.name: n for n in model.graph}
     own: set[str] = set()
-    for group_plan in plan.of(Method.STATIC):
+    for group_plan in plan.of(Precision.STATIC):
         group = group_plan.group
         if group_plan.weight is None or group.table is not None:
             continue

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edgepack.ir.model import constant, new_initializer
 from edgepack.ir.numerics import MIN_SCALE, weight_limit
-from edgepack.quantization.plan.types import GroupPlan, Method, QuantPlan
+from edgepack.quantization.plan.types import GroupPlan, Precision, QuantPlan
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder
 from edgepack.training.graph import as_tensor, compile_model, run_program
@@ -73,7 +73,7 @@ class QuantizedStudent:
         keys = keys_of(model)
         floats, nodes = {n.name: n for n in model.graph}, {n.name: n for n in self.model.graph}
         self.groups: list[_Group] = []
-        for group_plan in plan.of(Method.STATIC):
+        for group_plan in plan.of(Precision.STATIC):
             node, before = nodes[group_plan.group.name], floats[group_plan.group.name]
             source = source_of(before.inputs[1]) if group_plan.weight is not None else None
             if source is not None and keys[source] in held.tensors and _stored(node, 1):

@@ -19,8 +19,8 @@ from edgepack.ir.model import constant, name_of
 from edgepack.ir.scheme import QuantParams
 from edgepack.quantization.groups import activation_bounds
 from edgepack.quantization.plan.plan import FIXED_RANGES
-from edgepack.quantization.plan.types import Method, QuantPlan
-from edgepack.quantization.rewrite.hard_activations import HARD_OPS
+from edgepack.quantization.plan.types import Precision, QuantPlan
+from edgepack.quantization.rewrite.hard_activations import HARD_ACTIVATIONS
 from edgepack.training.graph import as_tensor
 from edgepack.training.held import Parameters
 
@@ -78,9 +78,9 @@ def learned_scales(model: ir.Model, quantized: ir.Model, plan: QuantPlan, held: 
 
 def _fixed(plan: QuantPlan) -> set[bytes]:
     fixed: set[bytes] = set()
-    for group_plan in plan.of(Method.STATIC):
+    for group_plan in plan.of(Precision.STATIC):
         group = group_plan.group
-        if group.op_type in HARD_OPS:
+        if group.op_type in HARD_ACTIVATIONS:
             names = (*group.inputs, *group.outputs)
         elif group.op_type in FIXED_RANGES or (
             group.activation is not None and not group_plan.drop_activation
@@ -95,7 +95,7 @@ def _fixed(plan: QuantPlan) -> set[bytes]:
 def _most(model: ir.Model, plan: QuantPlan) -> dict[bytes, float]:
     nodes = {n.name: n for n in model.graph}
     found: dict[bytes, float] = {}
-    for group_plan in plan.of(Method.STATIC):
+    for group_plan in plan.of(Precision.STATIC):
         group = group_plan.group
         params = plan.activations.get(group.outputs[0]) if group.activation is not None else None
         if params is None or group.activation is None:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from edgepack.ir.arrays import Array
 from edgepack.ir.model import clone, new_initializer
 from edgepack.ir.numerics import weight_limit
-from edgepack.quantization.plan.types import Method, QuantPlan
+from edgepack.quantization.plan.types import Precision, QuantPlan
 from edgepack.quantization.weights.matrix import bias_of, weight_of
 from edgepack.quantization.weights.rounding import Rounded
 
@@ -42,7 +42,7 @@ class Start:
         """What is stored of ``trained``, which is :attr:`model` with trained weights."""
         nodes = {n.name: n for n in trained.graph}
         found = {}
-        for group_plan in self.plan.of(Method.STATIC):
+        for group_plan in self.plan.of(Precision.STATIC):
             name, params = group_plan.group.name, group_plan.weight
             if name in self.displaced and params is not None:
                 node, own = nodes[name], self.displaced[name]
@@ -57,7 +57,7 @@ def start_from(model: ir.Model, plan: QuantPlan, stored: Mapping[str, Rounded]) 
     """Start the training of ``model`` from the ``stored`` weights and biases of its ``plan``, all static."""
     begun, displaced = clone(model), {}
     nodes = {n.name: n for n in begun.graph}
-    for group_plan in plan.of(Method.STATIC):
+    for group_plan in plan.of(Precision.STATIC):
         name, params = group_plan.group.name, group_plan.weight
         if params is None or name not in stored:
             continue

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.observing import bounds, measured
 from support.onnx_models import Array, f32, parse, run
 
-from edgepack.calibration.effective_range import UNARY, Function, reader_functions
+from edgepack.calibration.effective_range import UNARY, Function, consumer_functions
 from edgepack.calibration.observers import OBSERVERS
 from edgepack.calibration.run import calibrate
 from edgepack.config.recipe import Calibration, Data
@@ -40,13 +40,13 @@ def test_each_function_is_that_of_the_operator(op: str) -> None:
     node = f"y = {op} {ATTRIBUTES.get(op, '')} (h{EXTRA.get(op, '')})"
     model = read_by(node, constants={"low": f32(-1.5), "high": f32(2)} if op == "Clip" else None)
     x = np.linspace(-12, 12, 101, dtype=np.float32)
-    (function,) = reader_functions(value_in(model, "h"))
+    (function,) = consumer_functions(value_in(model, "h"))
     np.testing.assert_allclose(function((-x).astype(np.float64)), run(model, {"x": x})["y"], atol=2e-6)
 
 
 def test_a_gated_value_is_seen_through_the_product() -> None:
     model = read_by("s = Sigmoid (h)", "y = Mul (h, s)")
-    (function,) = reader_functions(value_in(model, "h"))
+    (function,) = consumer_functions(value_in(model, "h"))
     x = np.linspace(-12, 12, 101)
     np.testing.assert_allclose(function(x), x / (1 + np.exp(-x)), atol=1e-12)
 
@@ -64,7 +64,7 @@ def test_a_gated_value_is_seen_through_the_product() -> None:
     ids=["another reader", "an output", "its square", "bounds of the run", "a shared gate", "a gate told"],
 )
 def test_who_sees_the_value_itself(nodes: list[str], outputs: str) -> None:
-    assert reader_functions(value_in(read_by(*nodes, outputs=outputs), "h")) == ()
+    assert consumer_functions(value_in(read_by(*nodes, outputs=outputs), "h")) == ()
 
 
 def swish(x: Array) -> Array:
@@ -76,7 +76,7 @@ def test_behind_a_function_the_range_is_never_worse(spread: float, seed: int) ->
     x = (np.random.default_rng(seed).standard_normal(3000) * spread).astype(np.float32)
     stats = measured(x)
     plain = OBSERVERS["mse"](stats, Calibration(), 255)
-    stats.seen = (swish,)
+    stats.consumer_functions = (swish,)
     aware = OBSERVERS["mse"](stats, Calibration(), 255)
 
     def error(low: float, high: float, f: Function | Callable[[Array], Array]) -> float:

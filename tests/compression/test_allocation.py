@@ -73,7 +73,7 @@ def curves_of(folder: Path, x: Array) -> dict[str, Curve]:
     groups = [u for u in find_fusion_groups(model, target().kernels) if u.op_type == "Gemm"]
     nodes = {n.name: n for n in model.graph}
     halves = samples.halves()
-    streams = (stream_moments(model, groups, h, second_order=True, threads=1, seed=0) for h in halves)
+    streams = (stream_moments(model, groups, h, with_second_moments=True, threads=1, seed=0) for h in halves)
     pairs = [(u, matrix_of(nodes[u.name]), a, b) for (u, a), (_, b) in zip(*streams, strict=True)]
 
     def zeroed(matrix: Array, moments: InputMoments, share: float, damping: float) -> Array:

@@ -10,10 +10,10 @@ from edgepack.errors import ExportError
 from edgepack.evaluation.check import Comparison
 from edgepack.evaluation.differences import (
     compared_outputs,
+    data_dependent_axes,
+    discrete_row_difference,
+    numeric_row_difference,
     open_axis,
-    rows_of_answers,
-    rows_of_numbers,
-    sized_by_data,
 )
 from edgepack.evaluation.variation import varying_power
 
@@ -58,11 +58,11 @@ def test_answers_beside_numbers_do_not_count() -> None:
 def test_boxes_in_another_order_or_number(order: list[int], missing: int) -> None:
     """What was found is compared, not where it stands in the list."""
     moved = BOXES[order] + np.float32(0.01)
-    assert rows_of_numbers(BOXES, moved).noise == pytest.approx(12 * 0.01**2, rel=1e-2)
-    fewer = rows_of_numbers(BOXES, BOXES[order][missing:])
+    assert numeric_row_difference(BOXES, moved).noise == pytest.approx(12 * 0.01**2, rel=1e-2)
+    fewer = numeric_row_difference(BOXES, BOXES[order][missing:])
     assert fewer.signal == pytest.approx(float((BOXES**2).sum()))
     assert (fewer.noise == 0) == (missing == 0)
-    assert rows_of_numbers(BOXES[order][missing:], BOXES).noise > 0 or missing == 0
+    assert numeric_row_difference(BOXES[order][missing:], BOXES).noise > 0 or missing == 0
 
 
 def test_one_box_more_does_not_end_the_comparison() -> None:
@@ -71,7 +71,7 @@ def test_one_box_more_does_not_end_the_comparison() -> None:
         BOXES, more, picked=(i64([[0, 0], [0, 1], [0, 2]]), i64([[0, 2], [0, 1], [0, 0], [0, 3]]))
     )
     assert 20 < found.sqnr_db < 60
-    again = Comparison(loose=found.loose)
+    again = Comparison(open_axes=found.open_axes)
     again.add({"y": BOXES}, {"y": BOXES[::-1]}, "probe 1")
     assert again.sqnr_db == np.inf, "once its number followed from data, order means nothing"
     nothing = compared(BOXES, BOXES[:0])
@@ -80,7 +80,7 @@ def test_one_box_more_does_not_end_the_comparison() -> None:
 
 def test_rows_of_answers() -> None:
     a, b = i64([[0, 1], [0, 2], [0, 2]]), i64([[0, 2], [0, 1]])
-    found = rows_of_answers(a, b)
+    found = discrete_row_difference(a, b)
     assert (found.signal, found.noise) == (3, 1)
     assert compared(a, b).agreement == pytest.approx(2 / 3)
 
@@ -97,8 +97,8 @@ def test_sizes_that_follow_from_data() -> None:
     x, wide = {"x": np.zeros((1, 4))}, {"x": np.zeros((1, 8))}
     mask = {"m": np.zeros((2, 9))}
     runs = [(x, {"y": BOXES, **mask}), (wide, {"y": BOXES[:1], **mask}), (x, {"y": BOXES[:2], **mask})]
-    assert sized_by_data(runs) == {"y": 0}
-    assert sized_by_data(runs[:2]) == {}, "of another input"
+    assert data_dependent_axes(runs) == {"y": 0}
+    assert data_dependent_axes(runs[:2]) == {}, "of another input"
 
 
 def test_another_form_of_output_is_refused() -> None:

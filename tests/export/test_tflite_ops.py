@@ -14,7 +14,7 @@ from support.tflite_moves import MOVES, POOLS, RESIZES
 from edgepack.config.target import load_target
 from edgepack.errors import ExportError
 from edgepack.ir.numerics import sqnr_db
-from edgepack.quantization.plan.types import Method
+from edgepack.quantization.plan.types import Precision
 from edgepack.runtime.litert import open_tflite
 
 HEAVY = {
@@ -143,13 +143,13 @@ def test_cast(tmp_path: Path) -> None:
 def test_what_has_no_form_is_refused_by_name(tmp_path: Path, body: str, reason: str) -> None:
     weights = {"a": ints(1)} if "CumSum" in body else None
     with pytest.raises(ExportError, match=reason) as found:
-        write(tmp_path, body, weights, fixed={"y": Method.FLOAT})
+        write(tmp_path, body, weights, fixed={"y": Precision.FLOAT})
     assert "CumSum" in str(found.value) or "LRN" in str(found.value)
 
 
 def test_a_scalar_is_fed_as_one(tmp_path: Path) -> None:
     body = "net (float[1, 8] x, float t) => (float[1, 8] y) { y = Mul (x, t) }"
-    made = write(tmp_path, body, io="float", target=device("float"), fixed={"y": Method.FLOAT})
+    made = write(tmp_path, body, io="float", target=device("float"), fixed={"y": Precision.FLOAT})
     for sample, expected in zip(made.samples, made.original, strict=True):
         got = open_tflite(made.path, 1).run(sample)
         np.testing.assert_allclose(got["y"], expected["y"], rtol=1e-6)
@@ -170,7 +170,7 @@ def test_control_flow_is_refused_by_name(tmp_path: Path) -> None:
     }
     """
     with pytest.raises(ExportError, match=r"If .*control flow"):
-        write(tmp_path, body, {"a": ints(0), "b": ints(1)}, fixed={"y": Method.FLOAT})
+        write(tmp_path, body, {"a": ints(0), "b": ints(1)}, fixed={"y": Precision.FLOAT})
 
 
 def test_what_the_writer_imports() -> None:

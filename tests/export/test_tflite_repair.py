@@ -14,7 +14,7 @@ from edgepack.export.tflite_repair import REASON, repair
 from edgepack.ir.files import save_model
 from edgepack.pipeline.build import build
 from edgepack.pipeline.job import Job
-from edgepack.quantization.plan.types import Method, Methods
+from edgepack.quantization.plan.types import Precision, Precisions
 
 NOISE = {f"c{index}": index % 7 + (index + 1) / 100 for index in range(20)}
 
@@ -24,10 +24,10 @@ class Written:
 
     def __init__(self, allowed: float) -> None:
         self.allowed = allowed
-        self.methods: Methods = {}
+        self.methods: Precisions = {}
 
-    def write(self, methods: Methods) -> None:
-        assert set(methods.values()) <= {(Method.FLOAT, REASON)}
+    def write(self, methods: Precisions) -> None:
+        assert set(methods.values()) <= {(Precision.FLOAT, REASON)}
         self.methods = methods
 
     def noise(self) -> float:

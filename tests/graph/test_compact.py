@@ -13,8 +13,8 @@ from edgepack.config.target import Runtime
 from edgepack.graph.compact import LEAST_CHANNELS, compact, names_of
 from edgepack.ir.files import save_model
 from edgepack.ir.fingerprint import fingerprint
-from edgepack.quantization.plan.types import Method
-from edgepack.runtime.fused import what_the_runtime_did
+from edgepack.quantization.plan.types import Precision
+from edgepack.runtime.fused import fusion_report
 
 IMAGE = "float[1,4,8,8] x"
 ANY = "float[a,b,c,d] y"
@@ -47,14 +47,14 @@ def smaller(made: Built, folder: Path) -> tuple[onnx.ModelProto, Path]:
     return written(compact(made.quantized, names_of(made.model)), path), path
 
 
-@pytest.mark.parametrize("method", [Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY])
-def test_bits_and_kernels_stay_and_bytes_go(tmp_path: Path, method: Method) -> None:
-    made = build(tmp_path, CNN, WEIGHTS, method=method)
+@pytest.mark.parametrize("precision", [Precision.STATIC, Precision.DYNAMIC, Precision.WEIGHT_ONLY])
+def test_bits_and_kernels_stay_and_bytes_go(tmp_path: Path, precision: Precision) -> None:
+    made = build(tmp_path, CNN, WEIGHTS, precision=precision)
     before = ir.to_proto(made.quantized).SerializeToString(deterministic=True)
     proto, path = smaller(made, tmp_path)
     assert ir.to_proto(made.quantized).SerializeToString(deterministic=True) == before
     assert np.array_equal(run(made.path, FEEDS)["y"], run(path, FEEDS)["y"])
-    fused = what_the_runtime_did(path, Runtime())
+    fused = fusion_report(path, Runtime())
     assert fused.integer_kernels == made.fused.integer_kernels
     assert (fused.leftover_quantize, fused.leftover_dequantize) == (
         made.fused.leftover_quantize,
@@ -63,7 +63,7 @@ def test_bits_and_kernels_stay_and_bytes_go(tmp_path: Path, method: Method) -> N
     stored = sum(len(t.raw_data) for t in proto.graph.initializer)
     around, before_around = path.stat().st_size - stored, made.path.stat().st_size - stored
     # Names are short in this model as they are; static biases have scales to derive.
-    assert around < (0.6 if method is Method.STATIC else 0.7) * before_around
+    assert around < (0.6 if precision is Precision.STATIC else 0.7) * before_around
 
 
 def test_everything_is_said_once(tmp_path: Path) -> None:
@@ -86,15 +86,17 @@ def test_names_that_people_know_stay(tmp_path: Path) -> None:
     assert own == {n.name for n in proto.graph.node if n.name}
 
 
-@pytest.mark.parametrize("method", [Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY, Method.FLOAT])
-def test_constants_keep_their_names_where_people_want_them(tmp_path: Path, method: Method) -> None:
+@pytest.mark.parametrize(
+    "precision", [Precision.STATIC, Precision.DYNAMIC, Precision.WEIGHT_ONLY, Precision.FLOAT]
+)
+def test_constants_keep_their_names_where_people_want_them(tmp_path: Path, precision: Precision) -> None:
     """What is stored as integers is called what the constant was called."""
-    made = build(tmp_path, CNN, WEIGHTS, method=method)
+    made = build(tmp_path, CNN, WEIGHTS, precision=precision)
     kept = compact(made.quantized, names_of(made.model, constants=True))
     proto = written(kept, tmp_path / "kept.onnx")
     types = {t.name: t.data_type for t in proto.graph.initializer}
     assert set(WEIGHTS) <= set(types)
-    assert (types["w"] == onnx.TensorProto.INT8) == (method is not Method.FLOAT)
+    assert (types["w"] == onnx.TensorProto.INT8) == (precision is not Precision.FLOAT)
     added = {*types, *(n for node in proto.graph.node for n in node.output)} - set(WEIGHTS)
     assert max(map(len, added - names_of(made.model)), default=0) <= 2, "names of what nobody knows are short"
     assert np.array_equal(run(made.path, FEEDS)["y"], run(tmp_path / "kept.onnx", FEEDS)["y"])
@@ -106,7 +108,7 @@ def test_a_constant_that_stays_in_float_keeps_its_name_alone(tmp_path: Path) -> 
     """Its integers beside it cannot have it too."""
     body = f"net ({IMAGE}) => ({ANY}) {{ c = Conv(x, w) d = Mul(c, k) y = Conv(d, w) }}"
     weights = {"w": weight(4, 4, 1, 1), "k": weight(4, 1, 1, seed=2)}
-    made = build(tmp_path, body, weights, method={"c": Method.STATIC, "y": Method.FLOAT})
+    made = build(tmp_path, body, weights, precision={"c": Precision.STATIC, "y": Precision.FLOAT})
     proto = written(compact(made.quantized, names_of(made.model, constants=True)), tmp_path / "kept.onnx")
     types = {t.name: t.data_type for t in proto.graph.initializer}
     assert types["w"] == onnx.TensorProto.FLOAT

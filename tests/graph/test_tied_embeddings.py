@@ -27,10 +27,10 @@ from edgepack.ir.model import clone
 from edgepack.pipeline.build import build as build_package
 from edgepack.pipeline.job import Job
 from edgepack.quantization.groups import find_fusion_groups
-from edgepack.quantization.plan.types import Method
-from edgepack.runtime.fused import what_the_runtime_did
+from edgepack.quantization.plan.types import Precision
+from edgepack.runtime.fused import fusion_report
 
-STATIC, DYNAMIC, WEIGHT_ONLY = Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY
+STATIC, DYNAMIC, WEIGHT_ONLY = Precision.STATIC, Precision.DYNAMIC, Precision.WEIGHT_ONLY
 ROWS, WIDTH = 96, 32
 TABLE = weight(ROWS, WIDTH)
 
@@ -62,11 +62,11 @@ def sizes(model: ir.Model, dtype: ir.DataType) -> list[int]:
     return [tensor.size for tensor in held if tensor is not None and tensor.dtype == dtype]
 
 
-@pytest.mark.parametrize("method", [STATIC, DYNAMIC, WEIGHT_ONLY])
+@pytest.mark.parametrize("precision", [STATIC, DYNAMIC, WEIGHT_ONLY])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tied_table_is_one_copy_in_every_form(kind: str, method: Method, tmp_path: Path) -> None:
+def test_a_tied_table_is_one_copy_in_every_form(kind: str, precision: Precision, tmp_path: Path) -> None:
     body, more = KINDS[kind]
-    made = build(tmp_path, body, weights(**more), feeds=feeds(body), method=method)
+    made = build(tmp_path, body, weights(**more), feeds=feeds(body), precision=precision)
     small = compact(made.quantized, names_of(made.model))
     assert sizes(small, ir.DataType.INT8).count(ROWS * WIDTH) == 1
     assert ROWS * WIDTH not in sizes(small, ir.DataType.FLOAT)
@@ -74,24 +74,26 @@ def test_a_tied_table_is_one_copy_in_every_form(kind: str, method: Method, tmp_p
     assert difference(run(small, feeds(body)), run(made.quantized, feeds(body))) == 0
     assert made.sqnr_db > 35
     table = next(u for u in made.plan.groups if u.group.op_type == "Gather")
-    assert table.method is WEIGHT_ONLY and "the integers of" in table.reason.text
+    assert table.precision is WEIGHT_ONLY and "tied to" in table.reason.text
 
 
-@pytest.mark.parametrize("method", [STATIC, DYNAMIC, WEIGHT_ONLY])
-def test_the_runtime_fuses_what_it_fuses_of_two_copies(method: Method, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", [STATIC, DYNAMIC, WEIGHT_ONLY])
+def test_the_runtime_fuses_what_it_fuses_of_two_copies(precision: Precision, tmp_path: Path) -> None:
     apart = weights(u=f32(TABLE.T + 1e-4))
-    two = build(tmp_path, TWO_CONSTANTS, apart, feeds=feeds(TWO_CONSTANTS), method=method)
+    two = build(tmp_path, TWO_CONSTANTS, apart, feeds=feeds(TWO_CONSTANTS), precision=precision)
     assert sizes(compact(two.quantized, ()), ir.DataType.INT8).count(ROWS * WIDTH) == 2
-    one = build(tmp_path, BY_TRANSPOSE, weights(), feeds=feeds(BY_TRANSPOSE), method=method)
+    one = build(tmp_path, BY_TRANSPOSE, weights(), feeds=feeds(BY_TRANSPOSE), precision=precision)
     save_model(compact(one.quantized, ()), tmp_path / "one.onnx")
-    fused = what_the_runtime_did(tmp_path / "one.onnx", target().runtime)
+    fused = fusion_report(tmp_path / "one.onnx", target().runtime)
     assert fused.integer_kernels == two.fused.integer_kernels
     assert fused.leftover_dequantize == two.fused.leftover_dequantize == 0
 
 
 def test_a_table_whose_product_stays_float_stays_float_and_is_stored_once(tmp_path: Path) -> None:
-    made = build(tmp_path, BY_TRANSPOSE, weights(), feeds=feeds(BY_TRANSPOSE), method={"y": Method.FLOAT})
-    assert made.forms()["e"] == "float"
+    made = build(
+        tmp_path, BY_TRANSPOSE, weights(), feeds=feeds(BY_TRANSPOSE), precision={"y": Precision.FLOAT}
+    )
+    assert made.precisions()["e"] == "float"
     assert sizes(compact(made.quantized, ()), ir.DataType.FLOAT).count(ROWS * WIDTH) == 1
 
 

@@ -15,11 +15,11 @@ from edgepack.config.target import Runtime
 from edgepack.ir.fingerprint import fingerprint
 from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import Granularity, QuantParams, QuantType
-from edgepack.quantization.plan.types import Method
+from edgepack.quantization.plan.types import Precision
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.rewrite.emit import Emitter
 from edgepack.quantization.weights.rounding import Rounded, Rounder
-from edgepack.runtime.fused import what_the_runtime_did
+from edgepack.runtime.fused import fusion_report
 
 
 def ops(model: ir.Model) -> Counter[str]:
@@ -81,19 +81,21 @@ def test_a_float_activation_of_a_float_product_is_not_rounded_for_float_readers(
 @pytest.mark.parametrize(
     "first, second", [(STATIC, STATIC), (STATIC, WEIGHT_ONLY), (WEIGHT_ONLY, WEIGHT_ONLY)]
 )
-def test_shared_weights_and_biases(first: Method, second: Method, tmp_path: Path) -> None:
+def test_shared_weights_and_biases(first: Precision, second: Precision, tmp_path: Path) -> None:
     body = net("c = Conv(x, w, b) r = Relu(c) y = Conv(r, w, b)")
-    made = build(tmp_path, body, {"w": CONV["w"], "b": weight(4, seed=7)}, method={"r": first, "y": second})
+    made = build(
+        tmp_path, body, {"w": CONV["w"], "b": weight(4, seed=7)}, precision={"r": first, "y": second}
+    )
     stored = [v for v in made.quantized.graph.initializers.values() if (t := v.const_value) and t.size == 16]
     assert [v.const_value.dtype.name for v in stored if v.const_value] == ["INT8"], "one copy for both"
     assert made.sqnr_db > 32
 
 
 @pytest.mark.parametrize("methods", [(DYNAMIC, WEIGHT_ONLY), (STATIC, DYNAMIC), (DYNAMIC, DYNAMIC)])
-def test_shared_matrices(methods: tuple[Method, Method], tmp_path: Path) -> None:
+def test_shared_matrices(methods: tuple[Precision, Precision], tmp_path: Path) -> None:
     body = "net (float[5,8] x) => (float[a,b] y) { c = MatMul(x, w) t = Tanh(c) y = MatMul(t, w) }"
-    made = build(tmp_path, body, {"w": weight(8, 8)}, method=dict(zip(("c", "y"), methods, strict=True)))
-    assert sorted(made.forms().values()) == sorted(["float", *methods])
+    made = build(tmp_path, body, {"w": weight(8, 8)}, precision=dict(zip(("c", "y"), methods, strict=True)))
+    assert sorted(made.precisions().values()) == sorted(["float", *methods])
     stored = [v for v in made.quantized.graph.initializers.values() if (t := v.const_value) and t.size == 64]
     assert len(stored) == 1
     assert made.sqnr_db > 32
@@ -104,7 +106,7 @@ def test_a_weight_that_a_float_node_uses_stays_for_it(tmp_path: Path) -> None:
         "net (float[5,8] x, float[8,8] k) => (float[5,8] y, float[8,8] z) { y = MatMul(x, w) z = Sub(k, w) }"
     )
     made = build(tmp_path, body, {"w": weight(8, 8)})
-    assert made.forms() == {"y": "static", "z": "float"}
+    assert made.precisions() == {"y": "static", "z": "float"}
     feeds = {"x": weight(5, 8), "k": weight(8, 8, seed=3)}
     np.testing.assert_array_equal(run(made.path, feeds)["z"], run(made.model, feeds)["z"])
 
@@ -124,15 +126,15 @@ CAPTURE = """net (float[1,4,8,8] x, bool p) => (float[a,b,c,d] y) {{
 def test_bodies_see_the_values_that_they_captured(other: str, branch: bool, tmp_path: Path) -> None:
     body = CAPTURE.format(any="float[1,4,8,8]", other=other)
     made = build(tmp_path, body, CONV, feeds={"p": np.asarray(branch)})
-    assert list(made.forms().values()).count("static") >= 2
+    assert list(made.precisions().values()).count("static") >= 2
     assert made.sqnr_db > 30
     assert made.fused.integer_kernels["QLinearConv"] >= 2
 
 
-@pytest.mark.parametrize("method", [STATIC, DYNAMIC, WEIGHT_ONLY])
-def test_a_corrected_bias_is_used_in_every_form(method: Method, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", [STATIC, DYNAMIC, WEIGHT_ONLY])
+def test_a_corrected_bias_is_used_in_every_form(precision: Precision, tmp_path: Path) -> None:
     body = "net (float[5,16] x) => (float[a,b] y) { y = Gemm<transB=1>(x, w, b) }"
-    made = build(tmp_path, body, {"w": weight(12, 16), "b": weight(12)}, method=method)
+    made = build(tmp_path, body, {"w": weight(12, 16), "b": weight(12)}, precision=precision)
     (name,) = (u.group.name for u in made.plan.groups)
     rounded = Rounder(made.model)(made.plan)[name]
     assert rounded.bias is not None
@@ -239,14 +241,14 @@ def test_a_tied_table_that_is_a_weight_too(granularity: Granularity, tmp_path: P
         feeds={"i": i64([1, 2, 3])},
         device=target(granularity=granularity),
     )
-    assert made.forms()["e"] == "weight_only"
-    assert made.forms()["y"] == "static"
+    assert made.precisions()["e"] == "weight_only"
+    assert made.precisions()["y"] == "static"
     assert made.sqnr_db > 34
 
 
-@pytest.mark.parametrize("method", [FLOAT, WEIGHT_ONLY])
+@pytest.mark.parametrize("precision", [FLOAT, WEIGHT_ONLY])
 @pytest.mark.parametrize("granularity", list(Granularity))
-def test_a_float_gemm_behind_a_table(granularity: Granularity, method: Method, tmp_path: Path) -> None:
+def test_a_float_gemm_behind_a_table(granularity: Granularity, precision: Precision, tmp_path: Path) -> None:
     """The DequantizeLinear of a table states no zero point, and is a trap like any other."""
     body = "net (int64[3] i) => (float[a,b] y) { e = Gather(t, i) d = Gemm(e, u, b) y = Gemm(d, v) }"
     weights = {"t": weight(20, 8), "u": weight(8, 6), "b": weight(6), "v": weight(6, 3)}
@@ -255,7 +257,7 @@ def test_a_float_gemm_behind_a_table(granularity: Granularity, method: Method, t
         body,
         weights,
         feeds={"i": i64([1, 2, 3])},
-        method={"d": method},
+        precision={"d": precision},
         device=target(granularity=granularity),
     )
     assert made.fused.integer_kernels == {"QGemm": 1}
@@ -299,9 +301,9 @@ def test_a_clip_to_one_side_of_zero(low: float, high: float, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("sizes", ["2,4,8", "n,t,8"])
-@pytest.mark.parametrize("method", [DYNAMIC, FLOAT])
+@pytest.mark.parametrize("precision", [DYNAMIC, FLOAT])
 def test_a_sum_before_a_layer_normalization_is_not_fused_with_it(
-    method: Method, sizes: str, tmp_path: Path
+    precision: Precision, sizes: str, tmp_path: Path
 ) -> None:
     """SkipLayerNormalization takes six times as long on the CPU, and comes where the shapes are known."""
     body = f"""net (float[{sizes}] x) => (float[{sizes}] y) {{
@@ -309,11 +311,11 @@ def test_a_sum_before_a_layer_normalization_is_not_fused_with_it(
     }}"""
     weights = {"w": weight(8, 8), "v": weight(8, 8, seed=3), "g": weight(8), "b": weight(8)}
     feeds = {"x": np.asarray(np.random.default_rng(0).normal(size=(2, 4, 8)), np.float32)}
-    made = build(tmp_path, body, weights, feeds=feeds, method=method)
+    made = build(tmp_path, body, weights, feeds=feeds, precision=precision)
     assert made.fused.float_operators["LayerNormalization"] == 1
     assert "SkipLayerNormalization" not in made.fused.float_operators
-    assert made.sqnr_db > (30 if method is DYNAMIC else 120)
-    plain = what_the_runtime_did(tmp_path / "float.onnx", Runtime()).float_operators
+    assert made.sqnr_db > (30 if precision is DYNAMIC else 120)
+    plain = fusion_report(tmp_path / "float.onnx", Runtime()).float_operators
     assert plain["SkipLayerNormalization"] == 1, "the runtime has changed: the Sum is needed no more"
 
 
@@ -325,7 +327,7 @@ def test_rows_of_a_table_are_restored_by_what_is_quick(granularity: Granularity,
         body,
         {"t": weight(20, 8)},
         feeds={"i": i64([1, 2, 3])},
-        method=WEIGHT_ONLY,
+        precision=WEIGHT_ONLY,
         device=target(granularity=granularity),
     )
     restored = {"Cast", "Mul"} if granularity is Granularity.PER_CHANNEL else {"DequantizeLinear"}

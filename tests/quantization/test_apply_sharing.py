@@ -7,11 +7,11 @@ import pytest
 from support.onnx_models import i64, run
 from support.quantizing import build, target, weight
 
-from edgepack.quantization.plan.types import Method
+from edgepack.quantization.plan.types import Precision
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounded, Rounder
 
-STATIC, DYNAMIC, WEIGHT_ONLY = Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY
+STATIC, DYNAMIC, WEIGHT_ONLY = Precision.STATIC, Precision.DYNAMIC, Precision.WEIGHT_ONLY
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ STATIC, DYNAMIC, WEIGHT_ONLY = Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY
 def test_products_that_share_a_stored_weight_share_its_float_form(nodes: str, tmp_path: Path) -> None:
     """The runtime fuses a DequantizeLinear with one reader; with more it would run anew each time."""
     body = f"net (float[2,5,16] x) => (float[a,b,c] y) {{ {nodes} }}"
-    made = build(tmp_path, body, {"w": weight(16, 16)}, method=WEIGHT_ONLY)
+    made = build(tmp_path, body, {"w": weight(16, 16)}, precision=WEIGHT_ONLY)
     assert made.fused.leftover_dequantize == 0
     stored = [v for v in made.quantized.graph.initializers.values() if (t := v.const_value) and t.size == 256]
     assert [str(v.const_value.dtype) for v in stored if v.const_value is not None] == ["INT8"]
@@ -35,14 +35,14 @@ def test_a_weight_that_a_body_reads_is_not_stored_twice(tmp_path: Path) -> None:
                    else_branch = b () => (float[5,8] e) { e = MatMul(c, w) }>
         y = MatMul(i, v) }"""
     weights = {"w": weight(8, 8), "v": weight(8, 3)}
-    made = build(tmp_path, body, weights, feeds={"p": np.asarray(True)}, method=WEIGHT_ONLY)
-    assert made.forms()["c"] == "float"
+    made = build(tmp_path, body, weights, feeds={"p": np.asarray(True)}, precision=WEIGHT_ONLY)
+    assert made.precisions()["c"] == "float"
     assert "needs 'w' in float" in next(u.reason.text for u in made.plan.groups if u.group.outputs == ("c",))
 
 
-@pytest.mark.parametrize("method", [STATIC, DYNAMIC, WEIGHT_ONLY])
+@pytest.mark.parametrize("precision", [STATIC, DYNAMIC, WEIGHT_ONLY])
 @pytest.mark.parametrize("branch", [True, False])
-def test_bodies_see_products_of_every_form(branch: bool, method: Method, tmp_path: Path) -> None:
+def test_bodies_see_products_of_every_form(branch: bool, precision: Precision, tmp_path: Path) -> None:
     body = """net (float[5,8] x, bool p) => (float[a,b] y) {
         c = MatMul(x, w)
         d = MatMul(c, u)
@@ -50,15 +50,15 @@ def test_bodies_see_products_of_every_form(branch: bool, method: Method, tmp_pat
                    else_branch = b () => (float[5,8] e) { e = Identity(d) }>
         y = MatMul(i, v) }"""
     weights = {"w": weight(8, 8), "u": weight(8, 8, seed=4), "v": weight(8, 3)}
-    made = build(tmp_path, body, weights, feeds={"p": np.asarray(branch)}, method=method)
-    assert list(made.forms().values()).count(str(method)) == 3
+    made = build(tmp_path, body, weights, feeds={"p": np.asarray(branch)}, precision=precision)
+    assert list(made.precisions().values()).count(str(precision)) == 3
     assert made.sqnr_db > 32
 
 
-@pytest.mark.parametrize("method", [STATIC, DYNAMIC, WEIGHT_ONLY])
-def test_a_corrected_bias_of_a_gemm_that_had_none(method: Method, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", [STATIC, DYNAMIC, WEIGHT_ONLY])
+def test_a_corrected_bias_of_a_gemm_that_had_none(precision: Precision, tmp_path: Path) -> None:
     body = "net (float[5,16] x) => (float[a,b] y) { y = Gemm<beta=0.0>(x, w) }"
-    made = build(tmp_path, body, {"w": weight(16, 12)}, method=method)
+    made = build(tmp_path, body, {"w": weight(16, 12)}, precision=precision)
     (name,) = (u.group.name for u in made.plan.groups)
     integers = Rounder(made.model)(made.plan)[name].integers
     corrected = apply_plan(made.model, made.plan, {name: Rounded(integers, np.ones(12, np.float32))})
@@ -66,12 +66,12 @@ def test_a_corrected_bias_of_a_gemm_that_had_none(method: Method, tmp_path: Path
     np.testing.assert_allclose(run(corrected, feeds)["y"], run(made.quantized, feeds)["y"] + 1, atol=0.06)
 
 
-@pytest.mark.parametrize("method", [STATIC, DYNAMIC, WEIGHT_ONLY])
-def test_empty_arrays(method: Method, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", [STATIC, DYNAMIC, WEIGHT_ONLY])
+def test_empty_arrays(precision: Precision, tmp_path: Path) -> None:
     body = """net (float[n,16] x) => (float[a,b] y, float[c,d] z) {
         c = MatMul(x, w) s = Slice(c, b, b, b) e = Relu(s) y = MatMul(e, v) z = MatMul(c, v) }"""
     weights = {"w": weight(16, 12), "v": weight(12, 3), "b": i64([0])}
-    made = build(tmp_path, body, weights, method=method)
+    made = build(tmp_path, body, weights, precision=precision)
     assert run(made.path, {"x": weight(4, 16)})["y"].shape == (0, 3)
     assert made.sqnr_db > 35
 
@@ -82,7 +82,7 @@ def test_products_of_two_activations_that_are_vectors(shapes: tuple[str, str], t
     nodes = "c = MatMul(x, w) y = MatMul(c, k)"
     body = f"net (float[{shapes[0]}] x, float[{shapes[1]}] k) => (float{dims} y) {{ {nodes} }}"
     made = build(tmp_path, body, {"w": weight(16, 12)})
-    assert set(made.forms().values()) == {"static"}
+    assert set(made.precisions().values()) == {"static"}
     assert made.sqnr_db > 33
 
 

@@ -6,7 +6,7 @@ import pytest
 from support.onnx_models import Array
 from support.quantizing import Built, build, weight
 
-from edgepack.quantization.plan.types import Method
+from edgepack.quantization.plan.types import Precision
 
 SMALL = weight(4, 4, 1, 1)
 TWICE = {"w": SMALL, "u": SMALL * 1.7, "v": weight(3, 8, 1, 1, seed=2)}
@@ -14,7 +14,7 @@ TWICE = {"w": SMALL, "u": SMALL * 1.7, "v": weight(3, 8, 1, 1, seed=2)}
 
 def made(folder: Path, inner: str, weights: dict[str, Array], *, tied: bool = True) -> Built:
     body = f"net (float[1, 4, 6, 6] x) => (float[a, b, c, d] y) {{ {inner} y = Conv(o, v) }}"
-    return build(folder, body, weights, method={"o": Method.SHARED_SCALE} if tied else {})
+    return build(folder, body, weights, precision={"o": Precision.SHARED_SCALE} if tied else {})
 
 
 def scales(built: Built, *names: str) -> set[float]:
@@ -41,7 +41,7 @@ def test_ties_go_through_moves_and_other_concatenations(tmp_path: Path) -> None:
         tmp_path,
         f"net (float[1, 4, 6, 6] x) => (float[a, b, c, d] y) {{ {inner} y = Conv(o, v) }}",
         TWICE,
-        method={"o": Method.SHARED_SCALE, "p": Method.SHARED_SCALE},
+        precision={"o": Precision.SHARED_SCALE, "p": Precision.SHARED_SCALE},
     )
     assert len(scales(built, "a", "m", "b", "p", "q", "r", "o")) == 1
     assert built.sqnr_db > 25

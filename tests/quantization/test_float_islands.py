@@ -11,8 +11,8 @@ from support.quantizing import FLOAT, S8, U8, WEIGHT_ONLY, build, target, weight
 from edgepack.config.target import Runtime
 from edgepack.ir.files import load_model
 from edgepack.ir.scheme import QuantType
-from edgepack.quantization.plan.types import Method
-from edgepack.runtime.fused import what_the_runtime_did
+from edgepack.quantization.plan.types import Precision
+from edgepack.runtime.fused import fusion_report
 
 
 def test_a_float_pool_stays_in_float(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_a_float_pool_stays_in_float(tmp_path: Path) -> None:
     body = """net (float[1, 4, 8, 8] x) => (float[a, b, c, d] y) {
         c = Conv(x, w)  o = MaxPool<kernel_shape=[2,2],strides=[2,2]>(c)  y = Conv(o, v) }"""
     weights = {"w": weight(6, 4, 1, 1), "v": weight(3, 6, 1, 1, seed=2)}
-    made = build(tmp_path, body, weights, method={"c": Method.FLOAT})
+    made = build(tmp_path, body, weights, precision={"c": Precision.FLOAT})
     assert made.fused.float_operators == {"Conv": 1, "MaxPool": 1, "Max": 1}
     assert made.fused.integer_kernels == {"QLinearConv": 1}
 
@@ -42,7 +42,7 @@ def test_a_float_unit_behind_moves_stays_in_float(inner: str, integer: str, tmp_
     body = f"net (float[1, 4, 6, 6] x) => (float[a, b, c, d] y) {{ c = Conv(x, w) {inner} y = Conv(e, v) }}"
     weights = {"w": weight(8, 4, 1, 1), "v": weight(3, 8, 1, 1, seed=2), "s": i64([8, 36])}
     more = {"r": i64([1, 8, 6, 6]), "one": i64([0, 0, 0, 1]), "six": i64([1, 8, 6, 6])}
-    made = build(tmp_path, body, weights | more, method={"o": Method.FLOAT}, device=target())
+    made = build(tmp_path, body, weights | more, precision={"o": Precision.FLOAT}, device=target())
     assert integer not in made.fused.integer_kernels
     assert made.fused.float_operators["Max"] == 1
 
@@ -52,7 +52,7 @@ def test_a_float_convolution_behind_moves_stays_in_float(tmp_path: Path) -> None
     body = """net (float[1, 4, 6, 6] x) => (float[a, b, c, d] y) {
         c = Conv(x, w)  q = Transpose<perm=[0,1,3,2]>(c)  o = Conv(q, z)  y = Conv(o, v) }"""
     weights = {"w": weight(8, 4, 1, 1), "v": weight(3, 8, 1, 1, seed=2), "z": weight(8, 8, 1, 1, seed=4)}
-    made = build(tmp_path, body, weights, method={"o": Method.FLOAT})
+    made = build(tmp_path, body, weights, precision={"o": Precision.FLOAT})
     assert made.fused.integer_kernels == {"QLinearConv": 2}
 
 
@@ -60,7 +60,7 @@ ISLAND_METHODS = [FLOAT, WEIGHT_ONLY]
 
 
 @pytest.mark.parametrize("activation", [U8, S8])
-@pytest.mark.parametrize("method", ISLAND_METHODS)
+@pytest.mark.parametrize("precision", ISLAND_METHODS)
 @pytest.mark.parametrize(
     "node, weights, float_op",
     [
@@ -76,27 +76,32 @@ ISLAND_METHODS = [FLOAT, WEIGHT_ONLY]
     ],
 )
 def test_float_islands_between_integer_units_stay_float(
-    node: str, weights: dict[str, Array], float_op: str, method: Method, activation: QuantType, tmp_path: Path
+    node: str,
+    weights: dict[str, Array],
+    float_op: str,
+    precision: Precision,
+    activation: QuantType,
+    tmp_path: Path,
 ) -> None:
     device = target(activation)
     body = net(f"c = Conv(x, w) d = {node} y = Conv(d, v)")
-    made = build(tmp_path, body, CONV | weights, method={"d": method}, device=device)
+    made = build(tmp_path, body, CONV | weights, precision={"d": precision}, device=device)
     assert made.fused.integer_kernels == {"QLinearConv": 2}
     assert made.fused.float_operators == {float_op: 1}
     # And they compute the same as where the runtime is told not to touch them.
     told = device.runtime.model_copy(update={"disabled_optimizers": ("WeightBiasQuantization",)})
-    assert what_the_runtime_did(made.path, told).float_operators == {float_op: 1}
+    assert fusion_report(made.path, told).float_operators == {float_op: 1}
     assert made.sqnr_db > 30
 
 
-@pytest.mark.parametrize("method", ISLAND_METHODS)
+@pytest.mark.parametrize("precision", ISLAND_METHODS)
 @pytest.mark.parametrize("trans_b", [0, 1])
-def test_a_float_gemm_between_integer_ones(trans_b: int, method: Method, tmp_path: Path) -> None:
+def test_a_float_gemm_between_integer_ones(trans_b: int, precision: Precision, tmp_path: Path) -> None:
     body = f"""net (float[5,16] x) => (float[a,b] y) {{
         c = Gemm(x, w, b) d = Gemm<transB={trans_b}>(c, u, b2) r = Relu(d) y = Gemm(r, v) }}"""
     shape = (6, 12) if trans_b else (12, 6)
     weights = {"w": weight(16, 12), "b": weight(12), "u": weight(*shape), "b2": weight(6), "v": weight(6, 4)}
-    made = build(tmp_path, body, weights, method={"r": method})
+    made = build(tmp_path, body, weights, precision={"r": precision})
     assert made.fused.integer_kernels == {"QGemm": 2}
     assert made.fused.float_operators in ({"FusedGemm": 1}, {"Gemm": 1}, {"Gemm": 1, "Relu": 1})
 
@@ -104,7 +109,7 @@ def test_a_float_gemm_between_integer_ones(trans_b: int, method: Method, tmp_pat
 def test_the_trap_that_islands_are_guarded_against(tmp_path: Path) -> None:
     """Without the guard the runtime quantizes the weight, unasked: the day it stops, the guard can go."""
     body = net("c = Conv(x, w) d = Conv(c, u) y = Conv(d, v)")
-    made = build(tmp_path, body, CONV | {"u": weight(4, 4, 3, 3)}, method={"d": FLOAT})
+    made = build(tmp_path, body, CONV | {"u": weight(4, 4, 3, 3)}, precision={"d": FLOAT})
     model = load_model(made.path)
     (guard,) = (n for n in model.graph if [v.name for v in n.outputs] == ["c_q_island_dq"])
     for index, name in ((1, "plain_scale"), (2, "plain_zero")):
@@ -117,4 +122,4 @@ def test_the_trap_that_islands_are_guarded_against(tmp_path: Path) -> None:
         guard.replace_input_with(index, plain)
     path = tmp_path / "unguarded.onnx"
     path.write_bytes(ir.to_proto(model).SerializeToString())
-    assert what_the_runtime_did(path, Runtime()).integer_kernels == {"QLinearConv": 3}
+    assert fusion_report(path, Runtime()).integer_kernels == {"QLinearConv": 3}

@@ -102,11 +102,11 @@ REASONS = {
     ),
     "a constant on the left": (
         "net (float[2,16,5] x) => (float[2,12,5] y) { y = MatMul(w, x) }", {"w": weight(12, 16)},
-        "the constant operand stands on the left, or has other than two dimensions",
+        "its constant operand is the left one, or has not two dimensions",
     ),
     "a batch of weights": (
         "net (float[2,5,16] x) => (float[2,5,12] y) { y = MatMul(x, w) }", {"w": weight(2, 16, 12)},
-        "the constant operand stands on the left, or has other than two dimensions",
+        "its constant operand is the left one, or has not two dimensions",
     ),
     "LSTM layout": (
         "net (float[2,6,8] x) => (float[a,b,c,d] y) { y = LSTM<hidden_size=10,layout=1>(x, w, r) }",

@@ -13,7 +13,7 @@ from support import tiny
 from support.onnx_models import f32, parse
 from support.quantizing import target
 
-from edgepack.calibration.frontier import Frontier, can_be_parted, stages
+from edgepack.calibration.frontier import Frontier, stages, supports_frontier
 from edgepack.calibration.run import stream_activations
 from edgepack.config.recipe import Data, Override, Quantize
 from edgepack.config.target import Runtime
@@ -28,13 +28,13 @@ from edgepack.ir.scheme import QuantParams, QuantType
 from edgepack.quantization.groups import FusionGroup, find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan
 from edgepack.quantization.plan.preparation import WeightPreparation
-from edgepack.quantization.plan.types import Method, QuantPlan, Request
+from edgepack.quantization.plan.types import Precision, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.low_bit import LowBit, bits_of_groups, scale_by_error
 from edgepack.quantization.weights.moments import InputMoments
 from edgepack.quantization.weights.rounding import Rounder, round_weights
 from edgepack.quantization.weights.sequential import intended_weight
-from edgepack.runtime.fused import what_the_runtime_did
+from edgepack.runtime.fused import fusion_report
 from edgepack.runtime.session import open_session
 from edgepack.runtime.session import run as run_session
 
@@ -71,12 +71,14 @@ def samples_of(folder: Path, model: ir.Model, x: Floats) -> Samples:
 
 
 def weight_only(model: ir.Model, groups: tuple[FusionGroup, ...], few: dict[str, LowBit]) -> QuantPlan:
-    methods = {u.name: Request(Method.WEIGHT_ONLY) for u in groups}
+    methods = {u.name: Request(Precision.WEIGHT_ONLY) for u in groups}
     return make_plan(model, groups, {}, target(), methods, WeightPreparation(low_bit=few))
 
 
 def few_of(model: ir.Model, groups: tuple[FusionGroup, ...], bits: int) -> dict[str, LowBit]:
-    return dict(bits_of_groups(model, groups, Quantize.model_validate({"weight_bits": bits}), target()).few)
+    return dict(
+        bits_of_groups(model, groups, Quantize.model_validate({"weight_bits": bits}), target()).low_bit
+    )
 
 
 def outputs(path: Path, x: Floats) -> list[Any]:
@@ -124,7 +126,7 @@ def test_four_bits_are_int4_tensors_that_the_runtime_multiplies_or_unfolds(tmp_p
     kept = [v.const_value for v in again.graph.initializers.values() if v.name in names]
     packed = sum(tensor.nbytes for tensor in kept if tensor is not None)
     assert packed == sum(np.prod(s) for s in SHAPES.values()) // 2
-    fused = what_the_runtime_did(tmp_path / "few.onnx", target().runtime)
+    fused = fusion_report(tmp_path / "few.onnx", target().runtime)
     assert "MatMulNBits" in str(fused.as_dict())
 
 
@@ -149,7 +151,7 @@ def test_what_a_target_does_not_have_is_refused_with_its_name() -> None:
         bits_of_groups(model, groups, Quantize(weight_bits=4), bare)
     some = target(weight_bits={"MatMul": (4, 8)})  # type: ignore[arg-type]
     found = bits_of_groups(model, groups, Quantize(weight_bits=4), some)
-    assert [n.split("/")[-1] for n in found.few] == [u.name for u in groups if u.op_type == "MatMul"]
+    assert [n.split("/")[-1] for n in found.low_bit] == [u.name for u in groups if u.op_type == "MatMul"]
     assert found.notes == ("target 'x86-cpu' has no 4-bit weights for Conv: 8 bits",)
     by_type = Quantize(overrides=(Override(op_types=("Conv",), bits=4),))
     with pytest.raises(ConfigError, match=r"override: node .* has no 4-bit weights for Conv"):
@@ -164,7 +166,7 @@ def test_an_override_speaks_for_units_by_name_before_type() -> None:
         weight_bits=8,
         overrides=(Override(op_types=("Conv",), bits=4), Override(nodes=(first,), bits=6)),
     )
-    few = bits_of_groups(model, groups, wanted, target()).few
+    few = bits_of_groups(model, groups, wanted, target()).low_bit
     assert {few[u.name].bits for u in groups if u.name in few and u.name != first} == {4}
     assert few[first].bits == 6
     assert not any(u.name in few for u in groups if u.op_type == "MatMul")
@@ -223,7 +225,7 @@ def test_stages_follow_what_is_read() -> None:
     model = net()
     heavy = {n.name: n for n in model.graph if n.op_type in ("Conv", "MatMul") and n.name}
     assert [len(s) for s in stages(heavy, model.graph)] == [1, 1, 1, 1]
-    assert can_be_parted(model)
+    assert supports_frontier(model)
 
 
 def test_drift_is_made_up_for_and_zeros_stay_zeros() -> None:

@@ -17,8 +17,8 @@ from edgepack.graph.normalize import normalize
 from edgepack.ir.fingerprint import fingerprint
 from edgepack.ir.scheme import Granularity, QuantParams
 from edgepack.quantization.groups import FusionGroup, find_fusion_groups
-from edgepack.quantization.plan.plan import make_plan, requested_methods, tensors_to_observe
-from edgepack.quantization.plan.types import Method, QuantPlan, Request
+from edgepack.quantization.plan.plan import make_plan, requested_precisions, tensors_to_observe
+from edgepack.quantization.plan.types import Precision, QuantPlan, Request
 from edgepack.quantization.weights.params import weight_axis
 from edgepack.results import Cause, Reason
 
@@ -34,10 +34,10 @@ CONV = {"w": weight(4, 4, 1, 1), "v": weight(4, 4, 1, 1, seed=2)}
 def plan(
     body: str,
     weights: dict[str, Array],
-    method: Method = Method.STATIC,
+    precision: Precision = Precision.STATIC,
     device: Target | None = None,
     ranges: dict[str, tuple[float, float]] | None = None,
-    methods: dict[str, Method] | None = None,
+    methods: dict[str, Precision] | None = None,
 ) -> tuple[QuantPlan, ir.Model]:
     """A plan with ranges [-1, 1] but for those given; ``methods`` by the first output of the main node."""
     device = device or target()
@@ -45,7 +45,7 @@ def plan(
     found = find_fusion_groups(model, device.kernels)
     table = dict.fromkeys(tensors_to_observe(found), Range(-1, 1, -1, 1))
     table |= {name: Range(*bounds, *bounds) for name, bounds in (ranges or {}).items()}
-    asked = {u.name: Request(method) for u in found}
+    asked = {u.name: Request(precision) for u in found}
     for name, special in (methods or {}).items():
         asked |= {
             u.name: Request(special, Reason(Cause.REQUEST, "asked here"))
@@ -63,14 +63,14 @@ def _values(model: ir.Model, group: FusionGroup) -> list[str | None]:
 
 
 def by_output(made: QuantPlan) -> dict[str, tuple[str, str]]:
-    return {u.group.outputs[0]: (str(u.method), u.reason.text) for u in made.groups if u.group.outputs}
+    return {u.group.outputs[0]: (str(u.precision), u.reason.text) for u in made.groups if u.group.outputs}
 
 
 def text(made: QuantPlan) -> str:
     """A plan as lines: one a group, one a quantized activation."""
     lines = []
     for u in made.groups:
-        parts = [f"{u.method:11s} {u.group.op_type}"]
+        parts = [f"{u.precision:11s} {u.group.op_type}"]
         parts += ["+ activation" + (" (implied)" if u.drop_activation else "")] if u.group.activation else []
         parts.append(f"{', '.join(u.group.inputs) or '-'} -> {', '.join(u.group.outputs)}")
         parts += [f"weight {u.group.weight} {params_text(u.weight)}"] if u.weight is not None else []
@@ -140,21 +140,21 @@ MODELS: dict[str, tuple[str, dict[str, Array]]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("method", [Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY])
-def test_golden_plans(name: str, method: Method) -> None:
+@pytest.mark.parametrize("precision", [Precision.STATIC, Precision.DYNAMIC, Precision.WEIGHT_ONLY])
+def test_golden_plans(name: str, precision: Precision) -> None:
     """After a change that is wanted: ``EDGEPACK_GOLDEN=write pytest tests/quantization/test_plan.py``."""
-    made, _ = plan(*MODELS[name], method, GOLDEN_TARGET)
-    path = GOLDEN / f"{name}_{method}.txt"
+    made, _ = plan(*MODELS[name], precision, GOLDEN_TARGET)
+    path = GOLDEN / f"{name}_{precision}.txt"
     if os.environ.get("EDGEPACK_GOLDEN") == "write":
         path.write_text(text(made), encoding="utf-8")
     assert text(made) == path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("method", list(Method))
-def test_what_is_float_has_a_reason(name: str, method: Method) -> None:
-    made, _ = plan(*MODELS[name], method)
-    assert all(u.reason for u in made.of(Method.FLOAT))
+@pytest.mark.parametrize("precision", list(Precision))
+def test_what_is_float_has_a_reason(name: str, precision: Precision) -> None:
+    made, _ = plan(*MODELS[name], precision)
+    assert all(u.reason for u in made.of(Precision.FLOAT))
 
 
 @pytest.mark.parametrize("activation, symmetric", [(U8, False), (S8, False), (S8, True)])
@@ -190,11 +190,11 @@ def test_moves_share_the_parameters_of_what_they_move() -> None:
 def test_light_units_are_integer_only_between_integer_units() -> None:
     body = """net (float[1,4,8,8] x) => (float[a,b,c,d] y, float[e,f,g,h] z) {
         s = Sigmoid(x) c = Conv(s, w) y = Sigmoid(c) t = Tanh(c) u = Add(c, t) z = Conv(u, v) }"""
-    forms = by_output(plan(body, CONV)[0])
-    assert forms["s"] == ("float", "its input 'x' is float")
-    assert forms["y"] == ("float", "nothing integer follows")
-    assert forms["u"] == ("float", "its input 't' is float")
-    assert forms["c"][0] == forms["z"][0] == "static"
+    precisions = by_output(plan(body, CONV)[0])
+    assert precisions["s"] == ("float", "its input 'x' is float")
+    assert precisions["y"] == ("float", "no integer group follows")
+    assert precisions["u"] == ("float", "its input 't' is float")
+    assert precisions["c"][0] == precisions["z"][0] == "static"
 
 
 def test_a_value_that_no_sample_reached_leaves_its_units_in_float() -> None:
@@ -204,12 +204,12 @@ def test_a_value_that_no_sample_reached_leaves_its_units_in_float() -> None:
     found = find_fusion_groups(model, device.kernels)
     made = make_plan(
         model, found, {n: Range(-1, 1, -1, 1) for n in ("x", "c", "y")}, device,
-        {u.name: Request(Method.STATIC) for u in found},
+        {u.name: Request(Precision.STATIC) for u in found},
     )  # fmt: skip
-    forms = by_output(made)
-    assert forms["y"] == ("float", "no sample reached 's'")
-    assert forms["s"][0] == "float"
-    assert forms["c"][0] == "static"
+    precisions = by_output(made)
+    assert precisions["y"] == ("float", "no sample reached 's'")
+    assert precisions["s"][0] == "float"
+    assert precisions["c"][0] == "static"
 
 
 def test_the_reason_is_that_of_the_request_only_for_what_was_asked() -> None:
@@ -217,15 +217,15 @@ def test_the_reason_is_that_of_the_request_only_for_what_was_asked() -> None:
         y = LSTM<hidden_size=10>(x, w, r) z = MatMul(x, x) }"""
     weights = {"w": weight(1, 40, 8), "r": weight(1, 40, 10)}
 
-    def asked(method: Method, name: str) -> tuple[str, str]:
-        return by_output(plan(body, weights, Method.FLOAT, methods={name: method})[0])[name]
+    def asked(precision: Precision, name: str) -> tuple[str, str]:
+        return by_output(plan(body, weights, Precision.FLOAT, methods={name: precision})[0])[name]
 
-    assert asked(Method.DYNAMIC, "y") == ("dynamic", "asked here")
-    assert asked(Method.STATIC, "y") == ("dynamic", "no static kernel for LSTM")
-    assert asked(Method.STATIC, "z") == ("static", "asked here")
-    assert asked(Method.DYNAMIC, "z") == ("float", "two activations: no dynamic form")
+    assert asked(Precision.DYNAMIC, "y") == ("dynamic", "asked here")
+    assert asked(Precision.STATIC, "y") == ("dynamic", "no static kernel for LSTM")
+    assert asked(Precision.STATIC, "z") == ("static", "asked here")
+    assert asked(Precision.DYNAMIC, "z") == ("float", "two activations: no dynamic kernel")
     # Asked for by a choice that measured it to be faster in float: that reason stays.
-    assert asked(Method.WEIGHT_ONLY, "z") == ("float", "asked here")
+    assert asked(Precision.WEIGHT_ONLY, "z") == ("float", "asked here")
 
 
 def test_a_product_with_nothing_integer_behind_it_keeps_a_float_output() -> None:
@@ -237,11 +237,11 @@ def test_weights_that_stay_in_the_file_are_not_stored_twice() -> None:
     body = (
         "net (float[5,8] x, float[8,8] k) => (float[5,8] y, float[8,8] z) { y = MatMul(x, w) z = Sub(k, w) }"
     )
-    stored = by_output(plan(body, {"w": weight(8, 8)}, Method.WEIGHT_ONLY)[0])
+    stored = by_output(plan(body, {"w": weight(8, 8)}, Precision.WEIGHT_ONLY)[0])
     assert stored["y"][0] == "float"
     assert "needs 'w' in float" in stored["y"][1]
     # Speed is worth the bytes.
-    assert by_output(plan(body, {"w": weight(8, 8)}, Method.STATIC)[0])["y"][0] == "static"
+    assert by_output(plan(body, {"w": weight(8, 8)}, Precision.STATIC)[0])["y"][0] == "static"
 
 
 def test_a_bias_widens_the_scale_of_weights_too_small_for_it() -> None:
@@ -290,10 +290,10 @@ def test_overrides_by_name_win_over_those_by_type() -> None:
         Override(op_types=("Conv",), method="float", reason="all of them"),
         Override(nodes=(first,), method="weight_only", reason="this one"),
     ]
-    asked = requested_methods(found, overrides)
+    asked = requested_precisions(found, overrides)
     this, every = Reason(Cause.REQUEST, "this one"), Reason(Cause.REQUEST, "all of them")
-    assert asked == {first: Request(Method.WEIGHT_ONLY, this), second: Request(Method.FLOAT, every)}
-    assert requested_methods(found, [Override(nodes=("*",), method="auto")]) == {}
+    assert asked == {first: Request(Precision.WEIGHT_ONLY, this), second: Request(Precision.FLOAT, every)}
+    assert requested_precisions(found, [Override(nodes=("*",), method="auto")]) == {}
 
 
 @pytest.mark.parametrize(
@@ -307,4 +307,4 @@ def test_an_override_of_something_that_is_not_there_is_an_error(override: Overri
     body = "net (float[1,4,8,8] x) => (float[a,b,c,d] y) { c = Conv(x, w) y = Conv(c, v) }"
     model, _ = normalize(parse(body, weights=CONV), min_opset=13, max_opset=21)
     with pytest.raises(ConfigError, match=message):
-        requested_methods(find_fusion_groups(model, target().kernels), [override])
+        requested_precisions(find_fusion_groups(model, target().kernels), [override])

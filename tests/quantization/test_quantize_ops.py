@@ -12,7 +12,7 @@ from support.quantize_cases import GRANULARITIES, Case, check
 from support.quantizing import DYNAMIC, FLOAT, S8, STATIC, U8, WEIGHT_ONLY, build, target, weight
 
 from edgepack.ir.scheme import Granularity, QuantType
-from edgepack.quantization.plan.types import Method
+from edgepack.quantization.plan.types import Precision
 
 ACTIVATIONS = [U8, S8]
 
@@ -188,7 +188,7 @@ def test_static_units_run_on_integers(
 ) -> None:
     case = (CONVOLUTIONS | PRODUCTS)[name]
     made = build(tmp_path, case.body, case.weights, device=target(activation, granularity))
-    assert set(made.forms().values()) == {"static"}
+    assert set(made.precisions().values()) == {"static"}
     check(made, case, case.static_db)
 
 
@@ -240,7 +240,7 @@ def test_what_integer_kernels_do_otherwise_stays_float(name: str, tmp_path: Path
 )  # fmt: skip
 def test_light_units_that_are_asked_to_be_float_are(node: str, tmp_path: Path) -> None:
     case = between(f"o = {node}")
-    made = build(tmp_path, case.body, case.weights, method={"o": FLOAT})
+    made = build(tmp_path, case.body, case.weights, precision={"o": FLOAT})
     assert made.fused.integer_kernels == {"QLinearConv": 2}
     assert made.fused.float_operators["Max"] == 1
     assert made.sqnr_db >= 33
@@ -250,7 +250,7 @@ def test_light_units_that_are_asked_to_be_float_are(node: str, tmp_path: Path) -
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_dynamic_products(name: str, granularity: Granularity, tmp_path: Path) -> None:
     case = PRODUCTS[name]
-    made = build(tmp_path, case.body, case.weights, method=DYNAMIC, device=target(granularity=granularity))
+    made = build(tmp_path, case.body, case.weights, precision=DYNAMIC, device=target(granularity=granularity))
     weighted = sum(u.group.weight is not None for u in made.plan.groups)
     assert len(made.plan.of(DYNAMIC)) == weighted
     assert sum(made.fused.integer_kernels.values()) == weighted
@@ -264,7 +264,7 @@ def test_dynamic_products(name: str, granularity: Granularity, tmp_path: Path) -
 def test_stored_weights_compute_in_float(name: str, granularity: Granularity, tmp_path: Path) -> None:
     case = (CONVOLUTIONS | PRODUCTS)[name]
     made = build(
-        tmp_path, case.body, case.weights, method=WEIGHT_ONLY, device=target(granularity=granularity)
+        tmp_path, case.body, case.weights, precision=WEIGHT_ONLY, device=target(granularity=granularity)
     )
     assert set(made.fused.integer_kernels) <= {"MatMulNBits"}
     # Nothing is dequantized anew in every run: it is folded, or the kernel reads the bytes.
@@ -283,7 +283,7 @@ def test_a_transposed_convolution_has_stored_weights(
     body = f"net (float[1,4,8,8] x) => (float[a,b,c,d] y) {{ {node} }}"
     weights = {"w": weight(4, 6 // group, 2, 2), "b": weight(6)}
     made = build(tmp_path, body, weights, device=target(granularity=granularity))
-    assert made.forms() == {"y": "weight_only"}
+    assert made.precisions() == {"y": "weight_only"}
     assert made.fused.float_operators == {"ConvTranspose": 1}
     assert made.sqnr_db >= 42
 
@@ -304,7 +304,7 @@ def test_tables_keep_int8_rows(name: str, granularity: Granularity, tmp_path: Pa
     ids, dims, axis, table, index = TABLES[name]
     body = f"net ({ids}) => (float[{dims}] y) {{ y = Gather{axis}(t, i) }}"
     made = build(tmp_path, body, {"t": table}, device=target(granularity=granularity), feeds={"i": index})
-    assert made.forms() == {"y": "weight_only"}
+    assert made.precisions() == {"y": "weight_only"}
     assert made.sqnr_db >= 42
 
 
@@ -328,16 +328,16 @@ PRODUCT_SHAPES = {"5,16": "a,b", "2,5,16": "a,b,c", "2,s,16": "a,b,c", "n,s,16":
 @pytest.mark.parametrize("bias", [(12,), (1, 12)])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("shape", PRODUCT_SHAPES)
-@pytest.mark.parametrize("method", [STATIC, DYNAMIC, WEIGHT_ONLY])
+@pytest.mark.parametrize("precision", [STATIC, DYNAMIC, WEIGHT_ONLY])
 def test_a_product_with_a_float_add_behind_it_stays_integer(
-    method: Method, shape: str, granularity: Granularity, bias: tuple[int, ...], tmp_path: Path
+    precision: Precision, shape: str, granularity: Granularity, bias: tuple[int, ...], tmp_path: Path
 ) -> None:
     """The runtime makes a Gemm of MatMul and Add where it knows the shapes, and must find an integer one."""
     nodes = "c = MatMul(x, w) d = Add(c, b) y = Tanh(d)"
     body = f"net (float[{shape}] x) => (float[{PRODUCT_SHAPES[shape]}] y) {{ {nodes} }}"
     weights = {"w": weight(16, 12, scale=0.1), "b": weight(*bias, seed=3)}
-    made = build(tmp_path, body, weights, method=method, device=target(granularity=granularity))
-    if method is WEIGHT_ONLY and shape == "5,16":  # normalization makes a Gemm of it, folded at load
+    made = build(tmp_path, body, weights, precision=precision, device=target(granularity=granularity))
+    if precision is WEIGHT_ONLY and shape == "5,16":  # normalization makes a Gemm of it, folded at load
         assert made.fused.leftover_dequantize == 0
     else:
         assert sum(made.fused.integer_kernels.values()) == 1

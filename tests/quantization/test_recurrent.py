@@ -8,7 +8,7 @@ from support.quantize_cases import GRANULARITIES, STORABLE, recurrent
 from support.quantizing import CHANNEL, DYNAMIC, FLOAT, WEIGHT_ONLY, build, target, weight
 
 from edgepack.ir.scheme import Granularity
-from edgepack.quantization.plan.types import Method
+from edgepack.quantization.plan.types import Precision
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -19,15 +19,15 @@ def test_lstm_with_ranges_found_at_run_time(
 ) -> None:
     case = recurrent("LSTM", directions, outputs)
     made = build(tmp_path, case.body, case.weights, device=target(granularity=granularity))
-    assert set(made.forms().values()) == {"dynamic"}
+    assert set(made.precisions().values()) == {"dynamic"}
     assert made.fused.integer_kernels == {"DynamicQuantizeLSTM": 1}
     assert made.sqnr_db >= (41 if granularity is CHANNEL else 38)
 
 
-@pytest.mark.parametrize("method", [DYNAMIC, WEIGHT_ONLY])
+@pytest.mark.parametrize("precision", [DYNAMIC, WEIGHT_ONLY])
 @pytest.mark.parametrize("direction", ["reverse", "bidirectional"])
 @pytest.mark.parametrize("op", ["LSTM", "GRU"])
-def test_states_lengths_and_peepholes(op: str, direction: str, method: Method, tmp_path: Path) -> None:
+def test_states_lengths_and_peepholes(op: str, direction: str, precision: Precision, tmp_path: Path) -> None:
     directions = 2 if direction == "bidirectional" else 1
     weights = recurrent(op, directions).weights
     more = ", s, q" if op == "LSTM" else ""
@@ -36,8 +36,8 @@ def test_states_lengths_and_peepholes(op: str, direction: str, method: Method, t
     node = f'y, h = {op}<hidden_size=10,direction="{direction}",clip=2.5>(x, w, r, b, n, i{more})'
     given = f"float[6,2,8] x, int32[2] n, float[{directions},2,10] i"
     body = f"net ({given}) => (float[a,b,c,d] y, float[e,f,g] h) {{ {node} }}"
-    made = build(tmp_path, body, weights, method=method, feeds={"n": np.asarray([6, 3], np.int32)})
-    assert made.forms() == {"y": "dynamic" if (op, method) == ("LSTM", DYNAMIC) else "weight_only"}
+    made = build(tmp_path, body, weights, precision=precision, feeds={"n": np.asarray([6, 3], np.int32)})
+    assert made.precisions() == {"y": "dynamic" if (op, precision) == ("LSTM", DYNAMIC) else "weight_only"}
     assert made.sqnr_db >= 40
 
 
@@ -48,21 +48,24 @@ def test_recurrent_weights_are_stored(
 ) -> None:
     case = recurrent(op, directions)
     device = target(granularity=granularity, weight_only=STORABLE)
-    made = build(tmp_path, case.body, case.weights, method=WEIGHT_ONLY, device=device)
-    assert set(made.forms().values()) == {"weight_only"}
+    made = build(tmp_path, case.body, case.weights, precision=WEIGHT_ONLY, device=device)
+    assert set(made.precisions().values()) == {"weight_only"}
     assert made.fused.float_operators == {op: 1}
     assert made.sqnr_db >= 39
 
 
 def test_gru_has_no_integer_kernel(tmp_path: Path) -> None:
     case = recurrent("GRU", 1)
-    stored = build(tmp_path, case.body, case.weights, method=DYNAMIC, device=target(weight_only=STORABLE))
+    stored = build(tmp_path, case.body, case.weights, precision=DYNAMIC, device=target(weight_only=STORABLE))
     (group,) = stored.plan.groups
-    assert (group.method, group.reason.text) == (
+    assert (group.precision, group.reason.text) == (
         WEIGHT_ONLY,
         "no dynamic kernel for GRU; weights stored as int8",
     )
     not_stored = target(weight_only=("MatMul",))
-    plain = build(tmp_path, case.body, case.weights, method=DYNAMIC, device=not_stored)
+    plain = build(tmp_path, case.body, case.weights, precision=DYNAMIC, device=not_stored)
     (group,) = plain.plan.groups
-    assert (group.method, group.reason.text) == (FLOAT, "the target's runtime has no integer kernel for GRU")
+    assert (group.precision, group.reason.text) == (
+        FLOAT,
+        "the target's runtime has no integer kernel for GRU",
+    )

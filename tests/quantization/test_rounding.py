@@ -20,7 +20,7 @@ from edgepack.ir.numerics import choose_weight_params, dequantize
 from edgepack.ir.scheme import QuantScheme, QuantType
 from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
-from edgepack.quantization.plan.types import Method, QuantPlan, Request
+from edgepack.quantization.plan.types import Precision, QuantPlan, Request
 from edgepack.quantization.weights import moments as moments_module
 from edgepack.quantization.weights.gptq import output_error, round_gptq
 from edgepack.quantization.weights.matrix import from_groups, to_groups, weight_of
@@ -234,12 +234,12 @@ def prepared(
     target = target.model_copy(update={"quantization": quantization})
     groups = find_fusion_groups(model, target.kernels)
     table = calibrate(model, samples, tensors_to_observe(groups), Calibration(observer="minmax"), threads=1)
-    methods = {u.name: Request(Method.STATIC) for u in groups}
+    methods = {u.name: Request(Precision.STATIC) for u in groups}
     return model, make_plan(model, groups, table.ranges, target, methods), samples
 
 
-def rounder_of(model: ir.Model, plan: QuantPlan, samples: Samples, *, second_order: bool) -> Rounder:
-    return round_weights(model, plan, samples, gptq=second_order, threads=1, seed=0)
+def rounder_of(model: ir.Model, plan: QuantPlan, samples: Samples, *, gptq: bool) -> Rounder:
+    return round_weights(model, plan, samples, gptq=gptq, threads=1, seed=0)
 
 
 MODELS = {
@@ -249,9 +249,9 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("gptq", [False, True])
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_mean_error_of_the_output_is_taken_out(tmp_path: Path, kind: str, second_order: bool) -> None:
+def test_the_mean_error_of_the_output_is_taken_out(tmp_path: Path, kind: str, gptq: bool) -> None:
     body, shape = MODELS[kind]
     rng = np.random.default_rng(0)
     weights = {"w": f32(rng.normal(size=shape)), "b": f32(rng.normal(size=shape[0]))}
@@ -260,7 +260,7 @@ def test_the_mean_error_of_the_output_is_taken_out(tmp_path: Path, kind: str, se
     model = parse(f"net (float[1, 6, 8, 8] x) => (float[1, C, H, W] y) {{ {body} }}", weights=weights)
     x = f32(rng.normal(size=(5, 1, 6, 8, 8)) + 2)  # 64 positions or less: all are looked at
     model, plan, samples = prepared(tmp_path, model, x)
-    rounder = rounder_of(model, plan, samples, second_order=second_order)
+    rounder = rounder_of(model, plan, samples, gptq=gptq)
     (group,) = (u for u in plan.groups if u.weight is not None)
     assert group.weight is not None
     rounded = rounder(plan)[group.group.name]
@@ -289,21 +289,21 @@ def test_second_order_lowers_the_error_of_real_outputs(tmp_path: Path) -> None:
         stored = dequantize(rounder(plan)[group.group.name].integers, group.weight)  # type: ignore[arg-type]
         return float(((x[20:] @ (stored - weight)) ** 2).mean())
 
-    assert error(rounder_of(model, plan, samples, second_order=True)) < 0.3 * error(Rounder(model))
-    assert rounder_of(model, plan, samples, second_order=False).rounded == {}
+    assert error(rounder_of(model, plan, samples, gptq=True)) < 0.3 * error(Rounder(model))
+    assert rounder_of(model, plan, samples, gptq=False).rounded == {}
 
 
 @pytest.mark.parametrize("reduce_range, limit", [(False, 127), (True, 63)])
-@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("gptq", [False, True])
 def test_integers_use_the_targets_range_and_no_more(
-    tmp_path: Path, reduce_range: bool, limit: int, second_order: bool
+    tmp_path: Path, reduce_range: bool, limit: int, gptq: bool
 ) -> None:
     rng = np.random.default_rng(0)
     weight, x = f32(rng.normal(size=(32, 16))), f32(correlated(32, 100, rng).T.reshape(20, 5, 32))
     model = parse("net (float[5, 32] x) => (float[5, 16] y) { y = MatMul (x, w) }", weights={"w": weight})
     model, plan, samples = prepared(tmp_path, model, x, reduce_range=reduce_range)
-    rounder = rounder_of(model, plan, samples, second_order=second_order)
-    assert bool(rounder.rounded) == second_order
+    rounder = rounder_of(model, plan, samples, gptq=gptq)
+    assert bool(rounder.rounded) == gptq
     (rounded,) = rounder(plan).values()
     assert rounded.integers.dtype == np.int8
     assert np.abs(rounded.integers.astype(int)).max() == limit
@@ -314,13 +314,13 @@ def test_weights_of_other_parameters_are_rounded_to_nearest(tmp_path: Path) -> N
     weight = f32(rng.normal(size=(6, 4)))
     model = parse("net (float[2, 6] x) => (float[2, 4] y) { y = MatMul (x, w) }", weights={"w": weight})
     model, plan, samples = prepared(tmp_path, model, f32(rng.normal(size=(4, 2, 6))))
-    rounder = rounder_of(model, plan, samples, second_order=True)
+    rounder = rounder_of(model, plan, samples, gptq=True)
     (group,) = (u for u in plan.groups if u.weight is not None)
     assert group.weight is not None
     assert next(iter(rounder.rounded))[0] == group.group.name
     other = choose_weight_params(weight * 2, WEIGHTS, 1)
     changed = QuantPlan(
-        tuple(type(u)(u.group, u.method, u.reason, other) if u is group else u for u in plan.groups),
+        tuple(type(u)(u.group, u.precision, u.reason, other) if u is group else u for u in plan.groups),
         plan.activations,
         plan.activation_scheme,
         plan.weight_scheme,
@@ -346,7 +346,7 @@ def three_layers() -> ir.Model:
 
 def moments_of(model: ir.Model, plan: QuantPlan, samples: Samples) -> dict[str, InputMoments]:
     groups = [u.group for u in plan.groups if u.weight is not None]
-    streamed = stream_moments(model, groups, samples, second_order=True, threads=1, seed=0)
+    streamed = stream_moments(model, groups, samples, with_second_moments=True, threads=1, seed=0)
     return {group.name: moments for group, moments in streamed}
 
 
@@ -383,7 +383,7 @@ def test_wide_weights_get_means_only(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(moments_module, "MAX_COLUMNS", 8)
     has_second = [m.second is not None for m in moments_of(model, plan, samples).values()]
     assert has_second == [True, False, True]
-    rounder = rounder_of(model, plan, samples, second_order=True)
+    rounder = rounder_of(model, plan, samples, gptq=True)
     assert (len(rounder.rounded), len(rounder.means)) == (2, 3)
 
 
@@ -392,7 +392,7 @@ def test_the_same_seed_gives_the_same_integers(tmp_path: Path) -> None:
     model, plan, samples = prepared(
         tmp_path, model, f32(np.random.default_rng(1).normal(size=(3, 1, 4, 6, 6)))
     )
-    first, second = (rounder_of(model, plan, samples, second_order=True)(plan) for _ in range(2))
+    first, second = (rounder_of(model, plan, samples, gptq=True)(plan) for _ in range(2))
     for name, rounded in first.items():
         np.testing.assert_array_equal(rounded.integers, second[name].integers)
         np.testing.assert_array_equal(rounded.bias, second[name].bias)

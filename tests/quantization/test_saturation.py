@@ -26,7 +26,7 @@ from edgepack.ir.scheme import Granularity, QuantScheme, QuantType
 from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan
 from edgepack.quantization.plan.preparation import WeightPreparation
-from edgepack.quantization.plan.types import Method, QuantPlan, Request
+from edgepack.quantization.plan.types import Precision, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.matrix import to_groups
 from edgepack.quantization.weights.moments import weight_inputs
@@ -35,7 +35,7 @@ from edgepack.quantization.weights.pair_saturation import (
     could_saturate,
     pair_sums,
     weight_pairs,
-    with_fewer_bits,
+    with_reduced_range,
 )
 from edgepack.quantization.weights.params import weight_params
 from edgepack.quantization.weights.rounding import Rounder, round_weights
@@ -99,7 +99,7 @@ def test_seven_bits_never_saturate(granularity: Granularity) -> None:
     reduced_range = could_saturate(node, weight, params)
     assert reduced_range[0]
     assert granularity is Granularity.PER_TENSOR or not reduced_range[1]
-    fewer = with_fewer_bits(weight, params, scheme, reduced_range)
+    fewer = with_reduced_range(weight, params, scheme, reduced_range)
     assert could_saturate(node, weight, fewer) == ()
     stored = quantize(weight, fewer)
     assert np.abs(stored[:, 0]).max() == 63
@@ -139,7 +139,7 @@ def planned(folder: Path, device: Target) -> tuple[ir.Model, QuantPlan, Rounder,
     reduced_range = {}
     if device.quantization.saturates:
         reduced_range = outputs_that_saturate(model, groups, ranges, device, samples, seed=0)
-    methods = {u.name: Request(Method.STATIC) for u in groups}
+    methods = {u.name: Request(Precision.STATIC) for u in groups}
     plan = make_plan(model, groups, ranges, device, methods, WeightPreparation(reduced_range=reduced_range))
     rounder = round_weights(model, plan, samples, gptq=True, threads=1, seed=0)
     return model, plan, rounder, samples
@@ -185,8 +185,8 @@ def test_what_saturates_loses_a_bit_and_nothing_else(tmp_path: Path) -> None:
 def test_weights_that_no_integer_kernel_reads_keep_their_bits(tmp_path: Path) -> None:
     model, ranges, _ = material(tmp_path)
     groups = find_fusion_groups(model, avx2().kernels)
-    for method, expected in ((Method.WEIGHT_ONLY, False), (Method.DYNAMIC, True)):
-        plan = make_plan(model, groups, ranges, avx2(), {u.name: Request(method) for u in groups})
+    for precision, expected in ((Precision.WEIGHT_ONLY, False), (Precision.DYNAMIC, True)):
+        plan = make_plan(model, groups, ranges, avx2(), {u.name: Request(precision) for u in groups})
         gemm = next(u for u in plan.groups if u.group.op_type == "Gemm")
         assert any(gemm.reduced_range) is expected, "a range found at run time is used to its end"
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from support.quantizing import weight
 
 from edgepack.ir.numerics import sqnr_db
-from edgepack.quantization.weights.smoothquant import MOST, STRENGTHS, smoothing_factors
+from edgepack.quantization.weights.smoothquant import MAX_FACTOR, STRENGTHS, smoothing_factors
 
 Floats = npt.NDArray[np.float32]
 
@@ -53,7 +53,7 @@ def test_the_product_is_the_same(seed: int, peak: float) -> None:
     w, x = weight(8, 16, seed=seed), rows(spread, seed)
     factors = factors_for(w, x)
     if factors is not None:
-        assert (factors > 0).all() and factors.max() <= MOST and factors.min() >= 1 / MOST
+        assert (factors > 0).all() and factors.max() <= MAX_FACTOR and factors.min() >= 1 / MAX_FACTOR
         exact = x[0].astype(np.float64) @ w.T.astype(np.float64)
         again = (x[0] / factors).astype(np.float64) @ (w * factors).T.astype(np.float64)
         assert sqnr_db(exact, again) > 100
@@ -80,7 +80,7 @@ def test_factors_are_those_of_the_paper_for_one_of_the_strengths(seed: int) -> N
     off = []
     for strength in STRENGTHS:
         paper = range_x**strength / range_w ** (1 - strength)
-        paper = np.clip(paper / np.exp(np.log(paper).mean()), 1 / MOST, MOST)
+        paper = np.clip(paper / np.exp(np.log(paper).mean()), 1 / MAX_FACTOR, MAX_FACTOR)
         off.append(float(np.abs(np.log(factors / paper)).max()))
     assert min(off) < 1e-4
 

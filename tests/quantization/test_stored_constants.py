@@ -13,7 +13,7 @@ from edgepack.graph.normalize import normalize
 from edgepack.ir.scheme import Granularity
 from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan
-from edgepack.quantization.plan.types import Method, Request
+from edgepack.quantization.plan.types import Precision, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.storable import storable
 from edgepack.quantization.weights.rounding import Rounder
@@ -54,16 +54,18 @@ def test_what_no_kernel_takes_is_stored(name: str, granularity: Granularity, tmp
     held = stored_bytes(made.quantized)
     assert held["INT8"] == sum(w.size for w in weights.values())
     assert held["FLOAT"] <= held["INT8"] / 4
-    assert "stored" in made.forms().values()
+    assert "stored" in made.precisions().values()
     assert made.sqnr_db > (FLOOR_DB if granularity is Granularity.PER_CHANNEL else 15)
     assert made.fused.float_operators.keys() & {"Cast", "Mul"} == set(), "folded when loaded"
 
 
-@pytest.mark.parametrize("method", [Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY, Method.STORED])
-def test_stored_in_every_form_but_float(method: Method, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "precision", [Precision.STATIC, Precision.DYNAMIC, Precision.WEIGHT_ONLY, Precision.STORED]
+)
+def test_stored_in_every_form_but_float(precision: Precision, tmp_path: Path) -> None:
     body, weights = CASES["einsum"]
-    assert build(tmp_path, body, weights, method=method).forms() == {"y": "stored"}
-    assert build(tmp_path, body, weights, method=Method.FLOAT).forms() == {"y": "float"}
+    assert build(tmp_path, body, weights, precision=precision).precisions() == {"y": "stored"}
+    assert build(tmp_path, body, weights, precision=Precision.FLOAT).precisions() == {"y": "float"}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_what_is_left_as_it_is(constant: Array) -> None:
 
 def test_a_constant_that_is_needed_in_float_is_not_stored_besides(tmp_path: Path) -> None:
     body = f'{STORED} a = Einsum <equation = "bij,bjk->bik"> (x, w) b = MatMul (x, w) y = Sub (a, b) }}'
-    made = build(tmp_path, body, {"w": weight(2, 64, 48)}, method={"b": Method.FLOAT})
+    made = build(tmp_path, body, {"w": weight(2, 64, 48)}, precision={"b": Precision.FLOAT})
     assert "INT8" not in stored_bytes(made.quantized)
     assert "needs 'w' in float" in next(
         u.reason.text for u in made.plan.groups if u.group.op_type == "Einsum"
@@ -114,7 +116,7 @@ def test_constants_of_bodies_are_stored() -> None:
     model, _ = normalize(branches(), min_opset=13, max_opset=23)
     device = target()
     groups = find_fusion_groups(model, device.kernels)
-    plan = make_plan(model, groups, {}, device, {u.name: Request(Method.STORED) for u in groups})
+    plan = make_plan(model, groups, {}, device, {u.name: Request(Precision.STORED) for u in groups})
     made = apply_plan(model, plan, Rounder(model)(plan))
     held = stored_bytes(made)
     assert held["INT8"] == 3 * 64 * 64
@@ -129,11 +131,11 @@ def test_a_table_may_be_unfolded_too(tmp_path: Path) -> None:
     body = "net (int64[2, 5] ids) => (float[2, 5, 32] y) { e = Gather (t, ids) y = MatMul (e, w) }"
     weights = {"t": weight(100, 32), "w": weight(32, 32)}
     feeds = {"ids": i64(np.arange(10).reshape(2, 5))}
-    stored = build(tmp_path, body, weights, method=Method.STORED, feeds=feeds)
-    assert stored.forms() == {"e": "stored", "y": "stored"}
+    stored = build(tmp_path, body, weights, precision=Precision.STORED, feeds=feeds)
+    assert stored.precisions() == {"e": "stored", "y": "stored"}
     assert stored.fused.float_operators.keys() & {"Cast", "Mul"} == set()
-    looked_up = build(tmp_path, body, weights, method=Method.WEIGHT_ONLY, feeds=feeds)
-    assert looked_up.forms() == {"e": "weight_only", "y": "weight_only"}
+    looked_up = build(tmp_path, body, weights, precision=Precision.WEIGHT_ONLY, feeds=feeds)
+    assert looked_up.precisions() == {"e": "weight_only", "y": "weight_only"}
     assert stored.sqnr_db > FLOOR_DB
 
 
@@ -141,9 +143,9 @@ def test_what_an_ort_holds_more(tmp_path: Path) -> None:
     body = "net (int64[2, 5] ids) => (float[2, 5, 32] y) { e = Gather (t, ids) y = MatMul (e, w) }"
     weights = {"t": weight(100, 32), "w": weight(32, 32)}
     feeds = {"ids": i64(np.arange(10).reshape(2, 5))}
-    stored = build(tmp_path, body, weights, method=Method.STORED, feeds=feeds)
+    stored = build(tmp_path, body, weights, precision=Precision.STORED, feeds=feeds)
     assert unfolded_bytes(stored.quantized) == 3 * (100 * 32 + 32 * 32)
-    looked_up = build(tmp_path, body, weights, method=Method.WEIGHT_ONLY, feeds=feeds)
+    looked_up = build(tmp_path, body, weights, precision=Precision.WEIGHT_ONLY, feeds=feeds)
     assert unfolded_bytes(looked_up.quantized) == 0
 
 
@@ -154,4 +156,4 @@ def test_it_is_a_form_of_the_whole_model_where_it_differs() -> None:
     groups = find_fusion_groups(model, device.kernels)
     assert list(whole_model_methods(groups, device)) == ["stored", "float"]
     methods = methods_of(groups, WholeModel.STORED, {}, {})
-    assert [m for m, _ in methods.values()] == [Method.STORED]
+    assert [m for m, _ in methods.values()] == [Precision.STORED]

@@ -17,7 +17,7 @@ from edgepack.ir.files import load_model, save_model
 from edgepack.ir.model import clone
 from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import Granularity, QuantType
-from edgepack.quantization.plan.types import Method
+from edgepack.quantization.plan.types import Precision
 from edgepack.runtime.host import ExactRuntime, cpu, overflows
 from edgepack.runtime.runner import open_model
 from edgepack.runtime.unsigned import make_weights_unsigned
@@ -94,7 +94,7 @@ def exactly(runtime: Runtime) -> ExactRuntime:
 def test_static_products(form: str, activation: QuantType, granularity: Granularity, tmp_path: Path) -> None:
     body, weights = STATIC_FORMS[form]
     device = target(activation, granularity)
-    built = quantizing.build(tmp_path, body, weights, method=STATIC, device=device)
+    built = quantizing.build(tmp_path, body, weights, precision=STATIC, device=device)
     expected = as_written(built.path)
     for runtime in (device.runtime, Runtime()):  # int8 activations as they are, or as the runtime turns them
         assert sqnr_db(expected, outputs(built.path, exactly(runtime))) > 100
@@ -108,18 +108,18 @@ def integer_kernels(built: Built) -> int:
 @pytest.mark.parametrize("form", DYNAMIC_FORMS)
 def test_dynamic_products(form: str, tmp_path: Path) -> None:
     body, weights = DYNAMIC_FORMS[form]
-    built = quantizing.build(tmp_path, body, weights, method=DYNAMIC)
+    built = quantizing.build(tmp_path, body, weights, precision=DYNAMIC)
     got = outputs(built.path, exactly(Runtime()))
     assert sqnr_db(outputs(tmp_path / "float.onnx", Runtime()), got) > 40, "saturated: 19 to 37 dB"
 
 
-@pytest.mark.parametrize("method", [STATIC, DYNAMIC])
-def test_the_sums_are_those_of_integers(method: Method, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", [STATIC, DYNAMIC])
+def test_the_sums_are_those_of_integers(precision: Precision, tmp_path: Path) -> None:
     """255 times 127, twice: beyond 16 bits, and known without any runtime."""
     body = "net (float[1, 4] x) => (float[1, 2] y) { y = MatMul (x, w) }"
     weights = {"w": np.asarray([[1, -1]] * 4, np.float32)}
     ones = {"x": np.ones((1, 4), np.float32)}
-    built = quantizing.build(tmp_path, body, weights, method=method, feeds=ones)
+    built = quantizing.build(tmp_path, body, weights, precision=precision, feeds=ones)
     got = open_model(built.path, exactly(Runtime())).run(ones)["y"]
     np.testing.assert_allclose(got, [[4, -4]], rtol=0.01)
 
@@ -130,18 +130,18 @@ FORMS = [
 ]
 IDS = [
     f"{kind} {name}"
-    for kind, forms in (("static", STATIC_FORMS), ("dynamic", DYNAMIC_FORMS))
-    for name in forms
+    for kind, precisions in (("static", STATIC_FORMS), ("dynamic", DYNAMIC_FORMS))
+    for name in precisions
 ]
 
 
-@pytest.mark.parametrize(("body", "weights", "method"), FORMS, ids=IDS)
+@pytest.mark.parametrize(("body", "weights", "precision"), FORMS, ids=IDS)
 def test_an_ort_computes_what_its_onnx_computes(
-    body: str, weights: dict[str, Array], method: Method, tmp_path: Path
+    body: str, weights: dict[str, Array], precision: Precision, tmp_path: Path
 ) -> None:
     for activation in (U8, S8):
         device = target(activation)
-        built = quantizing.build(tmp_path, body, weights, method=method, device=device)
+        built = quantizing.build(tmp_path, body, weights, precision=precision, device=device)
         export_ort(built.path, tmp_path / "model.ort", device.runtime, feeds(built.path))
         exact = exactly(device.runtime)
         for a, b in zip(outputs(built.path, exact), outputs(tmp_path / "model.ort", exact), strict=True):
@@ -177,7 +177,7 @@ def test_int8_activations_that_the_runtime_keeps_need_int8_weights(tmp_path: Pat
 
 def test_weights_that_are_used_in_float_stay(tmp_path: Path) -> None:
     body, weights = STATIC_FORMS["matmul"]
-    built = quantizing.build(tmp_path, body, weights, method=quantizing.WEIGHT_ONLY)
+    built = quantizing.build(tmp_path, body, weights, precision=quantizing.WEIGHT_ONLY)
     assert not make_weights_unsigned(load_model(built.path), int8_activations=False)
 
 

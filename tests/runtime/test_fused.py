@@ -13,7 +13,7 @@ from edgepack.config.target import Runtime, load_target
 from edgepack.errors import ModelError
 from edgepack.ir.files import save_model
 from edgepack.quantization.groups import find_fusion_groups
-from edgepack.runtime.fused import FusionReport, what_the_runtime_did
+from edgepack.runtime.fused import FusionReport, fusion_report
 
 PARAMS: dict[str, Array] = {
     "s": f32(0.05), "z": np.asarray(128, np.uint8),
@@ -34,7 +34,7 @@ def qdq(nodes: str) -> ir.Model:
 def report(model: ir.Model, folder: Path) -> FusionReport:
     path = folder / "model.onnx"
     save_model(model, path)
-    return what_the_runtime_did(path, Runtime())
+    return fusion_report(path, Runtime())
 
 
 def test_a_good_plan_leaves_conversions_at_the_border_only(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_layout_changes_count_where_the_model_has_none(tmp_path: Path) -> None:
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "no.onnx").write_bytes(b"no model")
     with pytest.raises(ModelError, match=r"no\.onnx"):
-        what_the_runtime_did(tmp_path / "no.onnx", Runtime())
+        fusion_report(tmp_path / "no.onnx", Runtime())
 
 
 def test_times_of_nodes_add_up_to_a_run(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_branch_counts_as_part_of_its_if(tmp_path: Path) -> None:
     assert [node.op_type for node in found.nodes] == ["Relu", "If", "Relu"]
 
 
-def conv_units() -> tuple[ir.Model, dict[str, str]]:
+def conv_groups() -> tuple[ir.Model, dict[str, str]]:
     """Conv and Relu, Sigmoid, Gemm and Relu, HardSwish; and the names of groups by what they are."""
     body = """net (float[1, 4, 8, 8] x) => (float[1, 4] y) {
         [conv] a = Conv (x, w) [relu] b = Relu (a)
@@ -196,7 +196,7 @@ def conv_units() -> tuple[ir.Model, dict[str, str]]:
 def test_what_the_runtime_calls_a_node(
     name: str, op_type: str, outputs: tuple[str, ...], group: str | None
 ) -> None:
-    model, _ = conv_units()
+    model, _ = conv_groups()
     groups = find_fusion_groups(model, load_target("x86-cpu").kernels)
     profile = OpProfile((NodeTime(name, op_type, 5.0, ("v",), outputs),), 5.0, 0.0)
     found = match_groups(groups, profile)
@@ -205,7 +205,7 @@ def test_what_the_runtime_calls_a_node(
 
 
 def test_nodes_without_a_name_belong_to_what_reads_them() -> None:
-    model, _ = conv_units()
+    model, _ = conv_groups()
     groups = find_fusion_groups(model, load_target("x86-cpu").kernels)
     nodes = (
         NodeTime("HardSigmoid without a name", "HardSigmoid", 2.0, ("t",), ("u",)),
@@ -217,7 +217,7 @@ def test_nodes_without_a_name_belong_to_what_reads_them() -> None:
     assert [node.op_type for node in found.overhead] == ["QuantizeLinear"]
 
 
-def test_float_and_integer_forms_are_timed_by_the_same_units(tmp_path: Path) -> None:
+def test_float_and_integer_models_are_timed_by_the_same_groups(tmp_path: Path) -> None:
     model = conv_net()
     for index, node in enumerate(model.graph):
         node.name = f"{node.op_type}_{index}"
@@ -228,13 +228,13 @@ def test_float_and_integer_forms_are_timed_by_the_same_units(tmp_path: Path) -> 
     )
     heavy = {group.name for group in groups if group.op_type in ("Conv", "Gemm")}
     assert len(heavy) == 3 and heavy <= set(found.us)
-    float_form, _ = conv_units()
+    float_model, _ = conv_groups()
     body = f"""net (float[1, 4, 8, 8] x) => (float[1, 4, 6, 6] y) {{
         {IN} {WEIGHT} [conv] c = Conv (d0, dw) [relu] r = Relu (c)
         [b_QuantizeLinear] q9 = QuantizeLinear (r, s, z) [b_DequantizeLinear] y = DequantizeLinear (q9, s, z)
     }}"""
     save_model(parse(body, weights=PARAMS), tmp_path / "integer.onnx")
-    groups = find_fusion_groups(float_form, load_target("x86-cpu").kernels)
+    groups = find_fusion_groups(float_model, load_target("x86-cpu").kernels)
     profile = profile_ops(tmp_path / "integer.onnx", Runtime(), [randoms(x=(1, 4, 8, 8))], runs=3)
     found = match_groups(groups, profile)
     assert set(found.us) == {"conv"}

@@ -15,7 +15,7 @@ from edgepack.evaluation.check import Comparison
 from edgepack.ir.files import save_model
 from edgepack.ir.scheme import QuantScheme, QuantType
 from edgepack.quantization.groups import FusionGroup, Role
-from edgepack.quantization.plan.types import GroupPlan, Method, Methods, QuantPlan
+from edgepack.quantization.plan.types import GroupPlan, Precision, Precisions, QuantPlan
 from edgepack.results import Fidelity
 from edgepack.selection.candidates import CandidateName
 from edgepack.selection.choose import Choice, choose
@@ -24,8 +24,8 @@ from edgepack.selection.trials import Floor, Trial, TrialBench
 
 SCHEME = QuantScheme(QuantType.UINT8, symmetric=False)
 GROUPS = [FusionGroup("conv", "Conv", Role.HEAVY, ("x",), ("y",), weight="w")]
-SPEED = {Method.STATIC: 2.0, Method.WEIGHT_ONLY: 1.2, Method.FLOAT: 1.0}
-PROBES_DB = {Method.STATIC: 16.0, Method.WEIGHT_ONLY: 40.0, Method.FLOAT: 120.0}
+SPEED = {Precision.STATIC: 2.0, Precision.WEIGHT_ONLY: 1.2, Precision.FLOAT: 1.0}
+PROBES_DB = {Precision.STATIC: 16.0, Precision.WEIGHT_ONLY: 40.0, Precision.FLOAT: 120.0}
 BELOW = "below the floor of fidelity on the evaluation data"
 LOSES = "loses more of the metric than the gate allows"
 
@@ -42,7 +42,7 @@ class Bench:
     def as_on_device(self, trials: Sequence[Trial]) -> list[Trial]:
         return list(trials)
 
-    def measure(self, name: CandidateName, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
+    def measure(self, name: CandidateName, methods: Precisions, plan: QuantPlan, model: ir.Model) -> Trial:
         method = methods["conv"][0]
         compared = Comparison(signal=10 ** (PROBES_DB[method] / 10), noise=1.0, samples=1)
         return Trial(name, methods, plan, Path(str(method)), 100, SPEED[method], 0.0, compared)
@@ -51,7 +51,7 @@ class Bench:
         return trial.speedup * advantage > best.speedup
 
 
-def form(methods: Methods) -> tuple[QuantPlan, ir.Model]:
+def form(methods: Precisions) -> tuple[QuantPlan, ir.Model]:
     return QuantPlan((GroupPlan(GROUPS[0], *methods["conv"]),), {}, SCHEME, SCHEME), cast(ir.Model, methods)
 
 
@@ -147,8 +147,8 @@ STEM = [
 class StemBench(Bench):
     """Integers are 1.2 times as fast as the original, 1.33 times with the first group in float."""
 
-    def measure(self, name: CandidateName, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
-        integer = [m is Method.STATIC for m, _ in methods.values()]
+    def measure(self, name: CandidateName, methods: Precisions, plan: QuantPlan, model: ir.Model) -> Trial:
+        integer = [m is Precision.STATIC for m, _ in methods.values()]
         speed = 1.2 if all(integer) else 1.33 if all(integer[1:]) else 1.22 if not any(integer) else 1.1
         decibels = 16.0 if any(integer) else 26.0
         compared = Comparison(signal=10 ** (decibels / 10), noise=1.0, samples=1)
@@ -169,7 +169,7 @@ def test_an_integer_form_near_the_best_is_looked_at(
     save_model(parse("g (float[4] x) => (float[4] y) { y = Relu (x) }"), original := tmp_path / "m.onnx")
     bench = cast(TrialBench, StemBench(original, load_target("x86-cpu")))
 
-    def make(methods: Methods) -> tuple[QuantPlan, ir.Model]:
+    def make(methods: Precisions) -> tuple[QuantPlan, ir.Model]:
         plans = tuple(GroupPlan(u, *methods[u.name]) for u in STEM)
         return QuantPlan(plans, {}, SCHEME, SCHEME), cast(ir.Model, methods)
 
@@ -185,15 +185,15 @@ def test_an_integer_form_near_the_best_is_looked_at(
 class PickyBench(Bench):
     """A runtime that fails on some forms."""
 
-    fails: tuple[Method, ...] = ()
+    fails: tuple[Precision, ...] = ()
 
-    def measure(self, name: CandidateName, methods: Methods, plan: QuantPlan, model: ir.Model) -> Trial:
+    def measure(self, name: CandidateName, methods: Precisions, plan: QuantPlan, model: ir.Model) -> Trial:
         if methods["conv"][0] in self.fails:
             raise ModelError(f"{name}: cannot be run")
         return super().measure(name, methods, plan, model)
 
 
-def picky(folder: Path, fails: tuple[Method, ...], method: str = "auto") -> Choice:
+def picky(folder: Path, fails: tuple[Precision, ...], method: str = "auto") -> Choice:
     save_model(parse("g (float[4] x) => (float[4] y) { y = Relu (x) }"), original := folder / "model.onnx")
     bench = cast(TrialBench, PickyBench(original, load_target("x86-cpu"), fails=fails))
     floor = Floor(None, None, None, None)
@@ -202,13 +202,13 @@ def picky(folder: Path, fails: tuple[Method, ...], method: str = "auto") -> Choi
 
 
 def test_a_form_that_the_runtime_fails_on_is_told_and_not_taken(tmp_path: Path) -> None:
-    choice = picky(tmp_path, (Method.STATIC,))
+    choice = picky(tmp_path, (Precision.STATIC,))
     assert taken(choice) == ("weight_only", {"static": "static: cannot be run"})
     assert [c.speedup for c in choice.candidates if c.name == "static"] == [None]
 
 
 def test_no_form_runs(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="static: cannot be run"):
-        picky(tmp_path, tuple(Method))
+        picky(tmp_path, tuple(Precision))
     with pytest.raises(ModelError, match="cannot be run"):
-        picky(tmp_path, (Method.STATIC,), "static")
+        picky(tmp_path, (Precision.STATIC,), "static")

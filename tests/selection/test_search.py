@@ -22,7 +22,7 @@ from edgepack.ir.files import save_model
 from edgepack.ir.scheme import QuantScheme, QuantType
 from edgepack.pipeline.limits import kept_measurements
 from edgepack.quantization.groups import FusionGroup, Role
-from edgepack.quantization.plan.types import GroupPlan, Method, Methods, QuantPlan, Request
+from edgepack.quantization.plan.types import GroupPlan, Precision, Precisions, QuantPlan, Request
 from edgepack.results import Cause, Reason
 from edgepack.selection.candidates import CandidateName, WholeModel
 from edgepack.selection.history import Measurements
@@ -30,7 +30,7 @@ from edgepack.selection.leaderboard import Leaderboard
 from edgepack.selection.search import Task, search
 from edgepack.selection.trials import RUN, Cost, Trial, TrialBench, trial_db
 
-STATIC, WEIGHT_ONLY, FLOAT = Method.STATIC, Method.WEIGHT_ONLY, Method.FLOAT
+STATIC, WEIGHT_ONLY, FLOAT = Precision.STATIC, Precision.WEIGHT_ONLY, Precision.FLOAT
 SCHEME = QuantScheme(QuantType.UINT8, symmetric=False)
 NAMES = [f"c{i}" for i in range(8)]
 GROUPS = [
@@ -46,7 +46,7 @@ class World:
     noise_of: Mapping[str, float]
     static_us: Mapping[str, float]
     kept: Measurements = field(default_factory=Measurements)
-    built: list[Methods] = field(default_factory=list)
+    built: list[Precisions] = field(default_factory=list)
     float_us: float = 100.0
     now: float = 0.0
     """Seconds on the machine's clock: each measurement takes ``takes`` of them."""
@@ -58,13 +58,13 @@ class World:
     """The group that the runtime fails to run where it alone is integer."""
     refused: list[tuple[str, str]] = field(default_factory=list)
 
-    def form(self, methods: Methods) -> tuple[QuantPlan, ir.Model]:
+    def form(self, methods: Precisions) -> tuple[QuantPlan, ir.Model]:
         groups = tuple(GroupPlan(u, methods[u.name][0], methods[u.name][1]) for u in GROUPS)
         self.built.append(methods)
         return QuantPlan(groups, {}, SCHEME, SCHEME), cast(ir.Model, methods)
 
     def noise(self, model: ir.Model) -> float:
-        methods = cast(Methods, model)
+        methods = cast(Precisions, model)
         self.now += self.takes
         if self.broken and [n for n in NAMES if methods[n][0] is STATIC] == [self.broken]:
             raise ModelError("a kernel says no")
@@ -73,10 +73,10 @@ class World:
     def refuse(self, name: str, error: EdgepackError, *, of_units: bool) -> None:
         self.refused.append((name, str(error)))
 
-    def run_us(self, methods: Methods) -> float:
+    def run_us(self, methods: Precisions) -> float:
         return sum(self.static_us[n] if methods[n][0] is STATIC else self.float_us for n in NAMES)
 
-    def attempt(self, name: CandidateName, methods: Methods) -> Trial:
+    def attempt(self, name: CandidateName, methods: Precisions) -> Trial:
         plan, model = self.form(methods)
         compared = Comparison(signal=1.0, noise=self.noise(model), samples=1)
         speedup = self.float_us * len(NAMES) / self.run_us(methods)
@@ -85,7 +85,7 @@ class World:
         return trial
 
     def evaluated_db(self, model: ir.Model) -> float:
-        noise = sum(self.noise_of[n] for n in NAMES if cast(Methods, model)[n][0] is STATIC)
+        noise = sum(self.noise_of[n] for n in NAMES if cast(Precisions, model)[n][0] is STATIC)
         return trial_db(noise) - self.unlike_db
 
     def group_us(self, trial: Trial, groups: Sequence[FusionGroup]) -> dict[str, float]:
@@ -97,7 +97,7 @@ class World:
 
 
 def look(
-    world: World, *, least_db: float = 0.0, improves: bool = True, fixed: Methods | None = None
+    world: World, *, least_db: float = 0.0, improves: bool = True, fixed: Precisions | None = None
 ) -> Trial:
     return searched(world, Task(60, improves, {}), least_db=least_db, fixed=fixed)[0]
 
@@ -107,7 +107,7 @@ def searched(
     task: Task,
     *,
     least_db: float = 0.0,
-    fixed: Methods | None = None,
+    fixed: Precisions | None = None,
     keeps: Callable[[ir.Model], bool] | None = None,
 ) -> tuple[Trial, int, tuple[str, ...]]:
     """The form found, how many groups were measured alone, and the notes."""
@@ -135,7 +135,7 @@ def searched(
     return found, len(rows), notes
 
 
-def form_of(trial: Trial, form: Method) -> set[str]:
+def form_of(trial: Trial, form: Precision) -> set[str]:
     return {name for name, (method, _) in trial.methods.items() if method is form}
 
 
@@ -262,7 +262,7 @@ def test_a_repair_that_fails_on_the_evaluation_data_is_told(failure: type[Edgepa
     asked: list[set[str]] = []
 
     def keeps(model: ir.Model) -> bool:
-        methods = cast(Methods, model)
+        methods = cast(Precisions, model)
         asked.append({name for name in NAMES if methods[name][0] is STATIC})
         if len(asked) == 1:
             raise failure("sample 7: a kernel says no")

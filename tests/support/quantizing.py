@@ -1,4 +1,4 @@
-"""From a model in ONNX text to its integer form, for tests: ranges of real samples, plan, apply, fusion."""
+"""From a model in ONNX text to its int8 model, for tests: ranges of real samples, plan, rewrite, fusion."""
 
 import functools
 from collections.abc import Mapping
@@ -22,17 +22,18 @@ from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import Granularity, QuantType
 from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
-from edgepack.quantization.plan.types import Method, QuantPlan, Request
+from edgepack.quantization.plan.types import Precision, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder
-from edgepack.runtime.fused import FusionReport, what_the_runtime_did
+from edgepack.runtime.fused import FusionReport, fusion_report
 from edgepack.runtime.host import for_accuracy
 from edgepack.runtime.runner import open_model
 
 SAMPLES = 6
 U8, S8 = QuantType.UINT8, QuantType.INT8
 CHANNEL, TENSOR = Granularity.PER_CHANNEL, Granularity.PER_TENSOR
-STATIC, DYNAMIC, WEIGHT_ONLY, FLOAT = Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY, Method.FLOAT
+STATIC, DYNAMIC = Precision.STATIC, Precision.DYNAMIC
+WEIGHT_ONLY, FLOAT = Precision.WEIGHT_ONLY, Precision.FLOAT
 
 
 def target(
@@ -92,7 +93,7 @@ def ranges_of(
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A float model, its plan and integer form, and what became of it."""
+    """A float model, its plan, its quantized model and the fusions of the runtime."""
 
     model: ir.Model
     plan: QuantPlan
@@ -101,9 +102,9 @@ class Built:
     fused: FusionReport
     sqnr_db: float
 
-    def forms(self) -> dict[str, str]:
-        """Method by the group's first output."""
-        return {u.group.outputs[0]: str(u.method) for u in self.plan.groups if u.group.outputs}
+    def precisions(self) -> dict[str, str]:
+        """Precision by the group's first output."""
+        return {u.group.outputs[0]: str(u.precision) for u in self.plan.groups if u.group.outputs}
 
 
 def build(
@@ -111,12 +112,12 @@ def build(
     body: str,
     weights: Mapping[str, Array] | None = None,
     *,
-    method: Method | Mapping[str, Method] = Method.STATIC,
+    precision: Precision | Mapping[str, Precision] = Precision.STATIC,
     device: Target | None = None,
     opset: int = 17,
     feeds: Mapping[str, Array] | None = None,
 ) -> Built:
-    """Quantize a model: ``method`` for all groups, or by the name of a group's first output (else static)."""
+    """Quantize a model: ``precision`` of all groups, or by the name of a first output (else static)."""
     device = device or target()
     model, _ = normalize(parse(body, opset=opset, weights=weights), min_opset=13, max_opset=23)
     stacked = draw(model, feeds or {})
@@ -125,7 +126,9 @@ def build(
     ranges = ranges_of(model, device, stacked, folder)
     asked = {
         u.name: Request(
-            method if isinstance(method, Method) else method.get((*u.outputs, "")[0], Method.STATIC)
+            precision
+            if isinstance(precision, Precision)
+            else precision.get((*u.outputs, "")[0], Precision.STATIC)
         )
         for u in groups
     }
@@ -146,9 +149,7 @@ def build(
         sample = {name: np.asarray(array[index]) for name, array in stacked.items()}
         expected += list(reference.run(sample).values())
         got += list(integers.run(sample).values())
-    return Built(
-        model, plan, quantized, path, what_the_runtime_did(path, device.runtime), sqnr_db(expected, got)
-    )
+    return Built(model, plan, quantized, path, fusion_report(path, device.runtime), sqnr_db(expected, got))
 
 
 def weight(*shape: int, seed: int = 1, scale: float = 0.5) -> Array:

@@ -21,7 +21,7 @@ from edgepack.graph.normalize import normalize
 from edgepack.ir.files import save_model
 from edgepack.ir.fingerprint import fingerprint
 from edgepack.ir.inputs import input_specs
-from edgepack.quantization.plan.types import Method, QuantPlan, Request
+from edgepack.quantization.plan.types import Precision, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder
 from edgepack.results import Cause, Reason
@@ -77,7 +77,7 @@ def write(
     opset: int = 17,
     feeds: Mapping[str, Array] | None = None,
     dims: Mapping[str, int] | None = None,
-    fixed: Mapping[str, Method] | None = None,
+    fixed: Mapping[str, Precision] | None = None,
     normalized: bool = True,
 ) -> Written:
     """Plan, round and write a model; ``fixed`` sets methods by the first output of a group."""

@@ -30,7 +30,7 @@ from edgepack.ir.scheme import Granularity
 from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan
 from edgepack.quantization.plan.preparation import WeightPreparation
-from edgepack.quantization.plan.types import Method, QuantPlan, Request
+from edgepack.quantization.plan.types import Precision, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.low_bit import LowBit
 from edgepack.quantization.weights.rounding import Rounder, with_trained
@@ -68,7 +68,7 @@ def all_static(
     device = target(granularity=granularity)
     groups = find_fusion_groups(model, device.kernels)
     ranges = given or ranges_of(model, device, {"x": pictures(2)}, folder)
-    methods = {u.name: Request(Method.STATIC) for u in groups}
+    methods = {u.name: Request(Precision.STATIC) for u in groups}
     few = {u.name: LowBit(4) for u in groups if u.weight is not None}
     return make_plan(model, groups, ranges, device, methods, WeightPreparation(low_bit=few)), ranges
 
@@ -132,7 +132,7 @@ def test_other_forms_are_rounded_as_before(tmp_path: Path) -> None:
     other = {name: type(r)(-r.integers, r.bias) for name, r in given.items()}
     trained = with_trained(rounder, plan, other)
     assert all(np.array_equal(trained(plan)[n].integers, other[n].integers) for n in other)
-    methods = {u.group.name: Request(Method.WEIGHT_ONLY) for u in plan.groups}
+    methods = {u.group.name: Request(Precision.WEIGHT_ONLY) for u in plan.groups}
     device = target(granularity=Granularity.PER_CHANNEL)
     groups = [u.group for u in plan.groups]
     floats = make_plan(model, groups, {}, device, methods)

@@ -24,7 +24,7 @@ from edgepack.ir.numerics import sqnr_db
 from edgepack.ir.scheme import Granularity
 from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan
-from edgepack.quantization.plan.types import Method, Request
+from edgepack.quantization.plan.types import Precision, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder, round_weights
 from edgepack.training.fake_quant import QuantizedStudent
@@ -73,7 +73,7 @@ def test_the_file_computes_what_was_trained(name: str, granularity: Granularity,
     device = target(granularity=granularity)
     groups = find_fusion_groups(model, device.kernels)
     ranges = ranges_of(model, device, {"x": x}, tmp_path)
-    methods = {u.name: Request(Method.STATIC) for u in groups}
+    methods = {u.name: Request(Precision.STATIC) for u in groups}
     plan = make_plan(model, groups, ranges, device, methods)
     path = npz(tmp_path / "x.npz", x=x)
     samples = open_samples(Data(path=str(path)), "calibration", input_specs(model), {}, base=tmp_path)
@@ -106,7 +106,7 @@ def test_training_starts_from_the_integers_that_it_is_given(granularity: Granula
     device = target(granularity=granularity)
     groups = find_fusion_groups(model, device.kernels)
     ranges = ranges_of(model, device, {"x": x}, tmp_path)
-    plan = make_plan(model, groups, ranges, device, {u.name: Request(Method.STATIC) for u in groups})
+    plan = make_plan(model, groups, ranges, device, {u.name: Request(Precision.STATIC) for u in groups})
     path = npz(tmp_path / "x.npz", x=x)
     samples = open_samples(Data(path=str(path)), "calibration", input_specs(model), {}, base=tmp_path)
     given = round_weights(model, plan, samples, gptq=True, threads=1, seed=0)(plan)
@@ -146,7 +146,7 @@ def test_what_q_clamps_is_not_compared_before_it(tmp_path: Path) -> None:
     device = target()
     groups = find_fusion_groups(model, device.kernels)
     ranges = ranges_of(model, device, {"x": x}, tmp_path)
-    plan = make_plan(model, groups, ranges, device, {u.name: Request(Method.STATIC) for u in groups})
+    plan = make_plan(model, groups, ranges, device, {u.name: Request(Precision.STATIC) for u in groups})
     held = hold(model)
     student = QuantizedStudent(model, held, plan)
     assert "Clip" not in {n.op_type for n in student.model.graph}
@@ -171,7 +171,7 @@ def test_what_q_clamps_before_the_last_product_is_compared_behind_it(tmp_path: P
     device, x = target(), f32(np.random.default_rng(1).normal(size=(8, 1, 16)))
     groups = find_fusion_groups(model, device.kernels)
     ranges = ranges_of(model, device, {"x": x}, tmp_path)
-    plan = make_plan(model, groups, ranges, device, {u.name: Request(Method.STATIC) for u in groups})
+    plan = make_plan(model, groups, ranges, device, {u.name: Request(Precision.STATIC) for u in groups})
     held = hold(model)
     student = QuantizedStudent(model, held, plan)
     assert "Relu" not in {n.op_type for n in student.model.graph}
@@ -191,7 +191,7 @@ def test_every_stored_weight_is_trained_and_nothing_is_shared(tmp_path: Path) ->
     groups = find_fusion_groups(model, device.kernels)
     plan = make_plan(
         model, groups, ranges_of(model, device, {"x": x}, tmp_path), device,
-        {u.name: Request(Method.STATIC) for u in groups},
+        {u.name: Request(Precision.STATIC) for u in groups},
     )  # fmt: skip
     held = hold(model)
     student = QuantizedStudent(model, held, plan)

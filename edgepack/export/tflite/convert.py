@@ -15,7 +15,7 @@ from edgepack.export.tflite.schema import TENSOR_TYPES
 from edgepack.export.tflite.tasks import UNBOUNDED, Task, dtype_of, quant_of
 from edgepack.ir.model import name_of
 from edgepack.quantization.groups import activation_bounds
-from edgepack.quantization.plan.types import Method, QuantPlan
+from edgepack.quantization.plan.types import Precision, QuantPlan
 from edgepack.quantization.weights.rounding import Rounded
 
 Io = Literal["float", "int8"]
@@ -102,7 +102,7 @@ def _tasks(model: ir.Model, plan: QuantPlan, weights: Mapping[str, Rounded]) -> 
         bounds = activation_bounds(activation) if activation is not None else UNBOUNDED
         if group_plan.drop_activation:
             bounds = UNBOUNDED
-        integer = group_plan.method is Method.STATIC
+        integer = group_plan.precision is Precision.STATIC
         tasks[group.name] = Task(node, group_plan, weights.get(group.name), output, bounds, integer)
     return tasks
 

@@ -15,7 +15,7 @@ from edgepack.export.tflite.flatbuffer import serialize
 from edgepack.export.tflite.layout import Order
 from edgepack.export.tflite.planning import plan_tflite, tensors_for
 from edgepack.export.tflite.shapes import fix_shapes
-from edgepack.quantization.plan.types import Method, QuantPlan
+from edgepack.quantization.plan.types import Precision, QuantPlan
 from edgepack.quantization.weights.rounding import Rounded
 
 PREFIX = "edgepack."
@@ -76,7 +76,7 @@ def export_tflite(
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error}") from error
     operators = Counter(op.name for op in low.graph.operators)
-    islands = {u.group.name: u.reason.text for u in plan.groups if u.method is not Method.STATIC}
+    islands = {u.group.name: u.reason.text for u in plan.groups if u.precision is not Precision.STATIC}
     islands = {name: reason for name, reason in islands.items() if name in low.tasks} | low.islands
     return TfliteSummary(
         dict(operators.most_common()),

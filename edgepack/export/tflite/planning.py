@@ -11,7 +11,7 @@ from edgepack.ir.model import name_of
 from edgepack.ir.scheme import QuantType
 from edgepack.quantization.groups import FusionGroup, find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
-from edgepack.quantization.plan.types import Method, Methods, QuantPlan, Request
+from edgepack.quantization.plan.types import Precision, Precisions, QuantPlan, Request
 from edgepack.results import Cause, Reason
 
 NORMALIZATION = Reason(Cause.NO_KERNEL, "part of a layer normalization, which computes in float")
@@ -25,7 +25,7 @@ def tensors_for(model: ir.Model, target: Target) -> list[str]:
     return list(dict.fromkeys(n for t in tables for n in tensors_to_observe(find_fusion_groups(model, t))))
 
 
-def plan_tflite(model: ir.Model, ranges: Mapping[str, Range], target: Target, fixed: Methods) -> QuantPlan:
+def plan_tflite(model: ir.Model, ranges: Mapping[str, Range], target: Target, fixed: Precisions) -> QuantPlan:
     """The plan of the ``.tflite`` of a normalized model: int8 wherever there is a kernel.
 
     ``fixed`` are the groups that the user decided on; a form that TFLite does not have is float.
@@ -42,7 +42,7 @@ def plan_tflite(model: ir.Model, ranges: Mapping[str, Range], target: Target, fi
     )
     device = target.model_copy(update={"kernels": kernels, "quantization": quantization})
     methods = {u.name: Request(_default(u)) for u in groups}
-    methods |= dict.fromkeys(_layer_normalizations(model), Request(Method.FLOAT, NORMALIZATION))
+    methods |= dict.fromkeys(_layer_normalizations(model), Request(Precision.FLOAT, NORMALIZATION))
     methods |= {name: form for name, form in fixed.items() if name in methods}
     return make_plan(model, groups, ranges, device, methods)
 
@@ -60,9 +60,9 @@ def tflite_of(target: Target) -> Tflite:
     return target.tflite
 
 
-def _default(group: FusionGroup) -> Method:
+def _default(group: FusionGroup) -> Precision:
     table = group.op_type == "Gather" and bool(group.constants)
-    return Method.WEIGHT_ONLY if table else Method.STATIC
+    return Precision.WEIGHT_ONLY if table else Precision.STATIC
 
 
 def _layer_normalizations(model: ir.Model) -> Sequence[str]:

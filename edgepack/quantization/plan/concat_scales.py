@@ -1,8 +1,8 @@
-"""Ties: what a concatenation reads and gives gets one scale, so that it copies and recomputes nothing.
+"""Shared concat scales: inputs and output of a Concat get one scale, so that it only copies.
 
-onnxruntime's kernel looks every integer up in a table where the scale is not that of the result: 33 µs for
-two inputs of [1, 64, 40, 40], one of them of another scale, and 13 where all are equal. A wider range is
-coarser, so this is a form that is measured like others, not a rule.
+onnxruntime's kernel requantizes an input by table look-up where its scale differs from that of the output:
+33 µs for two inputs of [1, 64, 40, 40], one of them of another scale, and 13 where all are equal. The common
+range is wider and so has coarser steps: this is a candidate that is measured, not a rule.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,12 +14,12 @@ from edgepack.calibration.ranges import Range
 from edgepack.quantization.groups import FusionGroup, Role, activation_bounds
 
 LEAST_SHARE = 0.25
-"""Of the common range that each of its members must use: a quarter costs it 12 dB."""
+"""Least share of the common range that each tensor must use: a quarter costs it 12 dB."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """A value that a group computes, with the range it has and the one that its activation allows."""
+    """Range of an output of a group, and the bounds of the activation in the group."""
 
     low: float
     high: float
@@ -31,14 +31,14 @@ def shared_ranges(
     groups: Sequence[FusionGroup],
     nodes: Mapping[str | None, ir.Node],
     ranges: Mapping[str, Range],
-    tied: Collection[str],
+    concats: Collection[str],
     fixed: Collection[str],
 ) -> dict[str, Range]:
-    """``ranges`` in which everything that a concatenation of ``tied`` reads or gives has the same.
+    """``ranges`` in which inputs and output of each Concat in ``concats`` have one common range.
 
-    ``groups``: those with static integers, in topological order; ``tied``: names of concatenations;
-    ``fixed``: operators whose outputs have a range of their own. A concatenation one of whose members would
-    use too little of the common range, or whose activation ends before it, stays as it is.
+    ``groups``: those with static precision, in topological order; ``concats``: names of Concat groups;
+    ``fixed``: operators whose outputs have a fixed range. A Concat is left as it is where a tensor would use
+    too little of the common range, or where an activation clips it to less.
     """
     joined = {name: frozenset([name]) for group in groups for name in (*group.inputs, *group.outputs)}
     members: dict[str, _Member] = {}
@@ -49,7 +49,7 @@ def shared_ranges(
             members.update(_members(group, nodes, ranges))
     new = dict(ranges)
     for group in groups:
-        if group.name not in tied:
+        if group.name not in concats:
             continue
         together = frozenset[str]().union(*(joined[n] for n in (*group.inputs, *group.outputs)))
         moved = {n for u in groups if u.role is Role.MOVE for n in u.outputs}
@@ -82,7 +82,7 @@ def _members(
 
 
 def _common(members: Sequence[_Member]) -> tuple[float, float] | None:
-    """The range that holds all; ``None`` where it does not do for one of them."""
+    """The range that covers all; ``None`` where it does not suit one of them."""
     low, high = min(m.low for m in members), max(m.high for m in members)
     wide = (high - low) * LEAST_SHARE
     fits = all(m.high - m.low >= wide and m.floor <= low and m.ceiling >= high for m in members)

@@ -1,4 +1,4 @@
-"""The precision of each group as it is asked for, where the target has it and its inputs allow it."""
+"""The precision of each group: the requested one where the target and the inputs of the group allow it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,35 +12,35 @@ from edgepack.quantization.groups import (
 )
 from edgepack.quantization.plan.types import (
     DYNAMIC_OPS,
-    INTEGER_METHODS,
-    Method,
-    Methods,
+    INTEGER_PRECISIONS,
+    Precision,
+    Precisions,
     Request,
 )
 from edgepack.results import Cause, Reason
 
 ASKED_FOR = Reason(Cause.REQUEST, "asked for")
 EMBEDDING = Reason(Cause.STORAGE, "embedding: int8 rows, dequantized after the look-up")
-EMBEDDING_UNFOLDED = Reason(Cause.STORAGE, "embedding: int8 rows, unfolded when the file is loaded")
+EMBEDDING_UNFOLDED = Reason(Cause.STORAGE, "embedding: int8 rows, dequantized when the file is loaded")
 
 
 def first_sweep(
     groups: Sequence[FusionGroup],
     ranges: Mapping[str, Range],
     target: Target,
-    methods: Methods,
+    requests: Precisions,
 ) -> dict[str, Request]:
-    """Each group's method, sources first; ``integer`` are the values that an integer group leaves."""
+    """The precision of each group, in topological order: integer where its inputs are integer too."""
     integer: set[str] = set()
-    forms: dict[str, Request] = {}
+    precisions: dict[str, Request] = {}
     for group in groups:
-        forms[group.name] = _form(group, integer, ranges, target, methods[group.name])
-        if forms[group.name].method is Method.STATIC:
+        precisions[group.name] = _precision_of(group, integer, ranges, target, requests[group.name])
+        if precisions[group.name].precision is Precision.STATIC:
             integer.update(group.outputs)
-    return forms
+    return precisions
 
 
-def _form(
+def _precision_of(
     group: FusionGroup,
     integer: set[str],
     ranges: Mapping[str, Range],
@@ -48,70 +48,75 @@ def _form(
     requested: Request,
 ) -> Request:
     kernels = target.kernels
-    method, why = requested
-    if method is Method.SHARED_SCALE:
-        method = Method.STATIC
+    precision, why = requested
+    if precision is Precision.SHARED_SCALE:
+        precision = Precision.STATIC
     if group.role is Role.FLOAT:
-        return Request(in_float(group, method), group.reason)
+        return Request(in_float(group, precision), group.reason)
     if group.constants and not group.inputs and group.op_type == "Gather":
-        # An embedding: the table is data, the indices come in.
-        if method is Method.FLOAT:
-            return Request(Method.FLOAT, why or ASKED_FOR)
-        if method is Method.STORED and kernels.folds_constants:
-            return Request(Method.STORED, EMBEDDING_UNFOLDED)
+        # An embedding: the table is constant, the indices are the input.
+        if precision is Precision.FLOAT:
+            return Request(Precision.FLOAT, why or ASKED_FOR)
+        if precision is Precision.STORED and kernels.folds_constants:
+            return Request(Precision.STORED, EMBEDDING_UNFOLDED)
         if "Gather" in kernels.weight_only:
-            return Request(Method.WEIGHT_ONLY, EMBEDDING)
-        return Request(Method.FLOAT, no_kernel("weight_only", "Gather"))
+            return Request(Precision.WEIGHT_ONLY, EMBEDDING)
+        return Request(Precision.FLOAT, no_kernel("weight_only", "Gather"))
     if not group.inputs:
-        return Request(Method.FLOAT, Reason(Cause.OPERATOR, "reads constants only"))
-    if method is Method.FLOAT:
-        return Request(Method.FLOAT, why or ASKED_FOR)
+        return Request(Precision.FLOAT, Reason(Cause.OPERATOR, "all its inputs are constant"))
+    if precision is Precision.FLOAT:
+        return Request(Precision.FLOAT, why or ASKED_FOR)
     if group.role is Role.HEAVY:
-        return _heavy_form(group, ranges, target, method, why)
-    if method is not Method.STATIC:
-        return Request(in_float(group, method), why or Reason(Cause.OPERATOR, f"has no {method} form"))
+        return _heavy_precision(group, ranges, target, precision, why)
+    if precision is not Precision.STATIC:
+        return Request(
+            in_float(group, precision), why or Reason(Cause.OPERATOR, f"has no {precision} kernel")
+        )
     missing = [name for name in group.inputs if name not in integer]
     if missing:
         reason = Reason(Cause.NEIGHBOURS, f"its input {missing[0]!r} is float", "an input is float")
-        return Request(in_float(group, method), reason)
+        return Request(in_float(group, precision), reason)
     unmeasured = [name for name in group.outputs if name not in ranges and group.role is Role.LIGHT]
     if unmeasured:
-        return Request(in_float(group, method), _unmeasured("its output ", unmeasured[0]))
-    return Request(Method.STATIC)
+        return Request(in_float(group, precision), _unmeasured("its output ", unmeasured[0]))
+    return Request(Precision.STATIC)
 
 
 def _unmeasured(what: str, value: str) -> Reason:
     return Reason(Cause.UNMEASURED, f"no sample reached {what}{value!r}")
 
 
-def in_float(group: FusionGroup, asked: Method) -> Method:
-    """The form of a group that computes in float; float itself if asked for, or where nothing is to store."""
-    return Method.STORED if group.stored and asked is not Method.FLOAT else Method.FLOAT
+def in_float(group: FusionGroup, asked: Precision) -> Precision:
+    """The precision of a group that computes in float: STORED where it has initializers to store as int8."""
+    return Precision.STORED if group.stored and asked is not Precision.FLOAT else Precision.FLOAT
 
 
-def _heavy_form(
-    group: FusionGroup, ranges: Mapping[str, Range], target: Target, method: Method, why: Reason
+def _heavy_precision(
+    group: FusionGroup, ranges: Mapping[str, Range], target: Target, precision: Precision, why: Reason
 ) -> Request:
-    """``why``, the reason of the request, explains the form asked for, and float instead of stored weights.
+    """The precision of a convolution, matrix product or recurrent operator.
 
-    Where an integer form was asked for and another one results, the reason is that of the plan.
+    ``why``, the reason of the request, is kept where the request is met or was for stored weights. Where
+    integer precision was requested and another results, the reason is that of the plan.
     """
     kernels, op = target.kernels, group.op_type
-    asked_integer = method in INTEGER_METHODS
-    if method is Method.STATIC and op in kernels.integer and op not in RECURRENT_OPS:
+    asked_integer = precision in INTEGER_PRECISIONS
+    if precision is Precision.STATIC and op in kernels.integer and op not in RECURRENT_OPS:
         unmeasured = [name for name in (*group.inputs, *group.outputs) if name not in ranges]
         if unmeasured:
-            return Request(Method.FLOAT, _unmeasured("", unmeasured[0]))
-        return Request(Method.STATIC, why)
-    no_form = no_kernel(method, op)
+            return Request(Precision.FLOAT, _unmeasured("", unmeasured[0]))
+        return Request(Precision.STATIC, why)
+    refusal = no_kernel(precision, op)
     if group.weight is None:
-        no_form = Reason(Cause.NO_KERNEL, f"two activations: no {method} form")
+        refusal = Reason(Cause.NO_KERNEL, f"two activations: no {precision} kernel")
     elif asked_integer and op in kernels.dynamic and op in DYNAMIC_OPS:
         no_static = Reason(Cause.NO_KERNEL, f"no static kernel for {op}", "no static kernel")
-        return Request(Method.DYNAMIC, why if method is Method.DYNAMIC else no_static)
-    elif method is Method.STORED and op == "MatMul" and kernels.folds_constants:
-        return Request(Method.STORED, why)  # of others the weights are unfolded anyway
+        return Request(Precision.DYNAMIC, why if precision is Precision.DYNAMIC else no_static)
+    elif precision is Precision.STORED and op == "MatMul" and kernels.folds_constants:
+        return Request(
+            Precision.STORED, why
+        )  # weight-only precision of other operators dequantizes at load anyway
     elif op in kernels.weight_only:
-        stored = Reason(Cause.NO_KERNEL, f"no {method} kernel for {op}; weights stored as int8")
-        return Request(Method.WEIGHT_ONLY, stored if asked_integer else why)
-    return Request(Method.FLOAT, no_form if asked_integer else why or no_form)
+        stored = Reason(Cause.NO_KERNEL, f"no {precision} kernel for {op}; weights stored as int8")
+        return Request(Precision.WEIGHT_ONLY, stored if asked_integer else why)
+    return Request(Precision.FLOAT, refusal if asked_integer else why or refusal)

@@ -1,4 +1,4 @@
-"""What the preparation of weights has found out before a plan is made."""
+"""Results of weight preparation that a plan uses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,12 +8,12 @@ from edgepack.quantization.weights.low_bit import LowBit
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WeightPreparation:
-    """How weights are to be stored where a group is integer; the default is eight bits for all."""
+    """How the weights of quantized groups are stored; by default eight bits for all."""
 
     smoothing: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """Factors by activation, see :mod:`edgepack.quantization.weights.smoothquant`."""
+    """SmoothQuant factors by activation, see :mod:`edgepack.quantization.weights.smoothquant`."""
     reduced_range: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
-    """By static group, the outputs that get weights of seven bits, see
+    """By static group, the outputs whose weights have reduced range (seven bits), see
     :mod:`edgepack.quantization.weights.saturation`."""
     low_bit: Mapping[str, LowBit] = field(default_factory=dict)
     """Groups whose weights have fewer than eight bits, see :mod:`edgepack.quantization.weights.low_bit`."""

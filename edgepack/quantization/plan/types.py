@@ -1,4 +1,4 @@
-"""What a plan consists of: the precision of each fusion group and the parameters of each quantized tensor."""
+"""Types of a plan: the precision of each fusion group and the parameters of each quantized tensor."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,71 +10,72 @@ from edgepack.quantization.groups import FusionGroup
 from edgepack.results import NO_REASON, Reason
 
 
-class Method(StrEnum):
-    """The form that a group takes."""
+class Precision(StrEnum):
+    """How a group stores its weights and computes."""
 
     STATIC = "static"
-    """Integer kernel between Q/DQ with calibrated ranges."""
+    """Integer kernel between Q/DQ, ranges from calibration."""
     SHARED_SCALE = "tied"
-    """Asked of a concatenation: static, with one scale for all that it reads and gives where that will do."""
+    """Request for a Concat only: static, with one scale for its inputs and output where ranges allow it."""
     DYNAMIC = "dynamic"
-    """Integer kernel, activation range found at run time."""
+    """Integer kernel, activation ranges computed at run time."""
     WEIGHT_ONLY = "weight_only"
     """Weights stored as int8, arithmetic in float."""
     STORED = "stored"
-    """The same, and the runtime makes floats of them when it loads the file: as fast as float."""
+    """The same, with weights that the runtime dequantizes when it loads the file: as fast as float."""
     FLOAT = "float"
 
 
 class Request(NamedTuple):
-    """The precision that is asked of a group, and why."""
+    """The precision requested for a group, and why."""
 
-    method: Method
+    precision: Precision
     reason: Reason = NO_REASON
 
 
-Methods = Mapping[str, Request]
-"""What is asked of each group, by its name."""
+Precisions = Mapping[str, Request]
+"""Requests by the name of the group."""
 
-INTEGER_METHODS = frozenset({Method.STATIC, Method.DYNAMIC})
+INTEGER_PRECISIONS = frozenset({Precision.STATIC, Precision.DYNAMIC})
 DYNAMIC_OPS = frozenset({"MatMul", "Gemm", "LSTM"})
-"""Operators that have a dynamic form at all."""
+"""Operators that can run with dynamic precision."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupPlan:
-    """One group's form; ``reason`` says why it is not integer, or why it takes the form it has."""
+    """Precision and parameters of one group; ``reason`` says why it has this precision."""
 
     group: FusionGroup
-    method: Method
+    precision: Precision
     reason: Reason = NO_REASON
     weight: QuantParams | None = None
     drop_activation: bool = False
-    """The Relu or Clip is implied by the saturation of the integers that follow."""
+    """Saturation of the quantized output already does what the Relu or Clip does."""
     added_channels: int = 0
-    """Channels of zeros that the input of a convolution gets, for the target's fast kernel."""
+    """Channel padding: channels of zeros added to the input of a convolution for the target's fast kernel."""
     reduced_range: tuple[bool, ...] = ()
-    """Which outputs have weights of seven bits, lest sums saturate; none where empty."""
+    """Which outputs have seven-bit weights, so that sums do not saturate; none where empty."""
     smoothing: tuple[float, ...] = ()
-    """What each input channel of a dynamic product is divided by, and its weights multiplied with."""
+    """SmoothQuant factors: each input channel is divided by its factor, its weights are multiplied by it."""
     bits: int = 8
-    """Of the weight: stored integers keep to the range of so many."""
+    """Bits of the weight."""
     substituted: bool = False
-    """Written as operators that the runtime is faster at, see
+    """Replaced by operators that the runtime computes faster, see
     :mod:`edgepack.quantization.rewrite.substitutions`."""
     stored: tuple[tuple[str, QuantParams], ...] = ()
-    """Constants of a group without an integer form that are stored all the same: see :mod:`.stored`."""
+    """Initializers of a group without an integer kernel that are stored as int8, see
+    :mod:`edgepack.quantization.weights.stored_constants`."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuantPlan:
-    """All decisions: a plan for each group, and the parameters of each activation that gets a Q/DQ pair."""
+    """A plan for each group, and the parameters of each activation that gets a Q/DQ pair."""
 
     groups: tuple[GroupPlan, ...]
     activations: Mapping[str, QuantParams]
     activation_scheme: QuantScheme
     weight_scheme: QuantScheme
 
-    def of(self, method: Method) -> list[GroupPlan]:
-        """The groups that take ``method``."""
-        return [u for u in self.groups if u.method is method]
+    def of(self, precision: Precision) -> list[GroupPlan]:
+        """The groups with this ``precision``."""
+        return [u for u in self.groups if u.precision is precision]

@@ -1,1 +1,1 @@
-"""Rewriting a float graph by a plan: Q/DQ pairs, dynamic products, stored weights, kernel substitutions."""
+"""Rewrites a float graph by a plan: Q/DQ pairs, dynamic quantization, stored weights, substitutions."""

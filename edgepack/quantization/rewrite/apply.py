@@ -1,4 +1,4 @@
-"""Apply: write a plan into a graph. It touches and decides nothing.
+"""Apply a plan to a graph. All decisions are in the plan.
 
 Given::
 
@@ -20,11 +20,11 @@ from edgepack.ir.model import clone, constant, name_of, only_consumer
 from edgepack.ir.numerics import bias_params, choose_params, quantize
 from edgepack.ir.scheme import QuantParams
 from edgepack.quantization.groups import RECURRENT_OPS, activation_bounds
-from edgepack.quantization.plan.types import GroupPlan, Method, QuantPlan
+from edgepack.quantization.plan.types import GroupPlan, Precision, QuantPlan
 from edgepack.quantization.rewrite.dynamic import apply_dynamic
 from edgepack.quantization.rewrite.emit import TO_FLOAT, Emitter
 from edgepack.quantization.rewrite.float_islands import keep_float
-from edgepack.quantization.rewrite.hard_activations import HARD_OPS, apply_hard
+from edgepack.quantization.rewrite.hard_activations import HARD_ACTIVATIONS, apply_hard_activation
 from edgepack.quantization.rewrite.recurrent import apply_dynamic_lstm, store_recurrent_weights
 from edgepack.quantization.rewrite.substitutions import apply_substitution, sizes_of
 from edgepack.quantization.weights.rounding import Rounded
@@ -32,11 +32,11 @@ from edgepack.quantization.weights.stored_constants import store_constants
 
 
 def apply_plan(model: ir.Model, plan: QuantPlan, weights: Mapping[str, Rounded]) -> ir.Model:
-    """A new model in which ``plan`` is carried out with the stored ``weights`` (by group name)."""
+    """A new model quantized by ``plan`` with the stored ``weights`` (by group name)."""
     quantized = clone(model)
     graph = quantized.graph
     nodes = {n.name: n for n in graph}
-    static = plan.of(Method.STATIC)
+    static = plan.of(Precision.STATIC)
     clamps: dict[str, tuple[float, float]] = {}
     sizes = {u.group.name: sizes_of(nodes[u.group.name].inputs[0]) for u in static if u.substituted}
     for group_plan in static:
@@ -60,7 +60,7 @@ def apply_plan(model: ir.Model, plan: QuantPlan, weights: Mapping[str, Rounded])
     for node in list(graph):
         if node.op_type == "Add" and _feeds_layer_norm(node):
             _as_sum(emit, node)
-    _drop_unread(graph)
+    _drop_unused_dequantize(graph)
     _tidy_initializers(graph)
     graph.sort()
     return quantized
@@ -69,31 +69,31 @@ def apply_plan(model: ir.Model, plan: QuantPlan, weights: Mapping[str, Rounded])
 def _apply_group(
     emit: Emitter, node: ir.Node, group_plan: GroupPlan, rounded: Rounded | None, plan: QuantPlan
 ) -> None:
-    """Give one group its form; Q/DQ around integer groups stand already."""
-    method, recurrent = group_plan.method, node.op_type in RECURRENT_OPS
-    if method is Method.STATIC:
-        if node.op_type in HARD_OPS:
-            apply_hard(emit, node, plan.activation_scheme)
+    """Rewrite one group for its precision; Q/DQ around integer groups exist already."""
+    precision, recurrent = group_plan.precision, node.op_type in RECURRENT_OPS
+    if precision is Precision.STATIC:
+        if node.op_type in HARD_ACTIVATIONS:
+            apply_hard_activation(emit, node, plan.activation_scheme)
             return
         _constant_operands(emit, node, group_plan, plan)
         if rounded is not None:
             _static_weights(emit, node, group_plan, rounded, plan)
-    elif method is Method.DYNAMIC and recurrent:
+    elif precision is Precision.DYNAMIC and recurrent:
         apply_dynamic_lstm(emit, node, plan.weight_scheme)
-    elif method is Method.DYNAMIC and rounded is not None:
+    elif precision is Precision.DYNAMIC and rounded is not None:
         apply_dynamic(emit, node, group_plan, rounded)
     else:
         keep_float(emit, node)
-        if method is Method.WEIGHT_ONLY and recurrent:
+        if precision is Precision.WEIGHT_ONLY and recurrent:
             store_recurrent_weights(emit, node, plan.weight_scheme)
-        elif method in (Method.WEIGHT_ONLY, Method.STORED) and rounded is not None:
+        elif precision in (Precision.WEIGHT_ONLY, Precision.STORED) and rounded is not None:
             _weight_only(emit, node, group_plan, rounded)
         store_constants(emit, node, group_plan.stored)
 
 
 def _drop_activation(graph: ir.Graph, main: ir.Node, activation: ir.Node) -> None:
     before, after = main.outputs[0], activation.outputs[0]
-    # The outer name stays: it may be a graph output, and ranges and reports speak of it.
+    # The name of the activation's output stays: it may be a graph output, and ranges and reports use it.
     ir.convenience.replace_all_uses_with(after, before, replace_graph_outputs=True)
     name = after.name
     graph.remove(activation, safe=True)
@@ -107,15 +107,16 @@ def _insert_pair(
     static: set[ir.Node],
     clamp: tuple[float, float] | None,
 ) -> None:
-    """Put ``Q -> DQ`` behind ``value``: for all readers if an integer group made it, else for integer ones.
+    """Insert ``Q -> DQ`` after ``value``: for all consumers if its producer is integer, else for
+    integer ones.
 
-    With ``clamp``, bounds of an activation that saturation does not imply: ``Q -> Clip -> DQ``. A float
-    activation would have the runtime fuse it with what is before it, and leave both in float.
+    With ``clamp``, the bounds of an activation that saturation does not imply: ``Q -> Clip -> DQ``. The
+    runtime would fuse a float activation with the operator before it, and run both in float.
     """
     graph, base = emit.graph, name_of(value)
     producer = value.producer()
     from_integer = producer in static
-    readers = [(u.node, u.idx) for u in value.uses() if from_integer or u.node in static]
+    consumers = [(u.node, u.idx) for u in value.uses() if from_integer or u.node in static]
     takes_output = from_integer and value.is_graph_output()
     store, restore = emit.pair(value, params, base)
     real, made = restore.outputs[0], [store, restore]
@@ -123,13 +124,13 @@ def _insert_pair(
         bounds = [emit.bound(bound, params) for bound in clamp]
         made.insert(1, emit.node("Clip", [store.outputs[0], *bounds], f"{base}_clip"))
         restore.replace_input_with(0, made[1].outputs[0])
-    for node, index in readers:
+    for node, index in consumers:
         node.replace_input_with(index, real)
     if takes_output:
         for index, output in enumerate(graph.outputs):
             if output is value:
                 graph.outputs[index] = real
-    if takes_output or clamp is not None:  # the name belongs to what the activation gives
+    if takes_output or clamp is not None:  # the name belongs to the output of the activation
         value.name, real.name = emit.fresh(f"{base}_f"), base
         real.type, real.shape = value.type, value.shape
     if producer is not None:
@@ -144,7 +145,7 @@ def _static_weights(
     weight, base = group_plan.weight, group_plan.group.weight
     assert weight is not None
     assert base is not None
-    # The runtime fuses Conv without a zero point of the weight; Gemm, which it makes of MatMul too, needs it.
+    # The runtime fuses Conv without a zero point of the weight; Gemm, also one made of a MatMul, needs it.
     state_zero = node.op_type != "Conv"
     integers = rounded.integers
     input_scale = plan.activations[group_plan.group.inputs[0]].scale
@@ -154,7 +155,7 @@ def _static_weights(
     node.replace_input_with(1, emit.dequantized(node, base, integers, weight, state_zero=state_zero))
     if rounded.bias is None:
         if node.op_type == "MatMul":
-            _bias_of_product(emit, node, integers.shape[1], bias_params(input_scale, weight))
+            _bias_of_matmul(emit, node, integers.shape[1], bias_params(input_scale, weight))
         return
     params = bias_params(input_scale, weight)
     channels = rounded.integers.shape[weight.axis] if weight.axis is not None else rounded.bias.size
@@ -167,11 +168,11 @@ def _give_bias(node: ir.Node, bias: ir.Value) -> None:
     if len(node.inputs) < 3:
         node.resize_inputs(3)
     node.replace_input_with(2, bias)
-    node.attributes.pop("beta", None)  # of a Gemm without a bias it may be anything
+    node.attributes.pop("beta", None)  # without a bias it may have any value
 
 
 def _add_channels(emit: Emitter, node: ir.Node, count: int, params: QuantParams) -> None:
-    """Channels of zeros, which the weight meets with zeros.
+    """Channel padding: add channels of zeros to the input; the weight has zeros there too.
 
     Given: ``q -> DQ -> Conv``. Result: ``q -> Pad(zero point) -> DQ -> Conv``.
     """
@@ -194,11 +195,11 @@ def _add_channels(emit: Emitter, node: ir.Node, count: int, params: QuantParams)
     node.replace_input_with(0, emit.emitted[key])
 
 
-def _bias_of_product(emit: Emitter, node: ir.Node, outputs: int, params: QuantParams) -> None:
-    """Store the constant of a float Add behind an integer MatMul as the bias that it is.
+def _bias_of_matmul(emit: Emitter, node: ir.Node, outputs: int, params: QuantParams) -> None:
+    """Store the constant of an Add after an integer MatMul as an int32 bias.
 
     Given: ``MatMul(DQ(x), DQ(w)) -> Add(b)``. Result: ``... -> Add(DQ(b int32))``. Where the runtime knows
-    all dimensions it makes one Gemm of the two: an integer one with this bias, else a float one that
+    all dimensions it fuses the two to a Gemm: an integer one with this bias, else a float one that
     dequantizes the weight in every run.
     """
     add = only_consumer(node.outputs[0])
@@ -210,13 +211,13 @@ def _bias_of_product(emit: Emitter, node: ir.Node, outputs: int, params: QuantPa
         return
     if params.axis is not None:
         params = replace(params, axis=array.ndim - 1)
-    # More than 32 bits where all weights of a channel are near zero: better slow than wrong.
+    # The bias may not fit int32 where all weights of a channel are near zero: then it stays float.
     if np.abs(array / params.scale).max() < 2.0**30:
         add.replace_input_with(index, emit.dequantized(add, name_of(value), quantize(array, params), params))
 
 
 def _constant_operands(emit: Emitter, node: ir.Node, group_plan: GroupPlan, plan: QuantPlan) -> None:
-    """Constants of elementwise groups are stored in the scheme of activations, as their kernels require."""
+    """Quantize the constants of an elementwise group in the scheme of activations, as its kernels require."""
     if not group_plan.group.constants:
         return
     for index, value in enumerate(node.inputs):
@@ -230,7 +231,7 @@ def _constant_operands(emit: Emitter, node: ir.Node, group_plan: GroupPlan, plan
 
 def _weight_only(emit: Emitter, node: ir.Node, group_plan: GroupPlan, rounded: Rounded) -> None:
     assert group_plan.weight is not None
-    unfold = group_plan.method is Method.STORED
+    unfold = group_plan.precision is Precision.STORED
     if node.op_type == "Gather" and not unfold:
         _gather_rows(emit, node, group_plan.weight, rounded)
         return
@@ -242,8 +243,8 @@ def _weight_only(emit: Emitter, node: ir.Node, group_plan: GroupPlan, rounded: R
     source = node.inputs[0].producer() if node.inputs[0] is not None else None
     in_island = source is not None and source.op_type == "DequantizeLinear"
     if node.op_type == "MatMul" and not (unfold or group_plan.group.weight in emit.shared or in_island):
-        # The runtime makes this a MatMulNBits, which reads the bytes as they are; but between Q/DQ it would
-        # make it an integer product, which was not asked for. A weight that several products read it would
+        # The runtime fuses this to MatMulNBits, which consumes the int8 weight. Between Q/DQ it would fuse it
+        # to an integer MatMul, which was not requested; a weight that several nodes consume it would
         # dequantize in every run.
         real = emit.dequantized(node, base, integers, params)
     else:
@@ -259,8 +260,8 @@ def _weight_only(emit: Emitter, node: ir.Node, group_plan: GroupPlan, rounded: R
 def _gather_rows(emit: Emitter, node: ir.Node, params: QuantParams, rounded: Rounded) -> None:
     """Given: ``Gather(table, ids) -> y``. Result: ``Gather(table int8, ids) -> Cast -> Mul(scales) -> y``.
 
-    The runtime's DequantizeLinear takes three times as long as the two where each column has a scale. Where
-    each row has one, that of a product tied to the table, they are looked up too.
+    With a scale per column, the runtime's DequantizeLinear takes three times as long as Cast and Mul. With a
+    scale per row, for tied embeddings, the scales are looked up too.
     """
     table, ids, old = node.inputs[0], node.inputs[1], node.outputs[0]
     assert table is not None
@@ -272,7 +273,7 @@ def _gather_rows(emit: Emitter, node: ir.Node, params: QuantParams, rounded: Rou
     if params.axis is None:
         made.append(emit.restore(look_up.outputs[0], params, base))
     else:
-        # Columns of the table are its last axis, which stays the last whatever the shape of the indices.
+        # The columns of the table are its last axis, which is also the last axis of the output.
         made.append(emit.node("Cast", [look_up.outputs[0]], f"{row}_i", attributes=[TO_FLOAT]))
         scale = emit.scale(base, params)
         if params.axis == 0:
@@ -282,10 +283,10 @@ def _gather_rows(emit: Emitter, node: ir.Node, params: QuantParams, rounded: Rou
 
 
 def _scales_of_rows(emit: Emitter, look_up: ir.Node, scale: ir.Value, name: str) -> ir.Value:
-    """Given: ``scale`` [rows], which the product has too. Result: those of the rows looked up [..., 1].
+    """Given: ``scale`` [rows], shared with the MatMul. Result: the scales of the rows looked up [..., 1].
 
-    The runtime computes the Unsqueeze when it loads the file. A Gather of ``scale`` itself would keep it from
-    fusing the product.
+    The runtime folds the Unsqueeze when it loads the file. A Gather of ``scale`` itself would prevent the
+    fusion of the MatMul.
     """
     key = ("column", name_of(scale))
     if key not in emit.emitted:
@@ -299,27 +300,27 @@ def _scales_of_rows(emit: Emitter, look_up: ir.Node, scale: ir.Value, name: str)
 
 
 def _feeds_layer_norm(add: ir.Node) -> bool:
-    """Whether the node adds two activations for a layer normalization, one operator or several."""
+    """Whether a layer normalization, fused or as single operators, consumes this Add of two activations."""
     if any(constant(v) is not None for v in add.inputs):
         return False
-    readers = {use.node.op_type for use in add.outputs[0].uses()}
-    return "LayerNormalization" in readers or {"ReduceMean", "Sub"} <= readers
+    consumers = {use.node.op_type for use in add.outputs[0].uses()}
+    return "LayerNormalization" in consumers or {"ReduceMean", "Sub"} <= consumers
 
 
 def _as_sum(emit: Emitter, add: ir.Node) -> None:
     """Given: ``Add(x, y) -> LayerNormalization``. Result: ``Sum(x, y) -> LayerNormalization``, the same.
 
-    Where it knows the shapes the runtime fuses the former to SkipLayerNormalization, whose CPU kernel takes
-    six times as long as the two.
+    Where shapes are known, the runtime fuses the former to SkipLayerNormalization, whose CPU kernel takes six
+    times as long as the two operators.
     """
     out = add.outputs[0]
     total = emit.node("Sum", list(add.inputs), f"{name_of(out)}_sum")
-    total.name = add.name  # profiles are matched by it
+    total.name = add.name  # profiles are matched by name
     emit.replace(add, [total], total.outputs[0])
 
 
-def _drop_unread(graph: ir.Graph) -> None:
-    """Remove each DequantizeLinear whose readers have taken the integers: the runtime would compute it."""
+def _drop_unused_dequantize(graph: ir.Graph) -> None:
+    """Remove each DequantizeLinear without consumers: the runtime would compute it."""
     for node in list(graph):
         real = node.outputs[0]
         if node.op_type == "DequantizeLinear" and not real.uses() and not real.is_graph_output():
@@ -327,7 +328,7 @@ def _drop_unread(graph: ir.Graph) -> None:
 
 
 def _tidy_initializers(graph: ir.Graph) -> None:
-    """Remove those that nothing uses; state the types of the others once, in their tensors."""
+    """Remove unused initializers; keep the types of the others in their tensors only."""
     for body in graph.subgraphs():
         for name, value in list(body.initializers.items()):
             if not value.uses() and not value.is_graph_output():

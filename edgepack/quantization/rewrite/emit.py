@@ -1,7 +1,7 @@
-"""Writing nodes into a graph: fresh names, stored constants that are shared, Q/DQ pairs.
+"""Adds nodes to a graph: fresh names, shared initializers, Q/DQ pairs.
 
-Names end in ``_q`` (stored integers), ``_s`` (scale) and ``_dq`` (real again): in a small model names are a
-good part of the file.
+Names end in ``_q`` (quantized), ``_s`` (scale) and ``_dq`` (dequantized). They are short: in a small model
+names are a good part of the file.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ TO_FLOAT = ir.AttrInt64("to", int(ir.DataType.FLOAT))
 
 @dataclass(slots=True)
 class Emitter:
-    """A graph under construction, the names taken in it, and what has been emitted once already."""
+    """A graph under construction, the names taken in it, and the values emitted so far, for reuse."""
 
     graph: ir.Graph
     taken: set[str] = field(default_factory=set)
     emitted: dict[tuple[object, ...], ir.Value] = field(default_factory=dict)
     shared: frozenset[str] = frozenset()
-    """Constants that several nodes read."""
+    """Initializers with several consumers."""
 
     def __post_init__(self) -> None:
         graphs = (self.graph, *self.graph.subgraphs())
@@ -39,7 +39,7 @@ class Emitter:
         self.taken = {name for name in names if name}
 
     def fresh(self, base: str) -> str:
-        """``base`` or the first ``base_N`` that nothing in the graph is called; taken from now on."""
+        """``base`` or the first unused ``base_N``; taken from now on."""
         name, number = base, 0
         while name in self.taken:
             number += 1
@@ -48,7 +48,7 @@ class Emitter:
         return name
 
     def initializer(self, base: str, array: npt.NDArray[np.generic]) -> ir.Value:
-        """A constant of the graph; equal arrays are one constant, called after the first."""
+        """An initializer of the graph; equal arrays share one, named after the first."""
         raw = np.ascontiguousarray(array)
         digest = hashlib.sha256(raw.tobytes() if raw.ndim == 0 else raw.reshape(-1).view(np.uint8).data)
         key = ("initializer", raw.dtype.str, array.shape, digest.digest())
@@ -63,16 +63,16 @@ class Emitter:
         return self.emitted[key]
 
     def scale(self, base: str, params: QuantParams) -> ir.Value:
-        """The scale as a constant."""
+        """The scale as an initializer."""
         return self.initializer(f"{base}_s", params.scale)
 
     def zero_point(self, params: QuantParams) -> ir.Value:
-        """The zero point as a constant; models have few different ones."""
+        """The zero point as an initializer; models have few different ones."""
         shared = f"{params.type}_{int(params.zero_point.reshape(-1)[0])}"
         return self.initializer(f"zero_{shared}", params.zero_point)
 
     def bound(self, real: float, params: QuantParams) -> ir.Value | None:
-        """A bound of stored integers as a constant; ``None`` where it is infinite."""
+        """A quantized bound as an initializer; ``None`` where it is infinite."""
         if np.isinf(real):
             return None
         stored = quantize(np.asarray(real, np.float32), params)
@@ -88,9 +88,9 @@ class Emitter:
         domain: str = "",
         attributes: Sequence[ir.Attr] = (),
     ) -> ir.Node:
-        """A node, not yet in the graph. Its first value is called ``output`` or nearly so.
+        """A node, not yet in the graph. Its first output gets a fresh name based on ``output``.
 
-        The node has no name. Types and shapes of emitted values are left to the runtime to infer.
+        The node has no name. The runtime infers types and shapes of the emitted values.
         """
         node = ir.Node(domain, op_type, inputs, attributes, num_outputs=outputs, name="")
         for index, value in enumerate(node.outputs):
@@ -106,7 +106,7 @@ class Emitter:
         *,
         state_zero: bool = False,
     ) -> ir.Value:
-        """A stored constant behind its DequantizeLinear, put before ``before``."""
+        """A quantized initializer and its DequantizeLinear, inserted before ``before``."""
         stored = self.initializer(f"{base}_q", integers)
         numbers = (params.scale.tobytes(), params.zero_point.tobytes())
         key = ("dequantized", stored.name, params.axis, *numbers, state_zero)
@@ -119,9 +119,9 @@ class Emitter:
     def unfolded(
         self, before: ir.Node, base: str, integers: npt.NDArray[np.integer], scale: npt.NDArray[np.float32]
     ) -> ir.Value:
-        """A stored constant times ``scale``, which the runtime folds to float when it loads the file.
+        """``Mul(Cast(initializer), scale)``, which the runtime folds to float when it loads the file.
 
-        It does not fold a DequantizeLinear: that would run anew in every inference.
+        It does not fold a DequantizeLinear, which would run in every inference.
         """
         stored = self.initializer(f"{base}_q", integers)
         factor = self.initializer(f"{base}_s", scale)
@@ -142,9 +142,9 @@ class Emitter:
         axis: int | None = None,
         state_zero: bool = False,
     ) -> ir.Node:
-        """A DequantizeLinear of ``stored``, not yet in the graph; ``axis`` where not the parameters' own.
+        """A DequantizeLinear of ``stored``, not yet in the graph; ``axis`` replaces that of ``params``.
 
-        A zero point that is zero is left out unless ``state_zero``: that is what an absent one means.
+        A zero point of zero, the default of the operator, is left out unless ``state_zero``.
         """
         inputs = [stored, self.scale(base, params)]
         if state_zero or params.zero_point.any():
@@ -157,14 +157,15 @@ class Emitter:
     def pair(self, value: ir.Value, params: QuantParams, base: str) -> tuple[ir.Node, ir.Node]:
         """``value -> QuantizeLinear -> DequantizeLinear``, not yet in the graph.
 
-        Both state their zero point, be it zero: the runtime drops no pair around a moving operator without.
+        Both have a zero point, even of zero: without, the runtime keeps pairs around operators that move
+        data.
         """
         scale, zero = self.scale(base, params), self.zero_point(params)
         store = self.node("QuantizeLinear", [value, scale, zero], f"{base}_q")
         return store, self.node("DequantizeLinear", [store.outputs[0], scale, zero], f"{base}_dq")
 
     def replace(self, node: ir.Node, made: list[ir.Node], output: ir.Value) -> None:
-        """Put ``made`` in the place of ``node``, whose first output ``output`` becomes, name and all."""
+        """Replace ``node`` by ``made``; ``output`` takes the name and the uses of its first output."""
         old = node.outputs[0]
         name = name_of(old)
         output.type, output.shape = old.type, old.shape

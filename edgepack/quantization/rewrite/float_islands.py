@@ -1,4 +1,4 @@
-"""Islands: float groups between integer ones, which onnxruntime would make integers of, asked or not."""
+"""Float islands: float groups between integer ones, which onnxruntime would otherwise quantize too."""
 
 import numpy as np
 import onnx_ir as ir
@@ -9,19 +9,19 @@ from edgepack.quantization.groups import ACTIVATIONS
 from edgepack.quantization.rewrite.emit import Emitter
 
 REQUANTIZED_BY_RUNTIME = frozenset({"Conv", "ConvTranspose", "Gemm"})
-"""onnxruntime quantizes float weights of these, per tensor and unasked, between a per-tensor DQ and a Q."""
+"""onnxruntime quantizes float weights of these, per tensor, between a per-tensor DQ and a Q."""
 
 FUSED_BY_RUNTIME = frozenset(
     ["Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Softmax", "Where"]
 )
-"""onnxruntime makes integer kernels of these between DQ and Q, whether they compute the same or not."""
+"""onnxruntime fuses these to integer kernels between DQ and Q, even where results differ."""
 
 PASSED_BY_RUNTIME = frozenset({"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
-"""onnxruntime moves DQ and Q past these, up to the operators that it makes integers of."""
+"""onnxruntime moves DQ and Q past these, to the operators that it fuses to integer kernels."""
 
 
 def keep_float(emit: Emitter, node: ir.Node) -> None:
-    """Have the runtime compute a float group in float; Q/DQ around integer groups stand already."""
+    """Keep the runtime from quantizing a float group; Q/DQ around integer groups exist already."""
     if node.op_type in REQUANTIZED_BY_RUNTIME and _is_restored(node.inputs[0]):
         _guard_weights(emit, node)
     elif node.op_type in FUSED_BY_RUNTIME | REQUANTIZED_BY_RUNTIME:
@@ -31,10 +31,10 @@ def keep_float(emit: Emitter, node: ir.Node) -> None:
 
 
 def _guard_weights(emit: Emitter, node: ir.Node) -> None:
-    """Keep a float group with weights between integer ones float.
+    """Keep a float group with weights in float where integer groups surround it.
 
     Given: ``q -> DQ(scale) -> Conv(w float) -> Q``. Result: ``q -> DQ([scale, scale ...]) -> Conv(w) -> Q``,
-    the same values, which the runtime's WeightBiasQuantization leaves alone.
+    the same values; the runtime's WeightBiasQuantization does not change a per-channel DQ.
     """
     value, weight = node.inputs[0], constant(node.inputs[1])
     restore = value.producer() if value is not None else None
@@ -43,9 +43,9 @@ def _guard_weights(emit: Emitter, node: ir.Node) -> None:
     stored, scale = restore.inputs[0], constant(restore.inputs[1])
     assert stored is not None
     assert scale is not None
-    if scale.ndim:  # rows of a table: it has a scale for each channel already
+    if scale.ndim:  # rows of an embedding table: a scale per channel already
         return
-    # A table's scale has no zero point beside it: its integers are int8 and that is zero.
+    # The DequantizeLinear of an embedding table has no zero point: int8, zero by default.
     shift = constant(restore.inputs[2]) if len(restore.inputs) > 2 else np.int8(0)
     assert shift is not None
     channels = _input_channels(node, weight.shape)
@@ -57,10 +57,10 @@ def _guard_weights(emit: Emitter, node: ir.Node) -> None:
 
 
 def _guard_light(emit: Emitter, node: ir.Node) -> None:
-    """Keep a light float group between integer ones float.
+    """Keep a light group in float where integer groups surround it.
 
-    Given: ``q -> DQ -> Sigmoid -> Q``. Result: ``q -> DQ -> Max(least) -> Sigmoid -> Q``, where no value is
-    below ``least``: an operator that changes nothing, and that the runtime neither removes nor fuses.
+    Given: ``q -> DQ -> Sigmoid -> Q``. Result: ``q -> DQ -> Max(least) -> Sigmoid -> Q``, where ``least``
+    is the least float: the Max changes nothing, and the runtime neither removes nor fuses it.
     """
     value = next((v for v in node.inputs if v is not None and _comes_from_dq(v)), None)
     if value is None or not _leads_to_q(node):
@@ -76,7 +76,7 @@ def _is_restored(value: ir.Value | None) -> bool:
 
 
 def _comes_from_dq(value: ir.Value) -> bool:
-    """Whether a DequantizeLinear gives the value, what the runtime moves it past seen through."""
+    """Whether the value comes from a DequantizeLinear, through operators that the runtime moves it past."""
     made = value.producer()
     while made is not None and made.op_type in PASSED_BY_RUNTIME and made.inputs[0] is not None:
         made = made.inputs[0].producer()
@@ -84,7 +84,7 @@ def _comes_from_dq(value: ir.Value) -> bool:
 
 
 def _leads_to_q(node: ir.Node) -> bool:
-    """Whether a QuantizeLinear is all that reads the node, activations and moves seen through."""
+    """Whether the only consumer is a QuantizeLinear, after activations and operators that move data."""
     after = only_consumer(node.outputs[0])
     while after is not None and after.op_type in ACTIVATIONS | PASSED_BY_RUNTIME:
         after = only_consumer(after.outputs[0])
@@ -100,11 +100,11 @@ def _input_channels(node: ir.Node, weight_shape: tuple[int, ...]) -> int:
 
 
 def _guard_pool(emit: Emitter, node: ir.Node) -> None:
-    """Keep a float MaxPool in front of integers float.
+    """Keep a MaxPool in float before an integer group.
 
-    Given: ``MaxPool -> Q``. Result: ``MaxPool -> Max(least) -> Q``. The runtime would quantize before the
-    pool, and its kernel for stored integers is slow where no integer convolution turns them to channels last:
-    4,300 µs for [1, 32, 176, 176] on one core, in float 190.
+    Given: ``MaxPool -> Q``. Result: ``MaxPool -> Max(least) -> Q``. The runtime would move the Q before the
+    pool; its int8 MaxPool is slow where no integer convolution makes the layout channels-last: 4,300 µs for
+    [1, 32, 176, 176] on one core, in float 190.
     """
     pooled = node.outputs[0]
     store = only_consumer(pooled)

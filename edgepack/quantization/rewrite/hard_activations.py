@@ -1,13 +1,13 @@
-"""HardSigmoid and HardSwish on integer kernels that know neither: saturation is the clip in them.
+"""Hard activations: HardSigmoid and HardSwish by integer kernels of Add and Mul; saturation is their clip.
 
-``HardSigmoid(x) = clip(alpha x + beta, 0, 1) = alpha * clip(x + beta / alpha, 0, 1 / alpha)``: an addition
-whose result is stored in integers from 0 to 1 / alpha, saturated, and read as integers from 0 to 1.
+``HardSigmoid(x) = clip(alpha x + beta, 0, 1) = alpha * clip(x + beta / alpha, 0, 1 / alpha)``: an Add
+whose output is quantized from 0 to 1 / alpha, with saturation, and dequantized as from 0 to 1.
 
 Given::
 
     q -> DQ -> HardSwish -> y -> Q
 
-Result (u8; the integers between have a scale of 6/255 where they are written, 1/255 where they are read)::
+Result (u8; the gate is quantized with a scale of 6/255 and dequantized with 1/255)::
 
     q -> DQ -> Add(3) -> Q(6/255) -> DQ(1/255) -> Mul -> y -> Q
           '---------------------------------------^
@@ -21,13 +21,13 @@ from edgepack.ir.numerics import choose_params, quantize
 from edgepack.ir.scheme import QuantParams, QuantScheme
 from edgepack.quantization.rewrite.emit import Emitter
 
-HARD_OPS = frozenset(["HardSigmoid", "HardSwish"])
+HARD_ACTIVATIONS = frozenset(["HardSigmoid", "HardSwish"])
 DEFAULT_ALPHA, DEFAULT_BETA = 0.2, 0.5
 STEPS = 255
 
 
 def gate_params(scheme: QuantScheme, alpha: float = 1.0) -> QuantParams:
-    """Parameters of a gate from 0 to ``1 / alpha`` that uses all integers of the scheme's type."""
+    """Parameters of a gate from 0 to ``1 / alpha`` over the whole range of the scheme's type."""
     kind = scheme.type
     scale = np.asarray(1 / (alpha * (kind.qmax - kind.qmin)), np.float32)
     return QuantParams(kind, scale, np.asarray(kind.qmin, kind.dtype))
@@ -40,8 +40,8 @@ def slope_of(node: ir.Node) -> tuple[float, float]:
     return node.attributes.get_float("alpha", DEFAULT_ALPHA), node.attributes.get_float("beta", DEFAULT_BETA)
 
 
-def apply_hard(emit: Emitter, node: ir.Node, scheme: QuantScheme) -> None:
-    """Replace a static HardSigmoid or HardSwish; Q/DQ stand around it already."""
+def apply_hard_activation(emit: Emitter, node: ir.Node, scheme: QuantScheme) -> None:
+    """Replace a static HardSigmoid or HardSwish; Q/DQ around it exist already."""
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
     alpha, beta = slope_of(node)

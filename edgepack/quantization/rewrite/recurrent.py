@@ -1,14 +1,14 @@
-"""LSTM and GRU with stored integer weights.
+"""LSTM and GRU with int8 weights.
 
 Given::
 
     LSTM(x, W [D, 4H, I], R [D, 4H, H], ...) -> y
 
-Result of the dynamic form (one scale a row of W and R, ranges of x and of the state found at run time)::
+Result with dynamic precision (one scale per row of W and R; ranges of x and state computed at run time)::
 
     com.microsoft.DynamicQuantizeLSTM(x, W int8 [D, I, 4H], R int8 [D, H, 4H], ..., scales, zero points) -> y
 
-GRU has no such kernel: its weights are stored as int8 and folded to float when the file is loaded.
+GRU has no such kernel: its weights are stored as int8 and dequantized when the file is loaded.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ from edgepack.ir.model import constant, name_of
 from edgepack.ir.numerics import choose_weight_params, quantize
 from edgepack.ir.scheme import Granularity, QuantParams, QuantScheme
 from edgepack.quantization.rewrite.emit import Emitter
-from edgepack.quantization.weights.pair_saturation import rows_with_fewer_bits
+from edgepack.quantization.weights.pair_saturation import rows_with_reduced_range
 
 DOMAIN = "com.microsoft"
 WEIGHTS = (1, 2)
@@ -27,8 +27,8 @@ WEIGHTS = (1, 2)
 
 
 def apply_dynamic_lstm(emit: Emitter, node: ir.Node, scheme: QuantScheme) -> None:
-    """Replace one LSTM by its dynamic form, weights rounded to nearest."""
-    # X, W, R, B, sequence_lens, initial_h, initial_c, P stand in the same places.
+    """Replace one LSTM by a DynamicQuantizeLSTM, weights rounded to nearest."""
+    # X, W, R, B, sequence_lens, initial_h, initial_c, P are the same inputs of both operators.
     inputs: list[ir.Value | None] = [*node.inputs, *[None] * (8 - len(node.inputs))]
     for index in WEIGHTS:
         integers, params, directions = _stored(node, index, scheme, integer=True)
@@ -75,7 +75,7 @@ def _stored(
 ) -> tuple[npt.NDArray[np.integer], QuantParams, int]:
     """Integers ``[D * gates * H, columns]``, their parameters, and D, the number of directions.
 
-    ``integer`` where a kernel multiplies stored inputs with them.
+    ``integer``: an integer kernel consumes them.
     """
     array = constant(node.inputs[index])
     assert array is not None, f"{node.name} was planned with constant weights"
@@ -83,7 +83,7 @@ def _stored(
     axis = 0 if scheme.granularity is Granularity.PER_CHANNEL else None
     params = choose_weight_params(rows, scheme, axis)
     if integer and scheme.saturates:
-        params = rows_with_fewer_bits(rows, params, scheme)
+        params = rows_with_reduced_range(rows, params, scheme)
     return quantize(rows, params), params, array.shape[0]
 
 

@@ -1,8 +1,8 @@
-"""Stand-ins for operators whose own integer kernel in the runtime is slow.
+"""Kernel substitution: other operators for those whose integer kernel is slow in the runtime.
 
-onnxruntime 1.32 averages integers entry by entry: 230 µs for 3 x 3 over [1, 48, 44, 44] on one core, where
-its depthwise convolution takes 25 and floats with both conversions 50. Its Resize, which it turns to channels
-last beside integer convolutions, takes 370 µs for [1, 64, 40, 40] to twice the size; picking takes 36 there.
+onnxruntime 1.32 computes an int8 AveragePool element by element: 230 µs for 3 x 3 over [1, 48, 44, 44] on one
+core, where its depthwise convolution takes 25 and float with both conversions 50. Its Resize, channels-last
+next to integer convolutions, takes 370 µs for [1, 64, 40, 40] to twice the size; Gather takes 36.
 """
 
 import math
@@ -21,7 +21,7 @@ _FIRST = (0, 3, 1, 2)
 _PLAIN_MODES = ("asymmetric", "half_pixel", "pytorch_half_pixel")
 _BLUR = 1e-4
 _FEW_BYTES = 256
-"""A node that makes more ones is smaller than they are."""
+"""A ConstantOfShape is smaller than an initializer of more bytes of ones."""
 
 
 def has_substitute(node: ir.Node) -> bool:
@@ -30,7 +30,7 @@ def has_substitute(node: ir.Node) -> bool:
 
 
 def apply_substitution(emit: Emitter, node: ir.Node, sizes: tuple[int | None, ...]) -> None:
-    """Write it in the place of ``node``, whose input has ``sizes``; Q/DQ stand around it already."""
+    """Replace ``node``, whose input has ``sizes``, by its substitute; Q/DQ around it exist already."""
     if node.op_type == "AveragePool":
         _average_by_convolution(emit, node, sizes[1])
     else:
@@ -38,18 +38,18 @@ def apply_substitution(emit: Emitter, node: ir.Node, sizes: tuple[int | None, ..
 
 
 def sizes_of(value: ir.Value | None) -> tuple[int | None, ...]:
-    """The dimensions of a value, ``None`` for those that are open; empty where nothing is known."""
+    """The dimensions of a value, ``None`` for dynamic ones; empty where the shape is unknown."""
     shape = () if value is None or value.shape is None else value.shape
     return tuple(d if isinstance(d, int) else None for d in shape)
 
 
 def is_slow_average(node: ir.Node) -> bool:
-    """Whether an AveragePool has neither a substitute nor one window: borders left out, or a last window cut.
+    """Whether an int8 AveragePool is slow: it has several windows, and no substitute.
 
-    Entries near a border are parts of fewer than the whole window, so no one scale of a weight gives them.
-    Nine convolutions, one for each border and corner, and the joining of them would be exact too, and dearer
-    than floats with both conversions. Those take little more than half of the instructions on a Cortex-A53,
-    and a third of the time here.
+    Windows at a border average fewer elements, so one weight scale cannot compute them. Nine convolutions,
+    one for each border and corner, and their Concat would be exact, but slower than float with both
+    conversions. Float takes little more than half of the instructions on a Cortex-A53, and a third of the
+    time on x86.
     """
     sizes = sizes_of(node.inputs[0])
     whole = len(sizes) == 4 and sizes[2:] == tuple(node.attributes.get_ints("kernel_shape"))
@@ -68,11 +68,11 @@ def _is_plain_average(node: ir.Node) -> bool:
         and node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
         and set(node.attributes.get_ints("dilations", (1,))) == {1}
     )
-    return plain and border_counts and sizes[2:] != tuple(window)  # one window: nothing to gain
+    return plain and border_counts and sizes[2:] != tuple(window)  # one window: no gain
 
 
 def _windows_fit(node: ir.Node, sizes: tuple[int | None, ...]) -> bool:
-    """Whether the last window ends with the input, so that rounding up and down are the same."""
+    """Whether the last window ends at the end of the input, so that ceil_mode changes nothing."""
     window = node.attributes.get_ints("kernel_shape")
     pads = node.attributes.get_ints("pads", (0,) * 4)
     strides = node.attributes.get_ints("strides", (1, 1))
@@ -83,7 +83,7 @@ def _windows_fit(node: ir.Node, sizes: tuple[int | None, ...]) -> bool:
 
 
 def _average_by_convolution(emit: Emitter, node: ir.Node, channels: int | None) -> None:
-    """An average is a depthwise convolution of ones, with one part of the window as their scale.
+    """An AveragePool as a depthwise convolution of ones, whose scale is one over the window size.
 
     Given: ``DQ -> AveragePool(3 x 3) -> Q``. Result: ``DQ -> Conv(ones, scale 1/9, group C) -> Q``.
     """
@@ -101,7 +101,7 @@ def _average_by_convolution(emit: Emitter, node: ir.Node, channels: int | None) 
 
 
 def _ones(emit: Emitter, node: ir.Node, shape: tuple[int, ...], params: QuantParams) -> ir.Value:
-    """Ones as a weight; where there are many, as a shape that the runtime fills when it loads the file."""
+    """A weight of ones; a large one is a ConstantOfShape that the runtime folds when it loads the file."""
     base = f"{name_of(node.outputs[0])}_ones"
     if math.prod(shape) <= _FEW_BYTES:
         return emit.dequantized(node, base, np.ones(shape, np.int8), params)
@@ -136,7 +136,7 @@ def _scale(node: ir.Node, axis: int) -> float | None:
 
 
 def _nearest_by_gather(emit: Emitter, node: ir.Node, before: tuple[int | None, ...]) -> None:
-    """Rows and columns picked from stored integers, channels last: the runtime drops both transposes there.
+    """Gather rows and columns of the quantized tensor, channels-last: the runtime removes both transposes.
 
     Given: ``q -> DQ -> Resize(nearest) -> Q -> DQ``.
     Result: ``q -> Transpose -> Gather(columns) -> Gather(rows) -> Transpose -> DQ``.
@@ -163,10 +163,10 @@ def _nearest_by_gather(emit: Emitter, node: ir.Node, before: tuple[int | None, .
 
 
 def sources(node: ir.Node, axis: int, size: int | None, out: int | None) -> npt.NDArray[np.int32] | None:
-    """Which entry of an axis each entry of the result is; ``None`` where that hangs on the last bit of a sum.
+    """The input index of each output index along an axis; ``None`` where it depends on float rounding.
 
-    The runtime computes places in 32 bits: where one lies on the border of two entries, and the scale is no
-    power of two, either may be taken.
+    The runtime computes coordinates in float32. Where one lies between two indices, and the scale is no power
+    of two, it may take either.
     """
     assert size is not None
     assert out is not None

@@ -1,1 +1,1 @@
-"""Weight quantization: scales, rounding to nearest or by GPTQ, bias correction, and what prepares weights."""
+"""Weight quantization: scales, rounding to nearest or by GPTQ, bias correction, weight preparation."""

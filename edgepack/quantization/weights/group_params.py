@@ -1,4 +1,4 @@
-"""Parameters of the weight of a group, in the form that a plan gives it."""
+"""Quantization parameters of the weight of a group at its planned precision."""
 
 from collections.abc import Mapping
 
@@ -20,11 +20,11 @@ def group_weight_params(
     x: QuantParams | None,
     reduced_range: tuple[bool, ...],
     factors: tuple[float, ...] = (),
-    few: LowBit | None = None,
+    low_bit: LowBit | None = None,
 ) -> QuantParams | None:
-    """Parameters of the stored weight; ``None`` without a weight, or where the operator has a way of its own.
+    """Parameters of the stored weight; ``None`` without a weight, and for recurrent operators.
 
-    ``x`` are those of the input of a static group, whose bias has to fit.
+    ``x``: parameters of the input of a static group, so that its bias fits int32.
     """
     node = nodes[group.name]
     source = node.inputs[0] if group.op_type == "Gather" else node.inputs[1] if group.weight else None
@@ -32,10 +32,10 @@ def group_weight_params(
     if array is None or group.op_type in RECURRENT_OPS:
         return None
     scheme = target.quantization.weight
-    if few is None:
+    if low_bit is None:
         params = weight_params(node, smoothed(node, array, factors), scheme, reduced_range)
     else:
-        params = few.applied(weight_params(node, array, few.scheme(scheme)))
+        params = low_bit.applied(weight_params(node, array, low_bit.scheme(scheme)))
     if x is None:
         return params
     bias = constant(node.inputs[2]) if group.bias else None
@@ -45,6 +45,6 @@ def group_weight_params(
 def reduced_range_dynamic(
     group: FusionGroup, node: ir.Node, scheme: QuantScheme, factors: tuple[float, ...]
 ) -> tuple[bool, ...]:
-    """Outputs that could saturate: a range found at run time is used to its end in every run."""
+    """Outputs that could saturate: inputs quantized at run time use the full range in every run."""
     array = constant(node.inputs[1]) if group.weight and group.op_type not in RECURRENT_OPS else None
     return () if array is None else reduced_range_outputs(node, smoothed(node, array, factors), scheme)

@@ -1,6 +1,6 @@
-"""Weights of fewer than eight bits: which groups have them, and the scales that they take.
+"""Low-bit weights (fewer than eight): which groups have them, and their scales.
 
-With few bits the largest weight must not decide on the scale: clipping it costs less than coarse steps for
+At low precision the scale should not cover the largest weight: clipping it costs less than coarse steps for
 all others.
 """
 
@@ -21,18 +21,18 @@ from edgepack.quantization.weights.matrix import has_rows
 Floats = npt.NDArray[np.float32]
 
 RATIOS = np.linspace(0.4, 1.2, 33, dtype=np.float32)
-"""Of the range to the largest weight, that are tried."""
+"""Candidate scales, as shares of the one that covers the largest weight."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LowBit:
-    """Of one group's weight: its bits, and scales like those of ``QuantParams`` where error chose them."""
+    """Bits of one group's weight, and its scales, as in ``QuantParams``, where the least error chose them."""
 
     bits: int
     scale: Floats | None = None
 
     def scheme(self, eight: QuantScheme) -> QuantScheme:
-        """The scheme with fewer bits; sums of such weights never saturate."""
+        """The scheme with these bits; sums of such weights never saturate."""
         return replace(eight, bits=self.bits, saturates=False, reduce_range=False)
 
     def applied(self, params: QuantParams) -> QuantParams:
@@ -42,40 +42,40 @@ class LowBit:
 
 @dataclass(frozen=True, slots=True)
 class BitsOfGroups:
-    """Groups with weights of fewer than eight bits, by name, and why others keep eight."""
+    """Groups with low-bit weights, by name, and notes on why others keep eight bits."""
 
-    few: Mapping[str, LowBit]
+    low_bit: Mapping[str, LowBit]
     notes: tuple[str, ...] = ()
 
 
 def bits_of_groups(
     model: ir.Model, groups: Sequence[FusionGroup], wanted: Quantize, target: Target
 ) -> BitsOfGroups:
-    """What the recipe asks for, where ``target`` has it.
+    """The bits that the recipe requests, where ``target`` supports them.
 
     Raises:
-        ConfigError: an override asks for bits that the target does not have for the operator, or no weight of
-            the model can have the bits that the recipe asks for.
+        ConfigError: an override requests bits that the target does not support for the operator, or no weight
+            of the model can have the bits that the recipe requests.
     """
     nodes = {n.name: n for n in model.graph}
-    few: dict[str, LowBit] = {}
+    low_bit: dict[str, LowBit] = {}
     reasons: dict[str, None] = {}
     weighted = [u for u in groups if u.weight is not None]
     for group in weighted:
-        said = override_for(group, (o for o in wanted.overrides if o.bits is not None))
-        bits = wanted.weight_bits if said is None else said.bits
+        override = override_for(group, (o for o in wanted.overrides if o.bits is not None))
+        bits = wanted.weight_bits if override is None else override.bits
         if bits is None or bits == 8:
             continue
         reason = _refusal(group, nodes[group.name], bits, target)
         if reason is None:
-            few[group.name] = LowBit(bits)
-        elif said is not None:
+            low_bit[group.name] = LowBit(bits)
+        elif override is not None:
             raise ConfigError(f"override: node {group.name!r}: {reason}")
         else:
             reasons[reason] = None
-    if reasons and not few:
+    if reasons and not low_bit:
         raise ConfigError(f"weight_bits: {'; '.join(reasons)}; use `weight_bits: 8`")
-    return BitsOfGroups(few, tuple(f"{reason}: 8 bits" for reason in reasons))
+    return BitsOfGroups(low_bit, tuple(f"{reason}: 8 bits" for reason in reasons))
 
 
 def wants_four_bits(wanted: Quantize) -> bool:
@@ -95,10 +95,11 @@ def _refusal(group: FusionGroup, node: ir.Node, bits: int, target: Target) -> st
 def scale_by_error(
     weight: Floats, second: Floats | None, params: QuantParams, most: int
 ) -> npt.NDArray[np.float32]:
-    """Scales with the least error of the outputs if each weight is rounded by itself.
+    """Scales with the least output error under rounding to nearest; shaped like ``params.scale``.
 
-    ``weight`` is [groups, outputs, K], ``second`` [groups, K, K] of its inputs, whose diagonal weighs the
-    columns; all weigh the same without. Of the shape of ``params.scale``, whose scales cover ``most``.
+    ``weight`` is [groups, outputs, K]; ``second`` [groups, K, K] are the second moments of its inputs, whose
+    diagonal weights the columns (equally where ``None``). ``most``: the largest stored magnitude, covered by
+    ``params.scale``.
     """
     groups, outputs, columns = weight.shape
     weights = np.ones((groups, columns), np.float32) if second is None else np.einsum("gii->gi", second)

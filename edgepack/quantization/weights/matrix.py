@@ -27,7 +27,7 @@ def bias_of(node: ir.Node, group_plan: GroupPlan) -> Floats | None:
 
 
 def has_rows(node: ir.Node) -> bool:
-    """Whether the weight is a matrix that rows of the input are multiplied with."""
+    """Whether the operator multiplies rows (or patches) of the input with a weight matrix."""
     return node.op_type in ("Conv", "MatMul", "Gemm")
 
 

@@ -1,4 +1,4 @@
-"""What flows into each weight: second moments and means of its inputs, streamed over the samples."""
+"""Means and second moments of the inputs of each weight, streamed over the samples."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,26 +15,26 @@ from edgepack.quantization.weights.matrix import to_groups, weight_of
 Floats = npt.NDArray[np.float32]
 
 POSITIONS = 96
-"""Output positions of a convolution that are looked at, per image: neighbours tell nearly the same."""
+"""Output positions of a convolution that are sampled per image: neighbours are strongly correlated."""
 ROWS = 256
-"""Rows of a matrix product that are looked at, per sample."""
+"""Rows of a matrix product that are sampled, per sample."""
 BATCH_POSITIONS = 1024
-"""Positions that are looked at in all images of one batch together, at least one in each."""
+"""Positions that are sampled in all images of a batch together, at least one in each."""
 MAX_COLUMNS = 4608
-"""Weights with more inputs than this (per output) get means only: K × K moments would fill memory."""
+"""Weights with a larger K (inputs per output) get means only: K × K moments would not fit in memory."""
 MAX_BYTES = 256 << 20
-"""Of moments held at a time; more weights than fit are done in several passes over the samples."""
+"""Memory for moments; weights that do not fit together take several passes over the samples."""
 
 
 @dataclass(slots=True, eq=False)
 class InputMoments:
-    """Of the inputs of one weight, per group: ``mean`` [groups, K] and ``second`` [groups, K, K] or ``None``.
+    """Moments of the inputs of one weight: ``mean`` [groups, K], ``second`` [groups, K, K] or ``None``.
 
-    Where the layers before are quantized already, ``intended`` [groups, K] is the mean of what the float
-    model has in the place of the inputs ``x``, and ``drift`` [groups, K, K] is ``E[(intended - x) xᵀ]``.
+    Where earlier layers are quantized already, ``intended`` [groups, K] is the mean of the float model's
+    inputs in place of the actual inputs ``x``, and ``drift`` [groups, K, K] is ``E[(intended - x) xᵀ]``.
 
-    Sums until :meth:`finish`. Inputs wait until there are K of them: then one product with all costs more
-    than reading and writing the sum does, and they take no more memory than the sum.
+    Sums until :meth:`finish`. Inputs are buffered until there are K of them: then the matrix product costs
+    more than reading and writing the sum, and the buffer takes no more memory than the sum.
     """
 
     mean: Floats
@@ -44,11 +44,11 @@ class InputMoments:
     intended: Floats | None = None
     drift: Floats | None = None
     low: list[Floats] = field(default_factory=list)
-    """Least value of each input [K] in each sample, of weights with one group."""
+    """Minimum of each input [K] in each sample, for weights with one group."""
     high: list[Floats] = field(default_factory=list)
 
     def add(self, inputs: Floats, intended: Floats | None = None) -> None:
-        """Take in one sample's ``inputs`` [groups, K, positions], and what the float model has there."""
+        """Add one sample's ``inputs`` [groups, K, positions], and the float model's inputs there."""
         if not inputs.size:
             return
         if len(inputs) == 1:
@@ -64,7 +64,7 @@ class InputMoments:
                 self._multiply(self.second)
 
     def finish(self) -> None:
-        """Turn sums into averages."""
+        """Divide sums by the count."""
         if self.second is not None:
             self._multiply(self.second)
             self.second /= max(self.count, 1)
@@ -83,7 +83,8 @@ class InputMoments:
         if drifts:
             drift = np.matmul(np.concatenate(drifts, axis=2), x.transpose(0, 2, 1))
             self.drift = drift if self.drift is None else self.drift + drift
-        # BLAS knows a matrix times itself: half the work for a large one, twice the time for many small.
+        # BLAS computes X Xᵀ (syrk) with half the work for a large matrix, in twice the time for many small
+        # ones.
         second += x[0] @ x[0].T if len(x) == 1 else np.matmul(x, x.copy().transpose(0, 2, 1))
 
 
@@ -92,12 +93,12 @@ def stream_moments(
     groups: Sequence[FusionGroup],
     samples: Samples,
     *,
-    second_order: bool,
+    with_second_moments: bool,
     threads: int,
     seed: int,
     on_sample: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[FusionGroup, InputMoments]]:
-    """Moments of the inputs of each group's weight; means only without ``second_order``.
+    """Moments of the inputs of each group's weight; only means without ``with_second_moments``.
 
     Groups that fit into memory together are measured in one pass over the samples.
 
@@ -105,8 +106,8 @@ def stream_moments(
         CalibrationError: the model fails on a sample.
     """
     nodes = {n.name: n for n in model.graph}
-    for batch in batches_of(groups, nodes, second_order):
-        moments = {u.name: no_moments(nodes[u.name], second_order) for u in batch}
+    for batch in batches_of(groups, nodes, with_second_moments):
+        moments = {u.name: no_moments(nodes[u.name], with_second_moments) for u in batch}
         rng = np.random.default_rng(seed)
         names = list(dict.fromkeys(u.inputs[0] for u in batch))
         for _, arrays in stream_activations(model, samples, names, threads=threads):
@@ -120,16 +121,16 @@ def stream_moments(
 
 
 def batches_of(
-    groups: Sequence[FusionGroup], nodes: dict[str | None, ir.Node], second_order: bool
+    groups: Sequence[FusionGroup], nodes: dict[str | None, ir.Node], with_second_moments: bool
 ) -> list[list[FusionGroup]]:
-    """Groups in their order, in parts whose moments fit into memory together."""
+    """Groups in order, in batches whose moments fit in memory together."""
     batches: list[list[FusionGroup]] = []
     room = 0
     for group in groups:
         matrices, _, columns = to_groups(nodes[group.name], weight_of(nodes[group.name])).shape
         need = matrices * columns * 4
-        if second_order and columns <= MAX_COLUMNS:
-            need = 2 * matrices * columns**2 * 4  # twice: inputs that wait take as much
+        if with_second_moments and columns <= MAX_COLUMNS:
+            need = 2 * matrices * columns**2 * 4  # twice: buffered inputs take as much
         if not batches or need > room:
             batches.append([])
             room = MAX_BYTES
@@ -138,16 +139,16 @@ def batches_of(
     return batches
 
 
-def no_moments(node: ir.Node, second_order: bool) -> InputMoments:
-    """Sums of nothing yet, for the weight of ``node``."""
+def no_moments(node: ir.Node, with_second_moments: bool) -> InputMoments:
+    """Empty moments for the weight of ``node``."""
     groups, _, columns = to_groups(node, weight_of(node)).shape
-    wanted = second_order and columns <= MAX_COLUMNS
+    wanted = with_second_moments and columns <= MAX_COLUMNS
     second = np.zeros((groups, columns, columns), np.float32) if wanted else None
     return InputMoments(np.zeros((groups, columns), np.float32), second)
 
 
 def weight_inputs(node: ir.Node, x: npt.NDArray[np.floating], rng: np.random.Generator) -> Floats:
-    """Inputs ``[groups, K, positions]`` of the weight's products with ``x``, at random positions of them."""
+    """Inputs ``[groups, K, positions]`` of the weight, taken from ``x`` at random output positions."""
     if node.op_type == "Conv":
         return _patches(node, np.asarray(x, np.float32), rng)
     rows = x.reshape(-1, x.shape[-1])
@@ -174,7 +175,7 @@ def _patches(node: ir.Node, x: Floats, rng: np.random.Generator) -> Floats:
     most = min(POSITIONS, max(BATCH_POSITIONS // max(images, 1), 1))
     picked = np.unravel_index(_pick(int(np.prod(outputs)), most, rng), outputs)
     taps = np.unravel_index(np.arange(int(np.prod(kernel))), kernel)
-    # Where each tap of each position reads, [taps, positions]; what lies in the padding reads zero.
+    # Input index of each kernel element at each position, [taps, positions]; in the padding inputs are zero.
     read = np.zeros((len(taps[0]), len(picked[0])), np.intp)
     inside = np.ones(read.shape, np.bool_)
     for axis in range(rank):

@@ -1,4 +1,4 @@
-"""Rounding the weights of a large model: to nearest, one at a time, the integers in files."""
+"""Out-of-core rounding for large models: to nearest, one weight at a time, integers in files."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from edgepack.quantization.weights.rounding import Rounder
 
 
 def round_to_files(model: ir.Model, plan: QuantPlan, folder: Path) -> Rounder:
-    """Round every weight of ``plan`` to nearest and keep the integers in ``folder``, mapped.
+    """Round every weight of ``plan`` to nearest and keep the integers in ``folder``, memory-mapped.
 
-    Mapped pages belong to the file: the kernel drops them when memory is short, so the quantized weights of
-    a model may exceed it. Second moments of inputs would take more than the weights and are not measured.
+    The kernel drops mapped pages when memory is short, so the quantized weights may exceed it. Second moments
+    of inputs would take more memory than the weights and are not measured.
     """
     nodes = {n.name: n for n in model.graph}
     rounded: dict[tuple[str, bytes], npt.NDArray[np.integer]] = {}

@@ -1,9 +1,9 @@
-"""Sums of two u8 × s8 products, as x86 without VNNI forms them, and weights whose sums stay in 16 bits.
+"""Sums of two u8 × s8 products on x86 without VNNI, and reduced range weights, whose sums fit 16 bits.
 
 There the runtime multiplies with ``vpmaddubsw``: unsigned bytes of the input times signed bytes of the
-weight, two neighbours added, ``a0 w0 + a1 w1``, in 16 bits that saturate. Neighbours are entries 2i and
+weight, two neighbours added, ``a0 w0 + a1 w1``, in int16 with saturation. Neighbours are elements 2i and
 2i + 1 of the reduction: rows of the weight of a matrix product; for a convolution the input channels of one
-tap of the kernel, then those of the next. Depthwise convolutions add in 32 bits. See
+kernel position, then those of the next. Depthwise convolutions add in int32. See
 docs/decisions/saturation.md.
 """
 
@@ -26,14 +26,14 @@ LARGEST_INPUT = 255
 LARGEST_WEIGHT = 127
 LARGEST_PAIR = 32767
 STEP = 1
-"""What rounding by GPTQ may move a weight by from the nearest integer, rarely more."""
+"""Largest distance of a weight rounded by GPTQ from the nearest integer, with rare exceptions."""
 
 
 def weight_pairs(node: ir.Node, array: npt.NDArray[np.generic], added_channels: int = 0) -> Integers:
-    """Columns of the weight as :func:`to_groups` gives them that meet in one sum: [pairs, 2].
+    """Columns of the weight, as :func:`to_groups` gives it, that are added in one sum: [pairs, 2].
 
-    The index of a zero is -1: of channels that are added, and behind an odd last one. There are none where
-    the kernel adds no pairs.
+    Index -1 stands for a zero: a padded channel, or the partner of an odd last column. Empty where the kernel
+    adds no pairs.
     """
     if node.op_type not in PAIRED_OPS:
         return np.zeros((0, 2), np.int64)
@@ -53,8 +53,9 @@ def pair_sums(
 ) -> Integers:
     """The largest magnitude of each sum of two products: [groups, outputs, pairs].
 
-    ``rows`` are stored weights [groups, outputs, K], each of which may still move by ``step``; ``peaks``
-    [groups, K] what inputs can be at most. A sum is largest where inputs of the other sign are zero.
+    ``rows`` are stored weights [groups, outputs, K], each of which may still change by ``step``; ``peaks``
+    [groups, K] are the largest inputs. A sum is largest where the inputs of weights of the other sign are
+    zero.
     """
     most = peaks[:, None].astype(np.int64)
     largest = np.zeros((*rows.shape[:2], len(pairs)), np.int64)
@@ -68,7 +69,7 @@ def pair_sums(
 def could_saturate(
     node: ir.Node, weight: Floats, params: QuantParams, added_channels: int = 0
 ) -> tuple[bool, ...]:
-    """Which outputs saturate on some input, seen or not, going by the weight alone; empty where none does."""
+    """Which outputs could saturate on some input, by the weight alone; empty where none could."""
     rows = to_groups(node, quantize(weight, params))
     pairs = weight_pairs(node, weight, added_channels)
     worst = pair_sums(rows, np.full((len(rows), rows.shape[2]), LARGEST_INPUT), pairs, STEP)
@@ -81,7 +82,7 @@ def outputs_beyond(sums: Integers) -> tuple[bool, ...]:
     return tuple(beyond.tolist()) if beyond.any() else ()
 
 
-def with_fewer_bits(
+def with_reduced_range(
     weight: Floats, params: QuantParams, scheme: QuantScheme, reduced_range: tuple[bool, ...]
 ) -> QuantParams:
     """``params`` with seven bits for the outputs in ``reduced_range``; for all, where they share one scale.
@@ -98,9 +99,9 @@ def with_fewer_bits(
     )
 
 
-def rows_with_fewer_bits(rows: Floats, params: QuantParams, scheme: QuantScheme) -> QuantParams:
+def rows_with_reduced_range(rows: Floats, params: QuantParams, scheme: QuantScheme) -> QuantParams:
     """The same for a weight [outputs, K] of a recurrent operator, by the weight alone."""
     pairs = np.pad(np.arange(rows.shape[1]), (0, rows.shape[1] % 2), constant_values=-1).reshape(-1, 2)
     stored = quantize(rows, params)[None]
     sums = pair_sums(stored, np.full((1, rows.shape[1]), LARGEST_INPUT), pairs, STEP)
-    return with_fewer_bits(rows, params, scheme, outputs_beyond(sums))
+    return with_reduced_range(rows, params, scheme, outputs_beyond(sums))

@@ -1,4 +1,4 @@
-"""Parameters of weights: along which axis they have scales of their own, and how large those are."""
+"""Quantization parameters of weights: the axis of per-channel scales, and the scales."""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,11 +8,11 @@ from edgepack.ir.model import constant
 from edgepack.ir.numerics import MIN_SCALE, choose_weight_params
 from edgepack.ir.scheme import Granularity, QuantParams, QuantScheme, QuantType
 from edgepack.quantization.weights.codebook_scales import codebook_scales_of
-from edgepack.quantization.weights.pair_saturation import could_saturate, with_fewer_bits
+from edgepack.quantization.weights.pair_saturation import could_saturate, with_reduced_range
 
 
 def weight_axis(op_type: str, node: ir.Node) -> int | None:
-    """The axis of a weight that holds output channels; ``None`` where channels cannot have own scales."""
+    """The axis of the output channels of a weight; ``None`` where scales cannot be per channel."""
     if op_type == "Conv":
         return 0
     if op_type == "ConvTranspose":
@@ -24,7 +24,7 @@ def weight_axis(op_type: str, node: ir.Node) -> int | None:
     if op_type == "MatMul":
         return -1
     if op_type == "Gather":
-        # Rows keep their last axis whatever the shape of the indices, unless it is the axis they pick from.
+        # The last axis of the table is the last axis of the output, unless it is the one that is gathered.
         shape = node.inputs[0].shape if node.inputs[0] is not None else None
         rank = len(shape) if shape is not None else 0
         return -1 if node.attributes.get_int("axis", 0) % max(rank, 1) != rank - 1 else None
@@ -34,32 +34,33 @@ def weight_axis(op_type: str, node: ir.Node) -> int | None:
 def weight_params(
     node: ir.Node, weight: npt.NDArray[np.float32], scheme: QuantScheme, reduced_range: tuple[bool, ...] = ()
 ) -> QuantParams:
-    """Parameters of the ``weight`` of a node, one scale an output channel where scheme and node allow.
+    """Parameters of the ``weight`` of a node, one scale per output channel where scheme and node allow it.
 
-    ``reduced_range`` outputs have seven bits. A weight that stands on a grid keeps it.
+    Outputs in ``reduced_range`` have seven bits. A weight with codebook scales keeps them.
     """
     axis = weight_axis(node.op_type, node)
     whole = scheme.granularity is Granularity.PER_TENSOR or axis is None
     full = scheme.type is QuantType.INT8 and scheme.bits == 8 and not scheme.reduce_range
-    grid = codebook_scales_of(node) if full and not whole else None
-    if grid is not None and axis is not None:
-        params = QuantParams(scheme.type, grid, np.zeros(grid.shape, scheme.type.dtype), axis % weight.ndim)
-        return with_fewer_bits(weight, params, scheme, reduced_range)
+    codebook = codebook_scales_of(node) if full and not whole else None
+    if codebook is not None and axis is not None:
+        zero = np.zeros(codebook.shape, scheme.type.dtype)
+        params = QuantParams(scheme.type, codebook, zero, axis % weight.ndim)
+        return with_reduced_range(weight, params, scheme, reduced_range)
     params = choose_weight_params(weight, scheme, None if whole or axis is None else axis % weight.ndim)
-    return with_fewer_bits(weight, params, scheme, reduced_range)
+    return with_reduced_range(weight, params, scheme, reduced_range)
 
 
 def reduced_range_outputs(
     node: ir.Node, weight: npt.NDArray[np.float32], scheme: QuantScheme
 ) -> tuple[bool, ...]:
-    """Outputs of a dynamic product that need seven bits on a target that saturates."""
+    """Outputs of a dynamic MatMul or Gemm that need seven-bit weights on a target that saturates."""
     return could_saturate(node, weight, weight_params(node, weight, scheme))
 
 
 def smoothed(
     node: ir.Node, weight: npt.NDArray[np.float32], factors: tuple[float, ...]
 ) -> npt.NDArray[np.float32]:
-    """The weight of a MatMul or Gemm with each input channel multiplied by its factor."""
+    """The weight of a MatMul or Gemm with each input channel multiplied by its SmoothQuant factor."""
     if not factors:
         return weight
     scale = np.asarray(factors, np.float32)
@@ -68,7 +69,7 @@ def smoothed(
 
 
 def fit_bias(weight: QuantParams, bias: npt.NDArray[np.float32], x: QuantParams) -> QuantParams:
-    """Widen the scale of channels so small that their bias would not fit 32 bits, or its scale a float."""
+    """Increase scales of channels so small that the bias would not fit int32, or its scale float32."""
     peak = np.abs(np.broadcast_to(bias.reshape(-1), (max(weight.scale.size, bias.size),)))
     peak = peak if weight.axis is not None else peak.max()
     least = np.maximum(peak / 2.0**30, float(MIN_SCALE)) / float(x.scale)
@@ -77,7 +78,7 @@ def fit_bias(weight: QuantParams, bias: npt.NDArray[np.float32], x: QuantParams)
 
 
 def added_channels(node: ir.Node, multiple: int) -> int:
-    """How many channels of zeros bring a dense spatial convolution to the target's fast kernel."""
+    """Channel padding: how many channels of zeros give a dense convolution the target's fast kernel."""
     weight = constant(node.inputs[1]) if node.op_type == "Conv" else None
     if weight is None or node.attributes.get_int("group", 1) != 1 or max(weight.shape[2:]) == 1:
         return 0

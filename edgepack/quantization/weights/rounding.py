@@ -1,4 +1,4 @@
-"""Rounding: which stored integers represent a weight, and which float bias goes with them."""
+"""Weight rounding: the integers that represent a weight, and its corrected float bias."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,15 +7,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgepack.calibration.frontier import can_be_parted
+from edgepack.calibration.frontier import supports_frontier
 from edgepack.data.samples import Samples
 from edgepack.ir.model import name_of, new_initializer
 from edgepack.ir.numerics import dequantize, quantize, weight_limit
 from edgepack.ir.scheme import QuantParams
 from edgepack.quantization.groups import FusionGroup, Role
-from edgepack.quantization.plan.types import GroupPlan, Method, QuantPlan
+from edgepack.quantization.plan.types import GroupPlan, Precision, QuantPlan
 from edgepack.quantization.weights.codebook_scales import codebook_scales_of
-from edgepack.quantization.weights.gptq import round_gptq, trusted
+from edgepack.quantization.weights.gptq import round_gptq, shrink_moments
 from edgepack.quantization.weights.low_bit import LowBit, scale_by_error
 from edgepack.quantization.weights.matrix import bias_of, from_groups, has_rows, to_groups, weight_of
 from edgepack.quantization.weights.moments import InputMoments, stream_moments
@@ -42,11 +42,10 @@ Rounding = Callable[[QuantPlan], dict[str, Rounded]]
 class Rounder:
     """Rounds the weights of any plan of one model, each weight once per set of parameters.
 
-    With moments of its inputs (:mod:`.moments`) a weight is rounded by GPTQ
-    where ``gptq`` is set, and the mean error of its output is taken out of the bias: what rounding
-    adds on average, ``stored · mean(actual input) - weight · mean(float input)``, is known. With both means
-    of the float model this is the analytic correction of Nagel et al. (2019, section 4.2), with actual inputs
-    behind quantized layers the empirical one.
+    With moments of its inputs (:mod:`.moments`) a weight is rounded by GPTQ, and the mean error of its
+    output, ``stored · mean(actual input) - weight · mean(float input)``, is subtracted from the bias. With
+    both means of the float model this is the analytic bias correction of Nagel et al. (2019, section 4.2),
+    with actual inputs after quantized layers the empirical one.
     """
 
     model: ir.Model
@@ -54,11 +53,11 @@ class Rounder:
     """Mean actual and mean float inputs [groups, K] by group."""
     rounded: Mapping[tuple[str, bytes], npt.NDArray[np.integer]] = field(default_factory=dict)
     smoothing: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """Factors by activation for plans to use, see :mod:`edgepack.quantization.weights.smoothquant`."""
+    """SmoothQuant factors by activation, for plans, see :mod:`edgepack.quantization.weights.smoothquant`."""
     low_bit: Mapping[str, LowBit] = field(default_factory=dict)
-    """Bits and scales by group for plans to use, see :mod:`edgepack.quantization.weights.low_bit`."""
+    """Bits and scales by group, for plans, see :mod:`edgepack.quantization.weights.low_bit`."""
     trained: Mapping[tuple[str, bytes], Rounded] = field(default_factory=dict)
-    """What training has found for static groups, by group and scale; it goes before all else."""
+    """Weights of static groups from training, by group and scale; they take precedence."""
 
     def __call__(self, plan: QuantPlan) -> dict[str, Rounded]:
         """The stored weight and the bias of every group that has a planned weight."""
@@ -71,7 +70,7 @@ class Rounder:
 
     def one(self, node: ir.Node, group_plan: GroupPlan, params: QuantParams) -> Rounded:
         """The stored weight and the bias of one group, whose node is given."""
-        if group_plan.method is Method.STATIC:
+        if group_plan.precision is Precision.STATIC:
             found = self.trained.get((group_plan.group.name, params.scale.tobytes()))
             if found is not None:
                 return found
@@ -83,27 +82,27 @@ class Rounder:
         if means is None:
             return Rounded(integers, bias)
         factors = np.asarray(group_plan.smoothing or 1, np.float32)
-        # Rounded to nearest after all, it does nothing else about drift, and the mean alone is no help.
+        # Without GPTQ the weight does not compensate drift, and correcting only its mean does not help.
         actual, intended = means[0 if stored is not None else 1] / factors, means[1] / factors
         matrix = to_groups(node, weight)
         real = to_groups(node, integers).astype(np.float32) * _scales(node, params)
         shift = np.einsum("gok,gk->go", real - matrix, actual)
         shift = (shift + np.einsum("gok,gk->go", matrix, actual - intended)).reshape(-1)
-        # A bare MatMul has no bias to correct, and an Add for it would cost a kernel.
+        # A MatMul has no bias to correct, and an Add would cost a kernel.
         if bias is None and node.op_type == "MatMul":
             return Rounded(integers, None)
         return Rounded(integers, (0 if bias is None else np.broadcast_to(bias, shift.shape)) - shift)
 
 
 def with_trained(rounder: Rounder, plan: QuantPlan, stored: Mapping[str, Rounded]) -> Rounder:
-    """``rounder`` with what training has ``stored`` for groups of ``plan``, in plans with these scales."""
+    """``rounder`` with the ``stored`` weights from training, for plans with the scales of ``plan``."""
     scales = {u.group.name: u.weight.scale.tobytes() for u in plan.groups if u.weight is not None}
     return replace(rounder, trained={(name, scales[name]): found for name, found in stored.items()})
 
 
 def _nearest(weight: Floats, params: QuantParams, bits: int) -> npt.NDArray[np.integer]:
     integers = quantize(weight, params)
-    # Scales that were chosen by error do not cover the largest weights.
+    # Scales chosen by error do not cover the largest weights.
     return integers if bits == 8 else np.clip(integers, -_most(bits), _most(bits))
 
 
@@ -124,10 +123,10 @@ def round_weights(
     seed: int,
     on_sample: Callable[[], None] = lambda: None,
 ) -> Rounder:
-    """Measure what flows into the weights of ``plan`` and round them once; gives a rounder for any plan.
+    """Measure the inputs of the weights of ``plan`` and round the weights; returns a rounder for any plan.
 
-    Where some weights have fewer than eight bits, each layer is rounded for the inputs that the stored layers
-    before it will give, see :mod:`.sequential`; not in graphs with bodies of control flow.
+    With low-bit weights, each layer is rounded for the outputs of the quantized layers before it, see
+    :mod:`.sequential`; not in graphs with control flow.
     """
     nodes = {n.name: n for n in model.graph}
     planned = {u.group.name: u for u in plan.groups if u.weight is not None}
@@ -140,8 +139,8 @@ def round_weights(
     low_bit: dict[str, LowBit] = {}
     shared = {v.name for v in model.graph.initializers.values() if len(v.uses()) > 1}
     rounder = Rounder(model, means, rounded, smoothing, low_bit)
-    few = any(u.bits < 8 for u in planned.values())
-    if few and gptq and can_be_parted(model):
+    has_low_bit = any(u.bits < 8 for u in planned.values())
+    if has_low_bit and gptq and supports_frontier(model):
         measured = stream_sequential(
             model,
             groups,
@@ -153,12 +152,12 @@ def round_weights(
         )
     else:
         measured = stream_moments(
-            model, groups, samples, second_order=gptq, threads=threads, seed=seed, on_sample=on_sample
+            model, groups, samples, with_second_moments=gptq, threads=threads, seed=seed, on_sample=on_sample
         )
-    readers: dict[str, list[ir.Node]] = {}
+    consumers: dict[str, list[ir.Node]] = {}
     for group in groups:
         if group.op_type in ("MatMul", "Gemm"):
-            readers.setdefault(group.inputs[0], []).append(nodes[group.name])
+            consumers.setdefault(group.inputs[0], []).append(nodes[group.name])
     tied = {u.inputs[0] for u in groups if u.table is not None}
     for group, moments in measured:
         if not moments.count:
@@ -168,19 +167,19 @@ def round_weights(
         if planned[group.name].bits < 8:
             planned[group.name], low_bit[group.name] = _scaled(node, planned[group.name], moments)
         if moments.second is not None:
-            if name in readers and name not in smoothing:
-                smoothing[name] = () if name in tied else _smoothing(readers[name], moments)
+            if name in consumers and name not in smoothing:
+                smoothing[name] = () if name in tied else _smoothing(consumers[name], moments)
             if group.weight in shared or (group.table is not None and planned[group.name].bits == 8):
-                continue  # rounded to nearest it is the same for all who read it, and stored once
-            for form in _forms(node, planned[group.name], moments, smoothing.get(name, ()), plan):
-                rounded[group.name, form.params.scale.tobytes()] = _second_order(node, form)
+                continue  # rounded to nearest it is equal for all consumers, and stored once
+            for variant in _variants(node, planned[group.name], moments, smoothing.get(name, ()), plan):
+                rounded[group.name, variant.params.scale.tobytes()] = _round_by_gptq(node, variant)
     rounder.smoothing = {name: factors for name, factors in smoothing.items() if factors}
     return rounder
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Form:
-    """A weight that some plan may store: ``weight`` [groups, outputs, K] and the moments of its inputs."""
+class _Variant:
+    """A weight as some plan stores it: ``weight`` [groups, outputs, K] and second moments of its inputs."""
 
     weight: Floats
     second: Floats
@@ -189,46 +188,46 @@ class _Form:
     limit: int
 
 
-def _forms(
+def _variants(
     node: ir.Node,
     group_plan: GroupPlan,
     moments: InputMoments,
     factors: tuple[float, ...],
     plan: QuantPlan,
-) -> Iterator[_Form]:
-    """As planned, and as dynamic products have it."""
-    weight, few = weight_of(node), group_plan.bits < 8
-    limit = _most(group_plan.bits) if few else weight_limit(plan.weight_scheme)
+) -> Iterator[_Variant]:
+    """The weight as planned, and as dynamic precision stores it."""
+    weight, is_low_bit = weight_of(node), group_plan.bits < 8
+    limit = _most(group_plan.bits) if is_low_bit else weight_limit(plan.weight_scheme)
     assert moments.second is not None
     assert group_plan.weight is not None
-    # Of eight bits so little is left to make up for that doubt gains nothing (docs/decisions/rounding.md).
-    doubted = few or moments.drift is not None
-    second = trusted(moments.second, moments.count) if doubted else moments.second
-    meant = _meant(node, moments)
-    yield _Form(meant, second, group_plan.weight, group_plan.reduced_range, limit)
-    if few or node.op_type not in ("MatMul", "Gemm"):
+    # With eight bits the errors are so small that shrinkage gains nothing (docs/decisions/rounding.md).
+    shrinks = is_low_bit or moments.drift is not None
+    second = shrink_moments(moments.second, moments.count) if shrinks else moments.second
+    target = _target_weight(node, moments)
+    yield _Variant(target, second, group_plan.weight, group_plan.reduced_range, limit)
+    if is_low_bit or node.op_type not in ("MatMul", "Gemm"):
         return
     if factors:
         scale = np.asarray(factors, np.float32)
         params, reduced_range = _dynamic_params(node, smoothed(node, weight, factors), plan)
-        yield _Form(meant * scale, second / np.outer(scale, scale), params, reduced_range, limit)
+        yield _Variant(target * scale, second / np.outer(scale, scale), params, reduced_range, limit)
     elif plan.weight_scheme.saturates:
-        yield _Form(meant, second, *_dynamic_params(node, weight, plan), limit)
+        yield _Variant(target, second, *_dynamic_params(node, weight, plan), limit)
 
 
-def _meant(node: ir.Node, moments: InputMoments) -> Floats:
-    """The weight [groups, outputs, K] that rounding shall come near to."""
+def _target_weight(node: ir.Node, moments: InputMoments) -> Floats:
+    """The weight [groups, outputs, K] that rounding approximates."""
     weight = to_groups(node, weight_of(node))
     return weight if codebook_scales_of(node) is not None else intended_weight(weight, moments)
 
 
 def _scaled(node: ir.Node, group_plan: GroupPlan, moments: InputMoments) -> tuple[GroupPlan, LowBit]:
-    """A group with fewer than eight bits, its scales chosen by the error that they leave."""
+    """A low-bit group with the scales of least error."""
     assert group_plan.weight is not None
     most = _most(group_plan.bits)
-    scale = scale_by_error(_meant(node, moments), moments.second, group_plan.weight, most)
-    few = LowBit(group_plan.bits, scale)
-    return replace(group_plan, weight=few.applied(group_plan.weight)), few
+    scale = scale_by_error(_target_weight(node, moments), moments.second, group_plan.weight, most)
+    low_bit = LowBit(group_plan.bits, scale)
+    return replace(group_plan, weight=low_bit.applied(group_plan.weight)), low_bit
 
 
 def _most(bits: int) -> int:
@@ -237,7 +236,7 @@ def _most(bits: int) -> int:
 
 
 def _store(graph: ir.Graph, rounder: Rounder, planned: Mapping[str, GroupPlan]) -> None:
-    """Put the stored weights and biases of groups that are rounded already into a part of the model."""
+    """Replace weights and biases in a subgraph by those stored, for groups that are rounded already."""
     nodes = {n.name: n for n in rounder.model.graph}
     for node in list(graph):
         group_plan = planned.get(node.name or "")
@@ -255,19 +254,19 @@ def _store(graph: ir.Graph, rounder: Rounder, planned: Mapping[str, GroupPlan]) 
 
 
 def _dynamic_params(node: ir.Node, weight: Floats, plan: QuantPlan) -> tuple[QuantParams, tuple[bool, ...]]:
-    """Parameters of a weight in the dynamic form, and which outputs have seven bits."""
+    """Parameters of a weight at dynamic precision, and which outputs have reduced range."""
     scheme = plan.weight_scheme
     reduced_range = reduced_range_outputs(node, weight, scheme) if scheme.saturates else ()
     return weight_params(node, weight, scheme, reduced_range), reduced_range
 
 
-def _smoothing(readers: Sequence[ir.Node], moments: InputMoments) -> tuple[float, ...]:
-    """Factors for the activation that ``readers`` share; none where smoothing does not pay."""
-    if any(codebook_scales_of(node) is not None for node in readers):
-        return ()  # factors would take the weights off their grid
-    if any(value is not None and len(value.uses()) > 1 for value in (node.inputs[1] for node in readers)):
-        return ()  # or make several of a weight that is shared
-    weights = [to_groups(node, weight_of(node))[0] for node in readers]
+def _smoothing(consumers: Sequence[ir.Node], moments: InputMoments) -> tuple[float, ...]:
+    """SmoothQuant factors for the activation that ``consumers`` share; none without enough gain."""
+    if any(codebook_scales_of(node) is not None for node in consumers):
+        return ()  # factors would change the codebook scales
+    if any(value is not None and len(value.uses()) > 1 for value in (node.inputs[1] for node in consumers)):
+        return ()  # factors would split a shared weight
+    weights = [to_groups(node, weight_of(node))[0] for node in consumers]
     assert moments.second is not None
     mean_square = np.diagonal(moments.second[0])
     factors = smoothing_factors(weights, np.stack(moments.low), np.stack(moments.high), mean_square)
@@ -278,12 +277,12 @@ def _measurable(group: FusionGroup, node: ir.Node) -> bool:
     return group.role is Role.HEAVY and has_rows(node) and bool(group.inputs)
 
 
-def _second_order(node: ir.Node, form: _Form) -> npt.NDArray[np.integer]:
+def _round_by_gptq(node: ir.Node, variant: _Variant) -> npt.NDArray[np.integer]:
     """Stored integers, in the weight's own layout."""
-    shape = form.weight.shape[:2]
-    most = np.full(shape, form.limit, np.float32)
-    if any(form.reduced_range):
-        fewer = np.broadcast_to(np.asarray(form.reduced_range), (shape[0] * shape[1],)).reshape(shape)
-        most = np.where(fewer, form.limit >> 1, most)
-    integers = round_gptq(form.weight, form.second, _scales(node, form.params), most)
-    return from_groups(node, integers.astype(form.params.type.dtype))
+    shape = variant.weight.shape[:2]
+    most = np.full(shape, variant.limit, np.float32)
+    if any(variant.reduced_range):
+        reduced = np.broadcast_to(np.asarray(variant.reduced_range), (shape[0] * shape[1],)).reshape(shape)
+        most = np.where(reduced, variant.limit >> 1, most)
+    integers = round_gptq(variant.weight, variant.second, _scales(node, variant.params), most)
+    return from_groups(node, integers.astype(variant.params.type.dtype))

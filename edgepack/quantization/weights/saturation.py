@@ -1,7 +1,7 @@
-"""Which outputs saturate on x86 without VNNI: computed from stored weights and what flows into them.
+"""Which outputs saturate on x86 without VNNI: computed from stored weights and calibration inputs.
 
-By weights alone nearly every layer could saturate. How large its inputs get channel by channel rules most
-sums out, and of the rest only those count that come near the limit on calibration samples.
+By weights alone nearly every layer could saturate. The peaks of its input channels rule most sums out; of the
+rest, only those count that come near the limit on calibration samples.
 """
 
 import os
@@ -20,7 +20,7 @@ from edgepack.ir.numerics import quantize
 from edgepack.ir.scheme import QuantParams, QuantType
 from edgepack.quantization.groups import FusionGroup
 from edgepack.quantization.plan.plan import make_plan
-from edgepack.quantization.plan.types import GroupPlan, Method, QuantPlan, Request
+from edgepack.quantization.plan.types import GroupPlan, Precision, QuantPlan, Request
 from edgepack.quantization.weights.matrix import to_groups, weight_of
 from edgepack.quantization.weights.moments import weight_inputs
 from edgepack.quantization.weights.pair_saturation import (
@@ -34,15 +34,15 @@ from edgepack.quantization.weights.pair_saturation import (
 
 Stored = npt.NDArray[np.int64]
 ReducedRange = Mapping[str, tuple[bool, ...]]
-"""By group name, which outputs need weights of seven bits; groups that do not saturate are left out."""
+"""By group name, which outputs need seven-bit weights; groups that do not saturate are left out."""
 
 MARGIN = 1.1
-"""Inputs are looked at in places; a sum may be this much larger elsewhere than the largest seen."""
+"""Only some positions are sampled; a sum may be this much larger at others."""
 
 
 @dataclass(slots=True, eq=False)
 class _Suspects:
-    """Sums of one group that its largest inputs would bring beyond the limit, and the largest ones seen."""
+    """Sums of one group that could exceed the limit, and their largest magnitudes on samples."""
 
     node: ir.Node
     params: QuantParams
@@ -54,15 +54,15 @@ class _Suspects:
     outputs: Stored
     """Output channel of each."""
     channels: int
-    seen: Stored
+    largest: Stored
 
-    def look(self, x: npt.NDArray[np.floating], rng: np.random.Generator) -> None:
-        """Take in one sample's input."""
+    def update(self, x: npt.NDArray[np.floating], rng: np.random.Generator) -> None:
+        """Add the input of one sample."""
         inputs = _stored(weight_inputs(self.node, x, rng), self.params)
         inputs = np.pad(inputs, ((0, 0), (0, 1), (0, 0)))
         pair = inputs[self.groups[:, None], self.columns]  # [suspects, 2, positions]
         sums = np.abs(np.einsum("sip,si->sp", pair, self.weights))
-        self.seen = np.maximum(self.seen, sums.max(-1, initial=0))
+        self.largest = np.maximum(self.largest, sums.max(-1, initial=0))
 
 
 def outputs_that_saturate(
@@ -74,17 +74,17 @@ def outputs_that_saturate(
     *,
     seed: int,
 ) -> dict[str, tuple[bool, ...]]:
-    """The outputs of static groups, by group name, whose sums saturate on ``samples`` or nearly so.
+    """The outputs of static groups, by group name, whose sums saturate on ``samples`` or nearly.
 
     Raises:
         CalibrationError: the model fails on a sample, or a range was not measured.
     """
-    threads = os.cpu_count() or 1  # the host's: nothing here depends on it
+    threads = os.cpu_count() or 1  # of the host: the result does not depend on it
     nodes = {n.name: n for n in model.graph}
-    plan = make_plan(model, groups, ranges, target, {u.name: Request(Method.STATIC) for u in groups})
+    plan = make_plan(model, groups, ranges, target, {u.name: Request(Precision.STATIC) for u in groups})
     static = [
         u
-        for u in plan.of(Method.STATIC)
+        for u in plan.of(Precision.STATIC)
         if u.weight is not None
         and u.group.op_type in PAIRED_OPS
         and plan.activations[u.group.inputs[0]].type is QuantType.UINT8
@@ -104,11 +104,11 @@ def outputs_that_saturate(
     names = list(dict.fromkeys(u.inputs[0] for u in open_groups))
     for _, arrays in stream_activations(model, samples, names, threads=threads):
         for group in open_groups:
-            suspects[group.name].look(arrays[group.inputs[0]], rng)
+            suspects[group.name].update(arrays[group.inputs[0]], rng)
     found = {}
     for name, suspect in suspects.items():
         beyond = np.zeros(suspect.channels, np.bool_)
-        beyond[suspect.outputs[suspect.seen * MARGIN > LARGEST_PAIR]] = True
+        beyond[suspect.outputs[suspect.largest * MARGIN > LARGEST_PAIR]] = True
         if beyond.any():
             found[name] = tuple(beyond.tolist())
     return found
@@ -138,7 +138,7 @@ def _suspects(
     weight = weight_of(node)
     rows: Integers = to_groups(node, quantize(weight, group_plan.weight)).astype(np.int64)
     groups, outputs, columns = rows.shape
-    # Padding stores the zero point, so nothing stays below that.
+    # Padding has the value of the zero point, so no peak is below it.
     by_channel = np.maximum(_stored(peak, params), int(params.zero_point)).reshape(groups, -1)
     pairs = weight_pairs(node, weight, group_plan.added_channels)
     sums = pair_sums(rows, np.repeat(by_channel, columns // by_channel.shape[1], axis=1), pairs, STEP)
@@ -153,7 +153,7 @@ def _suspects(
         groups=group,
         outputs=group * outputs + output,
         channels=groups * outputs,
-        seen=np.zeros(len(group), np.int64),
+        largest=np.zeros(len(group), np.int64),
     )
 
 
@@ -162,7 +162,7 @@ def _stored(x: npt.NDArray[np.float32], params: QuantParams) -> Stored:
 
 
 def reduced_range_notes(plan: QuantPlan) -> list[str]:
-    """What there is to say of weights of seven bits in ``plan``."""
+    """Notes for the report on seven-bit weights in ``plan``."""
     counts = [sum(u.reduced_range) for u in plan.groups if u.reduced_range]
     line = f"{sum(counts)} outputs of {len(counts)} groups have 7-bit weights: 8 would saturate"
     return [line] if counts else []

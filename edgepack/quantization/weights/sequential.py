@@ -1,9 +1,9 @@
-"""What flows into each weight when the layers before it are quantized already, and what should.
+"""Input moments of each weight with earlier layers quantized, and the difference from the float model.
 
-Layer by layer from the inputs on, two fronts move through the graph: one of the float model, and one whose
-layers behind it have their stored weights. A layer is then rounded not for the inputs that the float model
-would give it, but for those that it will get (Frantar et al., 2023, GPTQ), and towards the outputs that the
-float model has (Li et al., 2025, GPTAQ, asymmetric calibration).
+Two layer-by-layer frontiers move through the graph: one of the float model, and one whose earlier layers have
+their stored weights. A layer is then rounded for the inputs that it will have in the quantized model (Frantar
+et al., 2023, GPTQ), and towards the outputs of the float model (Li et al., 2025, GPTAQ, asymmetric
+calibration).
 """
 
 import tempfile
@@ -22,9 +22,9 @@ from edgepack.quantization.weights.moments import InputMoments, batches_of, no_m
 Floats = npt.NDArray[np.float32]
 
 LEAST_DAMPING = 0.1
-"""Of the mean diagonal, in the least squares that make up for drift."""
+"""Least damping of the least squares that compensate for drift, as a share of the mean diagonal."""
 DAMPING_PER_INPUT = 1.0
-"""The same, times inputs per position looked at: with few positions what looks like drift is chance."""
+"""The same, times inputs per sampled position: with few positions most of the measured drift is noise."""
 
 
 def stream_sequential(
@@ -39,8 +39,8 @@ def stream_sequential(
 ) -> Iterator[tuple[FusionGroup, InputMoments]]:
     """Moments of the inputs of each group's weight, in topological order.
 
-    ``change`` puts stored weights into a graph, of all groups given so far: it is called after the caller has
-    dealt with them. ``model`` must be one that a front can move through.
+    ``change`` puts the stored weights of all groups yielded so far into a graph; it is called after the
+    caller has rounded them. ``model`` must support a frontier.
 
     Raises:
         CalibrationError: the model fails on a sample.
@@ -49,7 +49,7 @@ def stream_sequential(
     by_name = {u.name: u for u in groups}
     order = stages({u.name: nodes[u.name] for u in groups}, model.graph)
     wanted = [u.inputs[0] for u in groups]
-    told = 0
+    reported = 0
     with tempfile.TemporaryDirectory(prefix="edgepack-round-") as folder:
         places = [Path(folder) / name for name in ("float", "stored")]
         for place in places:
@@ -59,11 +59,11 @@ def stream_sequential(
             names = list(dict.fromkeys(by_name[name].inputs[0] for name in stage))
             intended.advance(names)
             actual.advance(names, change)
-            for batch in batches_of([by_name[name] for name in stage], nodes, second_order=True):
+            for batch in batches_of([by_name[name] for name in stage], nodes, with_second_moments=True):
                 yield from _measure(batch, nodes, intended, actual, first=number == 0, seed=seed + number)
-            while told < len(samples) * (number + 1) // len(order):
+            while reported < len(samples) * (number + 1) // len(order):
                 on_sample()
-                told += 1
+                reported += 1
 
 
 def _measure(
@@ -75,11 +75,11 @@ def _measure(
     first: bool,
     seed: int,
 ) -> Iterator[tuple[FusionGroup, InputMoments]]:
-    """Nothing is quantized before the ``first`` stage: there both fronts are the same."""
+    """Moments of the groups in ``batch``; before the ``first`` stage nothing is quantized: no drift."""
     for group in batch:
         node, name = nodes[group.name], group.inputs[0]
-        moments = no_moments(node, second_order=True)
-        # The same positions of both.
+        moments = no_moments(node, with_second_moments=True)
+        # The same positions for both.
         picks = [np.random.default_rng(seed) for _ in range(2)]
         for sample in range(len(actual.values)):
             inputs = weight_inputs(node, _floats(actual.value(sample, name)), picks[0])
@@ -94,10 +94,10 @@ def _floats(array: npt.NDArray[np.generic]) -> Floats:
 
 
 def intended_weight(weight: Floats, moments: InputMoments) -> Floats:
-    """The weight [groups, outputs, K] that gives what ``weight`` gives the float model, from actual inputs.
+    """The weight [groups, outputs, K] that reproduces the float model's outputs from actual inputs.
 
-    Least squares, damped the more the fewer positions were looked at: ``W + W D (S + λ)⁻¹`` with the second
-    moments ``S`` of actual inputs and their drift ``D``. Zeros stay zeros.
+    Damped least squares ``W + W D (S + λ)⁻¹`` with the second moments ``S`` of actual inputs and their drift
+    ``D``; the fewer positions were sampled, the larger λ. Zeros stay zero.
     """
     if moments.drift is None or moments.second is None:
         return weight

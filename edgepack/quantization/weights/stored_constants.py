@@ -1,6 +1,6 @@
-"""Constants that no kernel takes as integers: stored as int8 all the same, floats once the file is loaded.
+"""Initializers of operators without an integer kernel, stored as int8 and dequantized at load.
 
-Given (the runtime has no integer kernel for Einsum; the same in a body of control flow)::
+Given (the runtime has no integer kernel for Einsum; the same in a subgraph of control flow)::
 
     x -> Einsum(w float) -> y
 
@@ -23,13 +23,13 @@ from edgepack.quantization.rewrite.emit import Emitter
 from edgepack.quantization.storable import storable_constants
 
 LEAST_SHARE = 16
-"""Values for each scale, at least."""
+"""Least number of values per scale."""
 
 
 def stored_params(
     node: ir.Node, group: FusionGroup, scheme: QuantScheme
 ) -> tuple[tuple[str, QuantParams], ...]:
-    """Parameters of each constant that the ``group`` of this node stores."""
+    """Parameters of each initializer that the ``group`` of this node stores as int8."""
     found = {name_of(v): v for _, _, v in storable_constants(node) if name_of(v) in group.stored}
     return tuple(
         (name, _params(array, scheme)) for name, v in found.items() if (array := constant(v)) is not None
@@ -37,7 +37,7 @@ def stored_params(
 
 
 def _params(array: Array, scheme: QuantScheme) -> QuantParams:
-    """Scales along the axis that leaves the least error: what the axes mean only the operator knows."""
+    """Per-channel scales along the axis with the least error; which axis has channels is not known here."""
     axes: list[int | None] = [None]
     if scheme.granularity is Granularity.PER_CHANNEL:
         axes += [
@@ -51,7 +51,7 @@ def _params(array: Array, scheme: QuantScheme) -> QuantParams:
 
 
 def store_constants(emit: Emitter, node: ir.Node, stored: tuple[tuple[str, QuantParams], ...]) -> None:
-    """Give a node, and the nodes of its bodies, their constants from stored integers."""
+    """Replace initializers of a node and its subgraphs by dequantized int8 ones."""
     params = dict(stored)
     for reader, index, value in list(storable_constants(node)):
         if name_of(value) not in params:
@@ -66,7 +66,7 @@ def store_constants(emit: Emitter, node: ir.Node, stored: tuple[tuple[str, Quant
 
 
 def unfolded_bytes(model: ir.Model) -> int:
-    """How much more the constants take that a runtime makes floats of when it loads ``model``."""
+    """Bytes of memory that initializers gain where the runtime dequantizes them when it loads ``model``."""
     casts = (node for node in model.graph if node.op_type == "Cast")
     stored = {v: t for node in casts if (t := constant_tensor(v := node.inputs[0])) is not None}
     return sum(t.size * np.dtype(np.float32).itemsize - t.nbytes for t in stored.values())
