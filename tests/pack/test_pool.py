@@ -47,7 +47,7 @@ def test_siblings_that_differ_in_the_head_take_the_room_of_one(tmp_path: Path) -
     before = [path.read_bytes() for path in (one, two)]
     pool = make_pool([one, two], tmp_path / "pool")
     assert pool.pool_bytes < 1.15 * one.stat().st_size
-    assert [len(model.tied) for model in pool.models] == [0, 2]
+    assert [len(model.shared) for model in pool.models] == [0, 2]
     assert [path.read_bytes() for path in (one, two)] == before
     for path in (one, two):
         assert difference(run(path, FEED), run(tmp_path / "pool" / path.name, FEED)) == 0
@@ -67,9 +67,9 @@ def test_weights_lie_where_they_can_be_mapped(tmp_path: Path) -> None:
 def test_similar_tensors_are_shared_within_the_error_that_is_asked_for(tmp_path: Path) -> None:
     one = write(tmp_path / "one.onnx")
     two = write(tmp_path / "two.onnx", a=shaken(BASE["a"], 0.004), b=shaken(BASE["b"], 0.02))
-    assert len(make_pool([one, two], tmp_path / "equal").models[1].tied) == 1
+    assert len(make_pool([one, two], tmp_path / "equal").models[1].shared) == 1
     (_, model) = make_pool([one, two], tmp_path / "near", within=0.01).models
-    errors = {tied.tensor: tied.relative_error for tied in model.tied}
+    errors = {shared.tensor: shared.relative_error for shared in model.shared}
     assert set(errors) == {"a", "head"} and errors["head"] == 0
     assert errors["a"] == pytest.approx(0.004, rel=0.01)
     assert model.relative_error < 0.004
