@@ -42,7 +42,7 @@ def codings(path: Path) -> list[Coding]:
 
 
 def round_trip(path: Path, folder: Path) -> int:
-    """Pack and unpack; gives the packed bytes."""
+    """Pack and unpack; returns the packed bytes."""
     packed = pack(path, folder / "m.epk", check=False)
     (back,) = unpack(packed.path, folder / ("back" + path.suffix))
     assert back.read_bytes() == path.read_bytes()
@@ -51,7 +51,7 @@ def round_trip(path: Path, folder: Path) -> int:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 20_000), st.integers(1, 5), st.integers(1, 256), st.integers(0, 2**32))
-def test_the_coder_gives_back_what_it_coded(count: int, tables: int, values: int, seed: int) -> None:
+def test_decoding_restores_the_symbols(count: int, tables: int, values: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     contexts = rng.integers(0, tables, count).astype(np.uint16)
     coded = rng.integers(0, values, count).astype(np.uint8)
@@ -101,7 +101,7 @@ def test_tables_are_restored(rows: list[list[int]]) -> None:
         restore(stored[:-1], len(rows))
 
 
-def test_a_bell_of_weights_takes_a_smooth_table_and_a_codebook_a_full_one() -> None:
+def test_a_smooth_distribution_gets_a_curve_and_a_codebook_a_full_table() -> None:
     bell = np.bincount(RNG.normal(0, 20, 3000).round().astype(np.int8).view(np.uint8), minlength=256)
     codebook = np.where(np.isin(np.arange(256), [3, 77, 200]), 1000, 0)
     _, stored = fit(np.array([bell, codebook], np.int64))
@@ -126,13 +126,13 @@ WEIGHTS = {
 
 
 @pytest.mark.parametrize("coding", WEIGHTS, ids=lambda coding: coding.name)
-def test_each_kind_of_tensor_takes_its_form(coding: Coding, tmp_path: Path) -> None:
+def test_each_kind_of_tensor_gets_its_coding(coding: Coding, tmp_path: Path) -> None:
     path = write(tmp_path / "m.onnx", {"w": WEIGHTS[coding]})
     assert codings(path) == [coding]
     round_trip(path, tmp_path)
 
 
-def test_sparse_and_clustered_weights_take_the_bits_of_what_is_in_them(tmp_path: Path) -> None:
+def test_sparse_and_clustered_weights_take_few_bits(tmp_path: Path) -> None:
     sparse = round_trip(write(tmp_path / "s.onnx", {"w": WEIGHTS[Coding.SPARSE]}), tmp_path)
     codes = round_trip(write(tmp_path / "c.onnx", {"w": WEIGHTS[Coding.CODEBOOK]}), tmp_path)
     pruned = WEIGHTS[Coding.PLANES][:64, :40].copy().view(np.int8)[:, :40]
@@ -141,7 +141,7 @@ def test_sparse_and_clustered_weights_take_the_bits_of_what_is_in_them(tmp_path:
     overhead = round_trip(write(tmp_path / "e.onnx", {}), tmp_path)
     assert sparse - overhead < 9000 * (
         0.2 * 3.7 + 0.73 / 8 + 0.1
-    )  # numbers that are there, and 0.73 bits a mask
+    )  # nonzero numbers, and 0.73 bits of mask each
     assert codes - overhead < 2500 * 0.5 * 1.05 + 16 * 4 + 100  # four bits each
     assert zeros - overhead < 2560 * (0.47 + 0.8) / 8 + 400
 
@@ -273,7 +273,7 @@ def test_tensors_of_subgraphs_functions_and_attributes_are_found() -> None:
     assert [(t.rows, t.length, t.item_bytes) for t in found] == [(20, 80, 4)] * 2
 
 
-def test_the_packed_form_is_always_the_same(tmp_path: Path) -> None:
+def test_packing_is_deterministic(tmp_path: Path) -> None:
     path = write(tmp_path / "m.onnx", {coding.name: array for coding, array in WEIGHTS.items()})
     pack(path, tmp_path / "a.epk")
     pack(path, tmp_path / "b.epk")
