@@ -1,4 +1,4 @@
-"""What a build knows, as frozen types: figures, reasons, verdicts. Text and HTML only render them."""
+"""Results of a build as frozen types: figures, reasons, verdicts. Text and HTML reports only render them."""
 
 import json
 import math
@@ -8,29 +8,29 @@ from enum import StrEnum
 from typing import Any
 
 SCHEMA_VERSION = 1
-"""Of ``report.json``. It is counted up when a field is removed or changes its meaning; a new field does not
-count, since readers ignore what they do not know."""
+"""Version of ``report.json``. It is incremented when a field is removed or changes its meaning; a new field
+does not count, since consumers ignore unknown fields."""
 
 
 class Cause(StrEnum):
-    """What kind of reason a group's precision has."""
+    """The kind of reason for a group's precision."""
 
     NONE = "none"
-    """It has what was asked for, and there is nothing to explain."""
+    """The group has the requested precision; nothing to explain."""
     REQUEST = "request"
     """The recipe asks for it."""
     CANDIDATE = "candidate"
-    """The candidate that was chosen has it so."""
+    """The chosen candidate has this precision."""
     NO_KERNEL = "no_kernel"
     """The target's runtime has no such kernel for the operator."""
     OPERATOR = "operator"
-    """What the node itself is: its attributes, types or constant operands."""
+    """A property of the node itself: its attributes, types or constant operands."""
     NEIGHBOURS = "neighbours"
-    """What is before or behind it in the graph."""
+    """The nodes before or after it in the graph."""
     UNMEASURED = "unmeasured"
     """No sample reached it, so there is no range."""
     STORAGE = "storage"
-    """How its constants are stored."""
+    """The storage format of its constants."""
     SLOWER = "slower"
     """Measured slower in the other precision."""
     NOISIER = "noisier"
@@ -41,12 +41,12 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a group has its precision: the cause for programs, the sentence for people."""
+    """Why a group has its precision: the cause for programs, the text for people."""
 
     cause: Cause
     text: str
     summary: str = ""
-    """The sentence without names, by which groups are counted together; ``text`` where empty."""
+    """The text without names, by which groups are counted together; ``text`` where empty."""
 
     def __str__(self) -> str:
         return self.text
@@ -59,7 +59,7 @@ NO_REASON = Reason(Cause.NONE, "")
 
 
 class Limit(StrEnum):
-    """The limits of a gate; the value is what reports call them."""
+    """The limits of a gate; the values are those in reports."""
 
     METRIC_DROP = "metric drop at most"
     SQNR_DB = "fidelity in dB at least"
@@ -72,20 +72,20 @@ class Limit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """The loss of a training on its way, thinned out."""
+    """The loss during a training, subsampled."""
 
     steps: tuple[int, ...]
     losses: tuple[float, ...]
-    """Each the mean of the steps since the one before."""
+    """Mean over the steps since the previous entry."""
     judged_steps: tuple[int, ...]
-    """After these the samples judged that nothing was trained on."""
+    """Steps at which the held-out samples were evaluated."""
     judged_losses: tuple[float, ...]
     kept_step: int
     """The step whose weights were kept."""
 
 
 class Notes(list[str]):
-    """What a stage has to say: sentences, and a curve where it trained."""
+    """Notes of a stage: sentences, and a loss curve if it trained."""
 
     def __init__(self, sentences: Iterable[str] = (), curve: Curve | None = None) -> None:
         super().__init__(sentences)
@@ -94,7 +94,7 @@ class Notes(list[str]):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The model after one step; all are measured in one run, taking turns."""
+    """The model after one step of the stage breakdown; all are measured in one run, interleaved."""
 
     name: str
     """``original``, the name of a pass, or ``quantized``."""
@@ -103,25 +103,25 @@ class Step:
     packed_bytes: int | None
     """As an ``.epk``; ``None`` where it was not packed."""
     resident_bytes: int | None
-    """What opening and running it adds to a process, at its peak; ``None`` where that is not known."""
+    """Peak memory that loading and running it adds to a process; ``None`` if unknown."""
     latency_ms_p50: float
     speedup: float
-    """Median over rounds of the original's latency by this one's."""
+    """Median over rounds of the original's latency divided by this one's."""
     sqnr_db: float | None
     """To the original; ``None`` when the outputs are equal."""
     agreement: float | None
     metric: float | None
     notes: tuple[str, ...] = ()
-    """What the pass has to say."""
+    """Notes of the pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How close one artifact's outputs are to another's, over the evaluation samples."""
+    """Parity: the difference between two artifacts' outputs, over the evaluation samples."""
 
     name: str
     against: str
-    """The other one, whose outputs count as the signal."""
+    """The other artifact, whose outputs are the signal."""
     sqnr_db: float | None
     """``None`` when the outputs are equal."""
     agreement: float | None
@@ -130,7 +130,7 @@ class Parity:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An artifact that the target leaves optional and the model has no form of."""
+    """An artifact of an optional format to which the model cannot be converted."""
 
     format: str
     file: str
@@ -148,18 +148,18 @@ class DeviceFigures:
     p90_ms: float
     min_ms: float
     speedup: float
-    """Median over rounds of the first model's latency by this one's."""
+    """Median over rounds of the first model's latency divided by this one's."""
     speedup_error: float
     cold_start_ms: float | None
     peak_memory_bytes: int | None
     sha256: str
-    """Of all outputs as the device computed them: types, shapes and bytes."""
+    """Digest of all outputs as the device computed them: types, shapes and bytes."""
     exact: bool
-    """Whether the outputs are those of the build host to the bit."""
+    """Whether the outputs equal those of the build host bit for bit."""
     sqnr_db: float | None
-    """Of the outputs against the host's on the same samples; ``None`` where they are equal."""
+    """SQNR of the outputs against the host's on the same samples; ``None`` where they are equal."""
     ops_us: Mapping[str, float]
-    """Microseconds of a run by type of operator, where that was asked for."""
+    """Microseconds of a run by operator type, if requested."""
     mean_ms: float | None = None
     """``None`` in reports of versions that did not measure it."""
 
@@ -184,38 +184,38 @@ class DeviceRun:
     samples: int
     date: str
     models: tuple[DeviceFigures, ...]
-    """The yardstick first."""
+    """The reference model first."""
 
 
 def with_run(runs: Sequence[DeviceRun], run: DeviceRun) -> tuple[DeviceRun, ...]:
-    """``runs`` with one more, which takes the place of an earlier one of the same device."""
+    """``runs`` with one more, which replaces an earlier one of the same device."""
     return (*(old for old in runs if old.device != run.device), run)
 
 
 @dataclass(frozen=True, slots=True)
 class StageReport:
-    """One stage of the line: how long it took and what it has to say."""
+    """One stage of the pipeline: its duration and its notes."""
 
     name: str
     seconds: float
     notes: tuple[str, ...] = ()
     curve: Curve | None = None
-    """Of the loss, where the stage trained."""
+    """Loss curve, if the stage trained."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """How close a model's outputs are to the original's, over the evaluation samples."""
+    """Difference of a model's outputs from the original's, over the evaluation samples."""
 
     samples: int
     sqnr_db: float | None
     """``None`` when the outputs are equal."""
     agreement: float | None
-    """Share of equal argmax over the last axis of the first output; ``None`` where that has no meaning."""
+    """Share of samples with equal argmax over the last axis of the first output; ``None`` if undefined."""
     metric: float | None
     metric_name: str | None
     centred_sqnr_db: float | None = None
-    """``sqnr_db`` with the means of the original's outputs over the samples left out of the signal."""
+    """Centred SQNR: the means of the original's outputs over the samples are subtracted from the signal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,9 +229,9 @@ class ModelFigures:
     latency_ms_p90: float
     latency_ms_min: float
     speedup: float
-    """Median over rounds of the original's latency by this one's."""
+    """Median over rounds of the original's latency divided by this one's."""
     cold_start_ms: float | None
-    """``None``, like the memory, where a device did not tell."""
+    """``None``, like the memory, if a device did not report it."""
     peak_memory_bytes: int | None
     fidelity: Fidelity | None
     packed_bytes: int | None = None
@@ -250,17 +250,17 @@ class GroupRow:
     reason: str
     parameters: int
     sqnr_db: float | None = None
-    """Fidelity of the group's output in the built model to the original's."""
+    """SQNR of the group's output in the built model against the original's."""
     float_us: float | None = None
     built_us: float | None = None
     cause: Cause = Cause.NONE
-    """What kind of reason ``reason`` is."""
+    """The kind of ``reason``."""
     summary: str = ""
     """``reason`` without names: groups of one summary are counted together."""
 
 
 EQUAL_DB = 999.0
-"""Stands for the fidelity of equal outputs in a line of the gate: they have no noise, and no dB."""
+"""Value in a gate line for the SQNR of equal outputs, which is infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,9 +275,9 @@ class GateLine:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A form of the whole model that was built and measured before one was chosen.
+    """A quantized variant of the whole model that was built and measured before one was chosen.
 
-    Size and speed are ``None`` where the runtime does not run it; ``reason`` says what it answered.
+    Size and speed are ``None`` if the runtime refuses it; ``reason`` has the runtime's message.
     """
 
     name: str
@@ -288,20 +288,20 @@ class Candidate:
     chosen: bool
     reason: str
     of_units: bool = False
-    """Differs from another candidate in single groups."""
+    """Whether it differs from another candidate in single groups only."""
 
 
 @dataclass(frozen=True, slots=True)
 class SensitivityRow:
-    """One group in one form, alone in an otherwise float model."""
+    """One group in one precision, alone in an otherwise float model."""
 
     name: str
     op_type: str
     method: str
     sqnr_db: float | None
-    """Fidelity of the model's outputs; ``None`` where they are equal."""
+    """SQNR of the model's outputs; ``None`` where they are equal."""
     us: Mapping[str, float]
-    """Its time in every form of the whole model, microseconds."""
+    """Its time in each candidate of the whole model, microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +309,7 @@ class BuildReport:
     """The whole build."""
 
     schema_version: int = field(default=SCHEMA_VERSION, kw_only=True)
-    """Of these fields: :data:`SCHEMA_VERSION`."""
+    """See :data:`SCHEMA_VERSION`."""
     edgepack_version: str
     model: str
     target: str
@@ -319,23 +319,23 @@ class BuildReport:
     """The original first."""
     refused: tuple[Refusal, ...]
     parity: tuple[Parity, ...]
-    """Of each artifact to each before it."""
+    """Of each artifact to each artifact before it."""
     waterfall: tuple[Step, ...]
-    """From the original over each pass to the built ``.onnx``."""
+    """Stage breakdown: from the original over each pass to the built ``.onnx``."""
     gate: tuple[GateLine, ...]
     candidates: tuple[Candidate, ...]
     units: tuple[GroupRow, ...]
     sensitivity: tuple[SensitivityRow, ...]
-    """Groups alone, where a search measured them."""
+    """Groups measured alone, if a search did so."""
     runtime: Mapping[str, Any]
-    """What the runtime made of the built model: fused integer kernels, leftover Q/DQ, float operators."""
+    """How the runtime optimized the built model: fused int8 kernels, leftover Q/DQ, float operators."""
     stages: tuple[StageReport, ...]
     environment: Mapping[str, Any]
     fingerprints: Mapping[str, str]
     devices: tuple[DeviceRun, ...] = ()
-    """Runs on devices; the files' names as in ``models``."""
+    """Runs on devices; file names as in ``models``."""
     notes: tuple[str, ...] = ()
-    """What the figures must be read with."""
+    """Conditions of the measurements that limit their meaning."""
 
     def to_json(self) -> str:
         """The report as JSON; infinities and NaN never occur in it (RFC 8259)."""
@@ -343,7 +343,7 @@ class BuildReport:
 
 
 def step_of(model: ModelFigures, name: str, packed_bytes: int | None) -> Step:
-    """A built model, or the original, as a step of the waterfall."""
+    """A built model, or the original, as a step of the stage breakdown."""
     found = model.fidelity
     return Step(
         name=name,
@@ -359,9 +359,9 @@ def step_of(model: ModelFigures, name: str, packed_bytes: int | None) -> Step:
 
 
 def finite(value: float | None) -> float | None:
-    """``value``, or ``None`` where it is infinite or NaN and JSON has no word for it.
+    """``value``, or ``None`` where it is infinite or NaN, which JSON cannot represent.
 
-    Noise without any signal has -999 dB: ``None`` would say that there is no noise.
+    Noise without any signal gives -999 dB: ``None`` means that there is no noise.
     """
     if value == -math.inf:
         return -EQUAL_DB

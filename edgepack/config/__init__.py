@@ -1,5 +1,5 @@
 """Validated configuration: recipes, targets, passes, training settings.
 
-In: YAML and command-line values. Out: frozen pydantic models; unknown keys, wrong types and impossible
+In: YAML and command-line values. Out: frozen pydantic models; unknown keys, wrong types and invalid
 combinations are refused with file, key and suggestion.
 """

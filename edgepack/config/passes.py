@@ -1,4 +1,4 @@
-"""Passes of a recipe: what happens to the weights before anything is quantized, in the order given."""
+"""Passes of a recipe: changes to the weights before quantization, applied in the order given."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,27 +9,30 @@ from edgepack.config.training import Tune
 
 
 class Prune(Strict):
-    """Weights that cost least become zero."""
+    """Unstructured or N:M pruning: the least important weights become zero."""
 
     sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    """Share of zeros among the weights that are pruned; a pattern has its own."""
+    """Share of zeros among the weights that are pruned; an N:M pattern determines its own."""
     max_bytes: Annotated[int, Field(gt=0)] | None = None
-    """In place of `sparsity`: as few zeros as bring the packed int8 file (`.epk`) down to this many bytes."""
+    """Instead of `sparsity`: the least sparsity for which the packed int8 file (`.epk`) has at most this many
+    bytes."""
     within_gate: bool = False
-    """In place of `sparsity`: as many zeros as the gate's limits of accuracy allow on the evaluation data,
-    half of each left for what follows; with `max_bytes`, no more than those ask for."""
+    """Instead of `sparsity`: the most zeros that keep half of each accuracy limit of the gate on the
+    evaluation data, so that half is left for later stages; with `max_bytes`, no more than that needs."""
     method: Literal["l1", "l2", "wanda", "second_order"] = "second_order"
-    """What a weight counts by: its magnitude, its square, its square times its input's, or what the model
-    loses when the others make up for it (only this one changes the others)."""
+    """The importance of a weight: its magnitude (l1), its square (l2), its square times the squared input
+    (wanda, Sun et al., 2023), or the increase of the layer's error when the other weights compensate
+    (second_order: OBS; Hassibi and Stork, 1993; SparseGPT, 2023). Only second_order changes the other
+    weights."""
     pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
     scope: Literal["measured", "global", "layer"] = "global"
-    """global: each layer gives what costs it least; measured: each gives where that does least to the outputs
-    of samples that the zeros were not chosen on, which takes some times as long; layer: all give the same
-    share."""
+    """global: one threshold for all layers; measured: sparsity by layer, from the error that it causes in the
+    model's outputs on other samples than those that the zeros were chosen on (takes several times as long);
+    layer: the same sparsity in all layers."""
     views: Annotated[int, Field(ge=0)] = 0
-    """Other views of each picture that are looked at too: parts of it, mirrored or not."""
+    """Augmented copies of each image that are used too: crops, mirrored or not."""
     keep: tuple[str, ...] = ()
-    """Names of nodes that are left alone; `*` and `?` work as in a shell."""
+    """Names of nodes that are not pruned; `*` and `?` work as in a shell."""
     keep_types: tuple[str, ...] = ()
     """The same by operator type."""
 
@@ -44,50 +47,50 @@ class Prune(Strict):
 
 
 class Cluster(Strict):
-    """The weights of a layer take few values, zeros among them staying zeros."""
+    """Weight clustering: the weights of a layer take few distinct values; zeros stay zeros."""
 
     bits: Annotated[int, Field(ge=1, le=7)] = 4
-    """At most two to this many values."""
+    """At most two to the power of this many distinct values."""
     outputs: Annotated[int, Field(gt=0)] | None = None
-    """Output channels that share their values; all of a layer by default."""
+    """Output channels that share one codebook; by default all of a layer."""
     keep: tuple[str, ...] = ()
-    """Names of nodes that are left alone; `*` and `?` work as in a shell."""
+    """Names of nodes that are not clustered; `*` and `?` work as in a shell."""
     keep_types: tuple[str, ...] = ()
     """The same by operator type."""
 
 
 class Structured(Strict):
-    """Whole channels, neurons and attention heads leave the model."""
+    """Structured pruning: whole channels, neurons and attention heads are removed from the model."""
 
     macs: Annotated[float, Field(gt=0, lt=1)] = 0.7
-    """Multiplications to keep, of those that the model does."""
+    """Share of the model's multiplications to keep."""
     method: Literal["l1", "l2", "activation", "second_order"] = "second_order"
-    """What a channel counts by: the weights that make it (l1, l2), what reaches its readers from it, or what
-    its readers lose when their other inputs make up for it."""
+    """The importance of a channel: the weights that produce it (l1, l2), its activations, or the increase of
+    its consumers' error when their other inputs compensate (second_order)."""
     reconstruct: bool = True
-    """Fit the weights that are left to the outputs of the whole model."""
+    """Fit the remaining weights to the outputs of the whole model."""
     multiple: Annotated[int, Field(ge=1)] | None = None
-    """Of channels to keep; by default what the target's kernels like."""
+    """Keep a multiple of this many channels; by default what is fast with the target's kernels."""
     at_most: Annotated[float, Field(gt=0, lt=1)] = 0.8
-    """Share of the channels of one layer that may go."""
+    """Largest share of the channels of one layer that may be removed."""
     keep: tuple[str, ...] = ()
-    """Names of nodes that keep all the channels they make; `*` and `?` work as in a shell."""
+    """Names of nodes whose output channels are all kept; `*` and `?` work as in a shell."""
     keep_types: tuple[str, ...] = ()
     """The same by operator type."""
 
 
 class Compact(Strict):
-    """Channels that all their readers have zeros for leave the model; its outputs stay what they are."""
+    """Remove channels that are zero in the weights of all consumers; the outputs do not change."""
 
     multiple: Annotated[int, Field(ge=1)] | None = None
-    """Of channels to keep; by default what the target's kernels like."""
+    """Keep a multiple of this many channels; by default what is fast with the target's kernels."""
 
 
 class Share(Strict):
-    """Constants that are equal, or nearly, become one."""
+    """Equal, or nearly equal, constants become one."""
 
     within: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Largest difference, as a share of the constant's norm; by default only equal ones are shared."""
+    """Largest difference, relative to the constant's norm; by default only equal constants are shared."""
 
 
 class Pass(Strict):
@@ -124,30 +127,30 @@ class Pass(Strict):
 
     @property
     def settings(self) -> Strict:
-        """What stands under the key."""
+        """The settings under the key."""
         found = getattr(self, self.name)
         assert isinstance(found, Strict)
         return found
 
 
-APART = "each weight would be changed for its own inputs, and they would be one no more"
+APART = "each weight would be changed for its own inputs, and equal weights would not stay equal"
 REPEATED = frozenset({"tune"})
-"""What may stand there more than once: training makes up for what each of the others does."""
+"""Passes that may occur more than once: training recovers from each of the other passes."""
 AFTER: dict[tuple[str, str], str] = {
     ("share", "prune"): APART,
     ("share", "cluster"): APART,
     ("share", "structured"): APART,
     ("share", "compact"): APART,
-    ("cluster", "prune"): "what is left would make up for the new zeros with values of its own",
-    ("prune", "structured"): "weights that are fitted anew are not zero any more",
-    ("cluster", "compact"): "the scales of its values are those of the channels that were there",
-    ("cluster", "structured"): "weights that are fitted anew take values of their own",
+    ("cluster", "prune"): "weights that compensate for the new zeros would leave the codebook",
+    ("prune", "structured"): "refitted weights are not zero any more",
+    ("cluster", "compact"): "the codebook scales are those of the channels before",
+    ("cluster", "structured"): "refitted weights leave the codebook",
 }
-"""Why the second may not stand after the first."""
+"""Why the second pass must not come after the first."""
 
 
 def step_names(passes: tuple[Pass, ...]) -> list[str]:
-    """The passes by name, numbered from the second of a name on: ``prune, tune, cluster, tune 2``."""
+    """Names of the passes; a repeated name gets a number: ``prune, tune, cluster, tune 2``."""
     names = [entry.name for entry in passes]
     counts = [names[: place + 1].count(name) for place, name in enumerate(names)]
     return [name if count == 1 else f"{name} {count}" for name, count in zip(names, counts, strict=True)]
@@ -157,12 +160,12 @@ def check_order(passes: tuple[Pass, ...]) -> None:
     """Refuse an order in which a pass would undo an earlier one.
 
     Raises:
-        ValueError: with the two passes and the reason.
+        ValueError: the message names the two passes and the reason.
     """
     names = [entry.name for entry in passes]
     for place, later in enumerate(names):
         for earlier in names[:place]:
             if earlier == later and later not in REPEATED:
-                raise ValueError(f"{later} stands there twice; one entry says all")
+                raise ValueError(f"{later} is listed twice; use one entry")
             if reason := AFTER.get((earlier, later)):
                 raise ValueError(f"{later} after {earlier}: {reason}; put {later} first")

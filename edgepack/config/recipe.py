@@ -21,20 +21,20 @@ DATA_KEYS = ("calibration_data", "evaluation_data", "training_data")
 
 
 class ImageInput(Strict):
-    """How an image file becomes one input tensor ``[1, C, H, W]`` or ``[1, H, W, C]``.
+    """Preprocessing of an image file to one input tensor ``[1, C, H, W]`` or ``[1, H, W, C]``.
 
     ``value = (pixel - mean) / std`` with pixels from 0 to 255; ``mean`` and ``std`` are one number or one per
     channel in the order of ``color``.
     """
 
     height: Annotated[int, Field(gt=0)] | None = None
-    """Pixels; with only one of height and width the other keeps the aspect ratio, rounded up."""
+    """Pixels; if only one of height and width is given, the other keeps the aspect ratio, rounded up."""
     width: Annotated[int, Field(gt=0)] | None = None
     min_width: Annotated[int, Field(gt=0)] = 1
-    """Least width where the width follows the aspect ratio."""
+    """Least width, where the width follows from the aspect ratio."""
     fit: Literal["stretch", "crop", "pad"] = "stretch"
-    """stretch: resize to height and width. crop: resize the shorter side to resize_short, cut the centre.
-    pad: resize to height, or less where the width would not do, then zeros to the right and below."""
+    """stretch: resize to height and width. crop: resize the shorter side to resize_short, cut out the centre.
+    pad: resize to fit into height and width, then pad with zeros at the right and bottom."""
     resize_short: Annotated[int, Field(gt=0)] | None = None
     filter: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     color: Literal["rgb", "bgr", "gray"] = "rgb"
@@ -49,7 +49,7 @@ class Labels(Strict):
     array: str | None = None
     """Name of an array in the .npz."""
     filename: str | None = None
-    """A regular expression with one group, applied to the file's name: `(\\d+)` in `0042.jpg` gives 42."""
+    """A regular expression with one group, applied to the file name: `(\\d+)` in `0042.jpg` gives 42."""
     file: Path | None = None
     """A .tsv: file name or stem, then one or more columns; several rows of one file are kept together."""
 
@@ -61,12 +61,12 @@ class Labels(Strict):
 
 
 class Data(Strict):
-    """One part of the sample data."""
+    """One set of samples."""
 
     path: str
     """A folder of images, .npz or .npy files; one .npz or .npy; or `module:function`, which yields feeds."""
     samples: Annotated[int, Field(gt=0)] | None = None
-    """Use at most this many (evenly spread); all by default."""
+    """Use at most this many samples (evenly spread); all by default."""
     labels: Labels | None = None
 
 
@@ -77,20 +77,20 @@ class Calibration(Strict):
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     """For the percentile observer."""
     momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    """For the moving average: weight of the past."""
+    """For the moving average observer: weight of the past."""
     bins: Annotated[int, Field(ge=128, le=16384)] = 2048
     """Bins of the streaming histograms."""
 
 
 class Override(Strict):
-    """An exception to the method, for nodes by name or by operator type; a name wins over a type."""
+    """An exception to the quantization of nodes, by name or by operator type; a name wins over a type."""
 
     nodes: tuple[str, ...] = ()
     """Node names; `*` and `?` work as in a shell."""
     op_types: tuple[str, ...] = ()
     method: Method = "auto"
     bits: Bits | None = None
-    """Of the weights, over `weight_bits`."""
+    """Weight bits; overrides `weight_bits`."""
     reason: str = "the recipe says so"
 
     @model_validator(mode="after")
@@ -101,48 +101,48 @@ class Override(Strict):
 
 
 class Quantize(Strict):
-    """How the model becomes integer."""
+    """How the model is quantized."""
 
     method: Method = "auto"
-    """auto measures the candidates that the target has and takes the fastest that keeps the accuracy."""
+    """auto measures the candidates that the target supports and takes the fastest that keeps the accuracy."""
     optimize_for: Literal["balance", "speed", "size"] = "balance"
-    """balance and speed: what is measured slower in int8 computes in float, and nothing slower than the
-    original ships; balance weighs bytes too. size: the smallest file that is accurate."""
+    """balance and speed: groups that are measured slower in int8 stay in float, and no model slower than the
+    original is shipped; balance also weighs size. size: the smallest file that is accurate enough."""
     weight_bits: Bits = 8
-    """Of the weights of Conv, Gemm and MatMul, where the target has it. 4: its own 4-bit form where weights
-    are used in float, int8 within the range of 4 bits elsewhere; 6: int8 within the range of 6 bits, which
-    makes packages smaller, not models."""
+    """Bits of the weights of Conv, Gemm and MatMul, where the target supports them. 4: the target's 4-bit
+    type where weights are dequantized to float, int8 within the 4-bit range elsewhere; 6: int8 within the
+    6-bit range, which makes packages smaller, not models."""
     overrides: tuple[Override, ...] = ()
     tune: AwareTune | None = None
-    """Quantization-aware training, from what rounding gives; needs the extra `tune`."""
+    """Quantization-aware training, starting from the rounded weights; needs the extra `tune`."""
 
 
 class Search(Strict):
-    """How preset best looks for forms of single groups."""
+    """How preset best searches for the precision of single groups."""
 
     budget_s: Annotated[float, Field(gt=0)] = 120.0
-    """Seconds that the search may take, after the forms of the whole model."""
+    """Seconds that the search may take, after the candidates of the whole model."""
 
 
 class Tflite(Strict):
-    """How a ``.tflite`` is written, where that is among the target's formats; over what the target says."""
+    """How a ``.tflite`` is written, if it is among the target's formats; overrides the target."""
 
     io: Literal["float", "int8"] | None = None
-    """Whether inputs and outputs are float, or the int8 that is inside. By default the target's."""
+    """Type of inputs and outputs: float, or int8 as inside. By default the target's."""
     dims: dict[str, Annotated[int, Field(gt=0)]] = {}
-    """Sizes of the dimensions that the model leaves open, by name or by place (`x[3]`); samples must have
-    them. By default those of the samples, if all are the same."""
+    """Sizes of the model's dynamic dimensions, by name or by index (`x[3]`); samples must have them. By
+    default those of the samples, if all are the same."""
 
 
 class Bench(Strict):
-    """How latency is measured: original and built models take turns."""
+    """How latency is measured: original and built models are run alternately."""
 
     warmup: Annotated[int, Field(ge=0)] = 5
     runs: Annotated[int, Field(ge=3)] = 50
 
 
 class Recipe(Strict):
-    """Everything a build needs to know, all paths resolved."""
+    """Everything a build needs to know, with all paths resolved."""
 
     model: Path
     target: tuple[str, ...] = ()
@@ -151,26 +151,26 @@ class Recipe(Strict):
     calibration_data: Data | None = None
     evaluation_data: Data | None = None
     training_data: Data | None = None
-    """What `tune` trains on; by default the calibration data."""
+    """Training data of `tune`; by default the calibration data."""
     images: dict[str, ImageInput] = {}
     """Preprocessing by model input name, for image folders."""
     metric: str | None = None
     """top1, accuracy, auc, or `module:function(outputs, labels) -> float`; higher is better."""
     calibration: Calibration = Calibration()
     preset: Preset = "balanced"
-    """fast: rounding to nearest with bias correction. balanced: GPTQ, then the same. best:
-    balanced, then a search for the form of each group."""
+    """fast: rounding to nearest with bias correction. balanced: GPTQ, then bias correction. best: balanced,
+    then a search for the precision of each group."""
     quantize: Quantize = Quantize()
     search: Search = Search()
     passes: tuple[Pass, ...] = ()
-    """What happens to the weights before they are quantized, in this order; nothing by default."""
+    """Changes to the weights before quantization, applied in this order; none by default."""
     tflite: Tflite = Tflite()
     bench: Bench = Bench()
     gate: Gate | None = None
     """Replaces the target's gate."""
     keep_names: bool = False
-    """Constants of the built `.onnx` keep the names that the model gives them, as integers too; by default
-    they get short ones, which take fewer bytes. Activations, nodes, inputs and outputs always keep theirs."""
+    """Constants of the built `.onnx` keep the model's names for them, also when quantized; by default they
+    get short names, which take fewer bytes. Activations, nodes, inputs and outputs always keep theirs."""
     seed: int = 0
 
     @property
@@ -192,7 +192,7 @@ class Recipe(Strict):
         return content
 
     def settings_json(self) -> str:
-        """What was asked for, without the places of files: the same wherever the project lies."""
+        """The settings without file paths: the same wherever the project is stored."""
         content = self.model_dump(mode="json", exclude={"model", "output"})
         for data in filter(None, map(content.get, DATA_KEYS)):
             del data["path"]
@@ -202,7 +202,7 @@ class Recipe(Strict):
 
 
 def load_recipe(path: Path | None, changes: dict[str, Any]) -> Recipe:
-    """The recipe in ``path`` with ``changes`` (from the command line) put over it.
+    """The recipe in ``path``, overridden by ``changes`` (from the command line).
 
     Paths in the file are relative to the file. Without a file, ``changes`` must be complete.
 
@@ -222,7 +222,7 @@ def load_recipe(path: Path | None, changes: dict[str, Any]) -> Recipe:
 
 
 def _with_data_mappings(content: dict[str, Any]) -> dict[str, Any]:
-    """Sample data may be given by a path alone: ``calibration_data: folder/``."""
+    """Expand sample data given by a path alone: ``calibration_data: folder/``."""
     paths = {k: v for k, v in content.items() if k in DATA_KEYS and isinstance(v, str)}
     return {**content, **{key: {"path": path} for key, path in paths.items()}}
 
@@ -238,7 +238,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _relative_to(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Paths of a recipe file made relative to the file's folder instead of the working directory."""
+    """Resolve the paths in a recipe file against the file's folder instead of the working directory."""
 
     def located(text: Any) -> Any:
         return str(folder / text) if isinstance(text, str) and ":" not in text else text

@@ -1,4 +1,4 @@
-"""Strict YAML: a mapping becomes a frozen, typed model, and what does not fit is an error with a place."""
+"""Strict YAML: a mapping becomes a frozen, typed model; errors name the key."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from edgepack.errors import ConfigError, did_you_mean
 
 
 class Strict(BaseModel):
-    """Base of all configuration: immutable, and a key that no field has is an error."""
+    """Base of all configuration: immutable; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -20,7 +20,7 @@ S = TypeVar("S", bound=Strict)
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML says that keys are unique; PyYAML silently keeps the last one."""
+    """Refuses duplicate keys; PyYAML silently keeps the last one."""
 
 
 def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -56,7 +56,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse(kind: type[S], content: dict[str, Any], where: str) -> S:
-    """``content`` as a ``kind``.
+    """``content`` validated as a ``kind``.
 
     Raises:
         ConfigError: one line per key that is unknown ("did you mean"), missing or of a wrong type.
@@ -92,7 +92,7 @@ def _explain(kind: type[BaseModel], problem: Any) -> str:
 
 
 def _is_tag(part: int | str) -> bool:
-    """Whether a part of an error's place is not a key of the file: pydantic also names members of unions."""
+    """Whether a part of an error's location is no key of the file: pydantic also names union members."""
     return isinstance(part, str) and (
         part in ("float", "int", "str", "bool") or bool(re.search(r"[\[(]", part))
     )
@@ -103,7 +103,7 @@ def _fields_at(kind: type[BaseModel], place: list[int | str]) -> list[str]:
     for part in place:
         field = kind.model_fields.get(str(part))
         if field is None:
-            continue  # an index or a mapping key: the model stays the one found in the annotation
+            continue  # an index or a mapping key: the model of its annotation was found before
         nested = _nested_models(field.annotation)
         if nested:
             kind = nested[0]

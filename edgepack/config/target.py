@@ -1,4 +1,4 @@
-"""Targets: what a device can do. A target is a YAML file, never code."""
+"""Targets: the capabilities of a device. A target is a YAML file, never code."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ Format = Literal["onnx", "ort", "tflite", "epk"]
 
 
 class Runtime(Strict):
-    """The runtime that will execute the model, and how to open a session like it on the build host."""
+    """The runtime that executes the model, and how to open an equivalent session on the build host."""
 
     provider: str = "CPUExecutionProvider"
     """onnxruntime execution provider."""
@@ -26,19 +26,19 @@ class Runtime(Strict):
     """onnxruntime graph optimizers that a session for this target must not run."""
 
     absent_optimizers: tuple[str, ...] = ()
-    """onnxruntime graph optimizers for kernels that the host has and the device has not. Forms are weighed
-    against each other without them; in the bench they stay, so that no speed-up is flattered."""
+    """onnxruntime graph optimizers for kernels that the host has and the device lacks. Candidates are
+    compared without them; the bench runs with them, so that no speed-up is overstated."""
 
     def as_on_device(self) -> "Runtime":
-        """The same without what the device has not."""
+        """The same runtime without the optimizers that the device lacks."""
         return self.model_copy(
             update={"disabled_optimizers": (*self.disabled_optimizers, *self.absent_optimizers)}
         )
 
     def sparing(self) -> "Runtime":
-        """The same, but weights stay in the file, mapped: not laid out anew for the CPU, which copies all.
+        """The same runtime without weight prepacking: weights stay memory-mapped, and are not copied.
 
-        Measured on one core: a matrix product with one row takes about 1.3 times as long.
+        Measured on one core: a MatMul with one row takes about 1.3 times as long.
         """
         return self.model_copy(
             update={"session_config": {**self.session_config, "session.disable_prepacking": "1"}}
@@ -46,45 +46,45 @@ class Runtime(Strict):
 
 
 class Kernels(Strict):
-    """Which ONNX operators the runtime executes on integers. Everything else stays float."""
+    """The ONNX operators that the runtime executes in int8. All others stay in float."""
 
     integer: tuple[str, ...]
-    """Operators with an integer kernel between a DequantizeLinear and a QuantizeLinear."""
+    """Operators with an int8 kernel between a DequantizeLinear and a QuantizeLinear."""
     same_scale: tuple[str, ...]
-    """Operators that only move data: output and input share one scale, so they run on stored integers."""
+    """Operators that only move data: output and input share one scale, so they run on int8 values."""
     dynamic: tuple[str, ...] = ()
-    """Operators whose weights can be int8 while activation ranges are found at run time."""
+    """Operators with dynamic quantization: int8 weights, activation ranges computed at run time."""
     weight_only: tuple[str, ...] = ()
-    """Operators whose weights can be stored int8 and used in float."""
+    """Operators whose weights can be stored in int8 and dequantized to float (weight-only)."""
     folds_constants: bool = False
-    """Whether the runtime computes what follows from constants alone when it loads the file: then all large
-    constants can be stored int8, whatever reads them."""
+    """Whether the runtime folds constants at load time: then all large constants can be stored in int8,
+    whatever node consumes them."""
     weight_bits: dict[str, tuple[Literal[4, 6, 8], ...]] = {}
-    """Sizes of weights by operator; eight bits alone where an operator is not named. Four are an INT4 tensor
-    where the weight is used in float; what lies between is stored as int8."""
+    """Weight bits by operator; 8 if an operator is not named. 4 bits are an INT4 tensor if the weight is
+    dequantized to float; other sizes are stored as int8."""
     float_output: tuple[str, ...] = ("MatMul", "Gemm")
-    """Operators with an integer kernel whose output is float, better where nothing integer follows."""
+    """Operators with an int8 kernel whose output is float; preferred if no int8 node follows."""
     fuses_activation: tuple[str, ...] = ("Conv", "Gemm", "MatMul", "Add", "Mul", "Concat")
-    """Operators whose kernels write integers of any scale: saturation can stand for a Relu or Clip behind."""
+    """Operators whose kernels write int8 of any scale: saturation replaces a following Relu or Clip."""
     stand_ins: tuple[Literal["AveragePool", "Resize"], ...] = ()
-    """Operators whose integer kernel is slow: an average is written as a depthwise convolution, nearest
-    resizing as a choice of rows and columns."""
+    """Operators whose int8 kernel is slow: an average pooling becomes a depthwise convolution, a nearest
+    Resize becomes a selection of rows and columns."""
     resize_modes: tuple[Literal["nearest", "linear"], ...] = ("nearest",)
-    """How a same_scale Resize may interpolate."""
+    """Interpolation modes that a same_scale Resize may have."""
     activation_products: bool = True
-    """Whether a MatMul of two activations has an integer kernel, too."""
+    """Whether a MatMul of two activations has an int8 kernel, too."""
     to_the_end: bool = False
-    """Elementwise and moving operators stay integer up to the outputs, though nothing integer follows."""
+    """Whether elementwise and data-moving operators before outputs run in int8 too."""
 
 
 class Tflite(Strict):
-    """How a ``.tflite`` is written, and what its runtime can do."""
+    """How a ``.tflite`` is written, and what its runtime supports."""
 
     io: Literal["float", "int8"] = "float"
-    """Whether inputs and outputs are float, or the int8 that is inside."""
+    """Type of inputs and outputs: float, or int8 as inside."""
     dims: dict[str, Annotated[int, Field(gt=0)]] = {}
-    """Sizes of the dimensions that the model leaves open, by name or by place (`x[3]`); the first of an
-    input is 1 where nothing else is said."""
+    """Sizes of the model's dynamic dimensions, by name or by index (`x[3]`); by default the first dimension
+    of an input is 1."""
     kernels: Kernels
 
 
@@ -96,22 +96,22 @@ class Quantization(Strict):
     weight_type: QuantType = QuantType.INT8
     weight_granularity: Granularity = Granularity.PER_CHANNEL
     reduce_range: bool = False
-    """Drop one bit of all weights."""
+    """Reduce the range of all weights to 7 bits."""
     saturates: bool = False
-    """The kernels add pairs of u8 × s8 products in saturating 16 bits (x86 without VNNI): outputs whose sums
-    would saturate on the calibration data, and only those, get weights of seven bits."""
+    """The kernels add pairs of u8 × s8 products in saturating 16 bits (x86 without VNNI): output channels
+    whose sums would saturate on the calibration data, and only those, get 7-bit weights."""
 
     input_channels_multiple: Annotated[int, Field(ge=1)] = 1
-    """The fast kernels of spatial convolutions read input channels in groups of this many: an input of three
-    gets a fourth of zeros. Done where it adds at most half of the channels."""
+    """The fast kernels of spatial convolutions process input channels in groups of this many: an input of
+    three channels is padded to four. Applied where it adds at most half of the channels."""
 
     depthwise_channels_multiple: Annotated[int, Field(ge=1)] = 1
-    """The kernel of depthwise convolutions works on this many channels at a time and on the rest one by one:
-    others get channels of zeros, where it adds at most half of them."""
+    """The depthwise kernel processes this many channels at a time and the remainder one by one: convolutions
+    are padded with zero channels, where that adds at most half of them."""
 
     pruned_channels_multiple: Annotated[int, Field(ge=1)] = 8
-    """Structured pruning leaves a multiple of this many channels: kernels work on several at a time, and what
-    is left over costs as much as a whole step."""
+    """Structured pruning keeps a multiple of this many channels: kernels process several at a time, and a
+    remainder costs as much as a full step."""
 
     @property
     def activation(self) -> QuantScheme:
@@ -128,14 +128,14 @@ class Gate(Strict):
     """Limits that a build must keep; a limit that is absent is not checked."""
 
     max_metric_drop: Annotated[float, Field(ge=0)] | None = None
-    """Largest allowed loss of the user's metric against the original (0.005 is half a point of accuracy)."""
+    """Largest allowed drop of the metric from the original's (0.005 is half a point of accuracy)."""
     min_sqnr_db: float | None = None
-    """Least fidelity of the outputs to the original's, in dB."""
+    """Least SQNR of the outputs against the original's, in dB."""
     min_centred_sqnr_db: float | None = None
-    """The same with the means of the outputs over the samples left out of the signal: of what the outputs
-    tell apart. 15 without a metric and without another limit of fidelity."""
+    """Least centred SQNR: the means of the original's outputs over the samples are subtracted from the
+    signal, so that only what varies counts. 15 without a metric and without another limit of fidelity."""
     min_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Least share of samples whose argmax equals the original's."""
+    """Least share of samples with the same argmax as the original."""
     max_bytes: Annotated[int, Field(gt=0)] | None = None
     """Largest allowed file size in bytes."""
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
@@ -150,10 +150,10 @@ class Target(Strict):
     name: str
     description: str
     formats: tuple[Format, ...]
-    """Which files a build writes."""
+    """The files that a build writes."""
     optional: tuple[Format, ...] = ()
-    """Formats that a package may lack: where the model has no such form, the report says which node and why,
-    and the rest is built. A format that is not optional ends the build instead."""
+    """Formats that a package may lack: if the model cannot be converted, the report names the node and the
+    reason, and the other formats are built. If a format that is not optional fails, the build fails."""
     min_opset: Annotated[int, Field(ge=13)] = 13
     """The model is raised to at least this opset (13 is the first with per-channel QuantizeLinear)."""
     max_opset: int = 21
@@ -162,7 +162,7 @@ class Target(Strict):
     quantization: Quantization = Quantization()
     kernels: Kernels
     tflite: Tflite | None = None
-    """Needed where `tflite` is among the formats."""
+    """Required if `tflite` is among the formats."""
     gate: Gate = Gate()
 
     @model_validator(mode="after")
@@ -177,17 +177,17 @@ class Target(Strict):
 
 
 def target_folders() -> list[Path]:
-    """Where targets are looked for: ``$EDGEPACK_TARGETS``, ``./targets``, those shipped with edgepack."""
+    """Folders of targets, in order: ``$EDGEPACK_TARGETS``, ``./targets``, those shipped with edgepack."""
     extra = os.environ.get("EDGEPACK_TARGETS")
     shipped = Path(__file__).parents[1] / "_targets"
-    # In a checkout the package has no copy: the folder stands beside it.
+    # In a checkout the package has no copy: the folder is next to it.
     beside = Path(__file__).parents[2] / "targets"
     folders = [*([Path(extra)] if extra else []), Path("targets"), shipped, beside]
     return [folder for folder in folders if folder.is_dir()]
 
 
 def list_targets() -> dict[str, Path]:
-    """All targets by name; where two folders have the same name, the first folder wins."""
+    """All targets by name; if two folders have the same name, the first folder wins."""
     found: dict[str, Path] = {}
     for folder in target_folders():
         for path in sorted(folder.glob("*.yaml")):

@@ -1,4 +1,4 @@
-"""Training as a recipe has it."""
+"""Training settings of a recipe."""
 
 from typing import Annotated, Literal
 
@@ -12,29 +12,29 @@ HALF = 0.5
 
 
 class Sparsify(Strict):
-    """Zeros that training makes and learns to live with."""
+    """Sparsity that is reached during training, so that the other weights adapt."""
 
     sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of zeros among all weights; of a pattern always half; of channels those of all that may go."""
+    """Share of zeros among all weights; for a pattern always one half; for channels, among prunable ones."""
     when: Literal["dynamic", "once"] = "dynamic"
-    """dynamic: more and more, chosen anew on the way, so that weights may come back; once: at one step."""
+    """dynamic: sparsity rises, and each update of the mask may restore weights; once: all at one step."""
     pattern: Literal["unstructured", "2:4", "4:8", "channels"] = "unstructured"
-    """2:4, 4:8: that many of so many inputs in a row; on the way, in more and more of the groups. channels:
-    whole ones, in all layers that share them; the pass `compact` then takes them out of the graph."""
+    """2:4, 4:8: N zeros of M consecutive inputs; the share of pruned groups rises during training. channels:
+    whole channels, in all layers that share them; the pass `compact` then removes them from the graph."""
     multiple: Annotated[int, Field(ge=1)] | None = None
-    """Of channels that are left of each group; in a build by default what the target's kernels like."""
+    """Each group keeps a multiple of this many channels; by default in a build what suits the target."""
     regrowth: Literal["gradient", "straight_through"] = "gradient"
-    """How weights that are out come back. gradient: those with the largest gradients come in for the least of
-    those that are in, and begin at zero (Evci et al., 2020); straight_through: they go on learning as if they
-    were in, fade, and are in again where they are large (Zhou et al., 2021)."""
+    """How pruned weights return. gradient: weights with the largest gradients replace the smallest active
+    ones, and start at zero (RigL; Evci et al., 2020); straight_through: pruned weights are still trained
+    through a straight-through estimator, decay, and return if they are large (Zhou et al., 2021)."""
     exchanged: Share = 0.3
-    """Of weights that are in, the share that makes room at a choice by gradient; it falls to none."""
+    """Share of the active weights that are replaced at a choice by gradient; it decays to zero."""
     start: Share = 0.05
-    """Share of the training after which removal starts, or happens."""
+    """Share of the training after which pruning starts, or happens."""
     end: Annotated[float, Field(gt=0, le=1)] = 0.6
-    """Share of the training after which a dynamic choice is final."""
+    """Share of the training after which a dynamic mask is final."""
     every: Annotated[int, Field(ge=1)] = 20
-    """Steps between two choices."""
+    """Steps between two updates of the mask."""
 
     @model_validator(mode="after")
     def _patterns_are_half_zeros(self) -> "Sparsify":
@@ -46,68 +46,69 @@ class Sparsify(Strict):
 
 
 class Gradients(Strict):
-    """Gradients as low-bit weights, as they are stored on small devices and sent between workers."""
+    """Low-bit gradients, as they are stored on small devices and exchanged between workers."""
 
     bits: Literal[8, 4] = 8
     block: Annotated[int, Field(ge=8)] | None = 256
     """Values that share a scale; null: one scale for a tensor."""
     rounding: Literal["stochastic", "nearest"] = "stochastic"
     error_feedback: bool = True
-    """What coding loses is added to the gradient of the next step."""
+    """Error feedback: the quantization error is added to the gradient of the next step."""
 
 
 class Tune(Strict):
-    """The weights are trained so that the model answers as its teacher does."""
+    """Distillation: the weights are trained so that the model's outputs match the teacher's."""
 
     budget_s: Annotated[float, Field(gt=0)] = 600.0
     """Seconds that training may take."""
     steps: Annotated[int, Field(gt=0)] | None = None
-    """Steps after which it ends at the latest. Only by steps can a run be repeated exactly."""
+    """Largest number of steps. Only a limit in steps makes a run reproducible."""
     batch: Annotated[int, Field(ge=1)] = 10
-    """Samples in a step."""
+    """Batch size."""
     views: Annotated[int, Field(ge=0)] = 0
-    """Other views of each picture that are trained on too, parts of it, mirrored or not, with what the
-    teacher says to them (Beyer et al., 2022)."""
+    """Augmented copies of each image that are trained on too, crops, mirrored or not, with the teacher's
+    outputs for them (Beyer et al., 2022)."""
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """At its highest, as a share of a channel's size; it rises over the first steps and falls by a cosine."""
+    """Peak learning rate, relative to the norm of a channel; linear warm-up, then cosine decay."""
     temperature: Annotated[float, Field(gt=0)] = 8.0
-    """What the logits of both are divided by before they are compared."""
+    """Temperature: the logits of both models are divided by it before the softmax."""
     logits: Weight = 1.0
-    """Weight of the difference of the outputs."""
+    """Weight of the loss on the outputs."""
     level: Weight = 1.0
-    """Weight of the difference of the mean of all logits, which no softmax sees, but who reads them does."""
+    """Weight of the loss on the mean of all logits, which a softmax ignores and other consumers do not."""
     features: Weight = 1.0
-    """Weight of the difference of inner values."""
+    """Weight of the loss on intermediate values."""
     feature_map: dict[str, str] = {}
-    """Inner values of the model and those of the teacher that they are compared with; by default what
-    residual additions give where both have them under one name."""
+    """Intermediate values of the model and the teacher's to compare them with; by default the outputs of
+    residual additions that both have under one name."""
     labels: Weight = 0.0
     """Weight of the cross-entropy with the samples' labels."""
     keep: tuple[str, ...] = ()
     """Names of weights that are not trained; `*` and `?` work as in a shell."""
     l1: Weight = 0.0
-    """Weight of the sum of magnitudes of all weights."""
+    """Weight of the L1 penalty: the sum of magnitudes of all weights."""
     l2: Weight = 0.0
-    """Weight of half the sum of squares."""
+    """Weight of the L2 penalty: half the sum of squares."""
     group_lasso: Weight = 0.0
-    """Weight of the sum of lengths of all output channels (Yuan and Lin, 2006): whole ones go to zero."""
+    """Weight of the group lasso: the sum of norms of all output channels (Yuan and Lin, 2006)."""
     sparsify: Sparsify | None = None
     gradients: Gradients | None = None
-    """Few bits for gradients; by default they stay floats."""
+    """Low-bit gradients; float by default."""
     held_out: Share = 0.2
-    """Share of the samples that only judge; the weights that do best on them are kept, the first too."""
+    """Share of the samples held out for validation; the weights that do best on them are kept, the initial
+    ones included."""
     stop_at: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Agreement with the teacher on the held-out samples at which training ends."""
+    """Agreement with the teacher on the held-out samples at which training stops."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """By default as many as there are cores."""
+    """Threads; by default the number of cores."""
 
 
 class AwareTune(Tune):
-    """The integers that are stored are trained so that the quantized model answers as its float form does."""
+    """Quantization-aware training: rounded weights are trained so that outputs match the float model's."""
 
     learn_ranges: bool = False
-    """Scales of activations are trained too (Esser et al., 2020)."""
+    """Learn the scales of activations too (LSQ; Esser et al., 2020)."""
 
     @model_validator(mode="after")
     def _no_zeros(self) -> "AwareTune":

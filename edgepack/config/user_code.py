@@ -1,4 +1,4 @@
-"""Functions that the user wrote, named ``module:function`` in a recipe."""
+"""User-defined functions, named ``module:function`` in a recipe."""
 
 import importlib
 import re
@@ -13,18 +13,18 @@ _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def is_reference(text: str) -> bool:
-    """Whether ``text`` has the form ``module:function`` (``package.module:function``)."""
+    """Whether ``text`` has the format ``module:function`` (``package.module:function``)."""
     return _REFERENCE.fullmatch(text) is not None
 
 
 def load_function(reference: str, base: Path) -> Callable[..., Any]:
     """The function that ``reference`` (``module:function``) names.
 
-    ``base``, the folder of the recipe, is first on ``sys.path`` while the module is imported, and only then.
+    ``base``, the folder of the recipe, is first on ``sys.path`` during the import, and only then.
 
     Raises:
-        ConfigError: no such module or function, the import fails, or a module of the same name from another
-            place is already loaded.
+        ConfigError: no such module or function, the import fails, or another module of the same name is
+            already loaded.
     """
     module_name, _, name = reference.partition(":")
     base = base.resolve()
@@ -49,7 +49,7 @@ def load_function(reference: str, base: Path) -> Callable[..., Any]:
 
 
 def _refuse_another_module(module_name: str, found: str | None, base: Path) -> None:
-    """Python keeps the first module of a name; silently running another file than the one meant is worse."""
+    """Refuse a module of the same name from another file: Python would silently use the one loaded first."""
     stem = base.joinpath(*module_name.split("."))
     meant = [p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()]
     if meant and Path(found or "").resolve() not in {p.resolve() for p in meant}:

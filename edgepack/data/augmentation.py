@@ -1,4 +1,4 @@
-"""Pictures seen in other ways: cut, stretched and mirrored, where a model must learn from few of them."""
+"""Image augmentation: random crops, stretched and mirrored, for training and pruning on few images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,22 +12,22 @@ from edgepack.errors import ConfigError
 from edgepack.ir.arrays import Array, Feeds
 
 LEAST_AREA = 0.35
-"""Of the picture, that a view shows."""
+"""Smallest area of a crop, as a share of the image."""
 MOST_STRETCH = 1.28
-"""Of one side against the other."""
+"""Largest factor by which a crop changes the aspect ratio."""
 CHANNELS = (1, 3, 4)
 PICTURE_RANK = 4
 
 
 def augmented(samples: Samples, count: int, seed: int) -> Samples:
-    """``samples``, each followed by ``count`` views of it: parts of the picture, mirrored or not.
+    """``samples``, each followed by ``count`` augmented copies: crops of the image, mirrored or not.
 
-    Inputs that are no pictures stay as they are. The views follow from the seed and the place of the sample
-    among all, so they are the same each time they are read. What reaches the model is cut, after
-    preprocessing: a view is an input that the model could have got.
+    Inputs that are not images are unchanged. The copies depend only on the seed and the index of the sample,
+    so each iteration gives the same ones. They are cropped after preprocessing: each is an input that the
+    model could have received.
 
     Raises:
-        ConfigError: the model has no input of pictures.
+        ConfigError: the model has no image input.
     """
     if not count:
         return samples
@@ -49,7 +49,7 @@ def augmented(samples: Samples, count: int, seed: int) -> Samples:
 
 
 def _plane(array: Array) -> tuple[int, int] | None:
-    """The axes of height and width of a picture."""
+    """The axes of height and width of an image."""
     if array.ndim != PICTURE_RANK or array.dtype.kind != "f" or min(array.shape) == 0:
         return None
     if array.shape[1] in CHANNELS:
@@ -65,7 +65,7 @@ class _Augmented:
     axes: dict[str, tuple[int, int]]
 
     def __call__(self, indices: Sequence[int]) -> Iterator[Feeds]:
-        """Each picture is read once for all of its views that are asked for in a row."""
+        """Each image is read once for all of its augmented copies that are requested in a row."""
         wanted = list(dict.fromkeys(i // (self.count + 1) for i in indices))
         originals = self.samples.indices
         read = iter(replace(self.samples, indices=tuple(originals[n] for n in wanted)))
@@ -74,27 +74,27 @@ class _Augmented:
             number, view = divmod(index, self.count + 1)
             if number != last:
                 last, feeds = number, next(read).feeds
-            yield self._view(feeds, originals[number], view) if view else feeds
+            yield self._augment(feeds, originals[number], view) if view else feeds
 
-    def _view(self, feeds: Feeds, number: int, view: int) -> Feeds:
+    def _augment(self, feeds: Feeds, number: int, view: int) -> Feeds:
         rng = np.random.default_rng((self.seed, number, view))
         area, stretch = rng.uniform(LEAST_AREA, 1), np.exp(rng.uniform(-1, 1) * np.log(MOST_STRETCH))
         sides = np.minimum(np.sqrt([area * stretch, area / stretch]), 1)
         starts = rng.uniform(size=2) * (1 - sides)
-        mirrored = rng.random() < 1 / 2  # all inputs show the same part
-        seen = dict(feeds)
+        mirrored = rng.random() < 1 / 2  # all inputs are cropped to the same region
+        cropped = dict(feeds)
         for name, plane in self.axes.items():
             array = feeds[name]
             for axis, start, side in zip(plane, starts, sides, strict=True):
                 array = _stretched(array, axis, start, side)
-            seen[name] = np.ascontiguousarray(np.flip(array, plane[1]) if mirrored else array)
-        return seen
+            cropped[name] = np.ascontiguousarray(np.flip(array, plane[1]) if mirrored else array)
+        return cropped
 
 
 def _stretched(array: Array, axis: int, start: float, side: float) -> npt.NDArray[np.floating]:
-    """The part of an axis from ``start``, ``side`` long, both as shares of it, at the axis's own length.
+    """The section of an axis from ``start`` with length ``side``, both as shares, resized to the axis's size.
 
-    Between pixels linear, with pixels as areas (half-pixel centres).
+    Linear interpolation between pixels, with half-pixel centres.
     """
     size = array.shape[axis]
     at = np.clip((start + (np.arange(size) + 0.5) / size * side) * size - 0.5, 0, size - 1)

@@ -1,4 +1,4 @@
-"""One sample's arrays against the model's inputs: the checks that every source of samples shares."""
+"""Checks of one sample's arrays against the model's inputs, shared by all sources of samples."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ _UNKNOWN_DIMS = (None, "", "?")
 
 
 def with_sizes(inputs: Sequence[InputSpec], dims: Mapping[str, int]) -> tuple[InputSpec, ...]:
-    """``inputs`` with the sizes that ``dims`` gives to open dimensions, by name or by place (``x[3]``)."""
+    """``inputs`` with the sizes that ``dims`` gives to dynamic dimensions, by name or by index (``x[3]``)."""
     return tuple(
         replace(
             spec,
@@ -32,7 +32,7 @@ def with_sizes(inputs: Sequence[InputSpec], dims: Mapping[str, int]) -> tuple[In
 
 
 def open_dims(inputs: Sequence[InputSpec]) -> list[str]:
-    """What the dimensions without a fixed size can be called: their names, and their places (``x[3]``)."""
+    """Keys for the dimensions without a fixed size: their names, and their indices (``x[3]``)."""
     places = [
         (size, f"{spec.name}[{axis}]")
         for spec in inputs
@@ -46,7 +46,7 @@ def check_names(names: Collection[str], inputs: Sequence[InputSpec], where: str)
     """Refuse ``names`` that lack an input of the model.
 
     Raises:
-        SamplesError: names the missing input and what is there instead.
+        SamplesError: an input is missing; the message names it and the arrays found instead.
     """
     for spec in inputs:
         if spec.name not in names:
@@ -58,14 +58,14 @@ def check_names(names: Collection[str], inputs: Sequence[InputSpec], where: str)
 def conform(given: Mapping[str, Array], inputs: Sequence[InputSpec], where: str) -> Feeds:
     """``given`` as feeds of the model, in the order of ``inputs``.
 
-    An array that has one axis less than its input gets a batch axis of 1. Values are cast only where none is
-    lost (float16 to float32, int32 to int64, another byte order), and from float64 to float32, the one
-    rounding that every framework does too.
+    An array with one axis less than its input gets a batch axis of 1. Values are cast only if the cast is
+    exact (float16 to float32, int32 to int64, another byte order), and from float64 to float32, as every
+    framework does.
 
     Raises:
         SamplesError: an input is missing or unknown, has a wrong type, rank or size, holds NaN or infinity, a
-            symbolic dimension has two sizes, or all inputs are empty; one among others may be, as what a
-            decoder remembers is at its first token. The message has ``where`` and the input's name.
+            symbolic dimension has two sizes, or all inputs are empty. Single inputs may be empty, such as the
+            KV cache of a decoder at its first token. The message has ``where`` and the input's name.
     """
     check_names(given, inputs, where)
     unknown = [name for name in given if name not in {i.name for i in inputs}]
@@ -92,7 +92,7 @@ def conform(given: Mapping[str, Array], inputs: Sequence[InputSpec], where: str)
 
 
 def plain(array: Array) -> Array:
-    """Text as an array that holds it, where objects would need to be pickled; all else as it is."""
+    """Text as a string array, since an object array would need pickling; other arrays unchanged."""
     return array.astype("U") if array.dtype == object else array
 
 
@@ -122,10 +122,10 @@ def _cast(array: Array, dtype: np.dtype[Any], place: str) -> Array:
     if array.dtype == dtype:
         return array
     if dtype == np.dtype(object) and array.dtype.kind == "U":
-        return array.astype(object)  # text, as files without pickled objects have it
+        return array.astype(object)  # text as string arrays, the type in files without pickled objects
     exact = array.dtype.kind == dtype.kind and np.can_cast(array.dtype, dtype, "safe")
     if exact or (array.dtype.type, dtype.type) == (np.float64, np.float32):
-        with np.errstate(over="ignore"):  # becomes infinity, which is reported
+        with np.errstate(over="ignore"):  # overflow becomes infinity, which is reported
             return array.astype(dtype)
     raise SamplesError(
         f"{place} is {array.dtype}, the model wants {dtype}; convert it with array.astype({dtype.name!r}) "

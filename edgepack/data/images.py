@@ -1,4 +1,4 @@
-"""An image file as one input tensor."""
+"""Reading an image file as one input tensor."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ def check_image_input(place: str, spec: ImageInput, dtype: np.dtype[Any]) -> Non
     """Refuse preprocessing that cannot work for an input of type ``dtype``; ``place`` opens the message.
 
     Raises:
-        ConfigError: says which key to change.
+        ConfigError: the message says which key to change.
     """
     channels = 1 if spec.color == "gray" else 3
     for key, value in (("mean", spec.mean), ("std", spec.std)):
@@ -58,7 +58,7 @@ def read_image(path: Path, spec: ImageInput, dtype: np.dtype[Any]) -> npt.NDArra
         ConfigError: see `check_image_input`.
         SamplesError: not an image, broken, more than 8 bits a channel, or smaller than the crop.
     """
-    from PIL import Image  # noqa: PLC0415 - only image folders pay for it
+    from PIL import Image  # noqa: PLC0415 - needed only for image folders
 
     check_image_input(f"preprocessing of {path}", spec, dtype)
     # Broken PNG chunks are a SyntaxError in Pillow, huge sizes a DecompressionBombError.

@@ -12,7 +12,7 @@ from edgepack.errors import ConfigError, SamplesError
 
 Cell = int | float | str
 Label = Cell | tuple[tuple[Cell, ...], ...]
-"""A class number, a value, a text, or rows of cells (such as one row per box of a detector)."""
+"""A class number, a value, a text, or rows of cells (such as one row for each box of a detector)."""
 
 
 def as_label(value: Any, where: str) -> Label:
@@ -42,7 +42,7 @@ def _cell(value: Any, where: str) -> Cell:
 
 
 def from_filename(pattern: str, files: Sequence[Path]) -> tuple[Label, ...]:
-    """What the one group of ``pattern`` finds in each file's name; ints if all of them look like ints.
+    """The match of the one group of ``pattern`` in each file's name; integers if all of them are.
 
     Raises:
         ConfigError: not a regular expression with one group.
@@ -72,10 +72,10 @@ def from_filename(pattern: str, files: Sequence[Path]) -> tuple[Label, ...]:
 
 
 def from_table(table: Path, files: Sequence[Path]) -> tuple[Label, ...]:
-    """The labels in a .tsv: each line a file name or stem, then columns, all divided by tabs.
+    """The labels in a .tsv: each line a file name or stem, then columns, separated by tabs.
 
-    Texts are kept as they are, spaces included. If every line has one column and no key comes twice, labels
-    are texts; otherwise all labels are rows, so that a metric sees one form. A line with a key and no tab
+    Texts are kept unchanged, spaces included. If every line has one column and no key occurs twice, labels
+    are texts; otherwise all labels are rows, so that a metric gets one type. A line with a key and no tab
     says that the file has no rows.
 
     Raises:

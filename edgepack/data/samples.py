@@ -1,4 +1,4 @@
-"""Sample data for calibration and evaluation, read lazily: one sample in memory at a time."""
+"""Samples for calibration, training and evaluation, read lazily: one sample in memory at a time."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,26 +22,26 @@ _SHOWN_PAIRS = 3
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run of the model: arrays by input name, batch axis included, checked."""
+    """One run of the model: checked arrays by input name, batch axis included."""
 
     key: str
-    """What error messages show: ``folder/0042.jpg`` or ``calib.npz[17]``."""
+    """Name in error messages: ``folder/0042.jpg`` or ``calib.npz[17]``."""
     feeds: Feeds
     label: Label | None
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Samples in a fixed order; each iteration reads them anew, and a bad one is a SamplesError."""
+    """Samples in a fixed order; each iteration reads them again, and raises SamplesError for a bad one."""
 
     source: str
     """The path, or ``module:function``."""
-    part: str
-    """What the samples are for, as messages say it: calibration, training or evaluation."""
+    split: str
+    """The split's purpose in messages: calibration, training or evaluation."""
     inputs: tuple[InputSpec, ...]
     origin: Source
     indices: tuple[int, ...]
-    """Which samples of ``origin`` are used."""
+    """Indices of the samples of ``origin`` that are used."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -50,7 +50,7 @@ class Samples:
         labels = self.origin.labels
         for index, raw in zip(self.indices, self.origin.stream(self.indices), strict=True):
             key = self.origin.keys[index]
-            feeds = conform(raw, self.inputs, f"{self.part} data, sample {index} ({key})")
+            feeds = conform(raw, self.inputs, f"{self.split} data, sample {index} ({key})")
             yield Sample(key, feeds, None if labels is None else labels[index])
 
     @property
@@ -65,14 +65,14 @@ class Samples:
         return replace(self, indices=tuple(self.indices[i * len(self) // count] for i in range(count)))
 
     def halves(self) -> tuple["Samples", "Samples"]:
-        """Every other sample, and the others; a single one is both."""
-        parts = (self.indices[::2], self.indices[1::2] or self.indices)
-        first, second = (replace(self, indices=part) for part in parts)
+        """The samples with even indices, and those with odd ones; a single sample is in both."""
+        halves = (self.indices[::2], self.indices[1::2] or self.indices)
+        first, second = (replace(self, indices=half) for half in halves)
         return first, second
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of all feeds in order, or of image files and preprocessing. Reads everything."""
+        """SHA-256 (hex) of all feeds in order, or of image files and preprocessing. Reads all samples."""
         total = hashlib.sha256(self.origin.preprocessing.encode())
         for _, digest in _digests(self, by_file=self.origin.images is not None):
             total.update(digest)
@@ -80,21 +80,21 @@ class Samples:
 
 
 def open_samples(
-    data: Data, part: str, inputs: Sequence[InputSpec], images: Mapping[str, ImageInput], *, base: Path
+    data: Data, split: str, inputs: Sequence[InputSpec], images: Mapping[str, ImageInput], *, base: Path
 ) -> Samples:
     """The samples that ``data`` names, for a model with ``inputs``.
 
     Sources: a ``.npz`` with an array per input, stacked along a leading axis (arrays of other names are
     ignored); a stacked ``.npy``, a folder of ``.npy`` or a folder of images for a model with one input; a
-    folder of ``.npz`` with one sample each, or of stacks; ``module:function`` with ``base`` on the path. The
-    batch axis of a sample may be there or left out. ``images`` holds the preprocessing by input name. With
-    ``data.samples``, that many samples are spread evenly over all.
+    folder of ``.npz`` with one sample each, or of stacks; ``module:function`` with ``base`` on ``sys.path``.
+    The batch axis of a sample is optional. ``images`` holds the preprocessing by input name. ``data.samples``
+    limits the number of samples; they are spread evenly over all.
 
-    The structure and the first sample are checked here, every sample when it is read.
+    The structure and the first sample are checked here, the other samples when they are read.
 
     Raises:
         SamplesError: the data are missing, broken, or do not fit the model.
-        ConfigError: the recipe lacks something (``images:``) or says something impossible.
+        ConfigError: the recipe lacks a key (``images:``) or has an impossible value.
     """
     for name in images:
         if name not in {i.name for i in inputs}:
@@ -104,7 +104,7 @@ def open_samples(
     total = len(origin.keys)
     count = total if data.samples is None else min(data.samples, total)
     indices = tuple(i * total // count for i in range(count))
-    samples = Samples(data.path, part, tuple(inputs), origin, indices)
+    samples = Samples(data.path, split, tuple(inputs), origin, indices)
     next(iter(samples))
     return samples
 
@@ -130,12 +130,12 @@ def _open(data: Data, inputs: Sequence[InputSpec], images: Mapping[str, ImageInp
 
 
 def check_disjoint(used: Samples, evaluation: Samples) -> None:
-    """Refuse evaluation samples that a build has ``used`` otherwise: their scores would flatter the result.
+    """Refuse evaluation samples that are also ``used`` for calibration or training: their scores are biased.
 
-    Compares SHA-256 of the feeds, or of the files if both parts are image folders.
+    Compares SHA-256 of the feeds, or of the files if both splits are image folders.
 
     Raises:
-        SamplesError: how many samples are in both parts, and the first few by key.
+        SamplesError: the message has the number of shared samples, and the first few by key.
     """
     by_file = used.origin.images is not None and evaluation.origin.images is not None
     seen = {digest: key for key, digest in _digests(used, by_file)}
@@ -145,13 +145,13 @@ def check_disjoint(used: Samples, evaluation: Samples) -> None:
     pairs = ", ".join(f"{a} = {b}" for a, b in shared[:_SHOWN_PAIRS])
     more = f" and {len(shared) - _SHOWN_PAIRS} more" if len(shared) > _SHOWN_PAIRS else ""
     raise SamplesError(
-        f"{len(shared)} evaluation samples are also {used.part} samples ({pairs}{more}; from "
+        f"{len(shared)} evaluation samples are also {used.split} samples ({pairs}{more}; from "
         f"{evaluation.source} and {used.source}); remove them from one of the two"
     )
 
 
 def _digests(samples: Samples, by_file: bool) -> Iterator[tuple[str, bytes]]:
-    """Key and SHA-256 of each sample, in a batch of each row: a batch must not hide what it holds."""
+    """Key and SHA-256 of each sample, or of each row of a batch, so that equal rows in batches are found."""
     files = samples.origin.images
     if by_file and files is not None:
         for index in samples.indices:
@@ -168,7 +168,7 @@ def _digests(samples: Samples, by_file: bool) -> Iterator[tuple[str, bytes]]:
             digest = hashlib.sha256()
             for name, array in row.items():
                 digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-                # Text is held as objects, whose bytes are addresses.
+                # Text is an object array, whose bytes are addresses.
                 digest.update(plain(array).tobytes())
             yield sample.key, digest.digest()
 

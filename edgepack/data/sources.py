@@ -1,4 +1,4 @@
-"""The places samples come from, each read one sample at a time: stacked arrays, folders, functions."""
+"""Sources of samples, each read one sample at a time: stacked arrays, folders, functions."""
 
 import math
 import zipfile
@@ -22,39 +22,39 @@ from edgepack.errors import ConfigError, SamplesError
 from edgepack.ir.arrays import Array
 from edgepack.ir.inputs import InputSpec, has_batch_axis
 
-# A function that never ends would otherwise hang a build without a word.
+# Limit for a function that never ends, which would otherwise hang a build silently.
 MAX_FUNCTION_SAMPLES = 1_000_000
 
 
 class Stream(Protocol):
-    """Gives the raw feeds of the samples at ``indices`` (ascending), in that order; each call starts anew."""
+    """Yields the raw feeds of the samples at ``indices`` (ascending), in order; each call starts again."""
 
     def __call__(self, indices: Sequence[int]) -> Iterator[Mapping[str, Array]]:
-        """Start reading."""
+        """Start to read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """All samples of one place, not yet checked against the model."""
+    """All samples of one source, not yet checked against the model."""
 
     keys: tuple[str, ...]
-    """What error messages call each sample."""
+    """The name of each sample in error messages."""
     stream: Stream
     labels: tuple[Label, ...] | None = None
     images: tuple[Path, ...] | None = None
-    """The image files, if that is what the samples are: hashing a file is cheaper than decoding it."""
+    """The image files, for a folder of images: hashing a file is faster than decoding it."""
     preprocessing: str = ""
-    """What, besides the images, the feeds depend on."""
+    """What else the feeds depend on, for the fingerprint."""
 
 
 def open_stack(path: Path, inputs: Sequence[InputSpec], labels: Labels | None) -> Source:
     """Samples stacked along a leading axis: a .npz with one array per input, or a .npy for the only input.
 
-    Only headers and labels are read here, and one row per input at a time later, so size does not matter.
+    Only headers and labels are read here, and later one row per input at a time, so files may be large.
 
     Raises:
         SamplesError: broken file, missing array, or arrays of different lengths.
-        ConfigError: ``labels`` cannot apply to one file.
+        ConfigError: ``labels`` cannot apply to a single file.
     """
     members = [i.name for i in inputs]
     if labels is not None:
@@ -92,7 +92,7 @@ def _stream_stack(
         files = _open_members(path, [i.name for i in inputs], inputs, stack)
         columns = [_rows(files[i.name], indices) for i in inputs]
         for rows in zip(*columns, strict=True):
-            # A row lacks the sample axis; where the rank says nothing, that axis is the batch.
+            # A row lacks the sample axis; if the rank is ambiguous, the leading axis is the batch.
             yield {
                 i.name: row[np.newaxis] if i.shape is None else row
                 for i, row in zip(inputs, rows, strict=True)
@@ -102,13 +102,13 @@ def _stream_stack(
 def open_folder(
     path: Path, inputs: Sequence[InputSpec], images: Mapping[str, ImageInput], labels: Labels | None
 ) -> Source:
-    """A folder with one sample a file, in the order of their names: .npz, .npy or images, one kind only.
+    """A folder with one sample per file, sorted by name: .npz, .npy or images, one kind only.
 
-    Subfolders, hidden files and other extensions are ignored. Where a file holds more than one row along the
+    Subfolders, hidden files and other extensions are ignored. If a file holds more than one row along the
     model's batch axis, the files are stacks: each row is a sample.
 
     Raises:
-        SamplesError: nothing usable, several kinds, or a kind that does not fit the model.
+        SamplesError: no usable file, several kinds, or a kind that does not fit the model.
         ConfigError: images without preprocessing, or labels that cannot apply.
     """
     kinds = {".npz": ".npz", ".npy": ".npy"} | dict.fromkeys(EXTENSIONS, "image")
@@ -139,7 +139,7 @@ def open_folder(
 
 
 def _are_stacks(files: Sequence[Path], inputs: Sequence[InputSpec]) -> bool:
-    """Whether some file holds several samples along the batch axis, and all have that axis."""
+    """Whether a file holds several samples along the batch axis, and all files have that axis."""
     if not all(has_batch_axis(spec) for spec in inputs):
         return False
     most = 1
@@ -154,7 +154,7 @@ def _are_stacks(files: Sequence[Path], inputs: Sequence[InputSpec]) -> bool:
 
 
 def _joined(sources: Sequence[Source]) -> Source:
-    """The samples of several places one after the other; all have labels, or none."""
+    """The samples of several sources in sequence; all have labels, or none."""
     labels = [label for source in sources for label in source.labels or ()]
     return Source(
         tuple(key for source in sources for key in source.keys),
@@ -174,11 +174,11 @@ def _stream_joined(sources: Sequence[Source], indices: Sequence[int]) -> Iterato
 def open_function(reference: str, base: Path, labels: Labels | None) -> Source:
     """A Python function without arguments that yields feeds, or ``(feeds, label)``; called at each iteration.
 
-    It is run through once here, to count its samples and keep their labels.
+    It is iterated once here, to count its samples and keep their labels.
 
     Raises:
-        ConfigError: it cannot be imported, or ``labels`` are given besides.
-        SamplesError: it raises, or yields something else, nothing, or without end.
+        ConfigError: it cannot be imported, or ``labels`` are given in addition.
+        SamplesError: it raises, or yields another type, nothing, or without end.
     """
     if labels is not None:
         raise ConfigError(f"{reference}: a function yields (feeds, label) itself; remove labels:")
@@ -350,7 +350,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether in Fortran order, and type of the array that ``file`` holds; leaves it at the data."""
+    """Shape, whether in Fortran order, and dtype of the array in ``file``; leaves the file at the data."""
     version = npy.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f".npy version {version} is not known")

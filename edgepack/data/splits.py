@@ -1,4 +1,4 @@
-"""The parts of a build: samples that ranges come from, that weights are trained on, and that judge."""
+"""The splits of a build: samples to calibrate with, to train on, and to evaluate with."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +13,12 @@ from edgepack.errors import ConfigError, did_you_mean
 from edgepack.ir.inputs import InputSpec, input_specs
 
 HELD_OUT = 5
-"""Without evaluation data one calibration sample in this many is kept for the check."""
+"""Without evaluation data one calibration sample in this many is held out for evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """Samples of which no build may mix the last with the others."""
+    """The samples of a build; evaluation shares none with the other splits."""
 
     calibration: Samples
     training: Samples
@@ -27,10 +27,11 @@ class Splits:
 
 
 def open_splits(recipe: Recipe, target: Target, base: Path, model: ir.Model) -> Splits:
-    """The samples of ``recipe`` for ``model``; ``base`` is what ``module:function`` is relative to.
+    """The samples of ``recipe`` for ``model``; ``module:function`` is relative to ``base``.
 
     Raises:
-        ConfigError: no calibration data, labels are missing, or a size is given for what is not open.
+        ConfigError: no calibration data, labels are missing, or a size is given for a dimension that is not
+        dynamic.
         SamplesError: the data are missing, broken, or do not fit the model.
     """
     inputs = _inputs(recipe, target, model)
@@ -62,7 +63,7 @@ def open_splits(recipe: Recipe, target: Target, base: Path, model: ir.Model) -> 
 def _training(
     recipe: Recipe, inputs: tuple[InputSpec, ...], base: Path, calibration: Samples, evaluation: Samples
 ) -> Samples:
-    """What training learns from: samples of its own, or those that ranges come from."""
+    """The samples to train on: those of ``training_data``, or the calibration samples."""
     if recipe.training_data is None:
         return calibration
     training = open_samples(recipe.training_data, "training", inputs, recipe.images, base=base)
@@ -71,11 +72,11 @@ def _training(
 
 
 def open_evaluation(recipe: Recipe, target: Target, base: Path, model: ir.Model) -> Samples:
-    """The samples that a build with ``recipe`` judges by.
+    """The evaluation samples of a build with ``recipe``.
 
     Raises:
-        ConfigError, SamplesError: see :func:`open_splits`; calibration data need be there only where the
-            evaluation data are a part of them.
+        ConfigError, SamplesError: see :func:`open_splits`; calibration data are needed only if the evaluation
+            samples are taken from them.
     """
     if recipe.evaluation_data is None:
         return open_splits(recipe, target, base, model).evaluation
@@ -84,7 +85,7 @@ def open_evaluation(recipe: Recipe, target: Target, base: Path, model: ir.Model)
 
 
 def _inputs(recipe: Recipe, target: Target, model: ir.Model) -> tuple[InputSpec, ...]:
-    """What samples must be: of a ``.tflite`` that is built besides, the sizes are fixed."""
+    """The specification of samples; if a ``.tflite`` is built, with the fixed sizes of ``tflite.dims``."""
     inputs = input_specs(model)
     if target.tflite is None or "tflite" not in target.formats:
         return inputs

@@ -1,1 +1,1 @@
-"""Files that appear whole or not at all."""
+"""Output files that appear completely or not at all."""

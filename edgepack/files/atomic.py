@@ -1,4 +1,4 @@
-"""Where a build works before its package is complete: one hidden folder, removed whatever happens."""
+"""The working folder of a build, and the move of its finished package to the output folder."""
 
 import errno
 import fcntl
@@ -18,12 +18,12 @@ PREFIX = ".edgepack-"
 def scratch_folder(output: Path) -> Iterator[Path]:
     """A hidden folder beside ``output``, on the same disk so that publishing is a rename; always removed.
 
-    All temporary files of the process go there meanwhile: a copy of a model may take gigabytes, which the
-    system's folder for such files, often memory, has no room for. A process that is killed cannot remove
-    its folder; the kernel drops its lock, and the next build that writes beside it removes the folder.
+    All temporary files of the process go there: a copy of a model may take gigabytes, for which the system's
+    temporary folder (often in memory) has no room. A process that is killed cannot remove its folder; the
+    kernel releases its lock, and the next build that writes to the same place removes the folder.
 
     Raises:
-        ExportError: the folder cannot be made, or ``output`` cannot be written.
+        ExportError: the folder cannot be created, or ``output`` is not writable.
     """
     try:
         folder, lock = _make(output)
@@ -45,13 +45,13 @@ def scratch_folder(output: Path) -> Iterator[Path]:
 
 
 def publish(package: Path, output: Path, outdated: Iterable[Path] = ()) -> None:
-    """Move a finished package to its place: whole if the folder is new or empty, else file by file.
+    """Move a finished package to ``output``: as a whole if that is new or empty, else file by file.
 
-    The report goes last, so that a folder with a new report has all that it speaks of. Before, ``outdated``
-    files of an earlier package are removed: nobody may take them for part of this one.
+    The report is moved last, so that all files a new report refers to exist. Before that, ``outdated`` files
+    of an earlier package are removed, so that none is mistaken for a part of this one.
 
     Raises:
-        ExportError: the disk refuses.
+        ExportError: a file operation fails.
     """
     try:
         if not output.exists() or not any(output.iterdir()):
@@ -66,14 +66,14 @@ def publish(package: Path, output: Path, outdated: Iterable[Path] = ()) -> None:
 
 
 def _make(output: Path) -> tuple[Path, int]:
-    """A new folder and the descriptor whose lock says that it is in use."""
+    """A new folder, and the descriptor of its lock, which marks it as in use."""
     parent = output.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
     if output.exists():
         if not output.is_dir():
             raise ExportError(f"{output}: is a file; the output must be a folder, name another with -o")
         Path(tempfile.mkdtemp(prefix=PREFIX, dir=output)).rmdir()  # writable too?
-    # One build at a time looks here and makes its folder, so that none is removed before it is locked.
+    # Only one build at a time scans and creates here, so that no folder is removed before it is locked.
     turn = os.open(parent, os.O_RDONLY)
     try:
         if _lock(turn, wait=True):
@@ -88,7 +88,7 @@ def _make(output: Path) -> tuple[Path, int]:
 
 def _remove_abandoned(parent: Path) -> None:
     for folder in parent.glob(f"{PREFIX}*"):
-        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # not ours to remove, or gone
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # another user's, or gone
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 if _lock(descriptor, wait=False):
@@ -98,7 +98,7 @@ def _remove_abandoned(parent: Path) -> None:
 
 
 def _lock(descriptor: int, *, wait: bool) -> bool:
-    """Whether the lock was taken: not while another process has it, nor on a file system without locks."""
+    """Try to take the lock: fails while another process has it, or on a file system without locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:

@@ -1,7 +1,7 @@
-"""The same graph in fewer bytes: what the reader of a file can infer is not written.
+"""Compaction: remove from a graph what a runtime or shape inference can derive again.
 
-In a network of 20,000 parameters, names, scales that are products of two others, stated defaults and types
-are a quarter of the int8 file. All of it goes without a change of a single result.
+In a network of 20,000 parameters, a quarter of the int8 file is names, default attributes, inferable types
+and scales that are products of two others. Removing them changes no result.
 """
 
 import itertools
@@ -21,29 +21,29 @@ from edgepack.ir.model import clone, constant, walk_nodes
 Pair = tuple[ir.Value, ir.Value]
 
 LEAST_SHARE = 0.02
-"""Of the bytes that bias scales must take before they are derived: the runtime computes each product when it
-loads the file, which costs it 0.1 ms."""
+"""Least bytes of bias scales that are replaced by a Mul: the runtime computes each product at load time, in
+0.1 ms."""
 LEAST_CHANNELS = 12
-"""A product of two stored scales takes about 40 bytes, as much as ten scales."""
+"""A Mul of two stored scales takes about 40 bytes, as much as ten scales."""
 _REPLACES = re.compile(r"(_q)?(_\d+)?$")
-"""Behind the name of a constant: its integers, or another constant in its place, see
+"""Suffixes of a constant's name: its int8 values, or a constant that replaces it, see
 :class:`edgepack.quantization.rewrite.emit.Emitter`."""
 _HEAD = string.ascii_letters
 _TAIL = string.ascii_letters + string.digits
 _UNNAMED = "unk__"
-"""Dimensions that shape inference has made up a name for start with this."""
+"""Prefix of the dimension names that shape inference generates."""
 _SPATIAL_DEFAULTS = {"dilations": 1, "strides": 1, "pads": 0}
-"""What these attributes of convolutions and poolings are in every dimension when they are absent."""
+"""Defaults of these attributes of convolutions and poolings, for every dimension."""
 _WINDOWED = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "ConvInteger"})
 
 
 def compact(model: ir.Model, kept_names: Collection[str]) -> ir.Model:
     """A copy of ``model`` that computes the same bits and takes fewer bytes.
 
-    ``kept_names`` are the values that ranges, overrides and reports speak of, those of the float model. They
-    keep their names, and so do nodes, inputs and outputs. Stored constants, scales and what else
-    quantization has put between get names of one or two letters. Constants keep theirs where ``kept_names``
-    has them: then stored integers are called what the constant was called.
+    ``kept_names`` are the names of values that ranges, overrides and reports refer to: those of the float
+    model. They are kept, and so are the names of nodes, inputs and outputs. Other initializers, scales and
+    values that quantization has added get names of one or two letters. If ``kept_names`` contains the names
+    of constants, the int8 initializer of a constant gets the constant's name.
     """
     made = clone(model)
     as_transposes(made)
@@ -56,18 +56,18 @@ def compact(model: ir.Model, kept_names: Collection[str]) -> ir.Model:
 
 
 def names_of(model: ir.Model, *, constants: bool = False) -> frozenset[str]:
-    """The names of all activations of ``model``: its inputs and what its nodes give; and of ``constants``."""
+    """The names of all activations of ``model`` (inputs, node outputs), on request of its ``constants``."""
     stored = model.graph.initializers.values() if constants else ()
     values = (*model.graph.inputs, *_outputs(model.graph), *stored)
     return frozenset(v.name for v in values if v.name)
 
 
 def _derive_bias_scales(model: ir.Model) -> None:
-    """The scale of an int32 bias is the product of two scales that the file holds already.
+    """Compute the scale of an int32 bias as the product of two stored scales.
 
-    Given: ``DQ(b int32, stored)``, where ``stored`` equals ``xs * ws`` bit for bit for a node that reads
-    ``DQ(x, xs)`` and ``DQ(w, ws)``. Result: ``DQ(b int32, Mul(xs, ws))``; every runtime folds the Mul when it
-    loads the file, before it looks for integer groups.
+    Given: ``DQ(b int32, stored)``, where ``stored`` equals ``xs * ws`` bit for bit for a node that consumes
+    ``DQ(x, xs)`` and ``DQ(w, ws)``. Result: ``DQ(b int32, Mul(xs, ws))``. Every runtime folds the Mul when it
+    loads the file, before it matches QDQ patterns.
     """
     graph = model.graph
     derivable = list(_derivable(graph))
@@ -87,7 +87,7 @@ def _derive_bias_scales(model: ir.Model) -> None:
 
 
 def _derivable(graph: ir.Graph) -> Iterator[tuple[ir.Node, Pair, int]]:
-    """Each DequantizeLinear of a bias, the scales whose product its own is, and how many numbers that has."""
+    """Each DequantizeLinear of a bias, the two scales whose product its scale is, and their number."""
     factors = dict(_products(graph))
     for node in graph:
         scale = constant(node.inputs[1]) if node.op_type == "DequantizeLinear" else None
@@ -100,7 +100,7 @@ def _derivable(graph: ir.Graph) -> Iterator[tuple[ir.Node, Pair, int]]:
 
 
 def _products(graph: ir.Graph) -> Iterator[tuple[tuple[tuple[int, ...], bytes], Pair]]:
-    """Shape and bytes of each product of an activation's scale and a weight's, with the two of them."""
+    """Shape and bytes of each product of an activation scale and a weight scale, with the two scales."""
     for node in graph:
         restored = [v.producer() if v is not None else None for v in node.inputs[:2]]
         scales = [r.inputs[1] for r in restored if r is not None and r.op_type == "DequantizeLinear"]
@@ -113,7 +113,7 @@ def _products(graph: ir.Graph) -> Iterator[tuple[tuple[tuple[int, ...], bytes], 
 
 
 def _drop_defaults(model: ir.Model) -> None:
-    """Attributes that say what their absence means, and what exporters noted at nodes for debugging."""
+    """Remove attributes that state their default, and debugging metadata of exporters."""
     for node in walk_nodes(model.graph):
         node.doc_string = None
         node.metadata_props.clear()
@@ -129,12 +129,12 @@ def _is_default(node: ir.Node, attribute: ir.Attr, opsets: dict[str, int]) -> bo
         schema = onnx.defs.get_schema(node.op_type, opsets[node.domain], node.domain)
         default = schema.attributes[attribute.name].default_value
     except (onnx.defs.SchemaError, KeyError):
-        return False  # an operator of the runtime's own: its defaults are not known here
+        return False  # an operator of another domain: its defaults are not known here
     return bool(default.type) and default == ir.to_proto(attribute)
 
 
 def _drop_inferable_types(model: ir.Model) -> None:
-    """Types and shapes of inner values that shape inference finds from those of the inputs."""
+    """Remove types and shapes of inner values that shape inference finds from those of the inputs."""
     values = [v for node in model.graph for v in node.outputs if not v.is_graph_output()]
     stated = {v: (v.type, v.shape) for v in values}
     for value in values:
@@ -150,7 +150,7 @@ def _drop_inferable_types(model: ir.Model) -> None:
 
 
 def _says(inferred: ir.Shape | None, stated: ir.Shape | None) -> bool:
-    """Whether ``inferred`` holds all that ``stated`` does."""
+    """Whether ``inferred`` is at least as specific as ``stated``."""
     if stated is None:
         return True
     if inferred is None or len(inferred) != len(stated):
@@ -163,9 +163,9 @@ def _unknown(dimension: int | ir.SymbolicDim) -> bool:
 
 
 def _give_names_back(graph: ir.Graph, kept_names: Collection[str]) -> None:
-    """What took the place of a constant takes its name, unless the file has that constant as well.
+    """Give a value that replaced a constant its name, unless the file still has that constant.
 
-    Given: ``Conv(x, DQ(w_q int8, scale), b_1)`` where ``w`` and ``b`` are kept_names of and gone. Result:
+    Given: ``Conv(x, DQ(w_q int8, scale), b_1)``; ``w`` and ``b`` are in ``kept_names`` and removed. Result:
     ``Conv(x, DQ(w int8, scale), b)``.
     """
     graphs = (graph, *graph.subgraphs())
@@ -179,7 +179,7 @@ def _give_names_back(graph: ir.Graph, kept_names: Collection[str]) -> None:
 
 
 def _shorten_names(graph: ir.Graph, kept_names: Collection[str]) -> None:
-    """Short names for what nobody speaks of, the shortest for what is used most."""
+    """Give short names to all values outside of ``kept_names``, the shortest to those used most."""
     helpers = [
         v
         for v in (*graph.initializers.values(), *(v for node in graph for v in node.outputs))
@@ -190,10 +190,10 @@ def _shorten_names(graph: ir.Graph, kept_names: Collection[str]) -> None:
     renamed = set(helpers)
     known = (*graph.inputs, *graph.initializers.values(), *_outputs(graph), *inner)
     kept = {v.name for v in known if v not in renamed}
-    # Two passes, lest a new name be that of a helper whose turn has not come.
+    # Two passes: a new name must not equal the name of a value that is renamed later.
     for number, value in enumerate(helpers):
         value.name = f"\0{number}"
-    # Nor that of a value of the float model that is gone: it would say that the file still has it.
+    # A new name must not equal a removed value of the float model: the file would seem to still contain it.
     fresh = (name for name in _short_names() if name not in kept and name not in kept_names)
     for value in sorted(helpers, key=lambda v: -len(v.uses())):
         value.name = next(fresh)

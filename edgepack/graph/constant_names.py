@@ -1,18 +1,18 @@
-"""Constants under the names that the original model has for them."""
+"""Restore the original names of constants."""
 
 import re
 
 import onnx_ir as ir
 
 _WORD = re.compile(r"_(folded|wide|slim|fit|sparse|clustered|\d+)$")
-"""What normalization and the passes put behind the name of a constant whose content they change."""
+"""Suffixes that normalization and the passes append to the name of a constant whose content they change."""
 
 
 def restore_constant_names(model: ir.Model, original: ir.Model) -> None:
-    """Constants of ``model``, which is changed, get the names that they have in ``original``.
+    """Rename constants of ``model``, in place, to the names that they have in ``original``.
 
     Given: ``Conv(x, w_folded)``, where ``original`` has a constant ``w`` and the model has none. Result:
-    ``Conv(x, w)``. What has no counterpart in ``original`` keeps the name that it was given.
+    ``Conv(x, w)``. A constant without counterpart in ``original`` keeps its new name.
     """
     known = {value.name for value in original.graph.initializers.values()}
     known |= {node.outputs[0].name for node in original.graph if node.op_type == "Constant"}

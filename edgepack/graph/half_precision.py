@@ -1,15 +1,15 @@
-"""Models in half precision (float16, bfloat16) become float32, which everything after works on.
+"""Convert models in half precision (float16, bfloat16) to float32, which all later stages use.
 
-Given (float16, as exporters for GPUs and phones write; Casts wherever some nodes were left in float32)::
+Given (float16 as exporters for GPUs and phones write it, with Casts around the nodes left in float32)::
 
     x [float16] -> Conv(w [float16]) -> Cast(float32) -> Softmax -> Cast(float16) -> y [float16]
 
-Result (the Casts between do nothing any more, and a rule of normalization drops them)::
+Result (the inner Casts do nothing any more; a rule of normalization removes them)::
 
     x [float16] -> Cast(float32) -> Conv(w [float32]) -> Softmax -> Cast(float16) -> y [float16]
 
-Every float16 and bfloat16 is a float32, so weights are the same numbers; what is computed of them is rounded
-less often than in the original, and overflows later. What callers feed and read keeps its type.
+Every float16 and bfloat16 value is exact in float32, so weights keep their values. Intermediate results are
+rounded less often than in the original, and overflow later. Graph inputs and outputs keep their types.
 """
 
 from collections.abc import Iterator
@@ -26,21 +26,21 @@ from edgepack.ir.model import LAZY_BYTES, dims, fresh_name, name_of, walk_nodes
 
 HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype", "stash_type", "softmax_precision")
-"""Of standard operators: the type that they compute in, or give."""
+"""Attributes of standard operators that name the type to compute in or to return."""
 _ANY_TYPE = ("Cast", "Shape", "Size")
-"""Operators to which it is all the same what type they read."""
+"""Operators that accept any input type and whose output type does not depend on it."""
 _FUSED = frozenset(
     ["Attention", "BiasGelu", "BiasSplitGelu", "EmbedLayerNormalization", "FastGelu", "FusedConv",
      "FusedGemm", "FusedMatMul", "Gelu", "LayerNormalization", "MultiHeadAttention", "QuickGelu",
      "RotaryEmbedding", "SimplifiedLayerNormalization", "SkipLayerNormalization",
      "SkipSimplifiedLayerNormalization"]
 )  # fmt: skip
-"""Of the domain com.microsoft: what onnxruntime fuses others into, each of one floating type throughout."""
+"""Fused operators of onnxruntime (domain com.microsoft); each computes in one floating type throughout."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A node that goes on computing in half precision, and why."""
+    """A node that still computes in half precision, and why."""
 
     node: str
     reason: str
@@ -51,13 +51,13 @@ class HalfPrecisionNotes:
     """What :func:`to_float32` did."""
 
     types: tuple[str, ...] = ()
-    """``float16``, ``bfloat16``: those that there were."""
+    """``float16``, ``bfloat16``: those found in the model."""
     values: int = 0
-    """Constants and results that were in half precision."""
+    """Number of constants and activations that were in half precision."""
     kept: tuple[Kept, ...] = ()
 
     def lines(self) -> tuple[str, ...]:
-        """What the user of a report must know of it; empty where nothing was in half precision."""
+        """Lines for the report; empty where nothing was in half precision."""
         if not self.values:
             return ()
         given = " and ".join(self.types)
@@ -73,9 +73,9 @@ class _Plan:
     was: dict[ir.Value, ir.DataType]
     """All values in half precision."""
     foreign: dict[ir.Node, None]
-    """Nodes that stay as they are."""
+    """Nodes that keep their types."""
     stays: set[ir.Value] = field(default_factory=set)
-    """Values that do: inputs, what foreign nodes give, and what is there for their or the outputs' sake."""
+    """Values that keep their types: inputs, outputs of foreign nodes, Casts and constants only for those."""
 
 
 def float32_bytes(model: ir.Model) -> int:
@@ -84,7 +84,7 @@ def float32_bytes(model: ir.Model) -> int:
 
 
 def refuse_bfloat16(model: ir.Model, path: Path) -> None:
-    """Refuse a model that no runtime here runs, so that nothing could be compared with it.
+    """Refuse a bfloat16 model: no runtime here runs it, so there is no reference to compare with.
 
     Raises:
         ModelError: naming the first tensor in bfloat16.
@@ -106,14 +106,14 @@ def has_half_precision(model: ir.Model) -> bool:
 
 
 def to_float32(model: ir.Model) -> HalfPrecisionNotes:
-    """Compute in float32 what ``model`` computes in half precision; changes it in place.
+    """Convert ``model`` from half precision to float32, in place.
 
-    All constants are initializers, all functions inlined, and types are inferred. Inputs and outputs keep
-    their types. Nodes of operators that are not known to take float32 keep theirs, with Casts around them.
+    Requires that all constants are initializers, all functions are inlined and types are inferred. Inputs and
+    outputs keep their types. Nodes of operators not known to accept float32 keep theirs, between Casts.
 
     Raises:
-        ModelError: an input or output is a sequence of tensors in half precision, or a node that has to keep
-            its types does not state them all, or has a body of its own.
+        ModelError: an input or output is a sequence of tensors in half precision, or a node that must keep
+            its types has an output without a type, or has a subgraph.
     """
     was = {value: value.dtype for value in _values(model) if value.dtype in HALF}
     half = {value: dtype for value, dtype in was.items() if dtype is not None}
@@ -134,7 +134,7 @@ def to_float32(model: ir.Model) -> HalfPrecisionNotes:
         if value.const_value is not None:
             value.const_value = _half_precision(value.const_value)
     for value in plan.stays:
-        _cast_for_readers(model.graph, value, plan)
+        _cast_for_consumers(model.graph, value, plan)
     for node in plan.foreign:
         _cast_for_node(model.graph, node, plan)
     _cast_for_outputs(model.graph, plan)
@@ -144,7 +144,7 @@ def to_float32(model: ir.Model) -> HalfPrecisionNotes:
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:
-    """Every value once: inputs, constants and results of all graphs."""
+    """Every value once: inputs, constants and node outputs of all graphs."""
     seen: set[ir.Value] = set()
     for graph in model.graphs():
         results = (value for node in graph for value in node.outputs)
@@ -155,7 +155,7 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def _asked(node: ir.Node) -> ir.DataType | None:
-    """The type in half precision that an attribute of a standard operator names."""
+    """The half-precision type that an attribute of a standard operator names."""
     if node.domain not in ("", "ai.onnx"):
         return None
     for name in _TYPE_ATTRIBUTES:
@@ -166,7 +166,7 @@ def _asked(node: ir.Node) -> ir.DataType | None:
 
 
 def _foreign(model: ir.Model, half: dict[ir.Value, ir.DataType]) -> dict[ir.Node, None]:
-    """Nodes with values in half precision of operators that may not take others."""
+    """Nodes that use half precision and whose operators are not known to accept another type."""
     foreign: dict[ir.Node, None] = {}
     for node in walk_nodes(model.graph):
         touched = any(value in half for value in (*node.inputs, *node.outputs) if value is not None)
@@ -189,7 +189,7 @@ def _foreign(model: ir.Model, half: dict[ir.Value, ir.DataType]) -> dict[ir.Node
 def _stays(value: ir.Value, plan: _Plan, main: ir.Graph) -> bool:
     producer = value.producer()
     if producer is None and not value.is_initializer():
-        return value in main.inputs  # those of bodies follow what the body is given
+        return value in main.inputs  # inputs of a subgraph follow the type of what is passed
     if producer is not None and producer in plan.foreign:
         return True
     read_only_there = all(use.node in plan.foreign for use in value.uses())
@@ -208,21 +208,21 @@ def _retype_attributes(node: ir.Node) -> None:
 
 
 def _single(kind: ir.TypeProtocol | None) -> ir.TypeProtocol:
-    """The same kind of type with elements of float32; a new one, since models share theirs."""
+    """The same kind of type with float32 elements; a new object, since models share types."""
     if isinstance(kind, ir.SequenceType | ir.OptionalType):
         return type(kind)(_single(kind.elem_type), denotation=kind.denotation)
     return ir.TensorType(ir.DataType.FLOAT, denotation=None if kind is None else kind.denotation)
 
 
 def _half_precision(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """The same numbers as float32: at once, or for a large tensor whenever they are read."""
+    """The same values in float32: converted now, or for a large tensor whenever it is read."""
 
-    def widen() -> ir.TensorProtocol:
+    def convert() -> ir.TensorProtocol:
         return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
 
     if tensor.nbytes <= LAZY_BYTES:
-        return widen()
-    return ir.LazyTensor(widen, dtype=ir.DataType.FLOAT, shape=ir.Shape(dims(tensor)), name=tensor.name)
+        return convert()
+    return ir.LazyTensor(convert, dtype=ir.DataType.FLOAT, shape=ir.Shape(dims(tensor)), name=tensor.name)
 
 
 def _cast(main: ir.Graph, value: ir.Value, to: ir.DataType, name: str) -> ir.Node:
@@ -233,12 +233,12 @@ def _cast(main: ir.Graph, value: ir.Value, to: ir.DataType, name: str) -> ir.Nod
     return node
 
 
-def _cast_for_readers(main: ir.Graph, value: ir.Value, plan: _Plan) -> None:
-    """Let those read float32 who compute in it; bodies that give ``value`` give float32 as well."""
-    readers = [u for u in value.uses() if u.node not in plan.foreign and not is_op(u.node, *_ANY_TYPE)]
+def _cast_for_consumers(main: ir.Graph, value: ir.Value, plan: _Plan) -> None:
+    """Cast ``value`` to float32 for consumers that compute in float32, and where a subgraph returns it."""
+    consumers = [u for u in value.uses() if u.node not in plan.foreign and not is_op(u.node, *_ANY_TYPE)]
     graph = value.graph
     given = graph is not None and graph is not main and value in graph.outputs
-    if not readers and not given:
+    if not consumers and not given:
         return
     cast = _cast(main, value, ir.DataType.FLOAT, f"{value.name}_float32")
     producer = value.producer()
@@ -247,7 +247,7 @@ def _cast_for_readers(main: ir.Graph, value: ir.Value, plan: _Plan) -> None:
         graph.insert_after(producer, cast)
     else:
         graph.insert_before(graph[0], cast)
-    for node, index in readers:
+    for node, index in consumers:
         node.replace_input_with(index, cast.outputs[0])
     for index, out in enumerate(graph.outputs if given else ()):
         if out is value:
@@ -255,7 +255,7 @@ def _cast_for_readers(main: ir.Graph, value: ir.Value, plan: _Plan) -> None:
 
 
 def _cast_for_node(main: ir.Graph, node: ir.Node, plan: _Plan) -> None:
-    """Give a node that stays as it is what it had."""
+    """Cast the inputs of a node that keeps its types back to half precision."""
     for index, value in enumerate(node.inputs):
         if value is not None and value in plan.was and value not in plan.stays:
             dtype = plan.was[value]
@@ -266,7 +266,7 @@ def _cast_for_node(main: ir.Graph, node: ir.Node, plan: _Plan) -> None:
 
 
 def _cast_for_outputs(main: ir.Graph, plan: _Plan) -> None:
-    """Give callers the type that the model promises, under the same name."""
+    """Cast graph outputs back to their original type, under the same name."""
     for value in dict.fromkeys(main.outputs):
         if value not in plan.was or value in plan.stays:
             continue

@@ -1,26 +1,26 @@
-"""Normalization: one canonical graph from whatever an exporter wrote, with the same outputs.
+"""Normalization: rewrite a graph of any exporter into one canonical form with the same outputs.
 
-The only module that imports onnxscript (when called: it takes seconds). The order, and why each stands there:
+The only module that imports onnxscript (inside functions: the import takes seconds). The steps in order:
 
-1.  ``inline``: functions become nodes, so that nothing below has to look into calls.
-2.  ``constants``: Constant nodes and initializers among the inputs become plain initializers; Paddle exports
-    have every weight in a Constant node, and everything below asks "is it constant?".
+1.  ``inline``: functions become nodes, so that later steps need not look into calls.
+2.  ``constants``: Constant nodes, and initializers among the graph inputs, become plain initializers. Paddle
+    exports have every weight in a Constant node, and later steps test for constants.
     Half precision becomes float32 here, see :mod:`edgepack.graph.half_precision`.
-3.  ``clean``: what does nothing goes first, so that patterns below are not interrupted.
-4.  ``shapes``: folding shape arithmetic and most rules need shapes.
+3.  ``clean``: remove nodes that do nothing, so that they do not interrupt the patterns below.
+4.  ``shapes``: shape inference; folding of shape arithmetic and most rules need shapes.
 5.  ``fold``: constant subgraphs become constants (padding computed from static shapes, transposed weights).
-6.  ``opset``: raised as little as the target, or a recognized HardSwish (14) or GELU (20), needs. After
-    folding, because the converters of old operators want their parameters constant.
+6.  ``opset``: raise it as little as the target, a recognized HardSwish (14) or GELU (20) needs. After
+    folding, because the converters of old operators require constant parameters.
 7.  ``constants``, ``shapes``, ``fold`` again: the converters write Constant nodes.
-8.  ``activations``: HardSwish and HardSigmoid before any of their constants is folded away, and Einsum as the
-    product that it is, before shapes are inferred once more.
-9.  ``affine`` with ``padding``: multiplications, additions, batch normalization and zero padding go into the
-    weights and attributes of their neighbours, to a fixed point. With them ``selection``: what is read at one
-    position is computed for that one. Before ``padding`` a Pad of some axes becomes one of all; the factors
-    of a Gemm go into its constants.
-10. ``gemm``: after folding, which knows MatMul and bias as one group anyway.
-11. ``merge``: equal constants and equal nodes become one; last, because sharing would only hide patterns.
-12. ``check``: dead code goes, names are made unique, the ONNX checker has the last word.
+8.  ``activations``: recognize HardSwish and HardSigmoid before their constants are folded away, and rewrite
+    Einsum to MatMul, before shapes are inferred once more.
+9.  ``affine`` with ``padding``: fold multiplications, additions, batch normalization and zero padding into
+    the weights and attributes of adjacent nodes, until nothing changes. With them ``selection``: a value
+    consumed at one position only is computed for that position only. Before ``padding`` a Pad of some axes
+    becomes one of all axes; ``alpha`` and ``beta`` of a Gemm are folded into its constants.
+10. ``gemm``: MatMul and Add become Gemm; after folding, which treats MatMul and bias as one group.
+11. ``merge``: equal constants and equal nodes become one; last, because sharing hides patterns.
+12. ``check``: remove dead code, make names unique, run the ONNX checker.
 """
 
 import logging
@@ -58,30 +58,30 @@ _FOLD_INPUT_ELEMENTS = 1 << 24
 _FOLD_OUTPUT_ELEMENTS = 1 << 18
 _SMALL_ELEMENTS = 1024
 _SMALL_BYTES = 1024
-"""onnx_ir gives the checker constants of up to 1,000 bytes, and leaves larger ones out."""
+"""onnx_ir passes constants of up to 1,000 bytes to the checker, and omits larger ones."""
 _FOLD_BUDGET_BYTES = 256 << 20
-"""Constants that folding may write anew in all: a model of gigabytes must not be copied into memory."""
+"""Total bytes that constant folding may produce: a model of gigabytes must not be copied into memory."""
 _MAX_SWEEPS = 32
 _MIN_IR_VERSION = 4
-"""The first in which constants need not be inputs too."""
+"""The first IR version in which an initializer need not be a graph input."""
 _UNFOLDABLE = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
 
 
 def normalize(model: ir.Model, *, min_opset: int, max_opset: int) -> tuple[ir.Model, NormalizeNotes]:
-    """A new model that computes the same in canonical form; ``model`` stays as it is.
+    """A new model in canonical form that computes the same; ``model`` is not changed.
 
     Graph inputs and outputs keep names, types and order; initializers among the inputs become constants.
 
     Args:
         model: any ONNX model in float; half precision becomes float32.
         min_opset: raise the standard opset to at least this.
-        max_opset: never above this.
+        max_opset: never raise it above this.
 
     Raises:
         ModelError: the opset is above ``max_opset`` or cannot be raised, or the ONNX checker refuses the
-            result (which it then does for the original too); or half precision cannot become float32.
+            result (it then refuses the original too); or half precision cannot become float32.
     """
     model, source = clone(model), model
     before = opset_of(source)
@@ -106,8 +106,8 @@ def normalize(model: ir.Model, *, min_opset: int, max_opset: int) -> tuple[ir.Mo
         _apply(model, log, ACTIVATIONS if opset_of(model) >= HARD_SWISH_OPSET else ACTIVATIONS[1:])
         gelu = GELU if opset_of(model) >= GELU_OPSET else ()
         _apply(model, log, (*CLEANING, *ALL_AXES, *PADDING, *EINSUM, *gelu))
-        _shapes_and_fold(model, log)  # sizes that padding hid are known now
-        log.refused.clear()  # what an early sweep left alone, a later one may have done
+        _shapes_and_fold(model, log)  # shapes that a Pad or auto_pad hid are known now
+        log.refused.clear()  # a pattern that an early sweep refused may match in a later one
         folding = (*CLEANING, *ALL_AXES, *PADDING, *FACTORS, *FOLDING)
         _apply(model, log, (*folding, *INDEXING, *SELECTION, *TURNED, *RESIZING))
         _apply(model, log, (*GEMM, *ROWS))
@@ -130,7 +130,7 @@ def normalize(model: ir.Model, *, min_opset: int, max_opset: int) -> tuple[ir.Mo
 
 @contextmanager
 def _quiet_onnxscript() -> Iterator[None]:
-    """onnxscript warns about every node that it skips; what matters is checked here and raised."""
+    """Silence onnxscript, which warns about every node that it skips; errors that matter are raised here."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:
@@ -143,7 +143,7 @@ def _quiet_onnxscript() -> Iterator[None]:
 
 
 def _read_small_constants(model: ir.Model) -> None:
-    """Have them in memory: the ONNX checker gets those, and would look for their file where it stands."""
+    """Load the constants that the ONNX checker gets: it looks for external files in the working folder."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
@@ -161,12 +161,12 @@ def _constants(model: ir.Model, log: Log) -> None:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     log.applied["lift_constant"] -= sum(is_op(node, "Constant") for node in walk_nodes(model.graph))
     _run(model, log, "initializers_from_inputs", passes.RemoveInitializersFromInputsPass())
-    # Bodies see the outer graph, so one place for all constants serves them all.
+    # Subgraphs see the outer graph, so one initializer in the main graph serves all of them.
     passes.LiftSubgraphInitializersToMainGraphPass()(model)
 
 
 def _to_float32(model: ir.Model, log: Log) -> HalfPrecisionNotes:
-    """Half precision to float32; what is exact needs types, and those come with shapes."""
+    """Convert half precision to float32; first infer shapes, which infers the types that this needs."""
     if not has_half_precision(model):
         return HalfPrecisionNotes()
     infer_shapes(model)
@@ -193,7 +193,7 @@ def _apply(model: ir.Model, log: Log, rules: tuple[Rule, ...]) -> None:
 
 
 def _apply_to(main: ir.Graph, node: ir.Node, rules: list[Rule], log: Log) -> int:
-    """Rules at one node, until it is gone or all have had their turn."""
+    """Apply rules to one node, until it is removed or no rule is left."""
     done = 0
     if not rules or not is_op(node, node.op_type):
         return done
@@ -234,13 +234,13 @@ def _shapes_and_fold(model: ir.Model, log: Log) -> None:
 
 
 def _budget(left_bytes: int) -> Callable[[ir.Node], bool | None]:
-    """Decides whether to fold a node whose inputs are constant, until large results are used up."""
+    """A predicate for constant folding, which refuses nodes once the budget of large results is used up."""
 
     def should_fold(node: ir.Node) -> bool | None:
         nonlocal left_bytes
         if node.op_type in _UNFOLDABLE or node.domain not in ("", "ai.onnx"):
             return False
-        if node.op_type == "ConstantOfShape":  # onnxscript keeps these, but paddings come out of small ones
+        if node.op_type == "ConstantOfShape":  # onnxscript keeps these; padding amounts may come from one
             shape = constant(node.inputs[0])
             return shape is not None and int(np.prod(shape)) <= _SMALL_ELEMENTS
         tensors = [t for v in node.inputs if (t := constant_tensor(v)) is not None]
@@ -262,7 +262,7 @@ def _merge(model: ir.Model, log: Log) -> None:
 
 
 def merge_initializers(graph: ir.Graph) -> int:
-    """Let users of equal constants use one of them; returns how many went. Reads only what can be equal."""
+    """Replace equal constants by one; returns how many were removed. Reads only candidates for equality."""
     groups: dict[tuple[object, ...], list[ir.Value]] = {}
     for value in graph.initializers.values():
         tensor = value.const_value
@@ -296,8 +296,8 @@ def _finish(model: ir.Model) -> None:
     )
     model.ir_version = max(model.ir_version, needed, _MIN_IR_VERSION)
     infer_shapes(model)
-    # Measured: with these names onnxruntime 1.32 sees that it can fuse SkipLayerNormalization in a small
-    # BERT, and that one kernel is slower on the CPU (8 % and more of the whole) than the nodes it replaces.
+    # Measured: with these names onnxruntime 1.32 can fuse SkipLayerNormalization in a small BERT, and that
+    # kernel is slower on the CPU (8 % and more of the whole model) than the nodes it replaces.
     forget_made_up_names(model)
     for graph in model.graphs():
         for value in (*graph.initializers.values(), *(v for node in graph for v in node.outputs)):

@@ -1,4 +1,4 @@
-"""What normalization did, and which patterns it left alone."""
+"""What normalization changed, and which patterns it did not rewrite."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from edgepack.graph.half_precision import HalfPrecisionNotes
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A pattern that was found and left alone."""
+    """A pattern that was found and not rewritten, with the reason."""
 
     rule: str
     node: str
@@ -17,16 +17,16 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class NormalizeNotes:
-    """What :func:`normalize` did."""
+    """What :func:`normalize` changed."""
 
     applied: dict[str, int]
-    """How often each rule rewrote something; only rules that did."""
+    """How often each rule was applied; only rules that were."""
     refused: tuple[Refusal, ...]
-    """Patterns left alone, with the reason."""
+    """Patterns that were not rewritten, with the reason."""
     unsupported: tuple[str, ...]
-    """Operators outside of the ONNX standard: kept as they are."""
+    """Operators outside of the ONNX standard; they are kept unchanged."""
     half_precision: HalfPrecisionNotes
-    """What was in half precision."""
+    """What was converted from half precision."""
     opset_before: int
     opset_after: int
     nodes_before: int
@@ -35,7 +35,7 @@ class NormalizeNotes:
 
 @dataclass(slots=True)
 class Log:
-    """What the rules did so far, as a normalization goes on."""
+    """What the rules did so far, during one normalization."""
 
     applied: Counter[str] = field(default_factory=Counter)
     refused: dict[tuple[str, str], Refusal] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The opset of a model, and raising it."""
+"""The opset of a model, and how to raise it."""
 
 import onnx_ir as ir
 
@@ -29,7 +29,7 @@ def opset_of(model: ir.Model) -> int:
 
 
 def wanted_opset(model: ir.Model, now: int, min_opset: int, max_opset: int) -> int:
-    """The least opset allowed, or the first with HardSwish where the model spells that out."""
+    """The least allowed opset, or the first with HardSwish if the model contains a decomposed one."""
     wanted = max(now, min_opset)
     if wanted < HARD_SWISH_OPSET <= max_opset and any(
         is_op(node, "Mul", "Div") and hard_swish_input(node) is not None for node in walk_nodes(model.graph)
@@ -61,7 +61,7 @@ def raise_opset(model: ir.Model, log: Log, wanted: int) -> None:
 
 
 def raised_for_gelu(model: ir.Model, log: Log, max_opset: int) -> ir.Model:
-    """The model in the opset that has Gelu, where it spells that out and a converter takes it there."""
+    """The model in the first opset with Gelu, if it contains a decomposed GELU and can be converted."""
     if not opset_of(model) < GELU_OPSET <= max_opset or weight_bytes(model) > LARGE_BYTES:
         return model
     if not any(gelu_input(node) is not None for node in walk_nodes(model.graph)):
@@ -76,7 +76,7 @@ def raised_for_gelu(model: ir.Model, log: Log, max_opset: int) -> ir.Model:
 
 
 def _old_resizes(model: ir.Model) -> None:
-    """Say what Resize and Upsample meant up to opset 10: the converter leaves the new defaults in force."""
+    """State the semantics of Resize and Upsample before opset 11: the converter applies newer defaults."""
     for node in walk_nodes(model.graph):
         if not is_op(node, "Resize"):
             continue

@@ -1,6 +1,6 @@
-"""Depthwise convolutions get channels of zeros up to a multiple that the target's kernel is fast with.
+"""Channel padding: zero channels bring depthwise convolutions to a multiple that the target's kernel prefers.
 
-Given (24 channels, a kernel that works on 16 at a time and on the rest one by one)::
+Given (24 channels, and a kernel that computes 16 at a time and the remainder one by one)::
 
     x -> Conv(w [24, k, 1, 1]) -> Relu -> Conv(d [24, 1, 3, 3], group 24) -> Conv(v [n, 24, 1, 1]) -> y
 
@@ -8,8 +8,8 @@ Result::
 
     x -> Conv(w [32, k, 1, 1]) -> Relu -> Conv(d [32, 1, 3, 3], group 32) -> Conv(v [n, 32, 1, 1]) -> y
 
-The channels added to ``w``, ``d`` and their biases are zeros, and so are those that ``v`` reads them with:
-whatever stands between (activations, pooling, squeeze and excitation) makes of them, ``y`` is the same.
+The added channels of ``w``, ``d`` and their biases are zeros, and so are the added input channels of ``v``.
+Whatever nodes between them (activations, pooling, squeeze and excitation) compute there, ``y`` is the same.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ import onnx_ir as ir
 from edgepack.ir.model import clone, constant, name_of, new_initializer
 
 MOST_ADDED = 0.5
-"""Of the channels that there are; beyond it the neighbours lose what the depthwise convolution gains."""
+"""Largest share of added channels; beyond it the adjacent convolutions lose what the depthwise one gains."""
 
 BY_CHANNEL = frozenset(
     [
@@ -30,27 +30,27 @@ BY_CHANNEL = frozenset(
         "Sub",
     ]
 )  # fmt: skip
-"""Operators in which a channel of the output comes from the same channel of the inputs alone."""
+"""Operators that compute each channel of the output from the same channel of the inputs alone."""
 BINARY = frozenset(["Add", "Mul", "Sub"])
 
 
 @dataclass(slots=True)
 class _Group:
-    """Values whose channels grow together, and the convolutions that make, keep and end them."""
+    """Values whose channels grow together, and the convolutions that produce, keep and consume them."""
 
     values: list[ir.Value] = field(default_factory=list)
     depthwise: list[ir.Node] = field(default_factory=list)
     makers: list[ir.Node] = field(default_factory=list)
-    readers: list[ir.Node] = field(default_factory=list)
+    consumers: list[ir.Node] = field(default_factory=list)
     constants: list[tuple[ir.Node, int]] = field(default_factory=list)
     """Operands ``[.., channels, 1, ..]`` of elementwise nodes."""
 
 
 def pad_depthwise(model: ir.Model, multiple: int) -> tuple[ir.Model, int]:
-    """A model of equal function, and how many depthwise convolutions it has widened to ``multiple``.
+    """An equivalent model, and how many depthwise convolutions were padded to ``multiple`` channels.
 
-    A convolution stays as it is where its channels reach something that cannot grow: a graph output, a
-    concatenation, a convolution of groups.
+    A convolution is not padded if its channels reach something that cannot grow: a graph output, a Concat, a
+    grouped convolution.
     """
     if multiple == 1:
         return model, 0
@@ -72,7 +72,7 @@ def pad_depthwise(model: ir.Model, multiple: int) -> tuple[ir.Model, int]:
 
 
 def _depthwise_channels(node: ir.Node) -> int:
-    """Channels of a depthwise convolution with as many outputs, 0 for everything else."""
+    """Channels of a depthwise convolution with channel multiplier 1, 0 for every other node."""
     if node.op_type != "Conv" or node.domain not in ("", "ai.onnx"):
         return 0
     weight = constant(node.inputs[1])
@@ -86,7 +86,7 @@ def _has_constant_bias(node: ir.Node) -> bool:
 
 
 def _grow(start: ir.Node, channels: int) -> _Group | None:
-    """All that must grow with the channels of ``start``; ``None`` where something of it cannot."""
+    """All values that must grow with the channels of ``start``; ``None`` if one of them cannot."""
     group = _Group()
     waiting = [v for v in (start.inputs[0], start.outputs[0]) if v is not None]
     seen: set[ir.Value] = set()
@@ -109,14 +109,14 @@ def _grow(start: ir.Node, channels: int) -> _Group | None:
 
 
 def _through(node: ir.Node, value: ir.Value, channels: int, group: _Group) -> Iterator[ir.Value | None]:
-    """Values that must grow with ``value``, which ``node`` makes or reads; ``None`` if that cannot be."""
+    """Values that must grow with ``value``, which ``node`` produces or consumes; ``None`` if one cannot."""
     makes = value in node.outputs
     if node.op_type == "Conv" and node.domain in ("", "ai.onnx"):
         if _depthwise_channels(node) == channels:
             _once(group.depthwise, node)
             yield from (node.inputs[0], node.outputs[0])
         elif _is_dense(node, value, makes=makes):
-            _once(group.makers if makes else group.readers, node)
+            _once(group.makers if makes else group.consumers, node)
         else:
             yield None
         return
@@ -144,7 +144,7 @@ def _channels(value: ir.Value) -> int:
 
 
 def _is_dense(node: ir.Node, value: ir.Value, *, makes: bool) -> bool:
-    """Whether a convolution without groups makes ``value``, or reads it as its input."""
+    """Whether a convolution without groups produces ``value``, or consumes it as its data input."""
     if node.attributes.get_int("group", 1) != 1 or constant(node.inputs[1]) is None:
         return False
     return _has_constant_bias(node) if makes else value not in node.inputs[1:]
@@ -160,7 +160,7 @@ def _rank(value: ir.Value) -> int:
 
 
 def _is_channel_vector(shape: tuple[int, ...], channels: int, rank: int) -> bool:
-    """Whether an operand of a value of ``rank`` has a number for each channel (axis 1) and no more."""
+    """Whether an operand of a value of ``rank`` has one number for each channel (axis 1) and no more."""
     axis = 1 - (rank - len(shape))
     return rank > 1 and axis >= 0 and shape[axis] == channels == int(np.prod(shape))
 
@@ -172,7 +172,7 @@ def _to_float32(graph: ir.Graph, group: _Group, channels: int, added: int) -> No
             _pad(graph, node, 2, 0, added)
     for node in group.depthwise:
         node.attributes["group"] = ir.AttrInt64("group", channels + added)
-    for node in group.readers:
+    for node in group.consumers:
         _pad(graph, node, 1, 1, added)
     for node, index in group.constants:
         array = constant(node.inputs[index])
@@ -184,7 +184,7 @@ def _to_float32(graph: ir.Graph, group: _Group, channels: int, added: int) -> No
 
 
 def _pad(graph: ir.Graph, node: ir.Node, index: int, axis: int, added: int) -> None:
-    """Zeros behind a constant operand; other readers of the constant keep it as it was."""
+    """Append zeros to a constant operand; other consumers of the constant keep the original."""
     old = node.inputs[index]
     array = constant(old)
     assert old is not None

@@ -1,4 +1,4 @@
-"""Prepare: the model as the stages after it work on it, for one target."""
+"""Preparation: normalization and rewrites for one target, before the other stages."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from edgepack.graph.pad_channels import pad_depthwise
 
 
 def prepare(original: ir.Model, target: Target) -> tuple[ir.Model, NormalizeNotes]:
-    """The normalized model with what makes the target's kernels fast, and what was done for it.
+    """The normalized model, with rewrites for the target's kernels, and notes of what was changed.
 
     Raises:
         ModelError: see :func:`edgepack.graph.normalize.normalize`.

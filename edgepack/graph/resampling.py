@@ -1,4 +1,4 @@
-"""Where the entries of a Resize come from, as the ONNX operator defines it."""
+"""Source coordinates of Resize, as the ONNX operator defines them."""
 
 from collections.abc import Callable
 
@@ -12,15 +12,15 @@ ROUNDINGS: dict[str, Callable[[Floats], Floats]] = {
     "floor": np.floor,
     "ceil": np.ceil,
 }
-"""By ``nearest_mode``."""
+"""Rounding functions by ``nearest_mode``."""
 
 
 def coordinates(
     mode: str, size: int, out: int, scale: float, region: tuple[float, float] = (0.0, 1.0)
 ) -> Floats:
-    """Where in an axis of ``size`` entries each of ``out`` entries lies.
+    """The source coordinate of each of ``out`` entries, in an axis of ``size`` entries.
 
-    ``mode``: the ``coordinate_transformation_mode``; ``region``: what ``tf_crop_and_resize`` cuts out.
+    ``mode``: the ``coordinate_transformation_mode``; ``region``: the region of ``tf_crop_and_resize``.
     """
     at = np.arange(out, dtype=np.float64)
     if mode == "asymmetric":
@@ -37,5 +37,5 @@ def coordinates(
 
 
 def nearest(where: Floats, rounding: str, size: int) -> npt.NDArray[np.int64]:
-    """The entries of an axis of ``size`` that are nearest to the places ``where``."""
+    """The source indices nearest to the coordinates ``where``, in an axis of ``size`` entries."""
     return np.clip(ROUNDINGS[rounding](where), 0, size - 1).astype(np.int64)

@@ -1,11 +1,11 @@
-"""Tied tables: an embedding whose rows are looked up, and with whose transposed a product multiplies.
+"""Tied embeddings: a table used by a Gather, and transposed by a MatMul or Gemm.
 
-Given (a language model, whose last product compares with the rows of its first look-up)::
+Given (a language model, whose output layer multiplies with the table of its input embedding)::
 
     Gather(table, ids) -> x ... MatMul(h, weight) -> logits,  weight = transposed table
 
-Some exporters write one constant and a Transpose, others two constants. Everything that works on weights
-wants the second, for then every weight is a constant; a file wants the first. This module knows both forms.
+Some exporters write one constant and a Transpose, others two constants. Stages that work on weights need the
+second, in which every weight is a constant; a file is smaller with the first. This module converts both ways.
 """
 
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ from edgepack.ir.arrays import Array
 from edgepack.ir.model import LAZY_BYTES, clone, constant, constant_tensor, dims, name_of, new_initializer
 
 LEAST_ELEMENTS = 1024
-"""Of a table; the node that makes one constant of two takes as many bytes as this saves of a smaller one."""
+"""Least bytes of a table: for a smaller one the added Transpose takes as many bytes as it saves."""
 
 
 def tied_weights(graph: ir.Graph) -> dict[str, str]:
-    """Weights of products that are a table or its transposed: by their names the names of the tables.
+    """MatMul or Gemm weights that equal a table or its transpose: table names by weight names.
 
-    Of a table every look-up picks rows. ``MatMul`` and ``Gemm`` may multiply with its transposed, a ``Gemm``
-    with ``transB`` with the table itself.
+    Every Gather of a table selects rows. ``MatMul`` and ``Gemm`` multiply with its transpose, ``Gemm`` with
+    ``transB`` with the table itself.
     """
     tables = list(tables_of(graph))
     found: dict[str, str] = {}
@@ -48,11 +48,11 @@ def one_copy(model: ir.Model) -> ir.Model:
 
 
 def as_transposes(model: ir.Model) -> dict[str, str]:
-    """Write tables that are a weight's transposed as that, in place; gives the weight's name by the table's.
+    """Replace tables that are a weight's transpose by a Transpose, in place; weight names by table names.
 
     Given: constants ``table`` and ``weight``. Result: ``table = Transpose(weight)``, which a runtime computes
-    when it loads the file. The weight stays what it is: kernels want theirs constant before anything is
-    folded, where a look-up takes what it gets.
+    when it loads the file. The weight remains the initializer: kernels require a constant weight before
+    constant folding, and Gather does not.
     """
     graph, found = model.graph, {}
     for table in list(tables_of(graph)):
@@ -74,9 +74,9 @@ def as_transposes(model: ir.Model) -> dict[str, str]:
 
 
 def fold_transpose(main: ir.Graph, node: ir.Node) -> bool:
-    """Let a constant stand for a Transpose of one, whatever its size; returns whether ``node`` is that.
+    """Replace a Transpose of a constant, of any size, by a constant; returns whether ``node`` is one.
 
-    A large one is transposed anew whenever it is read, and not kept in memory.
+    A large constant is transposed whenever it is read, and not kept in memory.
     """
     source = constant_tensor(node.inputs[0])
     out = node.outputs[0]
@@ -92,7 +92,7 @@ def fold_transpose(main: ir.Graph, node: ir.Node) -> bool:
 
 
 def transposed(source: ir.TensorProtocol, order: list[int]) -> ir.TensorProtocol:
-    """The axes of a tensor in another order: at once, or for a large one whenever it is read."""
+    """A tensor with its axes permuted: computed now, or for a large tensor whenever it is read."""
 
     def compute() -> ir.TensorProtocol:
         return ir.tensor(np.ascontiguousarray(source.numpy().transpose(order)))
@@ -105,7 +105,7 @@ def transposed(source: ir.TensorProtocol, order: list[int]) -> ir.TensorProtocol
 
 
 def tables_of(graph: ir.Graph) -> Iterator[ir.Value]:
-    """Constants of two dimensions, all of whose look-ups pick rows."""
+    """Constants of two dimensions whose Gathers all select rows."""
     for value in graph.initializers.values():
         tensor = value.const_value
         if tensor is None or len(tensor.shape) != 2 or tensor.size < LEAST_ELEMENTS:
@@ -116,7 +116,7 @@ def tables_of(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def _is_transposed(table: ir.Value, weight: ir.Value) -> bool:
-    """Whether two constants hold the same, one by rows and one by columns; reads what may be."""
+    """Whether one constant is the transpose of the other; reads data only if the shapes fit."""
     left, right = constant_tensor(table), constant_tensor(weight)
     if left is None or right is None or left.dtype != right.dtype or dims(left) != dims(right)[::-1]:
         return False

@@ -1,4 +1,4 @@
-"""Types of arrays: one, and one for each input of a model."""
+"""Array types: one array, and one array for each input of a model."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""Reading and writing of ONNX models.
+"""Reading and writing ONNX models.
 
-- Tensors of a loaded model may be views into its files, so a model is never saved over its own source.
-- External data stay on disk, mapped, until somebody reads them."""
+- Tensors of a loaded model may be views into its files, so a model is never saved over its own source file.
+- External data stay on disk, memory-mapped, until they are read."""
 
 import tempfile
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ from edgepack.ir.model import clone, walk_nodes
 from edgepack.ir.sparse import load_dense, undefined_input
 
 EXTERNAL_BYTES = 256_000_000
-"""Above this many bytes of weights a model gets a data file beside it: onnxruntime maps such a file, where it
-keeps weights inside of the model twice while it loads them. One protobuf ends at 2 GiB anyway."""
+"""A model with more bytes of weights gets an external data file: onnxruntime maps such a file, but holds
+weights inside of the model twice while it loads them. A protobuf file is limited to 2 GiB in any case."""
 _EXTERNAL_TENSOR_BYTES = 1024
 
 
@@ -44,7 +44,8 @@ def load_model(path: Path) -> ir.Model:
     """The model in the file ``path``; external data stay on disk and are mapped when read.
 
     Raises:
-        ModelError: no such file, not a model, a circle in it, or external data missing or too short.
+        ModelError: the file is missing, not a model, has a cycle, or its external data are missing or too
+        short.
     """
     path = Path(path).absolute()
     try:
@@ -63,7 +64,7 @@ def load_model(path: Path) -> ir.Model:
         cause = _root(error)
         if isinstance(cause, NotImplementedError):
             raise ModelError(
-                f"{path}: an input or output has a type that is not supported ({str(cause).partition('.')[0]}). "
+                f"{path}: an input or output has an unsupported type ({str(cause).partition('.')[0]}). "
                 "Exports of scikit-learn have a map behind a ZipMap: export with options={'zipmap': False}"
             ) from error
         raise ModelError(f"{path}: is not an ONNX model, or is cut short ({size} bytes): {error}") from error
@@ -76,7 +77,7 @@ def load_model(path: Path) -> ir.Model:
     for tensor in _external_tensors(model):
         _check_external(path, tensor)
     try:
-        model.graph.sort()  # runtimes load nodes in any order, and converters to float16 write such files
+        model.graph.sort()  # runtimes accept nodes in any order, and converters to float16 write such files
     except ValueError as error:
         raise ModelError(f"{path}: its nodes depend on each other in a circle; export it again") from error
     return model
@@ -175,17 +176,17 @@ def require_float(model: ir.Model, path: Path) -> None:
 
 
 def save_model(model: ir.Model, path: Path, *, external: bool | None = None, check: bool = True) -> None:
-    """Write ``model`` to ``path`` and check the result with the ONNX checker; ``model`` stays as it is.
+    """Write ``model`` to ``path`` and run the ONNX checker on the result; ``model`` is not changed.
 
     Args:
         model: the model.
-        path: the file; with external data also ``<path>.data``.
-        external: write weights to a file beside; by default only where they exceed :data:`EXTERNAL_BYTES`.
-        check: run the checker; off for scratch models, whose extra outputs may have no known rank.
+        path: the file; external data go to ``<path>.data``.
+        external: write weights to an external file; by default only if they exceed :data:`EXTERNAL_BYTES`.
+        check: run the checker; off for temporary models, whose extra outputs may have no known rank.
 
     Raises:
-        ExportError: ``path`` is a file that the model itself reads, the checker refuses the model, or the
-            disk does; nothing half written is left then.
+        ExportError: ``path`` is a file that the model itself reads, the checker refuses the model, or it
+            cannot be written; no partial file remains.
     """
     path = Path(path).absolute()
     data = path.with_name(path.name + ".data")
@@ -209,7 +210,7 @@ def save_model(model: ir.Model, path: Path, *, external: bool | None = None, che
                 )
             else:
                 ir.save(model, draft, format="protobuf")
-            # By path: a model of more than 2 GiB has no other way, and smaller ones need no second one.
+            # By path: it is the only way for a model of more than 2 GiB, and works for smaller ones too.
             if check:
                 onnx.checker.check_model(str(draft))
             if (written := draft.with_name(data.name)).exists():
@@ -220,19 +221,19 @@ def save_model(model: ir.Model, path: Path, *, external: bool | None = None, che
 
 
 def _in_memory(model: ir.Model) -> ir.Model:
-    """A copy that needs no file: external tensors are read, those of Constant nodes become initializers."""
+    """A copy that needs no file: external tensors are loaded, Constant nodes become initializers."""
     model = clone(model)
     lift = ir.passes.common.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0)
     return ir.external_data.load_to_model(lift(model).model)
 
 
 def model_bytes(path: Path) -> int:
-    """Bytes on disk of a model file with all external data files that it names."""
+    """Bytes on disk of a model file and all external data files that it names."""
     files = {Path(path).resolve()}
     files |= {Path(t.path).resolve() for t in _external_tensors(load_model(path))}
     return sum(file.stat().st_size for file in files)
 
 
 def weight_bytes(model: ir.Model) -> int:
-    """Bytes of all tensors of a model; none is read."""
+    """Bytes of all tensors of a model; no data are read."""
     return sum(t.nbytes for t in tensors(model))

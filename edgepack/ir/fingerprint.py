@@ -1,4 +1,4 @@
-"""Identity of a model: a digest of what it computes."""
+"""Fingerprint of a model: a digest of what it computes."""
 
 import hashlib
 
@@ -10,10 +10,10 @@ _CHUNK_BYTES = 16 << 20
 
 
 def fingerprint(model: ir.Model) -> str:
-    """SHA-256 of what the model computes: operators, attributes, wiring, value names and weights.
+    """SHA-256 of what the model computes: operators, attributes, edges, value names and weights.
 
-    Node names, doc strings and metadata do not count; value names do, since ranges are stored under them.
-    Reads weights one by one.
+    Node names, doc strings and metadata are excluded; value names are included, since ranges are stored under
+    them. Reads one weight at a time.
     """
     digest = hashlib.sha256()
     _put(digest, *(f"{domain}:{version}" for domain, version in sorted(model.graph.opset_imports.items())))
@@ -28,7 +28,7 @@ def fingerprint(model: ir.Model) -> str:
 
 
 def _put(digest: "hashlib._Hash", *words: str | None) -> None:
-    """Words with their lengths, so that no two lists of words give the same bytes."""
+    """Hash words with their lengths, so that no two lists of words give the same bytes."""
     for word in words:
         raw = b"-" if word is None else word.encode()
         digest.update(b"%d:" % len(raw) + raw)
@@ -72,7 +72,7 @@ def _hash_tensor(digest: "hashlib._Hash", tensor: ir.TensorProtocol) -> None:
 
 
 def tensor_digest(tensor: ir.TensorProtocol) -> bytes:
-    """SHA-256 of a tensor's content, read in pieces where it is mapped from a file."""
+    """SHA-256 of a tensor's content, read in chunks if it is mapped from a file."""
     digest = hashlib.sha256()
     if tensor.dtype == ir.DataType.STRING:
         for text in np.asarray(tensor.numpy()).ravel():

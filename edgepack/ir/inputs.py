@@ -1,4 +1,4 @@
-"""Arrays that are fed to a model, and what its inputs must be."""
+"""Arrays that are fed to a model, and the specification of its inputs."""
 
 import re
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class InputSpec:
 
 
 def has_batch_axis(spec: InputSpec) -> bool:
-    """Whether the first axis is the batch for certain: a free size that its name, or a picture's rank, says.
+    """Whether the first axis is certainly the batch: dynamic, and named so or the first axis of an image.
 
-    A free axis of another name may be time or points, and its rows belong together.
+    A dynamic axis of another name may be time or points, whose entries belong together.
     """
     if not spec.shape or isinstance(spec.shape[0], int):
         return False
@@ -36,10 +36,10 @@ def has_batch_axis(spec: InputSpec) -> bool:
 
 
 def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
-    """What a caller must feed: graph inputs that are not initializers.
+    """The inputs that a caller must feed: graph inputs that are not initializers.
 
     Raises:
-        ModelError: an input that is not a tensor.
+        ModelError: an input is not a tensor.
     """
     specs = []
     for value in model.graph.inputs:
@@ -55,7 +55,7 @@ def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
 
 
 def _dimension(size: int | ir.SymbolicDim) -> int | str | None:
-    """A fixed size, the name of a free one, or ``None``; some exporters write -1 for a free one."""
+    """A fixed size, the name of a dynamic one, or ``None``; some exporters write -1 for a dynamic size."""
     if isinstance(size, int):
         return size if size >= 0 else None
     return size.value

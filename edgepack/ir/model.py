@@ -1,8 +1,8 @@
-"""ONNX models as ``onnx_ir`` models: constants, names, consumers.
+"""``onnx_ir`` models: constants, names, consumers.
 
-Every pitfall of the IR is dealt with here, once:
+Pitfalls of the IR that are handled here:
 
-- a new ``ir.Value`` takes neither type nor shape from its ``const_value``: :func:`new_initializer` sets all;
+- a new ``ir.Value`` takes neither type nor shape from its ``const_value``: :func:`new_initializer` sets both;
 - an initializer that is also a graph input is a default, not an input that a caller must feed.
 """
 
@@ -15,13 +15,13 @@ from edgepack.errors import ModelError
 from edgepack.ir.arrays import Array
 
 LARGE_BYTES = 1_000_000_000
-"""A model with more bytes of weights is large: nothing may hold all of its weights in memory."""
+"""A model with more bytes of weights is large: no stage may hold all of its weights in memory."""
 LAZY_BYTES = 16 << 20
-"""A computed tensor larger than this is computed when it is read and not kept."""
+"""A computed tensor larger than this is computed on each read and not cached."""
 
 
 def clone(model: ir.Model) -> ir.Model:
-    """An independent copy; tensors, which nobody changes in place, are shared."""
+    """An independent copy; tensors, which are never changed in place, are shared."""
     return model.clone()
 
 
@@ -33,7 +33,7 @@ def name_of(value: ir.Value) -> str:
 
 
 def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of an initializer or of a Constant node, seen through Identity; ``None`` if not constant.
+    """The tensor of an initializer or Constant node, also behind Identity; ``None`` if not constant.
 
     An initializer that is also a graph input is not constant: a caller may feed something else.
     """
@@ -66,9 +66,9 @@ def dims(tensor: ir.TensorProtocol) -> tuple[int, ...]:
 
 
 def fresh_name(graph: ir.Graph, base: str) -> str:
-    """``base``, or ``base_1``, ``base_2``... : the first that no value in ``graph`` or inside it has.
+    """``base``, or ``base_1``, ``base_2``...: the first name that no value in ``graph`` or its subgraphs has.
 
-    Give the model's main graph: a subgraph does not know the graph around it.
+    Pass the model's main graph: a subgraph does not know its outer graph.
     """
     taken: set[str | None] = set()
     for inner in (graph, *graph.subgraphs()):
@@ -83,9 +83,9 @@ def fresh_name(graph: ir.Graph, base: str) -> str:
 
 
 def new_initializer(graph: ir.Graph, name: str, content: Array | ir.TensorProtocol) -> ir.Value:
-    """A constant in the main ``graph``, named ``name`` or, if that is taken, a name made from it."""
+    """Add an initializer to the main ``graph``, named ``name`` or, if that is taken, a derived name."""
     name = fresh_name(graph, name)
-    # NumPy makes scalars of arrays without dimensions at every turn, so those are welcome too.
+    # NumPy returns scalars for arrays without dimensions, so these are accepted too.
     tensor: ir.TensorProtocol
     if isinstance(content, np.ndarray | np.generic):
         tensor = ir.tensor(np.asarray(content), name=name)
@@ -97,7 +97,7 @@ def new_initializer(graph: ir.Graph, name: str, content: Array | ir.TensorProtoc
 
 
 def set_constant(model: ir.Model, name: str, content: Array) -> None:
-    """Replace the content of the initializer ``name``, for all its users; type and shape may change.
+    """Replace the content of the initializer ``name`` for all its consumers; type and shape may change.
 
     Raises:
         ModelError: no such initializer.
@@ -115,7 +115,7 @@ def set_constant(model: ir.Model, name: str, content: Array) -> None:
 def computed(
     source: ir.TensorProtocol, function: Callable[[Array], Array], dtype: ir.DataType | None = None
 ) -> ir.TensorProtocol:
-    """``function`` of a tensor, same shape: at once, or for a large tensor whenever it is read.
+    """``function`` applied to a tensor, same shape: computed now, or for a large tensor on each read.
 
     ``dtype``: the type of the result; by default that of ``source``.
     """
@@ -131,12 +131,12 @@ def computed(
 
 
 def walk_nodes(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
-    """All nodes of ``graph`` in order, those of subgraphs included, each before what it contains."""
+    """All nodes of ``graph`` in order, including subgraphs, each before the nodes of its subgraphs."""
     return iter(ir.traversal.RecursiveGraphIterator(graph))
 
 
 def captured_values(graph: ir.Graph) -> set[str]:
-    """Names of the values of ``graph`` that bodies of If, Loop or Scan inside it use."""
+    """Names of the values of ``graph`` that subgraphs of If, Loop or Scan capture."""
     captured = set()
     for inner in graph.subgraphs():
         used = [v for node in inner for v in node.inputs if v is not None]
@@ -145,7 +145,7 @@ def captured_values(graph: ir.Graph) -> set[str]:
 
 
 def only_consumer(value: ir.Value) -> ir.Node | None:
-    """The node that alone uses ``value``, once, in the same graph, when the value is no graph output."""
+    """The only consumer of ``value``: one use, in the same graph, and ``value`` is no graph output."""
     uses = value.uses()
     if len(uses) != 1 or value.is_graph_output():
         return None

@@ -1,4 +1,4 @@
-"""Quantization arithmetic in plain NumPy; knows nothing of ONNX."""
+"""Quantization arithmetic in plain NumPy, independent of ONNX."""
 
 from collections.abc import Sequence
 
@@ -10,18 +10,18 @@ from edgepack.ir.scheme import QuantParams, QuantScheme, QuantType
 Array = npt.NDArray[np.floating]
 
 MIN_SCALE = np.float32(1e-18)
-"""Of anything: the product of two, which is the scale of a bias, is still a normal float32."""
+"""Smallest scale: the product of two, the scale of a bias, is still a normal float32."""
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 CHUNK = 1 << 22
 """Values quantized at a time."""
 
 
 def choose_params(low: float, high: float, scheme: QuantScheme) -> QuantParams:
-    """Per-tensor parameters that cover ``[low, high]`` (real values, zero always included).
+    """Per-tensor parameters that cover ``[low, high]`` (real values; zero is always included).
 
-    Asymmetric: the zero point is an exact stored integer, so that padding with zeros is exact. Symmetric:
-    the zero point is the middle of the type (0 for int8, 128 for uint8). A range that holds zero alone says
-    nothing of the scale, which is 1 then: the least there is would make factors of kernels overflow.
+    Asymmetric: the zero point is an exact stored integer, so that zero padding is exact. Symmetric: the zero
+    point is the middle of the type (0 for int8, 128 for uint8). A range of zero alone does not determine the
+    scale; it is 1 then, because the smallest scale would make requantization factors overflow.
 
     Raises:
         ValueError: a bound is not a finite float32, or ``low > high``.
@@ -49,7 +49,7 @@ def weight_limit(scheme: QuantScheme) -> int:
 def choose_weight_params(weight: Array, scheme: QuantScheme, axis: int | None) -> QuantParams:
     """Symmetric parameters for a weight, one scale per index of ``axis`` (``None``: one for all).
 
-    The range used is ``[-qmax, qmax]``: the one value more on the negative side would make the grid
+    The range used is ``[-qmax, qmax]``: the additional negative value would make the quantization levels
     asymmetric and, on x86 without VNNI, lets ``-128 × 255`` pairs saturate.
 
     Raises:
@@ -57,7 +57,7 @@ def choose_weight_params(weight: Array, scheme: QuantScheme, axis: int | None) -
     """
     qmax = weight_limit(scheme)
     other = tuple(i for i in range(weight.ndim) if i != axis) if axis is not None else None
-    # Not np.abs: the weight may be large and mapped from a file.
+    # Not np.abs: the weight may be large and memory-mapped.
     peak = np.maximum(-weight.min(axis=other, initial=0.0), weight.max(axis=other, initial=0.0))
     if not np.isfinite(peak).all():
         raise ValueError("a weight holds NaN or infinity")
@@ -66,7 +66,7 @@ def choose_weight_params(weight: Array, scheme: QuantScheme, axis: int | None) -
 
 
 def _spread(params: QuantParams, ndim: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-    """Scale and zero point, shaped to broadcast against a tensor of ``ndim`` dimensions."""
+    """Scale and zero point, reshaped to broadcast against a tensor of ``ndim`` dimensions."""
     zero_point = params.zero_point.astype(np.int32)
     if params.axis is None:
         return params.scale, zero_point
@@ -78,7 +78,7 @@ def _spread(params: QuantParams, ndim: int) -> tuple[npt.NDArray[np.float32], np
 def quantize(x: Array, params: QuantParams) -> npt.NDArray[np.integer]:
     """Stored values of ``x``: round half to even, add the zero point, saturate (ONNX QuantizeLinear)."""
     scale, zero_point = _spread(params, x.ndim)
-    if x.size > CHUNK and len(x) > 1:  # in pieces: the steps between take up to 20 bytes a value
+    if x.size > CHUNK and len(x) > 1:  # in chunks: the intermediate arrays take up to 20 bytes a value
         scale, zero_point = np.broadcast_to(scale, x.shape), np.broadcast_to(zero_point, x.shape)
         stored = np.empty(x.shape, params.type.dtype)
         rows = -(-len(x) * CHUNK // x.size)
@@ -102,14 +102,14 @@ def dequantize(q: npt.NDArray[np.integer], params: QuantParams) -> npt.NDArray[n
 
 
 def bias_params(input_scale: npt.NDArray[np.float32], weight: QuantParams) -> QuantParams:
-    """Parameters of an int32 bias: its scale is the product of the input's and the weight's."""
+    """Parameters of an int32 bias: its scale is the product of the input scale and the weight scale."""
     scale = (np.asarray(input_scale, np.float32) * weight.scale).astype(np.float32)
     axis = None if weight.axis is None else 0
     return QuantParams(QuantType.INT32, scale, np.zeros(scale.shape, np.int32), axis)
 
 
 def sqnr_db(reference: Sequence[Array] | Array, other: Sequence[Array] | Array) -> float:
-    """Signal to quantization noise in dB over all arrays together; ``inf`` when they are equal.
+    """Signal to quantization noise ratio in dB over all arrays together; ``inf`` when they are equal.
 
     Raises:
         ValueError: the two sides differ in number or shapes.
@@ -134,9 +134,9 @@ def ratio_db(signal: float, noise: float) -> float:
 
 
 def short_scale(scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """``scale`` to eight significant bits, those of bfloat16: half of its bytes are zero then.
+    """``scale`` rounded to eight significant bits, as bfloat16: half of its bytes are zero then.
 
-    For scales that weights are fitted to afterwards; it moves them by 0.2% at most.
+    For scales that weights are quantized with afterwards; it changes them by 0.2% at most.
     """
     fraction, exponent = np.frexp(scale)
     return np.asarray(np.ldexp(np.rint(fraction * 256) / 256, exponent), np.float32)

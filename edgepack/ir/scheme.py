@@ -1,4 +1,4 @@
-"""The vocabulary of quantization: element types, granularity, schemes and parameters."""
+"""Types of quantization: element types, granularity, schemes and parameters."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -41,11 +41,11 @@ class Granularity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class QuantScheme:
-    """How one kind of tensor is quantized.
+    """How one kind of tensor (weights or activations) is quantized.
 
-    Of weights: ``reduce_range`` drops one bit of all; ``saturates`` says that u8 × s8 sums saturate at 16
-    bits, as on x86 without VNNI, so that those lose a bit whose sums would; ``bits`` below eight leave stored
-    values the range of so many bits.
+    For weights: ``reduce_range`` reduces all to 7 bits; ``saturates`` says that pairs of u8 × s8 products
+    saturate at 16 bits, as on x86 without VNNI, so that output channels whose sums would saturate are reduced
+    to 7 bits; ``bits`` below eight limits stored values to the range of so many bits.
     """
 
     type: QuantType

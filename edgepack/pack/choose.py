@@ -1,4 +1,4 @@
-"""Which form each span is coded in: the one that takes the fewest bytes, by count."""
+"""Which coding each span gets: the one with the fewest bytes, computed from counts."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from edgepack.pack.spans import (
     MOST_COLUMN,
     PIECE,
     SHARED_TABLES,
-    Form,
+    Coding,
     Span,
     contexts,
     pieces,
@@ -26,24 +26,24 @@ from edgepack.pack.wire import FLOAT, INT8
 
 Counts = npt.NDArray[np.int64]
 Read = Callable[[Span], Bytes]
-"""The content of a span, mapped."""
+"""Reads the content of a span, memory-mapped."""
 
 FEW_BYTES = 1 << 15
-"""Numbers of several bytes in less than this are coded together with others like them."""
+"""Multi-byte numbers in spans smaller than this are coded together with similar ones."""
 MOST_TABLES = 60_000
-"""Of a file; spans beyond are coded as words. A table takes 16 kB while it is used."""
+"""Of a file; further spans are coded as words. A table takes 16 kB of memory while it is used."""
 CODEBOOK_BYTES = 512
-"""Smaller tensors are coded as they are: neither classes nor a codebook would pay."""
+"""Smaller tensors get neither classes nor a codebook: these would not pay off."""
 NEIGHBOURS = 64
-"""Spans that the one whose multiple another is may be away."""
+"""Largest distance, in spans, between a span and a multiple of it."""
 SPARSE_SHARE = 1 / 16
-"""Share of zeros from which a mask is smaller than the zeros among the planes."""
+"""Share of zeros from which a bit mask is smaller than zeros in the planes."""
 CLASS_BITS = 2.5
-"""What a class takes, about, once coded."""
+"""Approximate bits of a class, once coded."""
 
 
-def choose_forms(spans: Sequence[Span], read: Read) -> Counts:
-    """Give every span its form and its tables; returns the counts ``[tables, 256]`` to make those from."""
+def choose_codings(spans: Sequence[Span], read: Read) -> Counts:
+    """Set the coding and the tables of every span; returns symbol counts ``[tables, 256]``."""
     seen: dict[tuple[int, bytes], int] = {}
     shared = np.zeros((SHARED_TABLES, 256), np.int64)
     matrices: list[tuple[Span, Counts]] = []
@@ -51,43 +51,43 @@ def choose_forms(spans: Sequence[Span], read: Read) -> Counts:
         raw = read(span)
         first = seen.setdefault((span.length, _digest(raw)), number)
         if first != number:
-            span.form, span.same_as = Form.SAME, first
+            span.coding, span.same_as = Coding.SAME, first
         elif span.item_bytes > 1:
             _choose_words(span, raw)
             _choose_scaled(number, spans, read)
         elif span.data_type == INT8 and span.length >= CODEBOOK_BYTES and span.columns <= PIECE:
-            span.form = Form.MATRIX
+            span.coding = Coding.MATRIX
             span.row_class, span.column_class = _classes(span, raw)
             counts = _counts(span, raw, SHARED_TABLES)
             shared += counts
             matrices.append((span, counts))
         else:
-            span.form = Form.BYTES if span.length >= FEW_BYTES else Form.WORDS
+            span.coding = Coding.BYTES if span.length >= FEW_BYTES else Coding.WORDS
     tables, _stored = fit(shared)
     for span, counts in matrices:
         used = counts.sum(axis=1) > 0
         together = sum(code_bytes(c, t) for c, t in zip(counts[used], tables[used], strict=True))
         classes = (len(span.row_class) + len(span.column_class)) * CLASS_BITS / 8
         costs = {
-            Form.MATRIX: together + classes,
-            Form.OWN: sum(map(least_bytes, counts[used])) + classes,
-            Form.BYTES: least_bytes(counts.sum(axis=0)),
+            Coding.MATRIX: together + classes,
+            Coding.OWN: sum(map(least_bytes, counts[used])) + classes,
+            Coding.BYTES: least_bytes(counts.sum(axis=0)),
         }
-        span.form = min(costs, key=lambda form: costs[form])
+        span.coding = min(costs, key=lambda coding: costs[coding])
     return _all_counts(spans, read)
 
 
 def _all_counts(spans: Sequence[Span], read: Read) -> Counts:
-    """Number the tables and count what each codes."""
+    """Number the tables and count the symbols that each codes."""
     total = SHARED_TABLES
     for span in spans:
         if total + span.tables > MOST_TABLES:
-            span.form = Form.WORDS
-        span.first_table = 0 if span.form is Form.MATRIX else total
+            span.coding = Coding.WORDS
+        span.first_table = 0 if span.coding is Coding.MATRIX else total
         total += span.tables
     counts = np.zeros((total, 256), np.int64)
     for span in spans:
-        first, size = span.first_table, SHARED_TABLES if span.form is Form.MATRIX else span.tables
+        first, size = span.first_table, SHARED_TABLES if span.coding is Coding.MATRIX else span.tables
         if size:
             counts[first : first + size] += _counts(span, read(span), size)
     return counts
@@ -102,39 +102,39 @@ def _counts(span: Span, raw: Bytes, tables: int) -> Counts:
 
 
 def _choose_words(span: Span, raw: Bytes) -> None:
-    """A codebook, a mask of zeros, planes; or among the few where it is small."""
+    """Choose a codebook, a mask of zeros or planes; WORDS for a small span."""
     numbers = words(raw, span.item_bytes)
     if span.length >= CODEBOOK_BYTES and (values := _few_values(numbers)) is not None:
-        span.form, span.codebook = Form.CODEBOOK, values
+        span.coding, span.codebook = Coding.CODEBOOK, values
     elif span.length < FEW_BYTES:
-        span.form = Form.WORDS
+        span.coding = Coding.WORDS
     else:
         filled = [int(np.count_nonzero(numbers[a : a + PIECE])) for a in range(0, len(numbers), PIECE)]
         sparse = sum(filled) <= (1 - SPARSE_SHARE) * len(numbers)
-        span.form, span.filled = (Form.SPARSE, filled) if sparse else (Form.PLANES, [])
+        span.coding, span.filled = (Coding.SPARSE, filled) if sparse else (Coding.PLANES, [])
 
 
 def _choose_scaled(number: int, spans: Sequence[Span], read: Read) -> None:
-    """Make this span, or an earlier one, a multiple of the other, where it is one to the last bit."""
+    """Code this span, or an earlier one, as a multiple of the other, if it is one bit for bit."""
     this = spans[number]
-    if this.data_type != FLOAT or this.form is not Form.WORDS:
+    if this.data_type != FLOAT or this.coding is not Coding.WORDS:
         return
     like = [
         (at, span)
         for at, span in enumerate(spans[max(number - NEIGHBOURS, 0) : number], max(number - NEIGHBOURS, 0))
-        if span.data_type == FLOAT and span.form is Form.WORDS and span.length == this.length
+        if span.data_type == FLOAT and span.coding is Coding.WORDS and span.length == this.length
     ]
     for at, span in reversed(like):
         for copy, base, place in ((this, span, at), (span, this, number)):
             if (factor := _factor(words(read(copy), 4), words(read(base), 4))) is not None:
-                copy.form, copy.same_as, copy.factor = Form.SCALED, place, factor
+                copy.coding, copy.same_as, copy.factor = Coding.SCALED, place, factor
                 if copy is this:
                     return
                 break
 
 
 def _factor(copy: npt.NDArray[np.uint32], base: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32] | None:
-    """The float32 number that makes ``copy`` of ``base``, if there is one near their ratio."""
+    """The float32 factor that gives ``copy`` from ``base``, if there is one near their ratio."""
     top = int(np.argmax(np.abs(base.view(np.float32))))
     with np.errstate(all="ignore"):
         guess = copy[top : top + 1].view(np.float32) / base[top : top + 1].view(np.float32)
@@ -143,7 +143,7 @@ def _factor(copy: npt.NDArray[np.uint32], base: npt.NDArray[np.uint32]) -> npt.N
     near = (guess.view(np.int32) + np.arange(-2, 3, dtype=np.int32)).view(np.float32)
     for factor in near:
         one = np.array([factor], "<f4")
-        for part in (slice(0, 8), slice(0, None)):  # most differ in the first few
+        for part in (slice(0, 8), slice(0, None)):  # most mismatches are in the first few
             if not np.array_equal(scaled(base[part].view(np.float32), one).view(np.uint32), copy[part]):
                 break
         else:
@@ -152,7 +152,7 @@ def _factor(copy: npt.NDArray[np.uint32], base: npt.NDArray[np.uint32]) -> npt.N
 
 
 def _few_values(numbers: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.unsignedinteger] | None:
-    """The different values, where they are at most 256 and a code is worth it."""
+    """The distinct values, if they are at most 256 and a codebook pays off."""
     most = min(256, len(numbers) // 4)
     values = np.unique(numbers[:4096])
     for start in range(0, len(numbers), PIECE):
@@ -163,7 +163,7 @@ def _few_values(numbers: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.unsi
 
 
 def _classes(span: Span, raw: Bytes) -> tuple[Bytes, Bytes]:
-    """Classes of the rows, and of the columns against all, by mean magnitude."""
+    """Classes of rows, and of columns relative to all, by mean magnitude."""
     matrix = raw.view(np.int8).reshape(span.rows, span.columns)
     by_row, by_column = np.empty(span.rows), np.zeros(span.columns)
     step = max(PIECE // span.columns, 1)

@@ -2,7 +2,7 @@
 
 ::
 
-    89 45 50 4B 0D 0A 1A 0A   as PNG does it: text-mode transfers and cut files show at once
+    89 45 50 4B 0D 0A 1A 0A   as in PNG: reveals text-mode transfers and truncated files at once
     version                   u16, little-endian as all numbers
     chunk ...                 kind u8 | length u32 | CRC-32 of kind, length and content u32 | content
     chunk END                 empty; nothing follows it
@@ -25,7 +25,7 @@ _MOST_CHUNK_BYTES = 1 << 28
 
 
 WINDOW_BYTES = 1 << 24
-"""How far back LZMA looks; the coder allots what it needs, which for small pieces is most of its time."""
+"""Window of LZMA; the coder allocates this much, which takes most of the time for small chunks."""
 
 
 class Kind(IntEnum):
@@ -52,10 +52,10 @@ def write_chunk(file: BinaryIO, kind: Kind, content: bytes) -> None:
 
 
 def read_chunks(file: BinaryIO, path: Path) -> Iterator[tuple[Kind, bytes]]:
-    """The chunks of a container, each checked before it is given; END is the last.
+    """The chunks of a container, each checked before it is yielded; END is the last.
 
     Raises:
-        ModelError: the file is no container, of a newer version, cut short, or damaged.
+        ModelError: the file is no container, has a newer version, is truncated, or damaged.
     """
     start = file.read(len(SIGNATURE) + 2)
     if not start.startswith(SIGNATURE):
@@ -101,7 +101,7 @@ def _checksum(kind: int, content: bytes) -> int:
 
 
 def squeeze(raw: bytes, *, is_text: bool = False) -> bytes:
-    """``raw`` by LZMA without a header; bytes without structure, such as planes, unless ``is_text``."""
+    """``raw`` coded by LZMA without a header; unstructured bytes, such as planes, unless ``is_text``."""
     return lzma.compress(
         raw, lzma.FORMAT_RAW, filters=_filters(is_text, min(max(len(raw), 1 << 12), WINDOW_BYTES))
     )
@@ -111,7 +111,7 @@ def expand(code: bytes, size: int, *, is_text: bool = False) -> bytes:
     """The ``size`` bytes that :func:`squeeze` coded.
 
     Raises:
-        ModelError: other bytes come out.
+        ModelError: other bytes result.
     """
     try:
         decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(is_text, WINDOW_BYTES))

@@ -1,7 +1,7 @@
-"""``.epk``: a model as one file to ship, and back, byte for byte.
+"""``.epk``: a model packed into one file, and unpacked byte for byte.
 
-A model's files are cut into spans, its tensors, and the text between them. The text goes through LZMA; each
-tensor is coded in the form that takes the fewest bytes (:mod:`edgepack.pack.spans`).
+A model's files are cut into spans (its tensors) and the text between them. The text is coded by LZMA; each
+tensor gets the coding that takes the fewest bytes (:mod:`edgepack.pack.spans`).
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from edgepack.errors import ExportError, ModelError
-from edgepack.pack.choose import choose_forms
+from edgepack.pack.choose import choose_codings
 from edgepack.pack.container import Kind, expand, read_chunks, squeeze, write_chunk, write_start
 from edgepack.pack.files import SourceFile, safe_name, source_files
 from edgepack.pack.layout import (
@@ -32,18 +32,18 @@ from edgepack.pack.layout import (
     word_groups,
 )
 from edgepack.pack.rans import Bytes, Coder, decode, encode
-from edgepack.pack.spans import Form, Span, content, contexts, joined, planes, scaled, symbols, words
+from edgepack.pack.spans import Coding, Span, content, contexts, joined, planes, scaled, symbols, words
 from edgepack.pack.tables import fit, restore
 
 SUFFIX = ".epk"
 TEXT_PIECE = 1 << 24
-"""Bytes of text that are coded together."""
+"""Bytes of text in one chunk."""
 COPY_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What packing came to."""
+    """The result of packing."""
 
     path: Path
     raw_bytes: int
@@ -53,13 +53,13 @@ class Packed:
 
 
 def pack(model: Path, output: Path, *, check: bool = True) -> Packed:
-    """Write the packed form of ``model`` to ``output``, and ``check`` that it gives the same bytes back.
+    """Write ``model``, packed, to ``output``, and ``check`` that unpacking restores the same bytes.
 
-    ``model`` is an ``.onnx``, taken with its external data, or any other single file.
+    ``model`` is an ``.onnx``, packed with its external data, or any other single file.
 
     Raises:
         ModelError: the model cannot be read.
-        ExportError: the disk refuses, or the packed form gives other bytes.
+        ExportError: the file cannot be written, or unpacking gives other bytes.
     """
     output = Path(output).absolute()
     with source_files(Path(model).absolute()) as (files, spans):
@@ -82,16 +82,16 @@ def pack(model: Path, output: Path, *, check: bool = True) -> Packed:
 
 
 def unpack(packed: Path, output: Path | None = None) -> tuple[Path, ...]:
-    """Restore the files of a packed model; gives their paths, the model's own first.
+    """Restore the files of a packed model; returns their paths, the model file first.
 
     Args:
         packed: the ``.epk``.
-        output: the model's file, or a folder for it; by default its old name beside ``packed``. External data
-            go beside the model under the names that it knows them by.
+        output: the path of the model file, or a folder for it; by default the original name beside
+            ``packed``. External data are written beside the model under the names that it refers to.
 
     Raises:
-        ModelError: ``packed`` is no ``.epk``, of a newer version, cut short, or damaged.
-        ExportError: the disk refuses; nothing half written is left then.
+        ModelError: ``packed`` is no ``.epk``, has a newer version, is truncated, or damaged.
+        ExportError: a file cannot be written; no partial file remains then.
     """
     packed = Path(packed).absolute()
     target = packed.parent if output is None else Path(output).absolute()
@@ -107,7 +107,7 @@ def unpack(packed: Path, output: Path | None = None) -> tuple[Path, ...]:
                 raise ExportError(
                     f"{target}: would overwrite another file of this model; name another with -o"
                 )
-            for name, place in reversed(list(zip(names, places, strict=True))):  # the model's own file last
+            for name, place in reversed(list(zip(names, places, strict=True))):  # the model file last
                 place.parent.mkdir(parents=True, exist_ok=True)
                 (Path(scratch) / name).replace(place)
     except OSError as error:
@@ -119,7 +119,7 @@ def _write(file: BinaryIO, files: Sequence[SourceFile], spans: Sequence[Span]) -
     def read(span: Span) -> Bytes:
         return files[span.file].content[span.offset : span.offset + span.length]
 
-    tables, stored = fit(choose_forms(spans, read))
+    tables, stored = fit(choose_codings(spans, read))
     known = b"".join(notes(span) for span in spans)
     sizes = [len(f.content) for f in files]
     header = {
@@ -148,7 +148,7 @@ def _write(file: BinaryIO, files: Sequence[SourceFile], spans: Sequence[Span]) -
 
 
 def _restore(packed: Path, folder: Path) -> list[str]:
-    """Write the files of ``packed`` into ``folder``; gives their names. What is not right is refused."""
+    """Write the files of ``packed`` into ``folder``; returns their names. Refuses a damaged file."""
     try:
         source = packed.open("rb")
     except OSError as error:
@@ -223,13 +223,13 @@ def _fill(
 
 
 def _copy(spans: Sequence[Span], files: Sequence[BinaryIO]) -> None:
-    """Fill the spans that are made from others: in order, and those that are only scaled first."""
-    for span in sorted((s for s in spans if s.form in COPIES), key=lambda s: s.form is Form.SAME):
+    """Fill the spans that are copies of others: in order, those that are only scaled first."""
+    for span in sorted((s for s in spans if s.coding in COPIES), key=lambda s: s.coding is Coding.SAME):
         first = spans[span.same_as]
         for done in range(0, span.length, COPY_BYTES):
             files[first.file].seek(first.offset + done)
             raw = files[first.file].read(min(COPY_BYTES, span.length - done))
-            if span.form is Form.SCALED:
+            if span.coding is Coding.SCALED:
                 raw = scaled(np.frombuffer(raw, "<f4"), span.factor).tobytes()
             files[span.file].seek(span.offset + done)
             files[span.file].write(raw)

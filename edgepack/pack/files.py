@@ -1,4 +1,4 @@
-"""The files that make a model, and the tensors in them."""
+"""The files of a model, and the tensors in them."""
 
 import mmap
 from collections.abc import Iterator, Sequence
@@ -17,29 +17,29 @@ from edgepack.pack.tables import least_bytes
 from edgepack.pack.wire import INT32, INT64, RawTensor, raw_tensors
 
 LEAST_BYTES = 32
-"""Smaller tensors stay in the text around them: a span costs a few bytes itself."""
+"""Smaller tensors stay in the text around them: a span itself takes a few bytes."""
 BLOCK_BYTES = 1 << 16
-"""Of files of unknown structure, what is looked at together."""
+"""Block size for files of unknown structure."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file of the model, mapped."""
+    """A file of the model, memory-mapped."""
 
     name: str
-    """Relative to the model's folder, with slashes."""
+    """Path relative to the model's folder, with slashes."""
     path: Path
     content: Bytes
 
 
 @contextmanager
 def source_files(model: Path) -> Iterator[tuple[list[SourceFile], list[Span]]]:
-    """The files of ``model``, its own first, and their spans in order.
+    """The files of ``model``, the model file first, and their spans in order.
 
     An ``.onnx`` is read with its external data, any other file as plain bytes.
 
     Raises:
-        ModelError: a file cannot be read, is no ONNX model, or lies outside of the model's folder.
+        ModelError: a file cannot be read, is no ONNX model, or is outside of the model's folder.
     """
     with ExitStack() as stack:
         own = SourceFile(model.name, model, _mapped(model, stack))
@@ -63,7 +63,7 @@ def safe_name(name: str, source: Path) -> PurePosixPath:
     """``name`` as a path inside of the folder of ``source``.
 
     Raises:
-        ModelError: it leads elsewhere.
+        ModelError: the path leads outside.
     """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.name or "\\" in name or ":" in name:
@@ -76,14 +76,14 @@ def _mapped(path: Path, stack: ExitStack) -> Bytes:
         file = stack.enter_context(path.open("rb"))
         if path.stat().st_size == 0:
             return np.empty(0, np.uint8)
-        # Not closed by hand: arrays may still look into it; it goes with the last of them.
+        # Not closed explicitly: arrays may still refer to it; it is freed with the last of them.
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _spans(files: Sequence[SourceFile], tensors: Sequence[RawTensor]) -> list[Span]:
-    """Tensors as spans; between those of a data file, which other models may use too, plain bytes."""
+    """Tensors as spans; other bytes of a data file, which other models may use, become plain spans."""
     index = {file.name: number for number, file in enumerate(files)}
     placed: list[Span] = []
     for tensor in tensors:
@@ -125,7 +125,7 @@ def _stated_bytes(tensor: RawTensor) -> int:
 
 
 def plain_spans(file: int, raw: Bytes, start: int, stop: int) -> list[Span]:
-    """The blocks of ``raw`` that a table of frequencies codes better than LZMA; neighbours are joined."""
+    """The blocks of ``raw`` that a frequency table codes better than LZMA; adjacent blocks are joined."""
     found: list[Span] = []
     step = max(BLOCK_BYTES, (stop - start) >> 10)
     for at in range(start, stop, step):
@@ -144,7 +144,7 @@ def plain_spans(file: int, raw: Bytes, start: int, stop: int) -> list[Span]:
 
 
 def _alike(span: Span, raw: Bytes, counts: npt.NDArray[np.int64]) -> bool:
-    """Whether one table for both takes no more than two."""
+    """Whether one table for both takes no more bytes than two."""
     last = raw[span.offset + span.length - BLOCK_BYTES : span.offset + span.length]
     before = np.bincount(last, minlength=256).astype(np.int64)
     return least_bytes(before + counts) <= least_bytes(before) + least_bytes(counts)

@@ -1,7 +1,7 @@
-"""A pool: several models whose equal tensors, or similar ones within a stated error, are stored once.
+"""A pool: several models that store equal tensors, or similar ones within an error bound, once.
 
-The models are plain ``.onnx`` files beside one file of weights that all of them refer to. onnxruntime maps
-that file, so processes that run models of one pool share its pages in memory too.
+The models are plain ``.onnx`` files that refer to one shared file of weights. onnxruntime memory-maps that
+file, so processes that run models of one pool share its pages.
 """
 
 import hashlib
@@ -26,27 +26,27 @@ Array = npt.NDArray[Any]
 
 WEIGHTS = "weights.bin"
 LEAST_BYTES = 256
-"""Smaller tensors stay in their model: a reference with its alignment takes as much."""
+"""Smaller tensors stay in their model: a reference with its alignment takes as many bytes."""
 PAGE_BYTES = 4096
 ALIGNED_BYTES = 1 << 16
-"""Larger tensors begin on a page, the others on a cache line of 64 bytes."""
+"""Larger tensors start at a page boundary, the others at a cache line of 64 bytes."""
 SIMILAR_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT8)
-"""Stored values that an error means something for: int8 weights have no zero point. Others must be equal."""
+"""Types for which a relative error is meaningful: int8 weights have no zero point. Others must be equal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A model as the pool has it, measured and judged."""
+    """A pooled model, measured and compared with its gate."""
 
     samples: str
-    """What it was run on."""
+    """The samples that it was evaluated on."""
     original: Fidelity
-    """The model that it is compared with: what a build was made of, or itself as it was before."""
+    """The reference: the original of a build, or the model itself before pooling."""
     before: Fidelity
-    """The model by itself."""
+    """The model before pooling."""
     pooled: Fidelity
     moved_db: float | None
-    """Of the pooled outputs to those of the model by itself; ``None`` where they are equal."""
+    """Fidelity of the pooled outputs to those before pooling; ``None`` where they are equal."""
     gate: tuple[GateLine, ...]
 
     @property
@@ -56,20 +56,20 @@ class Verdict:
 
 
 Judge = Callable[[int, Path, bool], Verdict | None]
-"""Judges the model of that number from its file in the pool; told whether tensors of it have changed.
-``None``: there is nothing to judge it by."""
+"""Evaluates the model of that number from its file in the pool; the flag says whether its tensors have
+changed. Returns ``None`` if there is no reference."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tied:
-    """A tensor that is not stored, since another stands for it."""
+class SharedTensor:
+    """A tensor that is not stored, because another one replaces it."""
 
     tensor: str
     stands_for: str
-    """``model: tensor`` that is stored."""
+    """``model: tensor``, the stored one."""
     size_bytes: int
     relative_error: float
-    """Norm of the difference by the norm of the tensor, of stored values; 0 where equal."""
+    """Norm of the difference of stored values, relative to the norm of the tensor; 0 where equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,31 +79,31 @@ class PooledModel:
     source: Path
     file: str
     raw_bytes: int
-    """Of the model by itself, with its external data."""
+    """Of the model before pooling, with its external data."""
     stored_bytes: int
-    """Of weights that the pool has because of this model."""
-    tied: tuple[Tied, ...]
+    """Bytes of the pool's weights that are stored because of this model."""
+    shared: tuple[SharedTensor, ...]
     relative_error: float
-    """Over all weights of the model in the pool."""
+    """Relative error over all weights of the model in the pool."""
     verdict: Verdict | None = None
-    """``None`` where it was not judged."""
+    """``None`` where it was not evaluated."""
     note: str = ""
-    """Why it keeps tensors that others could stand for."""
+    """Why it keeps tensors that similar ones could replace."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """What pooling came to."""
+    """The result of pooling."""
 
     folder: Path
-    """Written only where every model has ``passed``."""
+    """Written only if every model has ``passed``."""
     models: tuple[PooledModel, ...]
     raw_bytes: int
     pool_bytes: int
 
     @property
     def passed(self) -> bool:
-        """Whether every model that was judged meets its gate."""
+        """Whether every model that was evaluated passes its gate."""
         return all(model.verdict is None or model.verdict.passed for model in self.models)
 
 
@@ -120,7 +120,7 @@ class _Stored:
 
 @dataclass(slots=True)
 class _Weights:
-    """The file of weights while it is written."""
+    """Writes the file of weights."""
 
     file: BinaryIO
     end: int = 0
@@ -139,7 +139,7 @@ class _Weights:
         return stored
 
     def read(self, stored: _Stored) -> Array:
-        """The content of a tensor, mapped."""
+        """The content of a tensor, memory-mapped."""
         self.file.flush()
         return np.memmap(self.file.name, np.uint8, "r", stored.offset, (stored.length,))
 
@@ -147,21 +147,21 @@ class _Weights:
 def make_pool(
     models: Sequence[Path], folder: Path, *, within: float = 0.0, judge: Judge | None = None
 ) -> Pool:
-    """Write ``models`` and the weights that they share to ``folder``, which must be new or empty.
+    """Write ``models`` and their shared weights to ``folder``, which must be new or empty.
 
-    A model that does not pass with similar tensors keeps its own, but for equal ones, and is judged again. If
-    one does not pass with those, which is what it was before, nothing is written.
+    If a model fails its gate with similar tensors, it keeps its own, shares equal ones only, and is evaluated
+    again. If a model fails with equal tensors only, which do not change it, nothing is written.
 
     Args:
-        models: the files; where tensors are similar, that of the earlier model stands for the later one.
+        models: the files; of similar tensors, the one of the earlier model replaces that of the later one.
         folder: the pool.
-        within: largest relative error of a tensor that another stands for; 0 takes equal ones only.
-        judge: measures a model as the pool has it.
+        within: largest relative error of a replaced tensor; 0 shares equal tensors only.
+        judge: evaluates a model from its file in the pool.
 
     Raises:
-        ConfigError: names that cannot be told apart, or an error out of [0, 1).
+        ConfigError: ambiguous names, or an error bound outside of [0, 1).
         ModelError: a model cannot be read.
-        ExportError: the folder has something in it, or the disk refuses; nothing half written is left then.
+        ExportError: the folder is not empty, or a file cannot be written; no partial file remains then.
         EdgepackError: whatever ``judge`` raises.
     """
     folder = Path(folder).absolute()
@@ -191,10 +191,10 @@ def make_pool(
 
 
 def pool_names(models: Sequence[Path]) -> list[str]:
-    """File names in the pool: the models' own where they differ, else with their folder before.
+    """File names in the pool: the models' own if they differ, else prefixed with their folders.
 
     Raises:
-        ConfigError: these are equal too.
+        ConfigError: the names with folders are equal too.
     """
     names = [model.name for model in models]
     if len(set(names)) < len(names):
@@ -205,7 +205,7 @@ def pool_names(models: Sequence[Path]) -> list[str]:
 
 
 def _too_far_off(models: Sequence[PooledModel]) -> dict[int, str]:
-    """Those that do not pass and have similar tensors, by number, with what there is to say of it."""
+    """The models that fail with similar tensors, by number, with the message."""
     return {
         number: f"{_miss(model.verdict)} with similar tensors: keeps its own"
         for number, model in enumerate(models)
@@ -235,11 +235,11 @@ def _write_pool(
         for number, (path, name) in enumerate(zip(models, names, strict=True)):
             model = clone(load_model(path))
             before = weights.end
-            tied, error = _move(model, number, name, weights, 0.0 if number in exact else within)
+            shared, error = _move(model, number, name, weights, 0.0 if number in exact else within)
             ir.save(model, folder / name, format="protobuf")
             pooled.append(
                 PooledModel(
-                    path, name, model_bytes(path), weights.end - before, tuple(tied), error,
+                    path, name, model_bytes(path), weights.end - before, tuple(shared), error,
                     note=exact.get(number, ""),
                 )
             )  # fmt: skip
@@ -253,9 +253,9 @@ def _write_pool(
 
 def _move(
     model: ir.Model, number: int, name: str, weights: _Weights, within: float
-) -> tuple[list[Tied], float]:
-    """Refer each weight of ``model`` to the file; gives those that others stand for, and the error of all."""
-    tied: list[Tied] = []
+) -> tuple[list[SharedTensor], float]:
+    """Make each weight of ``model`` refer to the file; returns the replaced tensors, and the error of all."""
+    shared: list[SharedTensor] = []
     noise = signal = 0.0
     values = [v for graph in model.graphs() for v in graph.initializers.values()]
     for value in values:
@@ -275,17 +275,17 @@ def _move(
         if stored is None:
             stored = weights.add(raw, new, digest)
         else:
-            tied.append(Tied(str(value.name), stored.owner, len(raw), error))
+            shared.append(SharedTensor(str(value.name), stored.owner, len(raw), error))
         signal, noise = signal + norm**2, noise + (error * norm) ** 2
         value.const_value = ir.ExternalTensor(
             WEIGHTS, stored.offset, stored.length, tensor.dtype,
             shape=ir.Shape(dims(tensor)), name=str(tensor.name), base_dir=Path(weights.file.name).parent,
         )  # fmt: skip
-    return tied, float(np.sqrt(noise / signal)) if signal else 0.0
+    return shared, float(np.sqrt(noise / signal)) if signal else 0.0
 
 
 def _similar(raw: Array, new: _Stored, weights: _Weights, within: float) -> tuple[_Stored | None, float]:
-    """The nearest tensor of an earlier model that is within the error, and how far it is."""
+    """The nearest tensor of an earlier model within the error bound, and its relative error."""
     best: _Stored | None = None
     least = within
     for stored in weights.by_form.get((new.dtype, new.shape), []):
@@ -303,7 +303,7 @@ def _norm(raw: Array, dtype: ir.DataType) -> float:
 
 
 def _distance(raw: Array, other: Array | None, dtype: ir.DataType) -> float:
-    """Euclidean, a part at a time."""
+    """Euclidean distance, computed in chunks."""
     total = 0.0
     left = raw.view(dtype.numpy())
     right = None if other is None else other.view(dtype.numpy())

@@ -1,9 +1,9 @@
-"""An entropy coder for bytes: range asymmetric numeral systems (Duda 2013), many lanes at once in NumPy.
+"""An entropy coder for bytes: range asymmetric numeral systems (rANS; Duda 2013), in vectorized NumPy.
 
-Each byte is coded with one of many tables of frequencies; which one, its context, is known to both sides. The
-symbols are dealt to lanes like cards, so that one step of all lanes is a few operations on whole arrays; the
-lanes share one stream of 16-bit words (interleaving after Giesen 2014). All arithmetic is on integers: what
-one machine writes any other reads.
+Each byte is coded with one of many frequency tables; its number, the context, is known to coder and decoder.
+Symbols are distributed over lanes in turn, so that one step of all lanes is a few array operations; the lanes
+share one stream of 16-bit words (interleaving after Giesen 2014). All arithmetic is in integers, so any
+machine reads what another has written.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from edgepack.errors import ModelError
 
 Bytes = npt.NDArray[np.uint8]
 Tables = npt.NDArray[np.uint16]
-"""``[tables, 256]``: frequencies of the bytes, each row sums to :data:`TOTAL`."""
+"""``[tables, 256]``: frequencies of the bytes; each row sums to :data:`TOTAL`."""
 Contexts = npt.NDArray[np.uint16]
 """For each symbol the row of its table."""
 
@@ -24,21 +24,21 @@ TOTAL = 1 << BITS
 WORD = 16
 LEAST_STATE = 1 << WORD
 SYMBOLS_PER_LANE = 4096
-"""A lane costs two bytes, so this many symbols make that 0.05%."""
+"""Symbols of a lane: a lane costs two bytes, 0.05% of these."""
 MOST_LANES = 512
-"""Twice as many code no faster."""
+"""Most lanes; twice as many are no faster."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Coder:
-    """Tables, and what coding looks up in them."""
+    """Frequency tables with derived lookup arrays."""
 
     frequency: npt.NDArray[np.uint32]
     """``[tables × 256]``."""
     start: npt.NDArray[np.uint32]
-    """``[tables × 256]``: the sum of the frequencies before, within the table."""
+    """``[tables × 256]``: cumulative frequencies within the table."""
     symbol: Bytes
-    """``[tables × TOTAL]``: the byte that each slot belongs to."""
+    """``[tables × TOTAL]``: the byte of each slot."""
 
     @staticmethod
     def of(tables: Tables) -> "Coder":
@@ -57,9 +57,9 @@ class Coder:
 
 
 def normalize(counts: npt.NDArray[np.int64]) -> Tables:
-    """Frequencies that sum to :data:`TOTAL` by row; whatever occurs gets one at least.
+    """Frequencies that sum to :data:`TOTAL` in each row; every byte that occurs gets at least one.
 
-    ``counts``: ``[tables, 256]``, each row with something in it.
+    ``counts``: ``[tables, 256]``, no row all zero.
     """
     present = counts > 0
     room = TOTAL - present.sum(axis=1, keepdims=True)
@@ -86,7 +86,7 @@ def encode(symbols: Bytes, contexts: Contexts, coder: Coder) -> bytes:
     state = np.full(lanes, LEAST_STATE, np.uint32)
     words: list[npt.NDArray[np.uint16]] = []
     first = (count - 1) // lanes * lanes if count else -1
-    for at in range(first, -1, -lanes):  # last to first: decoding runs the other way
+    for at in range(first, -1, -lanes):  # from last to first: rANS decodes in reverse order
         f, s = frequency[at : at + lanes], start[at : at + lanes]
         x = state[: len(f)]
         full = (x >> (2 * WORD - BITS)) >= f
@@ -104,7 +104,7 @@ def decode(code: bytes, contexts: Contexts, coder: Coder) -> Bytes:
     """The symbols that :func:`encode` coded with the same contexts and tables.
 
     Raises:
-        ModelError: the code is not one of so many symbols.
+        ModelError: the code does not hold exactly these symbols.
     """
     count, lanes = len(contexts), _lanes(len(contexts))
     if len(code) < 4 * lanes or len(code) % 2:

@@ -1,8 +1,8 @@
-"""Tables of frequencies as they are stored: a smooth curve of 18 bytes, or every frequency.
+"""Stored frequency tables: a smooth curve of 18 bytes, or every frequency.
 
-The weights of a trained layer, quantized, lie on a smooth and nearly symmetric curve. Eighteen points of its
-logarithm by magnitude describe it, with straight lines between; small models would otherwise spend more on
-tables than the tables save. What is no such curve (a codebook, a bit mask) is stored in full.
+The distribution of a trained layer's int8 weights is smooth and nearly symmetric. Eighteen points of its
+logarithm by magnitude describe it, with linear interpolation; small models would otherwise spend more bytes
+on tables than the tables save. Other distributions (a codebook, a bit mask) are stored in full.
 """
 
 from itertools import pairwise
@@ -16,7 +16,7 @@ from edgepack.pack.rans import BITS, TOTAL, Tables, normalize
 Counts = npt.NDArray[np.int64]
 
 KNOTS = np.array([0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 85, 107, 126, 127])
-"""Magnitudes that the curve is stored at; 0 and 127, the largest of a channel, are points of their own."""
+"""Magnitudes at which the curve is stored; 0 and 127, the largest of a channel, have their own points."""
 STEPS_PER_OCTAVE = 16
 TOP = 15 * STEPS_PER_OCTAVE
 # 2^(i/16) in 1/65536, written out: a library's power function may round differently elsewhere.
@@ -25,13 +25,13 @@ _POWERS = np.array(
      92682, 96785, 101070, 105545, 110218, 115098, 120194, 125515], np.int64,
 )  # fmt: skip
 _FULL_BYTES = 1.4
-"""What a frequency of a full table takes, about, once coded."""
+"""Approximate bytes of a frequency in a full table, once coded."""
 
 
 def fit(counts: Counts) -> tuple[Tables, bytes]:
-    """The tables to code with, and their stored form; ``counts`` is ``[tables, 256]``.
+    """The tables to code with, and their stored bytes; ``counts`` is ``[tables, 256]``.
 
-    Each is smooth or full, whichever takes fewer bytes together with what it codes.
+    Each is a curve or full, whichever takes fewer bytes together with the symbols.
     """
     tables = np.empty(counts.shape, np.uint16)
     kinds, points, full = [], [], []
@@ -71,7 +71,7 @@ def restore(stored: bytes, count: int) -> Tables:
 
 
 def code_bytes(counts: Counts, table: npt.NDArray[np.uint16]) -> float:
-    """Bytes that symbols of these counts take, coded with ``table``; infinite if it lacks one of them."""
+    """Bytes of symbols with these counts, coded with ``table``; infinite if it lacks one of them."""
     used = counts > 0
     if not table[used].all():
         return float("inf")
@@ -80,12 +80,12 @@ def code_bytes(counts: Counts, table: npt.NDArray[np.uint16]) -> float:
 
 
 def least_bytes(counts: Counts) -> float:
-    """Bytes that symbols of these counts take with a table of their own, the table included."""
+    """Bytes of symbols with these counts and a table of their own, the table included."""
     return code_bytes(counts, normalize(counts[None])[0]) + _FULL_BYTES * np.count_nonzero(counts)
 
 
 def _points(counts: Counts) -> npt.NDArray[np.uint8]:
-    """The curve at the knots, from the mean count around each, both signs."""
+    """The curve at the knots, from the mean count around each, over both signs."""
     by_magnitude = np.zeros(129)
     np.add.at(by_magnitude, np.abs(np.arange(256, dtype=np.uint8).view(np.int8).astype(int)), counts)
     by_magnitude[1:] /= 2
@@ -97,7 +97,7 @@ def _points(counts: Counts) -> npt.NDArray[np.uint8]:
 
 
 def _curve(points: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
-    """Frequencies from the points, all symbols present; in integers, so that any machine has the same."""
+    """Frequencies from the points, all at least one; in integers, so equal on all machines."""
     magnitude = np.minimum(np.abs(np.arange(256, dtype=np.uint8).view(np.int8).astype(np.int64)), 127)
     right = np.searchsorted(KNOTS, magnitude)
     left = np.maximum(right - 1, 0)

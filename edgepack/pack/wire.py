@@ -1,7 +1,7 @@
-"""Where the tensors of an ONNX file lie: its protobuf read as bytes, nothing decoded, nothing copied.
+"""Locations of the tensors of an ONNX file: its protobuf parsed as bytes, without decoding or copying.
 
-Field numbers are those of ``onnx.proto``. What is not the content of a tensor needs no understanding here, so
-a file that is put together again from its pieces is the same file, whoever wrote it.
+Field numbers are those of ``onnx.proto``. Everything but tensor contents is opaque, so a file that is
+reassembled from its pieces is identical, whichever program wrote it.
 """
 
 import math
@@ -12,7 +12,7 @@ from edgepack.errors import ModelError
 
 _LENGTH_DELIMITED = 2
 _FIXED = {1: 8, 5: 4}
-# message: {field: message of its content}; the fields of other kinds are stepped over.
+# message: {field: message of its content}; other fields are skipped.
 _INSIDE = {
     "model": {7: "graph", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -23,7 +23,7 @@ _INSIDE = {
 }
 _DIMS, _TYPE, _RAW, _EXTERNAL = 1, 2, 9, 13
 ITEM_BYTES = {1: 4, 4: 2, 5: 2, 6: 4, 7: 8, 10: 2, 11: 8, 12: 4, 13: 8, 14: 4, 15: 8, 16: 2}
-"""Bytes of an element by ONNX data type, those of complex numbers by part; one for all others."""
+"""Bytes of an element by ONNX data type, for complex numbers of each part; one for all others."""
 FLOAT = 1
 INT8 = 3
 INT32 = 6
@@ -33,30 +33,30 @@ _ELEMENTS_ARE_ITEMS = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 16, 17,
 
 @dataclass(slots=True)
 class RawTensor:
-    """A tensor's place: in the file itself, or in an external one."""
+    """A tensor's location: in the file itself, or in an external one."""
 
     dims: list[int] = field(default_factory=list)
     data_type: int = 0
     offset: int = 0
     length: int = 0
     location: str | None = None
-    """The file with its content, relative to the model's folder; ``None``: the model's own file."""
+    """The file with its content, relative to the model's folder; ``None``: the model file."""
 
     @property
     def item_bytes(self) -> int:
-        """Bytes of an element, one where elements share bytes."""
+        """Bytes of an element; one if elements share bytes."""
         return ITEM_BYTES.get(self.data_type, 1)
 
     @property
     def rows(self) -> int:
-        """Size of the first axis, or one where the content is not what type and shape say."""
+        """Size of the first axis, or one if the content does not match type and shape."""
         exact = self.data_type in _ELEMENTS_ARE_ITEMS
         fits = exact and math.prod(self.dims) * self.item_bytes == self.length
         return self.dims[0] if fits and self.dims and self.length else 1
 
 
 def raw_tensors(model: memoryview) -> Iterator[RawTensor]:
-    """The tensors with raw content, in the order of the file, external ones among them.
+    """The tensors with raw content, in file order, external ones included.
 
     Raises:
         ModelError: these bytes are no protobuf message.
@@ -125,7 +125,7 @@ def _fields(data: memoryview, start: int, end: int) -> Iterator[tuple[int, int, 
 
 
 def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
-    """A number in groups of seven bits, and where it ends."""
+    """A varint (groups of seven bits), and the position after it."""
     value = shift = 0
     while at < end and shift < 64:
         byte = data[at]

@@ -108,7 +108,7 @@ def _model_facts(model: PooledModel) -> dict[str, Any]:
                 "bytes": tied.size_bytes,
                 "relative_error": tied.relative_error,
             }
-            for tied in model.tied
+            for tied in model.shared
         ],
     }
 
@@ -136,7 +136,7 @@ def text(result: Packed | Pool) -> str:
 def _sizes(models: Sequence[PooledModel]) -> list[str]:
     rows = [("model", "alone", "adds", "tied", "error of weights", "outputs")]
     for model in models:
-        similar = [tied for tied in model.tied if tied.relative_error]
+        similar = [tied for tied in model.shared if tied.relative_error]
         outputs = "equal weights"
         if model.relative_error:
             outputs = "not compared" if model.verdict is None else _db(model.verdict.moved_db)
@@ -145,7 +145,7 @@ def _sizes(models: Sequence[PooledModel]) -> list[str]:
                 model.file,
                 size_text(model.raw_bytes),
                 size_text(model.stored_bytes),
-                f"{len(model.tied) - len(similar)} equal, {len(similar)} similar",
+                f"{len(model.shared) - len(similar)} equal, {len(similar)} similar",
                 f"{model.relative_error:.4f}",
                 outputs,
             )
@@ -158,7 +158,7 @@ def _similar(models: Sequence[PooledModel]) -> list[str]:
     for model in models:
         if model.note:
             lines.append(f"{model.file}: {model.note}")
-        similar = sorted((t for t in model.tied if t.relative_error), key=lambda t: -t.relative_error)
+        similar = sorted((t for t in model.shared if t.relative_error), key=lambda t: -t.relative_error)
         lines += [
             f"{model.file}: {tied.tensor} is {tied.stands_for} within {tied.relative_error:.4f}"
             for tied in similar[:SHOWN_TIED]

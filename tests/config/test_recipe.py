@@ -1,4 +1,4 @@
-"""Recipes: strict, typed, paths resolved, the command line over the file."""
+"""Recipes: strict, typed, with resolved paths; the command line overrides the file."""
 
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def test_no_model() -> None:
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, dict) else "",
 )
-def test_what_does_not_fit(content: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_invalid_content_is_refused(content: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = write(tmp_path, **{"model": "m.onnx", **content})
     with pytest.raises(ConfigError) as caught:
         load_recipe(path, {})

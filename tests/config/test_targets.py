@@ -1,4 +1,4 @@
-"""The targets that are shipped, and what happens to a target file that is wrong."""
+"""The shipped targets, and errors in target files."""
 
 from pathlib import Path
 
@@ -23,14 +23,14 @@ kernels:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    """A valid target file, to be spoilt."""
+    """A valid target file, which tests then make invalid."""
     path = tmp_path / "board.yaml"
     path.write_text(MINIMAL)
     return path
 
 
 def test_the_three_targets_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # not by way of ./targets
+    monkeypatch.chdir(tmp_path)  # not from ./targets
     monkeypatch.delenv("EDGEPACK_TARGETS", raising=False)
     assert {"arm-cpu", "mobile", "x86-cpu"} <= set(NAMES)
     assert sorted(list_targets()) == NAMES
@@ -58,8 +58,8 @@ def test_the_targets_of_one_provider_have_the_same_kernels() -> None:
 
 
 @pytest.mark.parametrize("low, high", [(-1.0, 1.0), (0.0, 6.0), (-0.37, 2.41), (-5.0, 0.0), (-3.0, 1e-3)])
-def test_u8_and_s8_share_one_grid(low: float, high: float) -> None:
-    """What mobile.yaml relies on: the integers of s8 are those of u8 less 128."""
+def test_u8_and_s8_have_the_same_scale(low: float, high: float) -> None:
+    """mobile.yaml relies on it: the stored s8 values are the u8 values minus 128."""
     u8 = choose_params(low, high, QuantScheme(QuantType.UINT8, symmetric=False))
     s8 = choose_params(low, high, QuantScheme(QuantType.INT8, symmetric=False))
     assert u8.scale == s8.scale
@@ -98,7 +98,7 @@ def test_the_minimal_file_is_valid(written: Path) -> None:
         ("runtime:\n  threads: 1\n  threads: 2\n", "the key 'threads' is given twice"),
     ],
 )
-def test_a_spoilt_file_says_what_and_where(written: Path, added: str, message: str) -> None:
+def test_an_invalid_file_names_key_and_place(written: Path, added: str, message: str) -> None:
     written.write_text(MINIMAL + added)
     with pytest.raises(ConfigError) as caught:
         load_target(str(written))
@@ -116,7 +116,7 @@ def test_a_missing_key_is_named(written: Path) -> None:
     "content, message",
     [(b"- a\n- b\n", "list"), (b"a: [\n", "not valid YAML"), (b"name: \xff\n", "cannot be read")],
 )
-def test_what_is_no_mapping_is_refused(written: Path, content: bytes, message: str) -> None:
+def test_a_file_without_a_mapping_is_refused(written: Path, content: bytes, message: str) -> None:
     written.write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         load_target(str(written))
@@ -127,7 +127,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         load_target(str(tmp_path / "none.yaml"))
 
 
-def test_a_folder_of_ones_own_wins(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_folder_takes_precedence(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written.rename(written.with_name("mobile.yaml"))
     monkeypatch.setenv("EDGEPACK_TARGETS", str(written.parent))
     assert load_target("mobile").name == "board"

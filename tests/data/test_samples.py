@@ -180,7 +180,7 @@ def test_arrays_that_do_not_fit(tmp_path: Path, array: Any, message: str, index:
 
 
 def test_text(tmp_path: Path) -> None:
-    """Written without pickled objects, fed as the objects that the runtime wants."""
+    """Stored as string arrays, fed as the object arrays that the runtime needs."""
     words = InputSpec("words", np.dtype(object), ("batch", "n"))
     path = npz(tmp_path / "a.npz", words=np.asarray([["one", "two"], ["three", "four"]]))
     samples = opened(path, words)
@@ -192,7 +192,7 @@ def test_text(tmp_path: Path) -> None:
 
 
 def test_one_input_among_others_may_be_empty(tmp_path: Path) -> None:
-    """What a decoder remembers is nothing at its first token."""
+    """The KV cache of a decoder is empty at its first token."""
     past = InputSpec("past", F4, ("batch", 2, "past"))
     path = npz(tmp_path / "a.npz", ids=np.zeros((1, 1, 5), int), past=np.zeros((1, 1, 2, 0), "f4"))
     (sample,) = opened(path, InputSpec("ids", I8, ("batch", "seq")), past)

@@ -222,7 +222,7 @@ def test_shared_image_files_are_refused_whatever_their_names(tmp_path: Path) -> 
 
 
 class CountedDigest(bytes):
-    """A digest whose comparisons are calls of Python, so that they count as work."""
+    """A digest whose comparisons are Python calls, so that they can be counted."""
 
     def __eq__(self, other: object) -> bool:
         return bytes.__eq__(self, other) is True
@@ -246,7 +246,7 @@ SHA256 = hashlib.sha256
 def test_samples_are_read_and_compared_in_linear_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twice the samples in both parts are twice the work; each with each would be four times."""
+    """Twice the samples in both splits are twice the work; a pairwise comparison would be four times."""
     monkeypatch.setattr(hashlib, "sha256", CountedSha256)
     spec = InputSpec("dense", F4, ("batch", 22))
 
@@ -260,7 +260,7 @@ def test_samples_are_read_and_compared_in_linear_time(
         return calls_of(lambda: check_disjoint(first, second))
 
     few = work(500, 1000)
-    assert few > 1500  # each sample is looked at
+    assert few > 1500  # each sample is read
     assert work(1000, 2000) < 2.2 * few
 
 
@@ -275,7 +275,7 @@ def test_batches_do_not_hide_shared_samples(tmp_path: Path) -> None:
         check_disjoint(calibration, opened(npz(tmp_path / "evaluation.npz", x=rows[2:]), X))
 
 
-def test_stacks_in_a_folder_are_taken_apart(tmp_path: Path) -> None:
+def test_stacks_in_a_folder_are_split(tmp_path: Path) -> None:
     rows = np.arange(96, dtype=np.float32).reshape(8, 3, 4)
     folder = tmp_path / "both"
     folder.mkdir()
@@ -299,15 +299,15 @@ def test_stacks_in_a_folder_are_taken_apart(tmp_path: Path) -> None:
     [
         (("batch", 3, 4), True),
         (("batch_size", None, 4), True),
-        ((None, 3, 8, 6), True),  # no name, but pictures
+        ((None, 3, 8, 6), True),  # no name, but images
         (("unk__5", 3, 8, 6), True),
-        ((None, 4), False),  # may be time or points, whose rows belong together
+        ((None, 4), False),  # may be time or points, whose entries belong together
         (("time", 4), False),
         (("frames", 3, 8, 6), False),
         ((5, 4), False),
     ],
 )
-def test_only_a_certain_batch_axis_is_taken_apart(shape: Any, apart: bool, tmp_path: Path) -> None:
+def test_only_a_certain_batch_axis_is_split(shape: Any, apart: bool, tmp_path: Path) -> None:
     sizes = [5, *(d if isinstance(d, int) else 2 for d in shape[1:])]
     samples = opened(npy_folder(tmp_path / "f", np.ones(sizes, F4)), InputSpec("x", F4, shape))
     assert [s.feeds["x"].shape[0] for s in samples] == ([1] * 5 if apart else [5])

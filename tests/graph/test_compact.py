@@ -1,4 +1,4 @@
-"""Compact files: fewer bytes, the same bits, and the names that people and reports know."""
+"""Compaction: fewer bytes, the same results, and the names that reports refer to."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def smaller(made: Built, folder: Path) -> tuple[onnx.ModelProto, Path]:
 
 
 @pytest.mark.parametrize("precision", [Precision.STATIC, Precision.DYNAMIC, Precision.WEIGHT_ONLY])
-def test_bits_and_kernels_stay_and_bytes_go(tmp_path: Path, precision: Precision) -> None:
+def test_compaction_keeps_results_and_kernels_and_saves_bytes(tmp_path: Path, precision: Precision) -> None:
     made = build(tmp_path, CNN, WEIGHTS, precision=precision)
     before = ir.to_proto(made.quantized).SerializeToString(deterministic=True)
     proto, path = smaller(made, tmp_path)
@@ -62,18 +62,18 @@ def test_bits_and_kernels_stay_and_bytes_go(tmp_path: Path, precision: Precision
     )
     stored = sum(len(t.raw_data) for t in proto.graph.initializer)
     around, before_around = path.stat().st_size - stored, made.path.stat().st_size - stored
-    # Names are short in this model as they are; static biases have scales to derive.
+    # The names of this model are short already; static biases have scales to derive.
     assert around < (0.6 if precision is Precision.STATIC else 0.7) * before_around
 
 
-def test_everything_is_said_once(tmp_path: Path) -> None:
+def test_nothing_is_stored_that_can_be_inferred(tmp_path: Path) -> None:
     made = build(tmp_path, CNN, WEIGHTS)
     once = compact(made.quantized, names_of(made.model))
     twice = compact(once, names_of(made.model))
     assert ir.to_proto(twice).SerializeToString() == ir.to_proto(once).SerializeToString()
 
 
-def test_names_that_people_know_stay(tmp_path: Path) -> None:
+def test_names_of_the_float_model_are_kept(tmp_path: Path) -> None:
     made = build(tmp_path, CNN, WEIGHTS)
     proto, _ = smaller(made, tmp_path)
     left = {name for node in proto.graph.node for name in node.output}
@@ -89,8 +89,8 @@ def test_names_that_people_know_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "precision", [Precision.STATIC, Precision.DYNAMIC, Precision.WEIGHT_ONLY, Precision.FLOAT]
 )
-def test_constants_keep_their_names_where_people_want_them(tmp_path: Path, precision: Precision) -> None:
-    """What is stored as integers is called what the constant was called."""
+def test_constants_keep_their_names_on_request(tmp_path: Path, precision: Precision) -> None:
+    """The int8 initializer gets the name of the float constant."""
     made = build(tmp_path, CNN, WEIGHTS, precision=precision)
     kept = compact(made.quantized, names_of(made.model, constants=True))
     proto = written(kept, tmp_path / "kept.onnx")
@@ -105,7 +105,7 @@ def test_constants_keep_their_names_where_people_want_them(tmp_path: Path, preci
 
 
 def test_a_constant_that_stays_in_float_keeps_its_name_alone(tmp_path: Path) -> None:
-    """Its integers beside it cannot have it too."""
+    """The int8 copy beside it must have another name."""
     body = f"net ({IMAGE}) => ({ANY}) {{ c = Conv(x, w) d = Mul(c, k) y = Conv(d, w) }}"
     weights = {"w": weight(4, 4, 1, 1), "k": weight(4, 1, 1, seed=2)}
     made = build(tmp_path, body, weights, precision={"c": Precision.STATIC, "y": Precision.FLOAT})
@@ -135,7 +135,7 @@ def test_new_names_do_not_hide_old_ones(tmp_path: Path) -> None:
         assert all(np.array_equal(expected[k], got[k]) for k in got)
 
 
-def test_stated_defaults_go_and_all_else_stays(tmp_path: Path) -> None:
+def test_default_attributes_are_removed_and_others_kept(tmp_path: Path) -> None:
     body = f"""net ({IMAGE}) => ({ANY}) {{
         c = Conv<kernel_shape=[3,3], dilations=[1,1], strides=[2,1], pads=[0,0,0,0], group=1>(x, w)
         l = LeakyRelu<alpha=0.01>(c)
@@ -156,7 +156,7 @@ def test_stated_defaults_go_and_all_else_stays(tmp_path: Path) -> None:
     assert not any(n.doc_string for n in proto.graph.node)
 
 
-def test_types_go_only_where_they_can_be_inferred(tmp_path: Path) -> None:
+def test_types_are_removed_only_where_they_can_be_inferred(tmp_path: Path) -> None:
     body = f"net ({IMAGE}, int64[2] s) => (float[a,b] y) {{ r = Relu(x) t = Reshape(r, s) y = Neg(t) }}"
     model = parse(body)
     values = {v.name: v for node in model.graph for v in node.outputs}
@@ -176,7 +176,7 @@ def bias_scales(proto: onnx.ModelProto) -> list[bool]:
     return [n.input[1] not in kinds for n in biases]
 
 
-def test_bias_scales_are_derived_where_they_are_a_part_of_the_file(tmp_path: Path) -> None:
+def test_bias_scales_are_derived_where_they_take_a_share_of_the_file(tmp_path: Path) -> None:
     proto, _ = smaller(build(tmp_path, CNN, WEIGHTS), tmp_path)
     assert bias_scales(proto) == [True] * 3
     few = f"net ({IMAGE}) => ({ANY}) {{ y = Conv<pads=[4,4,4,4]>(x, w, b) }}"
@@ -186,7 +186,7 @@ def test_bias_scales_are_derived_where_they_are_a_part_of_the_file(tmp_path: Pat
     assert bias_scales(proto) == [False], "one percent of this file, and a product to compute at each start"
 
 
-def test_only_the_very_product_is_derived(tmp_path: Path) -> None:
+def test_only_an_exact_product_is_derived(tmp_path: Path) -> None:
     made = build(tmp_path, CNN, WEIGHTS)
     for value in made.quantized.graph.initializers.values():
         tensor = value.const_value

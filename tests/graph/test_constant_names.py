@@ -1,4 +1,4 @@
-"""Names of constants: what normalization and passes have made of them is undone where that is possible."""
+"""Names of constants that normalization and passes have changed are restored where possible."""
 
 import numpy as np
 from support.onnx_models import f32, parse, run
@@ -21,7 +21,7 @@ WEIGHTS = {
 X = f32(np.random.default_rng(1).normal(size=(1, 2, 4, 4)))
 
 
-def test_a_folded_weight_is_called_what_the_weight_was_called() -> None:
+def test_a_folded_weight_gets_the_original_name() -> None:
     original = parse(BATCH_NORM.format(more="", rest=""), weights=WEIGHTS)
     model, _ = normalize(original, min_opset=13, max_opset=21)
     assert "w" not in model.graph.initializers
@@ -44,7 +44,7 @@ def test_the_name_stays_with_the_constant_that_the_model_still_has() -> None:
     assert all(np.array_equal(a, expected[key]) for key, a in run(model, {"x": X}).items())
 
 
-def test_names_that_only_look_as_if_something_was_made_of_them_stay() -> None:
+def test_original_names_with_such_a_suffix_are_kept() -> None:
     body = "net (float[1, 4] x) => (float[1, 4] y) { a = Add (x, w_folded) y = Mul (a, v_1) }"
     original = parse(body, weights={"w_folded": f32([1, 2, 3, 4]), "v_1": f32([4, 3, 2, 1])})
     model = original.clone()

@@ -1,4 +1,4 @@
-"""Half precision becomes float32: the same weights, the callers' types, no Casts left between."""
+"""Half precision becomes float32: equal weights, unchanged input and output types, no inner Casts."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ from edgepack.ir.fingerprint import fingerprint
 
 F16, F32, BF16 = ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.BFLOAT16
 HALF_TOLERANCE = 4e-3
-"""What float16 itself is off by over a few layers."""
+"""The error of float16 itself over a few layers."""
 
 NET = """net ({t}[batch, 3, 8, 8] x) => ({t}[batch, 5] y) {{
     c = Conv <pads = [1, 1, 1, 1]> (x, w1)
@@ -46,7 +46,7 @@ def normal(model: ir.Model) -> tuple[ir.Model, NormalizeNotes]:
     return normalize(model, min_opset=13, max_opset=23)
 
 
-def test_weights_are_the_same_numbers_and_callers_keep_their_types() -> None:
+def test_weights_are_equal_and_inputs_and_outputs_keep_their_types() -> None:
     """Given:: x [float16] -> Conv .. Softmax -> y.  Result:: x -> Cast -> Conv .. Softmax -> Cast -> y."""
     weights = randoms(**SHAPES)
     model = parse(NET.format(t="float16"), weights=half(weights))
@@ -79,7 +79,7 @@ MIXED = """net ({t}[batch, 3, 8, 8] x) => (float[batch, 5] y) {{
 
 
 def test_casts_between_nodes_left_in_float32_go() -> None:
-    """What a converter writes with its inputs and outputs, and a few nodes, kept in float32."""
+    """As a converter writes a model whose inputs, outputs and a few nodes stay in float32."""
     weights = randoms(**SHAPES)
     model = parse(MIXED.format(t="float"), weights=half(weights))
     made, _ = check(model, randoms(x=(2, 3, 8, 8)), tolerance=HALF_TOLERANCE)
@@ -118,7 +118,7 @@ def test_an_output_that_is_also_read_and_one_that_is_a_weight() -> None:
         "y = Clip (x, low, high)",
     ],
 )
-def test_types_that_stand_in_attributes(nodes: str) -> None:
+def test_types_in_attributes(nodes: str) -> None:
     body = "net (float16[4, 4] x) => (float16[4, 4] y) { " + nodes + " }"
     weights = {
         name: array
@@ -129,7 +129,7 @@ def test_types_that_stand_in_attributes(nodes: str) -> None:
     assert all(v.dtype != F16 for node in made.graph for v in node.outputs if not v.is_graph_output())
 
 
-def test_bodies() -> None:
+def test_subgraphs() -> None:
     body = """net (float16[2, 3] x, bool up) => (float16[2, 3] y) {
         t = Add (x, x)
         z = If (up) <
@@ -167,7 +167,7 @@ def test_what_overflows_in_float16_does_not() -> None:
 
 
 def test_bfloat16_inside() -> None:
-    """No CPU kernel of onnxruntime takes it, so the twin in float32 is what there is to compare with."""
+    """onnxruntime has no CPU kernels for it, so the reference is the same model in float32."""
     nodes = MIXED.format(t="float").replace("to = 10", "to = 16")
     weights = randoms(**SHAPES)
     made, notes = normal(parse(nodes, weights=half(weights, ml_dtypes.bfloat16), opset=22))
@@ -189,7 +189,7 @@ OWN = """<float16[2, 4] o> net (float16[2, 4] x) => (float16[2, 4] y) {
 
 
 def of_other_domains(body: str, weights: dict[str, Array]) -> ir.Model:
-    """A model with operators that are not of the standard."""
+    """A model with operators of other domains."""
     header = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft": 1, "my.own": 1]>\n'
     model = ir.from_onnx_text(header + body.replace("<float16[2, 4] o> ", ""))
     for name, array in weights.items():
@@ -207,7 +207,7 @@ def of_other_domains(body: str, weights: dict[str, Array]) -> ir.Model:
     return model
 
 
-def test_what_the_runtime_fused() -> None:
+def test_fused_operators_of_the_runtime() -> None:
     made, notes = check(
         of_other_domains(FUSED, half(randoms(b=(4,)))), half(randoms(x=(2, 4))), tolerance=4e-3
     )
@@ -215,7 +215,7 @@ def test_what_the_runtime_fused() -> None:
     assert ops(made) == {"Cast": 2, "FastGelu": 1, "Relu": 1}
 
 
-def test_an_unknown_operator_keeps_its_types_and_is_told() -> None:
+def test_an_unknown_operator_keeps_its_types_and_is_noted() -> None:
     model = of_other_domains(OWN, half(randoms(b=(4,))))
     made, notes = normal(model)
     own = next(n for n in made.graph if n.op_type == "Op")
@@ -241,7 +241,7 @@ def test_a_sequence_in_half_precision_is_refused_by_name() -> None:
         normal(parse(body))
 
 
-def test_large_weights_are_widened_when_they_are_read(tmp_path: Path) -> None:
+def test_large_weights_are_converted_when_they_are_read(tmp_path: Path) -> None:
     body = "net (float16[1, 2048] x) => (float16[1, 5000] y) { y = MatMul (x, w) }"
     weight = np.random.default_rng(0).normal(size=(2048, 5000)).astype(np.float16)
     save_model(parse(body, weights={"w": weight}), tmp_path / "m.onnx", external=True)
@@ -259,7 +259,7 @@ BINARY = ("Add", "Mul", "Sub", "Max")
 
 @st.composite
 def chains(draw: st.DrawFn) -> tuple[str, str]:
-    """Nodes of a random graph: in half precision with Casts strewn in, and the same all in float32."""
+    """Nodes of a random graph: in half precision with Casts inserted, and the same all in float32."""
     values = [("x", 10), ("b", 10)]
     mixed: list[str] = []
     for index in range(draw(st.integers(1, 8))):
@@ -277,7 +277,7 @@ def chains(draw: st.DrawFn) -> tuple[str, str]:
 
 @settings(max_examples=60, deadline=None)
 @given(chains())
-def test_any_mixture_computes_as_its_twin_in_float32(nodes: tuple[str, str]) -> None:
+def test_any_mixture_computes_the_same_as_in_float32(nodes: tuple[str, str]) -> None:
     mixed, plain = nodes
     weights = {"b": f32([0.5, -1.25, 3])}
     model = parse(f"net (float16[2, 3] x) => (float16[2, 3] y) {{ {mixed} }}", weights=half(weights))

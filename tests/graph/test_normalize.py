@@ -18,7 +18,7 @@ from edgepack.ir.model import set_constant
 
 HERE = Path(__file__).parents[1]
 
-# --- what exporters write ------------------------------------------------------------------------------
+# --- exported models ----------------------------------------------------------------------------------
 
 EXPORTS = {
     "cnn_script": ((3, 3, 16, 16), {"HardSwish": 1, "BatchNormalization": 0, "Pad": 0, "Conv": 3}),
@@ -135,7 +135,7 @@ THIRTEEN = """net (float[2, 3, 4, 4] x) => (float[2, 6] y) {
 }"""
 
 
-def test_opset_6_which_the_runtime_no_longer_reads() -> None:
+def test_opset_6_which_the_runtime_does_not_support() -> None:
     weights = {**randoms(w=(6, 3, 3, 3), v=(6,)), **batch_norm("bn", 6)}
     old, new = parse(SIX, opset=6, weights=weights), parse(THIRTEEN, opset=13, weights=weights)
     normal, notes = normalize(old, min_opset=13, max_opset=21)
@@ -169,7 +169,7 @@ def test_softmax_over_several_axes_keeps_its_meaning() -> None:
     assert ops(normal)["Softmax"] == 2 and ops(normal)["Flatten"] == 1
 
 
-def test_bodies_are_raised_too() -> None:
+def test_subgraphs_are_converted_too() -> None:
     body = """net (bool c, float[2, 3] x) => (float[2] y) {
         r = Relu (x)
         y = If (c) <
@@ -194,7 +194,7 @@ def test_functions_are_inlined() -> None:
     assert ops(normal) == {"Mul": 1, "Relu": 1} and not normal.functions and notes.applied["inline"] == 1
 
 
-def test_operators_of_the_runtime_stay_and_are_named() -> None:
+def test_operators_of_the_runtime_are_kept_and_listed() -> None:
     text = """<ir_version: 8, opset_import: ["" : 13, "com.microsoft" : 1]>
     net (float[n, 3] x) => (float[n, 3] y) {
         i = Identity (x)
@@ -309,7 +309,7 @@ def test_real_models(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_small_constants_in_a_file_beside_the_model(tmp_path: Path) -> None:
-    """Exporters write all of them there, the ONNX library only those from a kilobyte on."""
+    """Exporters write all constants there, the ONNX library only those from a kilobyte on."""
     path = tmp_path / "net.onnx"
     ir.save(conv_net(), path, external_data="net.bin", size_threshold_bytes=0)
     normal, _ = normalize(load_model(path), min_opset=13, max_opset=21)
@@ -320,8 +320,8 @@ def test_small_constants_in_a_file_beside_the_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("opset", [11, 12, 13, 17, 18])
 @pytest.mark.parametrize("chunk", [2, 4])
 @pytest.mark.parametrize("keepdims", [0, 1])
-def test_sequences_become_parts(opset: int, chunk: int, keepdims: int) -> None:
-    """Folding writes a Split of opset 18, which the ONNX checker refuses in older models."""
+def test_sequences_become_splits(opset: int, chunk: int, keepdims: int) -> None:
+    """Constant folding writes a Split of opset 18, which the ONNX checker refuses in older models."""
     chunk = chunk if keepdims else 1
     body = f"""net (float[2, 6, 3] x) => (float[a, b, c] y) {{
         parts = SplitToSequence <axis = 1, keepdims = {keepdims}> (x, chunk)

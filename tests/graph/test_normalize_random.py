@@ -1,4 +1,4 @@
-"""Random networks of what the rules look for: normalization keeps what they compute."""
+"""Random networks of the patterns that the rules match: normalization keeps their outputs."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Depthwise convolutions of 24 channels become such of 32, and the model computes what it did."""
+"""Channel padding: depthwise convolutions of 24 channels get 32, and the outputs stay the same."""
 
 import re
 
@@ -77,7 +77,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_grow_stays(name: str) -> None:
+def test_channels_that_cannot_grow_are_not_padded(name: str) -> None:
     other = {
         "o": weight(6, 1, 3, 3), "big": weight(5, 48, 1, 1), "half": weight(6, 12, 1, 1),
         "one": weight(1, 6, 1, 1), "two": weight(48, 1, 3, 3),

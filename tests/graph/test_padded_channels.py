@@ -1,4 +1,4 @@
-"""Convolutions of three channels get a fourth of zeros where the target's fast kernel reads fours."""
+"""Convolutions of three input channels are padded to four where the target's fast kernel needs it."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_added(tmp_path: Path, channels: int, added: int) -> None:
     assert [n.op_type for n in built.quantized.graph].count("Pad") == (1 if added else 0)
     assert built.fused.integer_kernels["QLinearConv"] == 2
     assert built.sqnr_db > 30
-    # The runtime computes what nobody reads: 65 µs of a detector with a picture of 352 x 352.
+    # The runtime computes unused outputs: 65 µs of a detector with a picture of 352 x 352.
     unread = [v for n in built.quantized.graph for v in n.outputs if not (v.uses() or v.is_graph_output())]
     assert unread == []
 

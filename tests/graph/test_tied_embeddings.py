@@ -1,4 +1,4 @@
-"""Tied tables: an embedding and the product with its transposed stay one copy in every file."""
+"""Tied embeddings: a table and its transpose as a MatMul weight are stored once in every file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,7 +64,9 @@ def sizes(model: ir.Model, dtype: ir.DataType) -> list[int]:
 
 @pytest.mark.parametrize("precision", [STATIC, DYNAMIC, WEIGHT_ONLY])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tied_table_is_one_copy_in_every_form(kind: str, precision: Precision, tmp_path: Path) -> None:
+def test_a_tied_table_is_stored_once_in_every_candidate(
+    kind: str, precision: Precision, tmp_path: Path
+) -> None:
     body, more = KINDS[kind]
     made = build(tmp_path, body, weights(**more), feeds=feeds(body), precision=precision)
     small = compact(made.quantized, names_of(made.model))
@@ -78,7 +80,7 @@ def test_a_tied_table_is_one_copy_in_every_form(kind: str, precision: Precision,
 
 
 @pytest.mark.parametrize("precision", [STATIC, DYNAMIC, WEIGHT_ONLY])
-def test_the_runtime_fuses_what_it_fuses_of_two_copies(precision: Precision, tmp_path: Path) -> None:
+def test_the_runtime_fuses_the_same_as_with_two_copies(precision: Precision, tmp_path: Path) -> None:
     apart = weights(u=f32(TABLE.T + 1e-4))
     two = build(tmp_path, TWO_CONSTANTS, apart, feeds=feeds(TWO_CONSTANTS), precision=precision)
     assert sizes(compact(two.quantized, ()), ir.DataType.INT8).count(ROWS * WIDTH) == 2
@@ -89,16 +91,16 @@ def test_the_runtime_fuses_what_it_fuses_of_two_copies(precision: Precision, tmp
     assert fused.leftover_dequantize == two.fused.leftover_dequantize == 0
 
 
-def test_a_table_whose_product_stays_float_stays_float_and_is_stored_once(tmp_path: Path) -> None:
+def test_a_table_of_a_float_matmul_stays_float_and_is_stored_once(tmp_path: Path) -> None:
     made = build(
         tmp_path, BY_TRANSPOSE, weights(), feeds=feeds(BY_TRANSPOSE), precision={"y": Precision.FLOAT}
     )
-    assert made.precisions()["e"] == "float"
+    assert made.forms()["e"] == "float"
     assert sizes(compact(made.quantized, ()), ir.DataType.FLOAT).count(ROWS * WIDTH) == 1
 
 
 def test_a_large_transposed_constant_is_folded() -> None:
-    """What folds other nodes leaves it alone, and the product with it had no weight then."""
+    """Constant folding skips large constants, and the MatMul then had no weight."""
     body = BY_TRANSPOSE.replace("96", "3000")
     given = {"t": weight(3000, 96), "w": weight(96, 96, seed=2)}
     model, _ = normalize(parse(body, weights=given), min_opset=13, max_opset=21)
@@ -120,7 +122,7 @@ def test_one_copy_computes_the_same_and_only_of_transposed_tables(
     look_up = f"e = Gather <axis = {axis}> (t, ids)" + (" g = Transpose (e)" if by_columns else "")
     given_to = "g" if by_columns else "e"
     body = f"net (int64[4] ids) => (float[4, {rows}] y) {{ {look_up} y = MatMul ({given_to}, u) }}"
-    if by_columns:  # columns that are looked up are no table's rows
+    if by_columns:  # a Gather of columns is no embedding
         head = weight(rows, rows, seed=3)
     model = parse(body, weights={"t": table, "u": head})
     before = clone(model)

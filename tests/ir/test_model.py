@@ -77,8 +77,8 @@ def test_every_truncation_is_an_error(tmp_path: Path) -> None:
             load_model(cut)
 
 
-def test_nodes_may_stand_in_any_order_but_not_in_a_circle(tmp_path: Path) -> None:
-    """Runtimes take such files, and converters to float16 write them: Casts at the end."""
+def test_nodes_in_any_order_but_not_in_a_cycle(tmp_path: Path) -> None:
+    """Runtimes accept such files, and converters to float16 write them, with Casts at the end."""
     model = ir.to_proto(conv_net())
     nodes = list(model.graph.node)
     del model.graph.node[:]
@@ -159,7 +159,7 @@ def test_quantized_models_are_refused_with_the_first_node() -> None:
     require_float(conv_net(), Path("b.onnx"))
 
 
-def test_a_negative_dimension_is_a_free_one() -> None:
+def test_a_negative_dimension_is_dynamic() -> None:
     model = parse("net (float[n, 3] x) => (float[n, 3] y) { y = Relu (x) }")
     model.graph.inputs[0].shape = ir.Shape([-1, 3])
     assert input_specs(model)[0].shape == (None, 3)
@@ -170,7 +170,7 @@ def test_input_specs() -> None:
     model = parse(body, opset=8, weights={"w": np.ones(2, np.float32)})
     model.graph.inputs.append(model.graph.initializers["w"]) if len(model.graph.inputs) < 3 else None
     specs = {spec.name: spec for spec in input_specs(model)}
-    assert list(specs) == ["ids", "x"]  # w has a value of its own
+    assert list(specs) == ["ids", "x"]  # w is an initializer
     assert specs["ids"].dtype == np.int64 and specs["ids"].shape == ("batch", 3)
     assert specs["x"].dtype == np.float32 and specs["x"].shape is not None and specs["x"].shape[1] == 4
 
@@ -373,6 +373,6 @@ def test_a_model_of_gigabytes_needs_little_memory(tmp_path: Path) -> None:
 
 
 def anonymous_bytes() -> int:
-    """Memory of this process that no file backs."""
+    """Memory of this process that is not file-backed."""
     status = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in status if line.startswith("RssAnon")).split()[1]) * 1024

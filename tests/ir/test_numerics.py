@@ -1,4 +1,4 @@
-"""Arithmetic against onnxruntime, and what the parameters promise."""
+"""Arithmetic compared with onnxruntime, and properties of the parameters."""
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,7 @@ SESSIONS = {(kind, axis): runtime(kind, axis) for kind in TYPES for axis in (Non
 
 @given(x=arrays(np.float32, (3, 4), elements=numbers), bounds=bounds, kind=st.sampled_from(TYPES))
 @settings(deadline=None)
-def test_same_integers_and_values_as_the_runtime(
+def test_same_stored_and_real_values_as_the_runtime(
     x: Array, bounds: tuple[float, float], kind: QuantType
 ) -> None:
     params = choose_params(*bounds, QuantScheme(kind, symmetric=False))
@@ -82,7 +82,7 @@ def test_ties_go_to_even() -> None:
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
-def test_a_large_array_is_quantized_in_pieces_to_the_same_integers(axis: int | None) -> None:
+def test_a_large_array_is_quantized_in_chunks_to_the_same_values(axis: int | None) -> None:
     x = np.random.default_rng(0).standard_normal((CHUNK // 1000, 1500), dtype=np.float32)
     channels = () if axis is None else (x.shape[axis],)
     scale = np.random.default_rng(1).uniform(0.01, 0.1, channels).astype(np.float32)
@@ -107,7 +107,7 @@ def test_zero_is_exact_and_bounds_are_covered_within_half_a_step(
         assert int(params.zero_point) == {"int8": 0, "uint8": 128, "int16": 0, "uint16": 32768}[kind]
 
 
-def test_a_range_of_hardly_any_width_has_a_scale_that_divides() -> None:
+def test_a_tiny_range_has_a_scale_without_overflow() -> None:
     params = choose_params(0.0, 1e-30, QuantScheme(QuantType.UINT8, symmetric=False))
     assert int(params.zero_point) == 0
     assert params.scale == MIN_SCALE
@@ -122,7 +122,7 @@ def test_the_whole_of_float32_is_a_range() -> None:
 @pytest.mark.parametrize(
     "low, high", [(1.0, 0.0), (np.nan, 1.0), (0.0, np.nan), (-np.inf, 0.0), (0.0, np.inf), (0.0, 1e39)]
 )
-def test_what_is_no_range_is_refused(low: float, high: float) -> None:
+def test_an_invalid_range_is_refused(low: float, high: float) -> None:
     with pytest.raises(ValueError, match="not a range"):
         choose_params(low, high, QuantScheme(QuantType.UINT8, symmetric=False))
 
@@ -132,9 +132,7 @@ def test_what_is_no_range_is_refused(low: float, high: float) -> None:
     axis=st.sampled_from([None, 0, 1, 2]),
     reduce_range=st.booleans(),
 )
-def test_weights_use_the_symmetric_grid_to_its_ends(
-    weight: Array, axis: int | None, reduce_range: bool
-) -> None:
+def test_weights_use_the_whole_symmetric_range(weight: Array, axis: int | None, reduce_range: bool) -> None:
     scheme = QuantScheme(QuantType.INT8, symmetric=True, reduce_range=reduce_range)
     params = choose_weight_params(weight, scheme, axis)
     stored = quantize(weight, params)
@@ -218,7 +216,7 @@ def test_parameters_are_equal_by_content() -> None:
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_a_range_of_zero_alone_has_a_plain_scale(symmetric: bool) -> None:
+def test_a_range_of_zero_alone_has_the_scale_one(symmetric: bool) -> None:
     params = choose_params(0.0, -0.0, QuantScheme(QuantType.INT8, symmetric=symmetric))
     assert 1 <= float(params.scale) < 3
     assert float(dequantize(quantize(np.zeros(1, np.float32), params), params)[0]) == 0.0

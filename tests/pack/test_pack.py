@@ -1,4 +1,4 @@
-"""The packed form: what comes out is what went in, to the bit, and what is damaged is refused."""
+"""The ``.epk`` format: unpacking restores every byte, and damaged files are refused."""
 
 import lzma
 import os
@@ -18,7 +18,7 @@ from edgepack.pack import files, spans
 from edgepack.pack.container import VERSION
 from edgepack.pack.epk import pack, unpack
 from edgepack.pack.rans import TOTAL, Coder, decode, encode, normalize
-from edgepack.pack.spans import Form, joined, planes, scaled, words
+from edgepack.pack.spans import Coding, joined, planes, scaled, words
 from edgepack.pack.tables import code_bytes, fit, restore
 from edgepack.pack.wire import raw_tensors
 
@@ -32,17 +32,17 @@ def write(path: Path, weights: dict[str, np.ndarray]) -> Path:
     return path
 
 
-def forms(path: Path) -> list[Form]:
-    """The forms that a file's spans are given."""
-    from edgepack.pack.choose import choose_forms
+def codings(path: Path) -> list[Coding]:
+    """The codings of a file's spans."""
+    from edgepack.pack.choose import choose_codings
 
     with files.source_files(path) as (sources, found):
-        choose_forms(found, lambda s: sources[s.file].content[s.offset : s.offset + s.length])
-        return [span.form for span in found]
+        choose_codings(found, lambda s: sources[s.file].content[s.offset : s.offset + s.length])
+        return [span.coding for span in found]
 
 
 def round_trip(path: Path, folder: Path) -> int:
-    """Pack and unpack; gives the packed bytes."""
+    """Pack and unpack; returns the packed bytes."""
     packed = pack(path, folder / "m.epk", check=False)
     (back,) = unpack(packed.path, folder / ("back" + path.suffix))
     assert back.read_bytes() == path.read_bytes()
@@ -51,7 +51,7 @@ def round_trip(path: Path, folder: Path) -> int:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 20_000), st.integers(1, 5), st.integers(1, 256), st.integers(0, 2**32))
-def test_the_coder_gives_back_what_it_coded(count: int, tables: int, values: int, seed: int) -> None:
+def test_decoding_restores_the_symbols(count: int, tables: int, values: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     contexts = rng.integers(0, tables, count).astype(np.uint16)
     coded = rng.integers(0, values, count).astype(np.uint8)
@@ -101,7 +101,7 @@ def test_tables_are_restored(rows: list[list[int]]) -> None:
         restore(stored[:-1], len(rows))
 
 
-def test_a_bell_of_weights_takes_a_smooth_table_and_a_codebook_a_full_one() -> None:
+def test_a_smooth_distribution_gets_a_curve_and_a_codebook_a_full_table() -> None:
     bell = np.bincount(RNG.normal(0, 20, 3000).round().astype(np.int8).view(np.uint8), minlength=256)
     codebook = np.where(np.isin(np.arange(256), [3, 77, 200]), 1000, 0)
     _, stored = fit(np.array([bell, codebook], np.int64))
@@ -116,32 +116,32 @@ def test_planes_are_joined_again(raw: bytes, size: int, flags: int) -> None:
 
 
 WEIGHTS = {
-    Form.MATRIX: RNG.normal(0, 25, (64, 40)).clip(-127, 127).round().astype(np.int8),
-    Form.BYTES: RNG.choice(np.array([-90, 0, 3, 55], np.int8), (64, 40)),
-    Form.WORDS: RNG.normal(size=100).astype(np.float32),
-    Form.PLANES: RNG.normal(size=(100, 90)).astype(np.float32),
-    Form.CODEBOOK: RNG.choice(RNG.normal(size=16).astype(np.float32), (50, 50)),
-    Form.SPARSE: np.where(RNG.random((100, 90)) < 0.2, RNG.normal(size=(100, 90)), 0).astype(np.float32),
+    Coding.MATRIX: RNG.normal(0, 25, (64, 40)).clip(-127, 127).round().astype(np.int8),
+    Coding.BYTES: RNG.choice(np.array([-90, 0, 3, 55], np.int8), (64, 40)),
+    Coding.WORDS: RNG.normal(size=100).astype(np.float32),
+    Coding.PLANES: RNG.normal(size=(100, 90)).astype(np.float32),
+    Coding.CODEBOOK: RNG.choice(RNG.normal(size=16).astype(np.float32), (50, 50)),
+    Coding.SPARSE: np.where(RNG.random((100, 90)) < 0.2, RNG.normal(size=(100, 90)), 0).astype(np.float32),
 }
 
 
-@pytest.mark.parametrize("form", WEIGHTS, ids=lambda form: form.name)
-def test_each_kind_of_tensor_takes_its_form(form: Form, tmp_path: Path) -> None:
-    path = write(tmp_path / "m.onnx", {"w": WEIGHTS[form]})
-    assert forms(path) == [form]
+@pytest.mark.parametrize("coding", WEIGHTS, ids=lambda coding: coding.name)
+def test_each_kind_of_tensor_gets_its_coding(coding: Coding, tmp_path: Path) -> None:
+    path = write(tmp_path / "m.onnx", {"w": WEIGHTS[coding]})
+    assert codings(path) == [coding]
     round_trip(path, tmp_path)
 
 
-def test_sparse_and_clustered_weights_take_the_bits_of_what_is_in_them(tmp_path: Path) -> None:
-    sparse = round_trip(write(tmp_path / "s.onnx", {"w": WEIGHTS[Form.SPARSE]}), tmp_path)
-    codes = round_trip(write(tmp_path / "c.onnx", {"w": WEIGHTS[Form.CODEBOOK]}), tmp_path)
-    pruned = WEIGHTS[Form.PLANES][:64, :40].copy().view(np.int8)[:, :40]
+def test_sparse_and_clustered_weights_take_few_bits(tmp_path: Path) -> None:
+    sparse = round_trip(write(tmp_path / "s.onnx", {"w": WEIGHTS[Coding.SPARSE]}), tmp_path)
+    codes = round_trip(write(tmp_path / "c.onnx", {"w": WEIGHTS[Coding.CODEBOOK]}), tmp_path)
+    pruned = WEIGHTS[Coding.PLANES][:64, :40].copy().view(np.int8)[:, :40]
     pruned = np.where(RNG.random(pruned.shape) < 0.9, 0, pruned)
     zeros = round_trip(write(tmp_path / "z.onnx", {"w": pruned}), tmp_path)
     overhead = round_trip(write(tmp_path / "e.onnx", {}), tmp_path)
     assert sparse - overhead < 9000 * (
         0.2 * 3.7 + 0.73 / 8 + 0.1
-    )  # numbers that are there, and 0.73 bits a mask
+    )  # nonzero numbers, and 0.73 bits of mask each
     assert codes - overhead < 2500 * 0.5 * 1.05 + 16 * 4 + 100  # four bits each
     assert zeros - overhead < 2560 * (0.47 + 0.8) / 8 + 400
 
@@ -152,7 +152,7 @@ def test_clustered_weights_among_others_have_tables_of_their_own(tmp_path: Path)
     codes = RNG.choice(np.array([-90, -41, 33, 77], np.int8), (300, 300))
     pruned = np.where(RNG.random((300, 300)) < density, codes, 0).astype(np.int8)
     path = write(tmp_path / "m.onnx", {"dense": dense, "pruned": pruned})
-    assert Form.OWN in forms(path)
+    assert Coding.OWN in codings(path)
     together = round_trip(path, tmp_path)
     alone = round_trip(write(tmp_path / "d.onnx", {"dense": dense}), tmp_path)
     one_table = _bits(density.mean()) + 2 * density.mean()  # two bits for which of the four
@@ -167,12 +167,12 @@ def test_scales_of_a_bias_follow_from_those_of_its_weight(tmp_path: Path) -> Non
     scale = RNG.random(200).astype(np.float32)
     weights = {"bias_scale": scale * np.float32(0.0173), "weight_scale": scale}
     path = write(tmp_path / "m.onnx", weights)
-    assert sorted(forms(path)) == [Form.WORDS, Form.SCALED]
+    assert sorted(codings(path)) == [Coding.WORDS, Coding.SCALED]
     together = round_trip(path, tmp_path)
     alone = round_trip(write(tmp_path / "n.onnx", {"weight_scale": scale}), tmp_path)
     assert together < alone + 80
     weights["bias_scale"][3] = np.nextafter(weights["bias_scale"][3], np.float32(9))
-    assert Form.SCALED not in forms(write(tmp_path / "m.onnx", weights))
+    assert Coding.SCALED not in codings(write(tmp_path / "m.onnx", weights))
 
 
 def test_scaling_keeps_infinities_and_nan_to_itself() -> None:
@@ -183,7 +183,7 @@ def test_equal_tensors_are_stored_once(tmp_path: Path) -> None:
     table = RNG.integers(-127, 128, (100, 100)).astype(np.int8)
     once = round_trip(write(tmp_path / "a.onnx", {"a": table}), tmp_path)
     path = write(tmp_path / "b.onnx", {"a": table, "b": table, "c": table})
-    assert forms(path) == [Form.MATRIX, Form.SAME, Form.SAME]
+    assert codings(path) == [Coding.MATRIX, Coding.SAME, Coding.SAME]
     assert round_trip(path, tmp_path) < once + 120
 
 
@@ -222,7 +222,7 @@ def test_weights_in_a_file_of_another_format_are_coded_by_their_frequencies(tmp_
     weights = RNG.normal(0, 10, 300_000).round().clip(-127, 127).astype(np.int8).tobytes()
     path = tmp_path / "m.tflite"
     path.write_bytes(b"name of a layer " * 1000 + weights)
-    assert Form.BYTES in forms(path)
+    assert Coding.BYTES in codings(path)
     assert round_trip(path, tmp_path) < len(lzma.compress(path.read_bytes()))
 
 
@@ -235,9 +235,9 @@ def test_pieces_and_blocks_of_a_tensor_join(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(layout, "WORDS_PIECE", 300)
     monkeypatch.setattr(epk, "TEXT_PIECE", 50)
     monkeypatch.setattr(epk, "COPY_BYTES", 4000)
-    weights = {form.name: array for form, array in WEIGHTS.items()}
-    path = write(tmp_path / "m.onnx", {**weights, "more": RNG.random(80), "again": WEIGHTS[Form.PLANES]})
-    assert set(forms(path)) == {*WEIGHTS, Form.SAME}
+    weights = {coding.name: array for coding, array in WEIGHTS.items()}
+    path = write(tmp_path / "m.onnx", {**weights, "more": RNG.random(80), "again": WEIGHTS[Coding.PLANES]})
+    assert set(codings(path)) == {*WEIGHTS, Coding.SAME}
     round_trip(path, tmp_path)
 
 
@@ -273,8 +273,8 @@ def test_tensors_of_subgraphs_functions_and_attributes_are_found() -> None:
     assert [(t.rows, t.length, t.item_bytes) for t in found] == [(20, 80, 4)] * 2
 
 
-def test_the_packed_form_is_always_the_same(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.onnx", {form.name: array for form, array in WEIGHTS.items()})
+def test_packing_is_deterministic(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.onnx", {coding.name: array for coding, array in WEIGHTS.items()})
     pack(path, tmp_path / "a.epk")
     pack(path, tmp_path / "b.epk")
     assert (tmp_path / "a.epk").read_bytes() == (tmp_path / "b.epk").read_bytes()
@@ -283,7 +283,7 @@ def test_the_packed_form_is_always_the_same(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packed")
-    small = {form.name: array[:30] for form, array in WEIGHTS.items()}
+    small = {coding.name: array[:30] for coding, array in WEIGHTS.items()}
     return pack(write(folder / "m.onnx", small), folder / "m.epk").path
 
 

@@ -1,4 +1,4 @@
-"""A pool: what models share is stored once, and they compute what they computed."""
+"""A pool: shared tensors are stored once, and the outputs of the models stay the same."""
 
 from pathlib import Path
 
@@ -41,20 +41,20 @@ def shaken(weight: npt.NDArray[np.float32], relative: float) -> npt.NDArray[np.f
     return np.asarray(near, np.float32)
 
 
-def test_siblings_that_differ_in_the_head_take_the_room_of_one(tmp_path: Path) -> None:
+def test_models_that_differ_in_the_head_share_the_rest(tmp_path: Path) -> None:
     one = write(tmp_path / "one.onnx")
     two = write(tmp_path / "two.onnx", head=shaken(BASE["head"], 0.5))
     before = [path.read_bytes() for path in (one, two)]
     pool = make_pool([one, two], tmp_path / "pool")
     assert pool.pool_bytes < 1.15 * one.stat().st_size
-    assert [len(model.tied) for model in pool.models] == [0, 2]
+    assert [len(model.shared) for model in pool.models] == [0, 2]
     assert [path.read_bytes() for path in (one, two)] == before
     for path in (one, two):
         assert difference(run(path, FEED), run(tmp_path / "pool" / path.name, FEED)) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.onnx", "pool", "two.onnx"]
 
 
-def test_weights_lie_where_they_can_be_mapped(tmp_path: Path) -> None:
+def test_weights_are_aligned_for_memory_mapping(tmp_path: Path) -> None:
     make_pool([write(tmp_path / "one.onnx")], tmp_path / "pool")
     model = load_model(tmp_path / "pool" / "one.onnx")
     found = {n: v.const_value for n, v in model.graph.initializers.items()}
@@ -67,16 +67,16 @@ def test_weights_lie_where_they_can_be_mapped(tmp_path: Path) -> None:
 def test_similar_tensors_are_shared_within_the_error_that_is_asked_for(tmp_path: Path) -> None:
     one = write(tmp_path / "one.onnx")
     two = write(tmp_path / "two.onnx", a=shaken(BASE["a"], 0.004), b=shaken(BASE["b"], 0.02))
-    assert len(make_pool([one, two], tmp_path / "equal").models[1].tied) == 1
+    assert len(make_pool([one, two], tmp_path / "equal").models[1].shared) == 1
     (_, model) = make_pool([one, two], tmp_path / "near", within=0.01).models
-    errors = {tied.tensor: tied.relative_error for tied in model.tied}
+    errors = {shared.tensor: shared.relative_error for shared in model.shared}
     assert set(errors) == {"a", "head"} and errors["head"] == 0
     assert errors["a"] == pytest.approx(0.004, rel=0.01)
     assert model.relative_error < 0.004
     assert difference(run(two, FEED), run(tmp_path / "near" / "two.onnx", FEED)) < 0.02
 
 
-def test_a_model_whose_outputs_are_too_far_off_keeps_its_own(tmp_path: Path) -> None:
+def test_a_model_that_fails_its_gate_keeps_its_own_tensors(tmp_path: Path) -> None:
     one = write(tmp_path / "one.onnx")
     two = write(tmp_path / "two.onnx", a=shaken(BASE["a"], 0.05))
     kept = pack_models([one, two], tmp_path / "kept", 0.1)
@@ -88,7 +88,7 @@ def test_a_model_whose_outputs_are_too_far_off_keeps_its_own(tmp_path: Path) -> 
     assert facts(shared)["pool_bytes"] < facts(kept)["pool_bytes"]
 
 
-def test_models_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+def test_models_of_one_name_are_prefixed_with_their_folders(tmp_path: Path) -> None:
     paths = [write(tmp_path / name / "model.onnx") for name in ("arm", "x86")]
     assert pool_names(paths) == ["arm-model.onnx", "x86-model.onnx"]
     pool = make_pool(paths, tmp_path / "pool")

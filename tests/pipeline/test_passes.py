@@ -52,7 +52,7 @@ def test_an_entry_is_a_word_or_a_key_with_settings() -> None:
         (["prnue"], "unknown key 'passes.0.prnue', did you mean 'prune'"),
         ([{"prune": {"sparsty": 0.5}}], "unknown key 'passes.0.prune.sparsty', did you mean 'sparsity'"),
         ([{}], "an entry has one key, the name of a pass: "),
-        (["prune", "prune"], "prune stands there twice"),
+        (["prune", "prune"], "prune is listed twice"),
         (["cluster", "prune"], "prune after cluster: .*; put prune first"),
         ([{"cluster": {"bits": 8}}], "passes.0.cluster.bits: should be less than or equal to 7"),
     ],

@@ -1,6 +1,6 @@
-"""Rules that fold constant multiplications and additions into the weights beside them.
+"""Rules that fold constant multiplications and additions into adjacent weights.
 
-What LayerNorm and GELU are written with is left alone: the runtime fuses those patterns as a whole.
+The decomposed LayerNorm and GELU patterns are not rewritten: the runtime fuses them as a whole.
 """
 
 import numpy as np
@@ -67,7 +67,7 @@ def fold_after(main: ir.Graph, node: ir.Node) -> Outcome:
     if any(only_consumer(v) is None for v in ([affine.x] if add is None else [affine.x, linear.outputs[0]])):
         return f"the {linear.op_type} before it has other users"
     if linear.op_type == "MatMul" and add is None and affine.scale is None:
-        return None  # the bias of a MatMul is an Add: nothing to gain
+        return None  # the bias of a MatMul stays an Add: nothing to gain
     rank, axis, channels = output_channels(linear, weight)
     if affine.x.shape is not None:
         rank = len(affine.x.shape)
@@ -187,7 +187,7 @@ def fold_before(main: ir.Graph, node: ir.Node) -> Outcome:
     if any(
         p is None and whole is not None for p, whole in zip(parts, (affine.scale, affine.shift), strict=True)
     ):
-        return f"its constant is not one number per input channel of the {node.op_type}, of a known number"
+        return f"its constant is not one number per (known) input channel of the {node.op_type}"
     scale, shift = parts
     if shift is not None and (reason := _no_shift(node)):
         return _scale_alone(main, node, affine, weight, reason)

@@ -1,4 +1,4 @@
-"""Rules that remove nodes which do nothing, or which the node after them makes superfluous."""
+"""Rules that remove nodes which do nothing, or which the following node makes redundant."""
 
 import numpy as np
 import onnx_ir as ir
@@ -24,7 +24,7 @@ def drop_no_op(main: ir.Graph, node: ir.Node) -> Outcome:
     """Remove a node whose output is its input.
 
     Given::  y = Identity(x), Dropout(x), Cast to the same type, Transpose/Reshape/Slice/Expand/Pad that
-             change nothing, Concat of one, Mul or Div by 1, Add or Sub of 0
+             change nothing, Concat of one input, Mul or Div by 1, Add or Sub of 0
     Result:: x
     """
     value = _unchanged_input(node)
@@ -77,7 +77,7 @@ def _same_static_shape(node: ir.Node) -> bool:
     if not same or node.op_type == "Pad":
         pads = constant(node.inputs[1]) if node.op_type == "Pad" and len(node.inputs) > 1 else None
         return pads is not None and not pads.any()
-    if node.op_type == "Slice":  # a negative step turns the data round
+    if node.op_type == "Slice":  # a negative step reverses the data
         steps = constant(node.inputs[4]) if len(node.inputs) > 4 else None
         return len(node.inputs) < 5 or (steps is not None and bool((steps > 0).all()))
     return True
@@ -97,7 +97,7 @@ def _neutral(x: ir.Value | None, other: ir.Value | None, node: ir.Node, number: 
 
 
 def merge_transposes(main: ir.Graph, node: ir.Node) -> Outcome:
-    """One Transpose for two.
+    """Merge two Transposes.
 
     Given::  y = Transpose(Transpose(x, perm=p), perm=q)
     Result:: y = Transpose(x, perm=p[q])        (removed by drop_no_op when that is 0, 1, 2...)
@@ -113,7 +113,7 @@ def merge_transposes(main: ir.Graph, node: ir.Node) -> Outcome:
 
 
 def merge_reshapes(main: ir.Graph, node: ir.Node) -> Outcome:
-    """The second of two Reshapes alone.
+    """Drop the first of two Reshapes.
 
     Given::  y = Reshape(Reshape(x, a), b) with a constant b that copies no dimension (no 0)
     Result:: y = Reshape(x, b)
@@ -129,10 +129,10 @@ def merge_reshapes(main: ir.Graph, node: ir.Node) -> Outcome:
 
 
 def constant_reshape(main: ir.Graph, node: ir.Node) -> Outcome:
-    """A constant shape where dimensions are only copied, and at most one has to be worked out.
+    """Make the shape of a Reshape constant if dimensions are only copied, and at most one is inferred.
 
-    Given::  y = Reshape(x, Concat(Shape(x)[0], n, [64]))         dimension 0 put in place 0, and so on
-    Result:: y = Reshape(x, [0, -1, 64])                         0 means "copy", -1 "what is left"
+    Given::  y = Reshape(x, Concat(Shape(x)[0], n, [64]))         dimension 0 at index 0, and so on
+    Result:: y = Reshape(x, [0, -1, 64])                         0 means "copy", -1 "infer"
     """
     x, concat = node.inputs[0], producer(node.inputs[1], "Concat")
     if x is None or concat is None:
@@ -161,7 +161,7 @@ def constant_reshape(main: ir.Graph, node: ir.Node) -> Outcome:
 
 
 def copied_dimensions(value: ir.Value | None) -> list[tuple[ir.Value, int]] | None:
-    """``[(y, i), (y, k)]`` when ``value`` is the vector ``Shape(y)[[i, k]]``, however it is written."""
+    """``[(y, i), (y, k)]`` when ``value`` is the vector ``Shape(y)[[i, k]]``, however it is computed."""
     size = static_shape(value)
     if size is None or len(size) != 1:
         return None
@@ -188,7 +188,7 @@ def copied_dimensions(value: ir.Value | None) -> list[tuple[ir.Value, int]] | No
 
 
 def _through(value: ir.Value | None, *ops: str) -> ir.Value | None:
-    """The value before a chain of ``ops``, which keep the one number in it."""
+    """The value before a chain of ``ops`` that keep its single element."""
     while (node := producer(value, *ops)) is not None:
         value = node.inputs[0]
     return value
@@ -205,11 +205,11 @@ def _same_dimension(x: ir.Value, i: int, y: ir.Value, k: int) -> bool:
     a, b = x.shape[i], y.shape[k]
     if isinstance(a, int) or isinstance(b, int) or a.value is None:
         return False
-    return a.value == b.value and "?" not in a.value  # Paddle writes ? for a dimension that it does not know
+    return a.value == b.value and "?" not in a.value  # Paddle writes ? for unknown dimensions
 
 
 def constant_transpose(main: ir.Graph, node: ir.Node) -> Outcome:
-    """Transpose a constant once, whatever its size: what folds other nodes leaves large ones alone.
+    """Transpose a constant of any size; constant folding skips large ones.
 
     Given::  y = Transpose(constant)
     Result:: y is a constant
@@ -218,7 +218,7 @@ def constant_transpose(main: ir.Graph, node: ir.Node) -> Outcome:
 
 
 def slice_of_shape(main: ir.Graph, node: ir.Node) -> Outcome:
-    """A Gather, which constant folding understands where a shape is partly known.
+    """Replace a Slice by a Gather, which constant folding supports for a partly known shape.
 
     Given::  y = Slice(Shape(x), [2], [4])
     Result:: y = Gather(Shape(x), [2, 3])
@@ -238,7 +238,7 @@ def slice_of_shape(main: ir.Graph, node: ir.Node) -> Outcome:
 
 
 def expanded_sizes(main: ir.Graph, node: ir.Node) -> Outcome:
-    """The sizes of an Expand as PyTorch computes them: where it is told -1 an axis stays, as 1 has it too.
+    """Simplify the sizes of an Expand as PyTorch exports them: -1 keeps an axis, and so does 1.
 
     Given::  y = Where(s == [-1, -1 ...], [1, 1 ...], s), s = Concat(sizes of shapes, constants)
     Result:: y = Concat(the same, 1 where a constant was -1)
@@ -254,7 +254,7 @@ def expanded_sizes(main: ir.Graph, node: ir.Node) -> Outcome:
     for part in concat.inputs:
         numbers = constant(part)
         if numbers is None and copied_dimensions(part) is None:
-            return "it computes a size of which it is not known that it is none below zero"
+            return "it computes a size at run time that may be negative"
         if numbers is not None and (numbers == -1).any():
             name = f"{node.outputs[0].name}_sizes"
             part = new_initializer(main, name, np.where(numbers == -1, 1, numbers))  # noqa: PLW2901
@@ -264,7 +264,8 @@ def expanded_sizes(main: ir.Graph, node: ir.Node) -> Outcome:
 
 
 def gather_vector(main: ir.Graph, node: ir.Node) -> Outcome:
-    """Undone by :func:`gather_scalar`; between the two, constant folding sees only the form that it knows.
+    """Gather with an index vector, the only case that constant folding supports; :func:`gather_scalar` undoes
+    it.
 
     Given::  y = Gather(Shape(x), 2)
     Result:: y = Reshape(Gather(Shape(x), [2]), [])
@@ -283,7 +284,7 @@ def gather_vector(main: ir.Graph, node: ir.Node) -> Outcome:
 
 
 def gather_scalar(main: ir.Graph, node: ir.Node) -> Outcome:
-    """A number of its own index.
+    """Gather with a scalar index.
 
     Given::  y = Reshape(Gather(x, [2]), [])
     Result:: y = Gather(x, 2)
@@ -300,7 +301,7 @@ def gather_scalar(main: ir.Graph, node: ir.Node) -> Outcome:
 
 
 def drop_flatten(main: ir.Graph, node: ir.Node) -> Outcome:
-    """Undo what the converter to opset 13 writes around a Softmax of the last axis.
+    """Remove what the converter to opset 13 inserts around a Softmax of the last axis.
 
     Given::  y = Reshape(Softmax(Flatten(x, axis=last)), Shape(x))          also LogSoftmax, Hardmax
     Result:: y = Softmax(x, axis=-1)
@@ -324,7 +325,7 @@ def drop_flatten(main: ir.Graph, node: ir.Node) -> Outcome:
 
 
 def merge_clips(main: ir.Graph, node: ir.Node) -> Outcome:
-    """One Clip or Relu for two in a row.
+    """Merge a Clip or Relu with the one before it.
 
     Given::  y = Clip(Clip(x, a, b), c, d), Clip(Relu(x), 0, d), Relu(Clip(x, 0, b)), Relu(Relu(x))
     Result:: y = Clip(x, max(a, c), min(b, d)), or the one that implies the other
@@ -341,7 +342,7 @@ def merge_clips(main: ir.Graph, node: ir.Node) -> Outcome:
             return None
         remove(node)
         return DONE
-    if low >= first_low and high <= first_high:  # the first changes nothing that the second does not
+    if low >= first_low and high <= first_high:  # the first is implied by the second
         node.replace_input_with(0, first.inputs[0])
         return DONE
     return "the two clips overlap and neither contains the other"

@@ -1,6 +1,6 @@
-"""Einsum as the product that it is: runtimes have kernels for MatMul, integer ones too, and few for Einsum.
+"""Rewrite Einsum as MatMul: runtimes have (int8) kernels for MatMul, and few for Einsum.
 
-Keras writes all of its attention with Einsum, JAX most of its products.
+Keras exports all of its attention as Einsum, JAX most of its matrix products.
 """
 
 from typing import NamedTuple
@@ -14,15 +14,15 @@ from edgepack.ir.model import constant, fresh_name, new_initializer
 
 
 class _Axes(NamedTuple):
-    """The axes of a product of two, by their letters; each group in the order of the operand that has it."""
+    """The axes of an Einsum of two operands, by their letters, in the order of an operand that has them."""
 
     left: str
     right: str
     out: str
     batch: str
-    """In all three."""
+    """Batch axes: in both operands and the result."""
     summed: str
-    """In both operands alone."""
+    """Summed axes: in both operands, not in the result."""
     rows: str
     """In the left operand and the result."""
     columns: str
@@ -30,7 +30,7 @@ class _Axes(NamedTuple):
 
 
 def einsum(main: ir.Graph, node: ir.Node) -> Outcome:
-    """A product with a constant, or of two activations.
+    """Rewrite an Einsum with a constant, or of two activations, as a MatMul.
 
     Given::  y = Einsum<"btd,hdk->bhtk">(x, w)
     Result:: y = Transpose(Reshape(MatMul(x, w [d, h*k]), [0, 0, h, k]))
@@ -41,7 +41,7 @@ def einsum(main: ir.Graph, node: ir.Node) -> Outcome:
         return f"{len(node.inputs)} operands"
     operands = [constant(value) for value in node.inputs]
     if all(array is not None for array in operands):
-        return None  # folded
+        return None  # constant folding handles it
     swapped = operands[0] is not None
     axes = _axes(node.attributes.get_string("equation", ""), swapped=swapped)
     if isinstance(axes, str):
@@ -53,7 +53,7 @@ def einsum(main: ir.Graph, node: ir.Node) -> Outcome:
     if weight is not None:
         return _with_a_constant(main, node, axes, x, weight)
     if max(len(axes.summed), len(axes.rows), len(axes.columns)) > 1:
-        return "a product of two activations over several axes at once"
+        return "two activations are summed over several axes"
     x = _turned(main, node, x, axes.left, axes.batch + axes.rows + axes.summed)
     y = _turned(main, node, y, axes.right, axes.batch + axes.summed + axes.columns)
     _finish(main, node, [("MatMul", [x, y])], axes.batch + axes.rows + axes.columns, axes.out)
@@ -61,7 +61,7 @@ def einsum(main: ir.Graph, node: ir.Node) -> Outcome:
 
 
 def _axes(equation: str, *, swapped: bool) -> _Axes | str:
-    """The axes of an equation of two operands, or why it is no product of two matrices."""
+    """The axes of an equation of two operands, or the reason why it is no matrix product."""
     before, arrow, out = equation.replace(" ", "").partition("->")
     operands = before.split(",")
     if not arrow or "." in equation or len(operands) != 2:
@@ -80,14 +80,14 @@ def _axes(equation: str, *, swapped: bool) -> _Axes | str:
         rows="".join(c for c in left if c not in right),
         columns="".join(c for c in right if c not in left),
     )
-    return axes if axes.summed and axes.rows and axes.columns else "a product with a vector, or an outer one"
+    return axes if axes.summed and axes.rows and axes.columns else "a matrix-vector or outer product"
 
 
 def _with_a_constant(main: ir.Graph, node: ir.Node, axes: _Axes, x: ir.Value, weight: Array) -> Outcome:
     if axes.batch:
-        return "a matrix of its own for each entry of a batch"
+        return "the constant has batch axes"
     sizes = dict(zip(axes.right, weight.shape, strict=True))
-    kept = [0] * len(axes.rows)  # in a Reshape: as it is
+    kept = [0] * len(axes.rows)  # 0 in the shape of a Reshape: copy the dimension
     x = _turned(main, node, x, axes.left, axes.rows + axes.summed)
     inner = int(np.prod([sizes[c] for c in axes.summed]))
     if len(axes.summed) > 1:
@@ -112,7 +112,7 @@ def _finish(
     have: str,
     want: str,
 ) -> None:
-    """Put operators in the place of ``node``, each reading the one before it, and axes into their order."""
+    """Replace ``node`` by a chain of operators, and transpose the axes into their order."""
     last: ir.Value | None = None
     turns = have != want
     for index, (op_type, inputs) in enumerate(steps):

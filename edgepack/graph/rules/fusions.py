@@ -1,4 +1,4 @@
-"""Rules that give an operator what exporters write beside it: padding, and activations spelled out."""
+"""Rules that fold separate padding into an operator, and replace decomposed activations by one operator."""
 
 import numpy as np
 import onnx_ir as ir
@@ -18,10 +18,10 @@ from edgepack.ir.model import constant, only_consumer
 
 
 def fold_pad(main: ir.Graph, node: ir.Node) -> Outcome:
-    """Let the operator that follows pad.
+    """Fold a Pad into the operator that follows.
 
     Given::  y = Conv(Pad(x, zeros))                    or AveragePool
-    Result:: y = Conv(x, pads=...)                      AveragePool counts the padding then
+    Result:: y = Conv(x, pads=...)                      AveragePool then counts the padding
     """
     pad = producer(node.inputs[0], "Pad")
     if pad is None or pad.graph is not node.graph:
@@ -53,7 +53,7 @@ def _auto_pad(node: ir.Node) -> str:
 
 
 def _pads_of(pad: ir.Node) -> tuple[list[int], list[int]] | str:
-    """What a Pad of zeros adds before and after each axis, or why that is not known."""
+    """The amounts that a Pad of zeros adds before and after each axis, or why they are not known."""
     mode = pad.attributes.get("mode")
     if mode is not None and mode.as_string() != "constant":
         return f"Pad has the mode {mode.as_string()}"
@@ -79,7 +79,7 @@ def _pads_of(pad: ir.Node) -> tuple[list[int], list[int]] | str:
 
 
 def explicit_pads(main: ir.Graph, node: ir.Node) -> Outcome:
-    """Padding in numbers.
+    """Replace ``auto_pad`` by explicit ``pads``.
 
     Given::  y = Conv(x, auto_pad=SAME_UPPER | SAME_LOWER | VALID), also pooling
     Result:: y = Conv(x, pads=...)
@@ -119,7 +119,7 @@ def static_shape_of_space(value: ir.Value | None) -> tuple[int, ...] | None:
 
 
 def hard_sigmoid(main: ir.Graph, node: ir.Node) -> Outcome:
-    """One HardSigmoid for its definition.
+    """Replace a decomposed HardSigmoid by the operator.
 
     Given::  y = Clip(x + 3, 0, 6) / 6                 or * (1 / 6)
     Result:: y = HardSigmoid(x, alpha=1/6, beta=1/2)
@@ -133,7 +133,7 @@ def hard_sigmoid(main: ir.Graph, node: ir.Node) -> Outcome:
 
 
 def hard_swish(main: ir.Graph, node: ir.Node) -> Outcome:
-    """One HardSwish (opset 14) for its definition.
+    """Replace a decomposed HardSwish by the operator (opset 14).
 
     Given::  y = x * Clip(x + 3, 0, 6) / 6             in either order, or * (1 / 6)
              y = x * HardSigmoid(x, alpha=1/6, beta=1/2)
@@ -147,7 +147,7 @@ def hard_swish(main: ir.Graph, node: ir.Node) -> Outcome:
 
 
 def hard_swish_input(node: ir.Node) -> ir.Value | None:
-    """``x`` when ``node`` ends the definition of ``HardSwish(x)``."""
+    """``x`` when ``node`` is the last node of a decomposed ``HardSwish(x)``."""
     product = _times_sixth(node)
     if product is not None:
         inner = producer(product, "Mul")
@@ -163,7 +163,7 @@ def hard_swish_input(node: ir.Node) -> ir.Value | None:
 
 
 def _gate_input(gate: ir.Value | None) -> ir.Value | None:
-    """``x`` when ``gate = clip(x + 3, 0, 6) / 6`` in one form or the other."""
+    """``x`` when ``gate = clip(x + 3, 0, 6) / 6``, decomposed or as HardSigmoid."""
     sigmoid = producer(gate, "HardSigmoid")
     if sigmoid is not None:
         alpha, beta = (sigmoid.attributes.get(name) for name in ("alpha", "beta"))
@@ -205,7 +205,7 @@ def _relu6_of_x_plus_3(value: ir.Value | None) -> ir.Value | None:
 
 
 def leaky_relu(main: ir.Graph, node: ir.Node) -> Outcome:
-    """One slope for all channels, which is PyTorch's default: there is an integer kernel for that.
+    """Replace a PRelu with one slope (PyTorch's default) by LeakyRelu, which has an int8 kernel.
 
     Given::  y = PRelu(x, slope)        all slopes equal
     Result:: y = LeakyRelu<alpha = slope>(x)
@@ -215,7 +215,7 @@ def leaky_relu(main: ir.Graph, node: ir.Node) -> Outcome:
         return None
     first = slope.reshape(-1)[0]
     if not (slope == first).all():
-        return "channels have slopes of their own"
+        return "the slopes differ between channels"
     substitute(node, "LeakyRelu", [node.inputs[0]], alpha=float(first))
     return DONE
 

@@ -1,8 +1,9 @@
-"""GELU by tanh, spelled out in nine operators, as the one that it is.
+"""Recognize the tanh approximation of GELU, which exporters write as nine operators.
 
-The runtime fuses the GELU of erf itself; of this one, which GPT-2, its kin and all of JAX have, it computes
-every multiplication. Exporters write it in many ways, so it is not matched operator by operator: what leads
-to the Tanh must be one polynomial of ``x``, and what follows it another.
+onnxruntime fuses the decomposed erf GELU itself, but not the tanh approximation of GPT-2 and of all JAX
+models. Exporters write it in many ways, so the rule compares polynomials, not operators: the input of the
+Tanh must be the known polynomial of ``x``, and the output the known polynomial of ``x`` and the result of the
+Tanh.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,20 +16,20 @@ from edgepack.graph.rules.rule import DONE, Outcome, Rule, is_op, producer, subs
 from edgepack.ir.model import constant
 
 Coefficients = npt.NDArray[np.float64]
-"""Of a polynomial, the constant one first."""
+"""Of a polynomial, the constant coefficient first."""
 
 OPSET = 20
-"""The first with Gelu."""
+"""The first opset with Gelu."""
 INNER = np.asarray([0.0, (2 / np.pi) ** 0.5, 0.0, 0.044715 * (2 / np.pi) ** 0.5])
 """``sqrt(2/pi) (x + 0.044715 x^3)``, after Hendrycks and Gimpel (2016)."""
 MOST_DEGREES = 3
 DEPTH = 8
-"""Operators between ``x`` and the Tanh, and between that and the result, at most."""
+"""Most operators between ``x`` and the Tanh, and between the Tanh and the result."""
 RTOL = 1e-4
 
 
 def gelu_tanh(main: ir.Graph, node: ir.Node) -> Outcome:
-    """One Gelu (opset 20) for its approximation.
+    """Replace the decomposed tanh approximation of GELU by one Gelu (opset 20).
 
     Given::  y = 0.5 * x * (1 + Tanh(sqrt(2/pi) * (x + 0.044715 * x^3)))      in any order
     Result:: y = Gelu<approximate="tanh">(x)
@@ -41,7 +42,7 @@ def gelu_tanh(main: ir.Graph, node: ir.Node) -> Outcome:
 
 
 def gelu_input(node: ir.Node) -> ir.Value | None:
-    """``x`` where ``node`` is the last multiplication of ``gelu(x)``."""
+    """``x`` if ``node`` is the last multiplication of ``gelu(x)``."""
     if not is_op(node, "Mul"):
         return None
     tanh = next((v for v in _before(node.outputs[0], DEPTH // 2) if producer(v, "Tanh") is not None), None)
@@ -61,7 +62,7 @@ def gelu_input(node: ir.Node) -> ir.Value | None:
 
 
 def _before(value: ir.Value, depth: int) -> Iterator[ir.Value]:
-    """What a value is computed of by the operators of polynomials, nearest first; constants left out."""
+    """The values that polynomial operators compute ``value`` from, nearest first, without constants."""
     seen: dict[ir.Value, None] = {value: None}
     layer = [value]
     for _ in range(depth):
@@ -80,7 +81,7 @@ def _before(value: ir.Value, depth: int) -> Iterator[ir.Value]:
 def polynomial(
     value: ir.Value | None, known: Mapping[ir.Value, Coefficients], depth: int = DEPTH
 ) -> Coefficients | None:
-    """The value as a polynomial; ``known`` has what stands for its variables. ``None`` where it is none."""
+    """``value`` as a polynomial of the variables in ``known``; ``None`` if it is none."""
     if value is None:
         return None
     if value in known:

@@ -1,6 +1,6 @@
-"""Rules for selections and stackings: exports write ``x[:, i, j]`` and ``stack`` as many tiny nodes.
+"""Rules for selections and stackings: exporters write ``x[:, i, j]`` and ``stack`` as many small nodes.
 
-On a model of 20 µs each node costs as much as the arithmetic.
+In a model of 20 µs the overhead of each node costs as much as the arithmetic.
 """
 
 import numpy as np
@@ -19,12 +19,12 @@ from edgepack.graph.rules.rule import (
 )
 from edgepack.ir.model import constant, fresh_name, new_initializer
 
-# Inputs of a Concat that select from one tensor: fewer than this are not worth a rewriting.
+# Fewest inputs of a Concat that select from one tensor and are worth a rewrite.
 _RUN = 2
 
 
 def gather_keeps_axis(main: ir.Graph, node: ir.Node) -> Outcome:
-    """One selection instead of a selection that drops the axis and an Unsqueeze that puts it back.
+    """Merge a Gather that drops an axis and the Unsqueeze that adds it again.
 
     Given::  y = Unsqueeze(Gather(x, 3, axis=a), [a])
     Result:: y = Gather(x, [3], axis=a)
@@ -43,7 +43,7 @@ def gather_keeps_axis(main: ir.Graph, node: ir.Node) -> Outcome:
 
 
 def gather_of_gather(main: ir.Graph, node: ir.Node) -> Outcome:
-    """Selections along two neighbouring axes are one selection along their product.
+    """Merge Gathers along two adjacent axes into one along the flattened axis.
 
     Given::  y = Gather(Gather(x, 2, axis=1), [0, 1], axis=1)          x is [n, 4, 5]
     Result:: y = Gather(Reshape(x, [0, 20]), [10, 11], axis=1)
@@ -70,7 +70,7 @@ def gather_of_gather(main: ir.Graph, node: ir.Node) -> Outcome:
 
 
 def _flattened(main: ir.Graph, before: ir.Node, x: ir.Value, shape: list[int]) -> ir.Value:
-    """``x`` reshaped, by a node that is there already or by a new one."""
+    """``x`` reshaped, by an existing node or by a new one."""
     for use in x.uses():
         there = constant(use.node.inputs[1]) if is_op(use.node, "Reshape") and use.idx == 0 else None
         if there is not None and there.tolist() == shape and use.node in _before(before):
@@ -97,7 +97,7 @@ def _before(node: ir.Node) -> set[ir.Node]:
 
 
 def concat_of_gathers(main: ir.Graph, node: ir.Node) -> Outcome:
-    """Neighbouring selections from one tensor are one selection.
+    """Merge Gathers from one tensor that are adjacent inputs of a Concat.
 
     Given::  y = Concat(Gather(x, [1]), Gather(x, [4, 2]), z)          all along the axis of the Concat
     Result:: y = Concat(Gather(x, [1, 4, 2]), z)
@@ -158,7 +158,7 @@ def _one_gather(main: ir.Graph, before: ir.Node, run: list[ir.Node], axis: int) 
 
 
 def stack_by_reshape(main: ir.Graph, node: ir.Node) -> Outcome:
-    """Stacking is joining along the next axis and a change of shape, which costs nothing.
+    """Replace Unsqueeze and Concat by Concat along the next axis and Reshape, which costs nothing.
 
     Given::  y = Concat(Unsqueeze(a, [1]), Unsqueeze(b, [1]), axis=1)          a and b are [n, 5]
     Result:: y = Reshape(Concat(a, b, axis=1), [0, 2, 5])
@@ -189,7 +189,7 @@ def stack_by_reshape(main: ir.Graph, node: ir.Node) -> Outcome:
 
 
 def flatten_of_reshape(main: ir.Graph, node: ir.Node) -> Outcome:
-    """Back to a matrix that was there before.
+    """Remove a Reshape and the Flatten that undoes it.
 
     Given::  y = Flatten(Reshape(x, [0, 2, 5]), axis=1)          x is [n, 10]
     Result:: y = x

@@ -1,4 +1,4 @@
-"""The arithmetic of affine and linear nodes, for the rules that fold one into the other.
+"""Arithmetic of affine and linear nodes, for the rules that fold one into the other.
 
 An affine node is ``y = x * scale + shift`` with constants: Mul, Add, Sub, Div or BatchNormalization. A linear
 node is a Conv, ConvTranspose, Gemm or a MatMul with constant weights. Arithmetic is in float64, rounded once.
@@ -20,7 +20,7 @@ AFFINE = ("Mul", "Add", "Sub", "Div", "BatchNormalization")
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """``x * scale + shift``; the arrays are float64 and broadcast against ``x``. ``None``: no such part."""
+    """``x * scale + shift``; the arrays are float64 and broadcast against ``x``. ``None``: no operand."""
 
     x: ir.Value
     scale: Array | None
@@ -28,7 +28,7 @@ class Affine:
 
 
 def affine_of(node: ir.Node) -> Affine | None:
-    """What an affine node computes, or ``None`` if it is none (an operand is not constant, or not finite)."""
+    """What an affine node computes; ``None`` if it is not affine, or an operand is not constant or finite."""
     if is_op(node, "BatchNormalization"):
         found = _batch_norm(node)
     elif is_op(node, "Mul", "Add", "Sub", "Div"):
@@ -36,7 +36,7 @@ def affine_of(node: ir.Node) -> Affine | None:
     else:
         return None
     parts = [] if found is None else [p for p in (found.scale, found.shift) if p is not None]
-    with np.errstate(over="ignore"):  # what does not fit into float32 is what is looked for
+    with np.errstate(over="ignore"):  # values that overflow float32 are refused below
         fits = all(np.isfinite(p.astype(np.float32)).all() for p in parts)
     return found if fits else None
 
@@ -79,7 +79,7 @@ def _batch_norm(node: ir.Node) -> Affine | None:
 
 
 def per_channel(array: Array, rank: int | None, axis: int, channels: int) -> Array | None:
-    """The ``channels`` numbers of an operand that varies along ``axis`` (negative: from the end) only.
+    """The ``channels`` numbers of an operand that varies only along ``axis`` (negative: from the end).
 
     ``None`` when it varies along another axis or would add dimensions or channels.
     """
@@ -102,7 +102,7 @@ def per_channel(array: Array, rank: int | None, axis: int, channels: int) -> Arr
 
 
 def output_channels(linear: ir.Node, weight: ir.TensorProtocol) -> tuple[int | None, int, int]:
-    """Rank of the output where the operator fixes it, its channel axis, the number of channels."""
+    """Rank of the output if the operator fixes it, its channel axis, the number of channels."""
     shape = list(dims(weight))
     match linear.op_type:
         case "Conv":
@@ -116,7 +116,7 @@ def output_channels(linear: ir.Node, weight: ir.TensorProtocol) -> tuple[int | N
 
 
 def scale_output(linear: ir.Node, scale: Array | None) -> Callable[[Array], Array] | None:
-    """Multiply the weights of each output channel by its scale."""
+    """A function that multiplies the weights of each output channel by its scale."""
     if scale is None:
         return None
     if linear.op_type == "ConvTranspose":
@@ -155,7 +155,7 @@ def set_linear(
     scale: Array | None,
     shift: Array | None,
 ) -> None:
-    """Give ``linear`` changed weights and the bias ``bias * scale + shift``, as new constants."""
+    """Give ``linear`` the new weights, and the bias ``bias * scale + shift``, as new constants."""
     old = linear.inputs[1]
     assert old is not None
     if change is not None:
@@ -174,7 +174,7 @@ def set_linear(
 
 
 def input_channels(linear: ir.Node, weight: ir.TensorProtocol) -> tuple[int, int, int | None]:
-    """Channel axis of the data input, number of channels, rank where the operator fixes it."""
+    """Channel axis of the data input, number of channels, rank if the operator fixes it."""
     shape = list(dims(weight))
     match linear.op_type:
         case "Conv":
@@ -188,7 +188,7 @@ def input_channels(linear: ir.Node, weight: ir.TensorProtocol) -> tuple[int, int
 
 
 def scale_input(linear: ir.Node, scale: Array | None) -> Callable[[Array], Array] | None:
-    """Multiply the weights of each input channel by its scale."""
+    """A function that multiplies the weights of each input channel by its scale."""
     if scale is None:
         return None
     if linear.op_type == "Conv":
@@ -208,7 +208,7 @@ def scale_input(linear: ir.Node, scale: Array | None) -> Callable[[Array], Array
 
 
 def response(linear: ir.Node, weight: Array | None, shift: Array) -> Array:
-    """What a Conv without padding or a Gemm answers to an input that is ``shift`` everywhere."""
+    """The output of a Conv without padding, or of a Gemm, for an input that equals ``shift`` everywhere."""
     assert weight is not None
     w = weight.astype(np.float64)
     if linear.op_type == "Conv":

@@ -1,4 +1,4 @@
-"""Resize in the form that every runtime carries out."""
+"""Rewrite Resize so that every runtime supports it."""
 
 from collections.abc import Mapping
 
@@ -11,12 +11,12 @@ from edgepack.ir.model import constant, name_of, new_initializer
 
 
 def resize_all_axes(main: ir.Graph, node: ir.Node) -> Outcome:
-    """Speak of all axes, not of some: onnxruntime 1.32 fails to turn the other form to channels last.
+    """Give scales for all axes: onnxruntime 1.32 fails to convert a Resize with ``axes`` to channels last.
 
     Given::  Resize(x, scales=[2, 2], axes=[2, 3])      x has four dimensions
     Result:: Resize(x, scales=[1, 1, 2, 2])
 
-    Sizes of some axes become scales where the others are open, a batch for one.
+    Sizes become scales where other axes, such as the batch, are dynamic.
     """
     axes, x = ints_attribute(node, "axes"), node.inputs[0]
     if not axes or x is None or x.shape is None:
@@ -48,7 +48,7 @@ def resize_all_axes(main: ir.Graph, node: ir.Node) -> Outcome:
 def _whole(
     by_axis: Mapping[int, int | float], shape: ir.Shape, *, sizes: bool
 ) -> npt.NDArray[np.int64] | npt.NDArray[np.float32] | None:
-    """Sizes or scales of all axes; scales in the place of sizes where those of other axes are open."""
+    """Sizes or scales of all axes; scales instead of sizes if other axes are dynamic."""
     known = [by_axis.get(axis, size) for axis, size in enumerate(shape)]
     if sizes and all(isinstance(size, int) for size in known):
         return np.asarray(known, np.int64)
@@ -59,9 +59,9 @@ def _whole(
         if sizes:
             if not isinstance(size, int):
                 return None
-            scales[axis] /= np.float32(size)  # as the runtime computes it, in 32 bits
+            scales[axis] /= np.float32(size)  # in float32, as the runtime computes it
             if {int(scales[axis] * np.float32(size)), int(float(scales[axis]) * size)} != {number}:
-                return None  # 7 / 5 is less than 1.4, and ONNX would infer six
+                return None  # 7 / 5 is less than 1.4 in float32, and ONNX would infer six
     return scales
 
 

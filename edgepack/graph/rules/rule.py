@@ -1,11 +1,11 @@
-"""Rewriting rules of :mod:`edgepack.graph.normalize`: each looks at one node and makes the graph smaller.
+"""Rewriting rules of :mod:`edgepack.graph.normalize`: each matches one node and simplifies the graph.
 
-A rule is a function ``rule(main, node)``: pattern, check, rewrite, in this order. It returns ``DONE`` when it
-has rewritten, ``None`` when the pattern is not there, and a reason (a sentence) when the pattern is there but
-must not be rewritten. ``main`` is the model's main graph, where new constants go; ``node`` may stand in a
+A rule is a function ``rule(main, node)``: pattern, check, rewrite, in this order. It returns ``DONE`` if it
+has rewritten, ``None`` if the pattern does not match, and a reason (a sentence) if the pattern matches but
+must not be rewritten. ``main`` is the model's main graph, where new constants are added; ``node`` may be in a
 subgraph.
 
-A rule never changes a constant: it makes a new one, so that other users of a shared weight keep theirs.
+A rule never changes a constant: it adds a new one, so that other consumers of a shared weight keep theirs.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from edgepack.ir.arrays import Array
 from edgepack.ir.model import constant
 
 DONE: Final = ""
-"""The rule has rewritten; any other string is the reason why it must not."""
+"""Returned after a rewrite; any other string is the reason against one."""
 
 Outcome = str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rewriting with the operators at which its pattern ends."""
+    """A rewrite, with the operators at which its pattern ends."""
 
     name: str
     ops: frozenset[str]
@@ -72,10 +72,10 @@ def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
 
 
 def bypass(old: ir.Value, new: ir.Value) -> bool:
-    """Let ``new`` stand wherever ``old`` stands; a graph output keeps its name. False where that cannot be.
+    """Replace ``old`` by ``new`` everywhere; a graph output keeps its name. False if that is impossible.
 
-    It cannot be when ``old`` is a graph output and ``new`` has a name of its own to keep (an input, another
-    output, a constant) or lives in another graph.
+    It is impossible when ``old`` is a graph output and ``new`` must keep its own name (an input, another
+    output, a constant) or is in another graph.
     """
     if old.is_graph_output():
         own = new.producer() is None or new.is_graph_output() or new.graph is not old.graph
@@ -84,7 +84,7 @@ def bypass(old: ir.Value, new: ir.Value) -> bool:
         name = old.name
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         old.name, new.name = f"{name}_before", name
-        new.type, new.shape = old.type or new.type, old.shape or new.shape  # what the model promises
+        new.type, new.shape = old.type or new.type, old.shape or new.shape  # as the model states them
     else:
         old.replace_all_uses_with(new)
     if new.shape is None and old.shape is not None:
@@ -101,7 +101,7 @@ def remove(node: ir.Node) -> None:
 
 
 def substitute(node: ir.Node, op_type: str, inputs: list[ir.Value | None], **attributes: object) -> ir.Node:
-    """Put a new node of one output in the place of ``node``: same value name, type, shape and users."""
+    """Replace ``node`` by a new node of one output, with the same value name, type, shape and consumers."""
     old = node.outputs[0]
     new = ir.node(op_type, inputs, attributes=attributes, name=node.name, num_outputs=1)  # type: ignore[arg-type]
     out = new.outputs[0]
@@ -115,7 +115,7 @@ def substitute(node: ir.Node, op_type: str, inputs: list[ir.Value | None], **att
 
 
 def float_array(value: ir.Value | None) -> Array | None:
-    """A constant of a floating type, in float64."""
+    """A constant of a floating type, as float64."""
     array = constant(value)
     if array is None or not np.issubdtype(array.dtype, np.floating):
         return None

@@ -1,7 +1,7 @@
-"""Selection first: what is computed for all positions and then read at one is computed for that one.
+"""Early selection: compute only the positions that are selected later.
 
-A classifier on a transformer reads the first token of the last layer. Every operator of that layer but the
-keys and values of its attention treats positions one by one, so all of them can work on one position.
+A classifier on a transformer uses the first token of the last layer. Every operator of that layer computes
+positions independently, except for the keys and values of attention, so all others can work on one position.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,26 +31,26 @@ _EITHER_END = frozenset([0, -1])
 _MOST_INDICES = 4
 
 Axes = list[int | None]
-"""For each input of a node the axis along which it has to be selected; ``None``: it is read as it is."""
+"""For each input of a node the axis to select along; ``None``: the input is used unchanged."""
 
 
 @dataclass(slots=True)
 class _Region:
-    """What can work on the selected positions alone."""
+    """The nodes that can work on the selected positions alone."""
 
     indices: Array
     axes: dict[ir.Value, int]
-    """Values that shrink, with the axis along which they do."""
+    """Values that shrink, each with the axis that shrinks."""
     taken: dict[ir.Node, Axes] = field(default_factory=dict)
     """Nodes that compute fewer positions."""
 
     def inside(self, value: ir.Value) -> bool:
-        """Whether a taken node computes it, so that it needs no selection."""
+        """Whether a node of the region computes ``value``, so that it needs no selection."""
         return value.producer() in self.taken
 
 
 def select_early(main: ir.Graph, node: ir.Node) -> Outcome:
-    """Select before products of matrices instead of after them.
+    """Move a Gather or Slice before matrix products instead of after them.
 
     Given::  y = Gather(LayerNorm(MatMul(x, W) + x), 0, axis=1)          x is [n, tokens, channels]
     Result:: z = Gather(x, [0], axis=1)
@@ -106,7 +106,7 @@ def _selected(node: ir.Node) -> tuple[int, list[int]] | None:
 
 
 def _region(value: ir.Value, axis: int, indices: Array, graph: ir.Graph | ir.Function | None) -> _Region:
-    """All nodes back from ``value`` whose results are read at the selected positions only."""
+    """All nodes before ``value`` whose results are consumed at the selected positions only."""
     region = _Region(indices, {value: axis})
     waiting = [value]
     while waiting:
@@ -140,7 +140,7 @@ def _wanted(node: ir.Node, axes: Axes) -> Iterator[tuple[ir.Value, int]]:
 
 
 def _only_read_inside(region: _Region, value: ir.Value) -> bool:
-    """Whether taken nodes alone read the value, all of them at the selected positions."""
+    """Whether only nodes of the region consume the value, all of them at the selected positions."""
     if value.is_graph_output():
         return False
     for use in value.uses():
@@ -151,11 +151,11 @@ def _only_read_inside(region: _Region, value: ir.Value) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Which axis of an input is that axis of the output?
+# The axis of each input that corresponds to an axis of the output.
 
 
 def _axes_through(node: ir.Node, axis: int, indices: Array) -> Axes | None:
-    """The axes of the inputs for ``axis`` of the output, or ``None`` where positions are not apart."""
+    """The input axes for ``axis`` of the output, or ``None`` if positions are not independent along it."""
     if node.domain not in ("", "ai.onnx") or node.outputs[0].shape is None or not node.inputs:
         return None
     op, rank = node.op_type, len(node.outputs[0].shape)
@@ -181,14 +181,14 @@ def _axes_through(node: ir.Node, axis: int, indices: Array) -> Axes | None:
 
 
 def _broadcast(inputs: Sequence[ir.Value | None], from_end: int, indices: Array) -> Axes | None:
-    """The axis counted from the end, of every input that has it and does not repeat along it."""
+    """The axis, counted from the end, of every input that has it and is not broadcast along it."""
     axes: Axes = []
     for value in inputs:
         if value is None or value.shape is None:
             return None
         axis = len(value.shape) + from_end
         size = value.shape[axis] if axis >= 0 else 1
-        # Whatever a size is at run time, its first and last position are right: those of one are the same.
+        # The first and last position are valid for any dynamic size: in a broadcast axis of 1 they are equal.
         if not isinstance(size, int) and not _EITHER_END.issuperset(indices.tolist()):
             return None
         axes.append(None if size == 1 else axis)
@@ -196,7 +196,7 @@ def _broadcast(inputs: Sequence[ir.Value | None], from_end: int, indices: Array)
 
 
 def _keeps(node: ir.Node, axis: int, rank: int) -> bool:
-    """Whether a reduction leaves ``axis`` where it is."""
+    """Whether a reduction keeps ``axis``."""
     given = constant(node.inputs[1]) if len(node.inputs) > 1 else np.array(ints_attribute(node, "axes"))
     if given is None or not given.size or not int_attribute(node, "keepdims", 1):
         return False
@@ -209,7 +209,7 @@ def _through_reshape(node: ir.Node, axis: int) -> Axes | None:
 
 
 def _through_product(node: ir.Node, from_end: int, indices: Array) -> Axes | None:
-    """Rows are those of the left factor, columns those of the right one, the axes before belong to both."""
+    """Output rows are rows of the left operand, columns those of the right one; batch axes belong to both."""
     a, b = node.inputs
     if a is None or b is None or a.shape is None or b.shape is None or min(len(a.shape), len(b.shape)) < 2:
         return None
@@ -231,7 +231,7 @@ def _through_gemm(node: ir.Node, axis: int, indices: Array) -> Axes | None:
 
 
 def _rewrite(main: ir.Graph, region: _Region) -> None:
-    """Select what enters the region, and let what is inside compute fewer positions."""
+    """Select the inputs of the region, and shrink the shapes inside it."""
     shapes = {
         node: found[1]
         for node in region.taken
@@ -260,7 +260,7 @@ def _shrunk(value: ir.Value, axis: int, size: int) -> ir.Shape:
 
 
 def _selection_of(main: ir.Graph, value: ir.Value, axis: int, indices: Array, before: ir.Node) -> ir.Value:
-    """The value at the selected positions: a constant of them, or a Gather behind what computes it."""
+    """The value at the selected positions: a constant, or a Gather after the node that computes it."""
     name = f"{value.name}_selected"
     array = constant(value)
     if array is not None:
@@ -279,7 +279,7 @@ def _selection_of(main: ir.Graph, value: ir.Value, axis: int, indices: Array, be
 
 
 def _select_again(main: ir.Graph, node: ir.Node, indices: Array) -> None:
-    """Let a selection pick its positions among the selected ones; a Slice of one becomes a Gather."""
+    """Adapt a selection inside the region to the selected positions; a Slice of one becomes a Gather."""
     found = _selected(node)
     assert found is not None
     axis, wanted = found

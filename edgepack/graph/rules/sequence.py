@@ -1,4 +1,4 @@
-"""What folding writes for operators on sequences, in the opset of the model."""
+"""Adapt what constant folding writes for sequence operators to the opset of the model."""
 
 import onnx_ir as ir
 
@@ -9,10 +9,11 @@ _SIZES_AS_INPUTS_OPSET = 13
 
 
 def as_the_opset_has_it(model: ir.Model, opset: int) -> None:
-    """Folding writes Split and Squeeze for operators on sequences as opset 18 has them; here for older ones.
+    """Rewrite Split and Squeeze, which folding writes as in opset 18, for an older opset.
 
-    Given (opset 13): ``Split <num_outputs = 3> (x)``, three equal parts. Result: ``Split (x)``, the same.
-    Given (opset 12): ``Split (x, sizes)``. Result: ``Split <split = sizes> (x)``; so with axes of a Squeeze.
+    Given (opset 13): ``Split <num_outputs = 3> (x)``, three equal outputs. Result: ``Split (x)``, the same.
+    Given (opset 12): ``Split (x, sizes)``. Result: ``Split <split = sizes> (x)``; likewise the axes of a
+    Squeeze.
     """
     for node in walk_nodes(model.graph):
         if node.op_type == "Split" and opset < _SPLIT_COUNTS_OPSET:

@@ -1,4 +1,4 @@
-"""What a Reshape does to one axis, also where its shape is computed at run time."""
+"""What a Reshape does to one axis, also if its shape is computed at run time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,26 +15,26 @@ _LIKE_FIRST = frozenset(
 )
 _BROADCASTING = frozenset(["Add", "Sub", "Mul", "Div", "Pow", "Where"])
 _MOST_STEPS = 4096
-"""Of looking back; a model of a thousand layers stays quick."""
+"""Steps to search back; it bounds the time for a model of a thousand layers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """A dimension of a new shape that is ``axis`` of ``value``."""
+    """A dimension of a new shape that equals ``axis`` of ``value``."""
 
     value: ir.Value
     axis: int
 
 
 Entry = int | Copied | None
-"""What a Reshape is told about one dimension: a number, 0 (copy) or -1 (what is left), another's, unknown."""
+"""One entry of a Reshape's shape: a number, 0 (copy), -1 (infer), a dimension of another value, unknown."""
 
 
 def reshaped_axis(node: ir.Node, axis: int) -> tuple[int, list[int]] | None:
-    """Which axis of a Reshape's input is ``axis`` of its output, and a constant shape that does the same.
+    """The input axis of a Reshape that equals ``axis`` of its output, and an equivalent constant shape.
 
-    The shape holds at ``axis`` a number that may be replaced where the input is cut along that axis. ``None``
-    where elements of other axes go in, or where that cannot be told.
+    The entry of the shape at ``axis`` may be replaced when the input is cut along that axis. ``None`` if
+    elements of other axes are mixed in, or if that is not known.
     """
     x, entries = node.inputs[0], _entries(node)
     if x is None or x.shape is None or entries is None or int_attribute(node, "allowzero", 0):
@@ -66,7 +66,7 @@ def _entries(node: ir.Node) -> list[Entry] | None:
 
 
 def _tail(node: ir.Node, entries: list[Entry], axis: int) -> list[int] | None:
-    """The sizes behind ``axis``: those written, or those that the products which read them demand."""
+    """The sizes after ``axis``: those in the shape, or those that consuming matrix products require."""
     shape = node.outputs[0].shape
     tail: list[int] = []
     for i in range(axis + 1, len(entries)):
@@ -83,7 +83,7 @@ def _tail(node: ir.Node, entries: list[Entry], axis: int) -> list[int] | None:
 
 
 def _columns_read(value: ir.Value) -> int | None:
-    """The size of the last axis, from a product with a constant matrix that reads the value."""
+    """The size of the last axis, from a product with a constant matrix that consumes the value."""
     for use in value.uses():
         weight = constant(use.node.inputs[1]) if is_op(use.node, "MatMul") and use.idx == 0 else None
         if weight is not None and weight.ndim == 2:
@@ -92,7 +92,7 @@ def _columns_read(value: ir.Value) -> int | None:
 
 
 def _axis_with_tail(x: ir.Value, tail: list[int] | None, axis: int) -> int | None:
-    """The axis of ``x`` with as many elements behind it as in ``tail``; ``axis`` itself where several fit."""
+    """The axis of ``x`` followed by as many elements as ``tail`` has; ``axis`` itself if several match."""
     if tail is None or not prod(tail) or x.shape is None:
         return None
     sizes = list(x.shape)
@@ -106,22 +106,22 @@ def _product(sizes: Sequence[int | ir.SymbolicDim]) -> int | None:
 
 
 def _lead(x: ir.Value, entries: list[Entry], axis: int, before: int) -> list[int] | None:
-    """The shape up to ``axis`` in numbers, where it is ``before`` of ``x``, with as much behind it."""
+    """The shape up to ``axis`` in numbers, if it ends at axis ``before`` of ``x`` with an equal tail."""
     assert x.shape is not None
     asked = entries[: axis + 1]
     numbers = [e for e in asked if isinstance(e, int)]
     if len(numbers) == len(asked) and asked[-1] == x.shape[before] and (before == axis or 0 not in numbers):
-        return numbers  # the axis is as long, so as many elements lie before it too
+        return numbers  # the axis is as long, so as many elements precede it too
     if before != axis or not all(_no_larger(x, i, e) for i, e in enumerate(asked)):
         return None
-    # In all there are as many elements. So where none is worked out and none is larger, none is smaller; and
-    # where all others are the same, so is the one that is worked out.
+    # The number of elements is the same. So if none is inferred and none is larger, none is smaller; and if
+    # all others are the same, so is the inferred one.
     worked_out = asked.count(-1) == 1
     return None if worked_out and len(numbers) < len(asked) else [0] * len(asked)
 
 
 def _no_larger(x: ir.Value, axis: int, entry: Entry) -> bool:
-    """Whether the dimension asked for is at most that of ``x`` (and the same, if a number), or worked out."""
+    """Whether the new dimension is at most that of ``x`` (and equal, if a number), or inferred."""
     assert x.shape is not None
     if isinstance(entry, Copied):
         return _grows_from(x, axis, entry)
@@ -129,7 +129,7 @@ def _no_larger(x: ir.Value, axis: int, entry: Entry) -> bool:
 
 
 def _grows_from(x: ir.Value, axis: int, source: Copied) -> bool:
-    """Whether ``axis`` of ``x`` is that of ``source`` or a broadcast of it, which is no smaller."""
+    """Whether ``axis`` of ``x`` is that of ``source`` or a broadcast of it, which is not smaller."""
     seen: set[tuple[ir.Value, int]] = set()
     waiting = [(x, axis)]
     while waiting and len(seen) < _MOST_STEPS:
@@ -155,7 +155,7 @@ def _same_name(value: ir.Value, axis: int, source: Copied) -> bool:
 
 
 def _sources(node: ir.Node, axis: int) -> list[tuple[ir.Value, int]]:
-    """Axes of inputs that ``axis`` of the output is, or is a broadcast of."""
+    """The input axes that ``axis`` of the output equals, or is a broadcast of."""
     out = node.outputs[0]
     if out.shape is None or node.domain not in ("", "ai.onnx") or not node.inputs:
         return []

@@ -1,9 +1,9 @@
-"""Softmax over channels, in the form that the runtime computes fast.
+"""Rewrite Softmax over channels to the layout that the runtime computes fast.
 
-onnxruntime 1.32 merges the transposes around a Softmax into its axis, and computes any axis but the last
-element by element: 286 µs for [1, 80, 22, 22], against 33 µs as rows. A change of shape between the transpose
-and the Softmax keeps it from doing so. Of transposes it does those fast that move one axis or a run of axes:
-9 µs, and 140 where an exporter has swapped height and width on the way.
+onnxruntime 1.32 merges the Transposes around a Softmax into its axis, and computes any axis but the last
+element by element: 286 µs for [1, 80, 22, 22], against 33 µs over rows. A Reshape between the Transpose and
+the Softmax prevents the merge. A Transpose is fast if it moves one axis or a run of axes: 9 µs, and 140 µs if
+an exporter has swapped height and width.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _LEAST_RANK = 3
 
 
 def softmax_on_rows(main: ir.Graph, node: ir.Node) -> Outcome:
-    """Compute a Softmax of another axis than the last, or behind a Transpose, on a matrix.
+    """Compute a Softmax along another axis than the last, or after a Transpose, on a matrix.
 
     Given::  y = Softmax(x, axis=1)          x is [n, 80, 22, 22]
     Result:: y = Transpose(Reshape(Softmax(Flatten(Transpose(x))), [-1, 22, 22, 80]))
@@ -50,7 +50,7 @@ def softmax_on_rows(main: ir.Graph, node: ir.Node) -> Outcome:
 
 
 def _shape(main: ir.Graph, node: ir.Node, value: ir.Value, sizes: Sequence[object], name: str) -> ir.Value:
-    """``sizes`` as a constant; computed from ``value`` where more than one of them is open."""
+    """``sizes`` as a constant; computed from ``value`` if more than one of them is dynamic."""
     known = [d if isinstance(d, int) else -1 for d in sizes]
     if known.count(-1) <= 1:
         return new_initializer(main, name, np.array(known, np.int64))
@@ -60,7 +60,7 @@ def _shape(main: ir.Graph, node: ir.Node, value: ir.Value, sizes: Sequence[objec
 
 
 def softmax_between_transposes(main: ir.Graph, node: ir.Node) -> Outcome:
-    """A Softmax of turned data that is turned back is one of another axis.
+    """Merge a Softmax between two inverse Transposes into a Softmax along another axis.
 
     Given::  y = Transpose(Softmax(Transpose(x, perm=[0, 3, 2, 1]), axis=3), perm=[0, 3, 2, 1])
     Result:: y = Softmax(x, axis=1)
@@ -98,5 +98,5 @@ def _new(
 TURNED: tuple[Rule, ...] = (
     Rule("softmax_between_transposes", frozenset({"Transpose"}), softmax_between_transposes),
 )
-"""Before ``ROWS``, which writes transposes itself."""
+"""Apply these before ``ROWS``, which adds Transposes itself."""
 ROWS: tuple[Rule, ...] = (Rule("softmax_on_rows", frozenset({"Softmax", "LogSoftmax"}), softmax_on_rows),)

@@ -180,7 +180,7 @@ def test_an_overflowing_constant_is_not_folded() -> None:
         assert ops(normalize(model, min_opset=13, max_opset=21)[0])["Div"] == 1
 
 
-# --- what has more than one user -----------------------------------------------------------------------
+# --- several consumers --------------------------------------------------------------------------------
 
 
 def test_shared_weights_serve_both_users() -> None:
@@ -229,16 +229,16 @@ CAPTURED = """net (bool c, float[n, 3, 4, 4] x) => (float[n, 3, 4, 4] y) {
 
 
 @pytest.mark.parametrize("condition", [True, False])
-def test_values_captured_by_a_body_are_not_folded(condition: bool) -> None:
+def test_values_captured_by_a_subgraph_are_not_folded(condition: bool) -> None:
     model = parse(CAPTURED, weights={**randoms(w=(3, 3, 1, 1), s=(3, 1, 1)), **batch_norm("bn", 3)})
     feeds = {**randoms(x=(2, 3, 4, 4)), "c": np.asarray(condition)}
     normal, notes = check(model, feeds)
-    # The body's Conv took the BatchNormalization there; the outer Conv feeds two graphs and stays.
+    # BatchNormalization is folded into the Conv of the subgraph; the outer Conv has consumers in two graphs.
     assert ops(normal) == {"Conv": 2, "Mul": 2, "If": 1}
     assert notes.applied["drop_no_op"] == 1 and notes.applied["lift_constant"] == 1
 
 
-def test_a_body_that_returns_an_outer_value_through_identity() -> None:
+def test_a_subgraph_that_returns_an_outer_value_through_identity() -> None:
     body = """net (bool c, float[n] x) => (float[n] y) {
         r = Relu (x)
         y = If (c) <
@@ -247,7 +247,7 @@ def test_a_body_that_returns_an_outer_value_through_identity() -> None:
     }"""
     for condition in (True, False):
         normal, _ = check(parse(body), {**randoms(x=(3,)), "c": np.asarray(condition)})
-        assert ops(normal)["Identity"] == 2  # a body's output must be made in the body
+        assert ops(normal)["Identity"] == 2  # a subgraph must compute its own outputs
 
 
 # --- LayerNorm and GELU --------------------------------------------------------------------------------

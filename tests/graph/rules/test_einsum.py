@@ -23,7 +23,7 @@ def typed(letters: str, *, open_sizes: bool) -> str:
 def net(
     equation: str, *, constant: int | None, open_sizes: bool = False
 ) -> tuple[str, dict[str, tuple[int, ...]]]:
-    """The text of a model, and the shapes of what it is fed or holds."""
+    """The text of a model, and the shapes of its inputs and constants."""
     left, right = equation.partition("->")[0].split(",")
     names = {"x": left, "z": right}
     fed = [n for i, n in enumerate(names) if i != constant]
@@ -60,17 +60,17 @@ def test_products(equation: str, constant: int | None, expected: dict[str, int],
 @pytest.mark.parametrize(
     ("equation", "constant", "reason"),
     [
-        ("abc,bcd->abd", 1, "a matrix of its own for each entry of a batch"),
-        ("abc,c->ab", 1, "a product with a vector, or an outer one"),
-        ("ab,cd->abcd", 1, "a product with a vector, or an outer one"),
+        ("abc,bcd->abd", 1, "the constant has batch axes"),
+        ("abc,c->ab", 1, "a matrix-vector or outer product"),
+        ("ab,cd->abcd", 1, "a matrix-vector or outer product"),
         ("abc,ad->bd", None, "it sums over an axis of one operand"),
-        ("abcd,abcd->ab", None, "a product with a vector, or an outer one"),
-        ("abcf,adcf->abd", None, "a product of two activations over several axes at once"),
+        ("abcd,abcd->ab", None, "a matrix-vector or outer product"),
+        ("abcf,adcf->abd", None, "two activations are summed over several axes"),
         ("aab,bc->ac", None, "an axis is repeated: a diagonal"),
         ("ab,bc", None, "its equation leaves axes to be inferred"),
     ],
 )
-def test_what_is_no_product_of_matrices(equation: str, constant: int | None, reason: str) -> None:
+def test_an_equation_that_is_no_matrix_product(equation: str, constant: int | None, reason: str) -> None:
     body, shapes = net(equation, constant=constant)
     body = body if "->" in equation else body.replace("float[] y", "float[o0, o1] y")
     arrays = {n: f32(np.random.default_rng(1).normal(size=s)) for n, s in shapes.items()}

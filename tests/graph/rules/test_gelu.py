@@ -1,4 +1,4 @@
-"""GELU by tanh, however it is spelled."""
+"""The tanh approximation of GELU, in the decompositions of several exporters."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def net(nodes: str, before: str = "") -> str:
 
 @pytest.mark.parametrize("before", ["", "x = Mul (z, z)", "x = Add (z, three)"])
 @pytest.mark.parametrize("name", SPELLED)
-def test_however_it_is_spelled(name: str, before: str) -> None:
+def test_decompositions_of_exporters(name: str, before: str) -> None:
     model = parse(net(SPELLED[name], before), weights=NUMBERS)
     normal, notes = check(model, randoms(**{"z" if before else "x": (2, 6, 8)}), tolerance=1e-5)
     assert ops(normal)["Gelu"] == 1 and ops(normal)["Tanh"] == 0, ops(normal)
@@ -49,12 +49,12 @@ def test_however_it_is_spelled(name: str, before: str) -> None:
         SPELLED["tensorflow"].replace("Pow (x, three)", "Pow (x, two)"),
     ],
 )
-def test_what_only_looks_like_it(nodes: str) -> None:
+def test_similar_graphs_are_not_rewritten(nodes: str) -> None:
     normal, notes = check(parse(net(nodes), weights=NUMBERS), randoms(x=(2, 6, 8)), tolerance=1e-5)
     assert "Gelu" not in ops(normal)
     assert notes.opset_after == 17
 
 
-def test_a_target_that_does_not_have_it() -> None:
+def test_a_target_without_the_operator() -> None:
     normal, notes = normalize(parse(net(SPELLED["torch"]), weights=NUMBERS), min_opset=13, max_opset=19)
     assert ops(normal)["Tanh"] == 1 and notes.opset_after == 17

@@ -1,4 +1,4 @@
-"""Resize of some axes becomes one of all."""
+"""A Resize with axes gets scales for all axes."""
 
 from pathlib import Path
 
@@ -42,14 +42,14 @@ def test_sizes_that_no_scale_gives_stay(shape: str, sizes: tuple[int, int]) -> N
     assert "unknown" in refusals(notes)["resize_all_axes"]
 
 
-def test_what_it_leaves_alone() -> None:
+def test_what_is_not_rewritten() -> None:
     body = f'{HEAD} y = Resize <axes = [2, 3], keep_aspect_ratio_policy = "not_larger"> (x, , , s) }}'
     _, notes = check(parse(body, weights={"s": i64([9, 4])}, opset=19), randoms(x=(1, 3, 6, 5)))
     assert "aspect" in refusals(notes)["resize_all_axes"]
 
 
 def test_sizes_between_integer_convolutions_of_an_open_batch(tmp_path: Path) -> None:
-    """With some axes the runtime refuses the file: it finds no sizes."""
+    """With ``axes`` the runtime refuses the file: it finds no sizes."""
     body = """net (float[n, 4, 8, 8] x) => (float[a, b, c, d] y) {
         c = Conv(x, w)  o = Resize <axes = [2, 3]> (c, , , s)  y = Conv(o, v) }"""
     weights = {"w": weight(6, 4, 1, 1), "v": weight(3, 6, 1, 1, seed=2), "s": i64([16, 12])}
@@ -58,7 +58,7 @@ def test_sizes_between_integer_convolutions_of_an_open_batch(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
 def test_between_integer_convolutions(mode: str, tmp_path: Path) -> None:
-    """With some axes the runtime fails in the first run: 'indices element out of data bounds'."""
+    """With ``axes`` the runtime fails in the first run: 'indices element out of data bounds'."""
     body = f"""net (float[1, 4, 8, 8] x) => (float[a, b, c, d] y) {{
         c = Conv(x, w)  o = Resize <mode = "{mode}", axes = [2, 3]> (c, , s)  y = Conv(o, v) }}"""
     weights = {"w": weight(6, 4, 1, 1), "v": weight(3, 6, 1, 1, seed=2), "s": f32([2, 2])}

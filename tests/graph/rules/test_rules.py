@@ -102,7 +102,7 @@ def test_hard_swish(nodes: str) -> None:
         "h = HardSigmoid (x)  y = Mul (x, h)",
     ],
 )
-def test_what_only_looks_like_hard_swish(nodes: str) -> None:
+def test_similar_graphs_are_not_hard_swish(nodes: str) -> None:
     model = parse(f"net (float[n, 4] x) => (float[n, 4] y) {{ {nodes} }}", opset=12, weights=NUMBERS)
     normal, notes = check(model, {"x": np.linspace(-5, 5, 40, dtype=np.float32).reshape(10, 4)})
     assert ops(normal)["HardSwish"] == 0 and notes.opset_after == 13
@@ -137,7 +137,7 @@ def test_hard_sigmoid_alone() -> None:
     assert ops(normal) == {"HardSigmoid": 1}
 
 
-# --- what does nothing ---------------------------------------------------------------------------------
+# --- no-op nodes ---------------------------------------------------------------------------------------
 
 NOTHING = [
     "y = Identity (r)",
@@ -245,8 +245,8 @@ def test_shapes_that_only_copy_dimensions_become_constant() -> None:
     assert ops(normal) == {"Reshape": 2} and notes.applied["constant_reshape"] == 2
 
 
-def test_a_transposition_is_undone_where_others_read_it_too() -> None:
-    """A rule of onnxscript merges only transpositions that nothing else reads."""
+def test_transposes_with_other_consumers_are_merged() -> None:
+    """The rule of onnxscript merges only Transposes without other consumers."""
     body = """net (float[n, 2, 6, 5] x) => (float[n, 2, 6, 5] y, float[n, 6, 5, 2] z) {
         last = Transpose <perm = [0, 2, 3, 1]> (x)
         z = Relu (last)
@@ -266,8 +266,8 @@ def test_clips_that_do_not_overlap_stay_two() -> None:
     assert ops(normal) == {"Clip": 2}
 
 
-def test_the_known_part_of_a_shape_is_read_from_it() -> None:
-    """As PyTorch writes ``interpolate(z, x.shape[2:])``: folding alone leaves a Slice of an open shape."""
+def test_the_static_part_of_a_shape_is_folded() -> None:
+    """PyTorch: ``interpolate(z, x.shape[2:])``: constant folding leaves a Slice of a dynamic shape."""
     body = """net (float[n, 2, 6, 5] x, float[n, 2, 3, 3] z) => (float[n, 4, 6, 5] y) {
         s = Shape (x)
         size = Slice (s, two, four)
@@ -296,8 +296,8 @@ EXPANDED = """net (bool[n, 1, 1, l] m) => (bool[a, b, c, d] y) {
 
 
 @pytest.mark.parametrize("kept", [-1, 1])
-def test_sizes_of_which_none_is_below_zero_are_compared_with_nothing(kept: int) -> None:
-    """As PyTorch writes ``mask.expand(n, -1, l, l)``; that the second axis is 1 can be seen then."""
+def test_sizes_that_are_not_negative_need_no_comparison(kept: int) -> None:
+    """As PyTorch writes ``mask.expand(n, -1, l, l)``; the second axis is then known to be 1."""
     held = {"first": i64([0]), "last": i64([3]), "keep": i64([kept]), "ones": i64([1] * 4), "less": i64(-1)}
     normal, notes = check(parse(EXPANDED, weights=held), {"m": np.ones((2, 1, 1, 5), np.bool_)})
     assert notes.applied["expanded_sizes"] == 1 and "Where" not in ops(normal)
@@ -305,7 +305,7 @@ def test_sizes_of_which_none_is_below_zero_are_compared_with_nothing(kept: int) 
     assert shape is not None and shape[1] == 1
 
 
-def test_sizes_that_may_be_minus_one_are_compared() -> None:
+def test_sizes_that_may_be_minus_one_keep_the_comparison() -> None:
     body = EXPANDED.replace("(b, keep, l, l)", "(b, z, l, l)").replace(
         "sizes =", "z = Sub (b, three) sizes ="
     )

@@ -32,7 +32,7 @@ def layer(shape: str = "joined", mask: str = "", last: str = "") -> str:
 
 
 def rows(model: ir.Model) -> dict[str, object]:
-    """How many tokens each product with a weight computes, by its output."""
+    """How many tokens each MatMul with a weight computes, by its output."""
     products = [n for n in walk_nodes(model.graph) if n.op_type == "MatMul"]
     return {n.outputs[0].name: n.outputs[0].shape[-2] for n in products if n.outputs[0].shape is not None}  # type: ignore[misc]
 
@@ -56,7 +56,7 @@ def test_the_last_layer_works_on_one_token(sizes: str, token: int) -> None:
 
 
 def test_two_tokens() -> None:
-    """A distilled classifier reads two."""
+    """A distilled classifier uses two."""
     body = layer(last="y = Gather <axis = 1> (z, first) e = Gather <axis = 1> (z, second)")
     more = {"first": i64(0), "second": i64(1)}
     normal = one_token("float[n, 6, 8] x", "float[n, 8] y, float[n, 8] e", body, X, **more)
@@ -71,7 +71,7 @@ def test_a_slice_of_one() -> None:
 
 
 def test_masks_of_every_kind() -> None:
-    """What repeats along the tokens is read as it is, what has a row for each is cut too."""
+    """A mask that is broadcast along the tokens is unchanged, one with a row per token is selected too."""
     for mask in ("3, 1, 1, 6", "3, 1, 6, 6", "1, 2, 6, 6", "6, 6"):
         size = tuple(int(d) for d in mask.split(","))
         body = layer(mask="m", last="y = Gather <axis = 1> (z, at)")
@@ -81,7 +81,7 @@ def test_masks_of_every_kind() -> None:
 
 
 def test_a_shape_computed_at_run_time() -> None:
-    """The sizes come from the input of the layer, and a mask of unknown size stands between."""
+    """The sizes come from the input of the layer, and a mask of unknown size is added."""
     body = layer("computed", mask="m", last="y = Gather <axis = 1> (z, at)").replace(
         "mq =",
         """s = Shape (x) s0 = Gather (s, zero) s1 = Gather (s, one)
@@ -102,7 +102,7 @@ def test_a_shape_computed_at_run_time() -> None:
         ("y = Gather <axis = 1> (z, many) e = Identity (y)", "most tokens are read"),
     ],
 )
-def test_what_is_left_alone(last: str, why: str) -> None:
+def test_what_is_not_rewritten(last: str, why: str) -> None:
     outputs = "float[n, m, 8] y, float[n, m, 8] e" if "many" in last else "float[n, 8] y, float[n, m, 8] e"
     outputs = outputs.replace("m, 8] e", "8] e") if "ReduceMean" in last else outputs
     weights = WEIGHTS | SHAPES | {"at": i64(0), "many": i64([0, 1, 2, 3])}
@@ -111,7 +111,7 @@ def test_what_is_left_alone(last: str, why: str) -> None:
     assert "select_early" not in notes.applied, why
 
 
-def test_tokens_that_see_each_other_stay() -> None:
+def test_tokens_that_depend_on_each_other_are_kept() -> None:
     """A convolution or a softmax over tokens needs all of them."""
     body = """net (float[n, 6, 8] x) => (float[n, 8] y) {
         h = MatMul (x, wq) s = Softmax <axis = 1> (h) y = Gather <axis = 1> (s, at)
@@ -120,7 +120,7 @@ def test_tokens_that_see_each_other_stay() -> None:
     assert "select_early" not in notes.applied
 
 
-def test_without_a_product_nothing_is_won() -> None:
+def test_without_a_matmul_nothing_is_gained() -> None:
     body = "net (float[n, 6, 8] x) => (float[n, 8] y) { h = Relu (x) y = Gather <axis = 1> (h, at) }"
     _, notes = check(parse(body, weights={"at": i64(0)}), X)
     assert "select_early" not in notes.applied

@@ -24,7 +24,7 @@ def test_behind_a_transpose() -> None:
     assert [list(perm) for perm in moved] == [[0, 2, 3, 1], [0, 3, 1, 2]]  # one axis moves: the fast kernel
 
 
-def test_turned_back_to_the_last_axis() -> None:
+def test_transposes_that_restore_the_last_axis() -> None:
     body = """net (float[3, 5, 4] x) => (float[3, 5, 4] y) {
         t = Transpose <perm = [1, 2, 0]> (x)
         s = Softmax <axis = 1> (t)
@@ -35,7 +35,7 @@ def test_turned_back_to_the_last_axis() -> None:
 
 
 @pytest.mark.parametrize("more", ["z = Neg (s)", "z = Neg (t)", "z = Identity (s)"])
-def test_turned_data_with_other_readers(more: str) -> None:
+def test_transposed_data_with_other_consumers(more: str) -> None:
     body = f"""net (float[2, 3, 5] x) => (float[2, 3, 5] y, float[a, b, c] z) {{
         t = Transpose <perm = [1, 2, 0]> (x)
         s = Softmax <axis = 2> (t)
@@ -56,7 +56,7 @@ def test_last_axis_stays() -> None:
 
 
 @pytest.mark.parametrize("channels", ["5", "c"])
-def test_unknown_sizes_are_those_of_the_run(channels: str) -> None:
+def test_dynamic_sizes(channels: str) -> None:
     shape = f"float[n, {channels}, h, w]"
     body = f"net ({shape} x) => ({shape} y) {{ y = Softmax <axis = 1> (x) }}"
     normal, _ = check(parse(body), randoms(x=(2, 5, 3, 4)))
