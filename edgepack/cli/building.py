@@ -1,4 +1,4 @@
-"""build, inspect and plan."""
+"""The commands build, inspect and plan."""
 
 import json
 import re
@@ -49,10 +49,10 @@ def build(
     device_python: options.DevicePython = "python3",
     as_json: Json = False,
 ) -> None:
-    """Build, check, measure and judge the package.
+    """Quantize a model, measure it and write the package.
 
-    Reads ./edgepack.yaml, unless a model is named. With --json one report is an object, the reports of
-    several targets are a list.
+    Reads ./edgepack.yaml, unless MODEL is given. With --json prints the report as an object, or the reports
+    of several targets as a list.
     """
     from edgepack.config.target import load_target
 
@@ -85,7 +85,7 @@ def _build_all(jobs: Sequence["Job"], as_json: bool) -> None:
     """Build one package after another and show their reports.
 
     Raises:
-        GateFailed: a package does not keep its limits; all are there.
+        GateFailed: a package misses a limit of its gate; all packages are written.
     """
     from edgepack.pipeline.build import build as build_package
 
@@ -103,7 +103,7 @@ def _build_all(jobs: Sequence["Job"], as_json: bool) -> None:
 
 
 def _show(report: "BuildReport", folder: Path, as_json: bool) -> None:
-    """What a build left out, and without ``as_json`` its report and its files."""
+    """Warn of files that were not built; without ``as_json`` print the report and the files."""
     from edgepack.report.text import text
 
     for refusal in report.refused:
@@ -115,9 +115,9 @@ def _show(report: "BuildReport", folder: Path, as_json: bool) -> None:
 
 @app.command()
 def inspect(model: ModelPath = None, target: TargetName = None, as_json: Json = False) -> None:
-    """Show what is in a model; with a target, its plan too.
+    """Show the contents of a model.
 
-    Operators, parameters and bytes, before and after normalization.
+    Operators, parameters and bytes, before and after normalization; with --target the plan too.
     """
     from edgepack.config.target import load_target
     from edgepack.pipeline.inspection import inspect_model, inspection_text
@@ -132,9 +132,9 @@ def inspect(model: ModelPath = None, target: TargetName = None, as_json: Json = 
 
 @app.command()
 def plan(model: ModelPath = None, target: TargetName = None, as_json: Json = False) -> None:
-    """Show what will be integer, and why the rest won't.
+    """Show which operators run in int8, and why others do not.
 
-    Needs no data. The target is by default the recipe's, or x86-cpu for a model given by name.
+    Needs no data. Default target: the recipe's, or x86-cpu where MODEL is given.
     """
     from edgepack.config.target import load_target
     from edgepack.pipeline.inspection import plan_rows, plan_text
@@ -145,7 +145,11 @@ def plan(model: ModelPath = None, target: TargetName = None, as_json: Json = Fal
 
 
 def _seconds(text: str | None) -> float | None:
-    """``90``, ``90s`` or ``5m`` in seconds."""
+    """``90``, ``90s`` or ``5m`` in seconds.
+
+    Raises:
+        ConfigError: the text is none of these.
+    """
     if text is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|)", text)

@@ -1,4 +1,4 @@
-"""The application, and what its commands share: options, the recipe, the progress bar."""
+"""The application, and shared parts of its commands: options, the recipe, the progress bar."""
 
 import sys
 from collections.abc import Iterator
@@ -17,38 +17,39 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="edgepack",
-    help="From an ONNX model and sample data to a measured int8 package for an edge device.",
+    help="Quantize an ONNX model to int8 for an edge device, and measure the result.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # importing rich takes longer than all else that --help needs
+    rich_markup_mode=None,  # importing rich would take most of the time of --help
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 DEFAULT_RECIPE = Path("edgepack.yaml")
 
-ModelPath = Annotated[Path | None, typer.Argument(help="The float ONNX model; by default the recipe's.")]
+ModelPath = Annotated[Path | None, typer.Argument(help="The float ONNX model. Default: the recipe's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 TargetName = Annotated[
     str | None,
-    typer.Option("--target", "-t", metavar="NAME", help="A target (`edgepack targets`), or a .yaml file."),
+    typer.Option("--target", "-t", metavar="NAME", help="A target (see `edgepack targets`) or a .yaml file."),
 ]
 RecipePath = Annotated[
-    Path | None, typer.Option("--recipe", "-r", metavar="FILE", help="Default: ./edgepack.yaml.")
+    Path | None, typer.Option("--recipe", "-r", metavar="FILE", help="Recipe. Default: ./edgepack.yaml.")
 ]
 MetricName = Annotated[
-    str | None, typer.Option("--metric", metavar="NAME", help="top1, accuracy, auc, or module:function.")
+    str | None,
+    typer.Option("--metric", metavar="NAME", help="The metric: top1, accuracy, auc, or module:function."),
 ]
 
 
 def recipe_of(path: Path | None, changes: dict[str, Any], model: Path | None) -> tuple["Recipe", Path]:
     """The recipe and the folder that its references are relative to.
 
-    ``./edgepack.yaml`` is read when no recipe is named, but not for a model given by name: another model's
-    data and limits would be applied to it.
+    Without ``path`` and ``model``, ``./edgepack.yaml`` is read. It is not read for a given ``model``: its
+    data and limits may belong to another model.
 
     Raises:
-        ConfigError: the recipe is wrong, or stands where a model belongs.
+        ConfigError: the recipe is wrong, or is given in the place of a model.
     """
     from edgepack.config.recipe import load_recipe
 
@@ -60,14 +61,14 @@ def recipe_of(path: Path | None, changes: dict[str, Any], model: Path | None) ->
 
 
 def model_path(model: Path | None) -> Path:
-    """The model that is named, or the recipe's."""
+    """``model``, or the recipe's."""
     if model is not None:
         return model
     return recipe_of(None, {}, None)[0].model
 
 
 def is_recipes_own(model: Path) -> bool:
-    """Whether the recipe here is that of ``model``."""
+    """Whether ``./edgepack.yaml`` is the recipe of ``model``."""
     if not (DEFAULT_RECIPE.is_file() and model.exists()):
         return False
     own = recipe_of(None, {}, None)[0].model
@@ -80,14 +81,14 @@ def first_target(recipe: "Recipe") -> str:
 
 
 def data_of(path: str | None, samples: int | None) -> dict[str, Any] | None:
-    """Sample data of the command line, as the recipe has it."""
+    """Sample data of the command line in the recipe's format."""
     changes = {"path": path, "samples": samples}
     return {k: v for k, v in changes.items() if v is not None} or None
 
 
 @contextmanager
 def progress_bar(quiet: bool) -> Iterator["Progress"]:
-    """A bar on a terminal; nothing elsewhere."""
+    """A progress bar on a terminal; none where standard error is no terminal."""
     if quiet or not sys.stderr.isatty():
         yield lambda stage, done, total: None
         return

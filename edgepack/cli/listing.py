@@ -1,4 +1,4 @@
-"""targets."""
+"""The command targets."""
 
 import json
 from typing import Annotated
@@ -11,13 +11,13 @@ from edgepack.errors import ConfigError
 
 @app.command()
 def targets(
-    name: Annotated[str | None, typer.Argument(help="Show this target; by default list all.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show this target. Default: list all targets.")] = None,
     schema: Annotated[
-        str | None, typer.Option(metavar="KIND", help="The JSON schema of `target` or `recipe` files.")
+        str | None, typer.Option(metavar="KIND", help="Print the JSON schema of `target` or `recipe` files.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List targets, or show one; schemas for editors."""
+    """List targets, show one, or print a JSON schema."""
     from edgepack.config.recipe import Recipe
     from edgepack.config.strict_yaml import Strict
     from edgepack.config.target import Target, list_targets, load_target

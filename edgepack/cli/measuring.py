@@ -1,4 +1,4 @@
-"""check and bench."""
+"""The commands check and bench."""
 
 import json
 import sys
@@ -31,22 +31,25 @@ def check(
     original: Annotated[Path, typer.Argument(help="The float model.")],
     built: Annotated[list[Path], typer.Argument(help="One or more built models.")],
     data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Evaluation samples; by default the recipe's.")
+        str | None, typer.Option(metavar="DATA", help="Evaluation samples. Default: the recipe's.")
     ] = None,
     metric: MetricName = None,
     target: TargetName = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
-            "--recipe", "-r", metavar="FILE", help="Default: ./edgepack.yaml, if it is of this model."
+            "--recipe",
+            "-r",
+            metavar="FILE",
+            help="Default: ./edgepack.yaml, if it names this model.",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare built models with the original.
+    """Compare the outputs of built models with the original's.
 
-    Fidelity (signal to noise), agreement, and the metric. The target, by default the recipe's or x86-cpu,
-    says how the runtime is set up.
+    Prints fidelity (signal-to-quantization-noise ratio, SQNR), agreement and the metric. The target sets the
+    runtime's options; default: the recipe's, or x86-cpu.
     """
     from edgepack.config.target import load_target
     from edgepack.pipeline.measuring import check_models, check_text
@@ -76,11 +79,11 @@ def bench(
     port: options.Port = 0,
     as_json: Json = False,
 ) -> None:
-    """Time models side by side, taking turns.
+    """Measure the latency of models, interleaved.
 
-    p50, p90, min, cold start, peak memory, and with --ops where the time goes. The target, by default the
-    recipe's or x86-cpu, says how the runtime is set up. Figures of a --device or of --web also go into the
-    report of the package that was measured.
+    Prints p50, p90, min, cold start, peak memory, and with --ops the time per operator type. The target sets
+    the runtime's options; default: the recipe's, or x86-cpu. Figures of --device or --web are also added to
+    the report of the measured package.
     """
     from edgepack.config.target import load_target
 
@@ -100,11 +103,11 @@ def bench(
         return _show_run(run, as_json)
     if device:
         from edgepack.benchmark.devices.bundle import Job
-        from edgepack.pipeline.on_device import Wish, bench_device
+        from edgepack.pipeline.on_device import Request, bench_device
 
         job = Job(runs=runs, ops=ops)
-        wish = Wish(device, tuple(models), chosen, threads, job, device_python, keep)
-        return _show_run(bench_device(wish, loaded, base), as_json)
+        request = Request(device, tuple(models), chosen, threads, job, device_python, keep)
+        return _show_run(bench_device(request, loaded, base), as_json)
     from edgepack.pipeline.measuring import bench_data, bench_models, bench_text
 
     rows = bench_models(models, bench_data(loaded, base), chosen, threads=threads, runs=runs, ops=ops)
@@ -112,7 +115,7 @@ def bench(
 
 
 def _models_of(given: list[Path], *, web: bool) -> list[Path]:
-    """The models that are named, those of a package for its folder; a browser runs its ``.onnx`` alone."""
+    """The given models, a package's folder replaced by its models; for a browser by its ``.onnx`` only."""
     from edgepack.pipeline.on_device import files_of
 
     models = list(files_of(given))
@@ -122,7 +125,7 @@ def _models_of(given: list[Path], *, web: bool) -> list[Path]:
 
 
 def _show_address(address: str) -> None:
-    """The address, and a QR code of it where the extra ``web`` is installed; all on standard error."""
+    """Print the address, and its QR code where the extra ``web`` is installed, on standard error."""
     print(f"open {address}", file=sys.stderr, flush=True)
     if not sys.stderr.isatty():
         return
@@ -134,7 +137,7 @@ def _show_address(address: str) -> None:
 
 
 def _show_run(run: "DeviceRun", as_json: bool) -> None:
-    """Add a run to the package's report, and show it."""
+    """Add a run to the package's report, and print it."""
     from edgepack.pipeline.on_device import merge
     from edgepack.report.devices import device_lines
 

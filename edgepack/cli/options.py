@@ -1,4 +1,4 @@
-"""The options that single commands have, with what --help says of them; what several share is in common."""
+"""Options of single commands, with their --help text; options that commands share are in ``common``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,82 +10,98 @@ import typer
 Targets = Annotated[
     list[str] | None,
     typer.Option(
-        "--target", "-t", metavar="NAME", help="A target (`edgepack targets`), or a .yaml file; repeatable."
+        "--target",
+        "-t",
+        metavar="NAME",
+        help="A target (see `edgepack targets`) or a .yaml file. Repeatable.",
     ),
 ]
 CalibrationData = Annotated[
     str | None,
-    typer.Option(metavar="DATA", help="Folder of images, .npz or .npy; one .npz or .npy; module:function."),
+    typer.Option(
+        metavar="DATA",
+        help="Calibration samples: a folder of images, .npz or .npy files, one .npz or .npy file, or "
+        "module:function.",
+    ),
 ]
 EvaluationData = Annotated[
-    str | None, typer.Option(metavar="DATA", help="The same, for the check; other samples.")
+    str | None, typer.Option(metavar="DATA", help="Evaluation samples, in the same formats.")
 ]
 Output = Annotated[
-    str | None, typer.Option("--output", "-o", metavar="FOLDER", help="Default: dist/{target}.")
+    str | None,
+    typer.Option("--output", "-o", metavar="FOLDER", help="The package's folder. Default: dist/{target}."),
 ]
 MethodName = Annotated[
-    str | None, typer.Option(metavar="WORD", help="auto, static, dynamic, weight_only or float.")
+    str | None,
+    typer.Option(metavar="WORD", help="Quantization: auto, static, dynamic, weight_only or float."),
 ]
-Preset = Annotated[str | None, typer.Option(metavar="WORD", help="fast, balanced or best.")]
+Preset = Annotated[str | None, typer.Option(metavar="WORD", help="Effort: fast, balanced or best.")]
 Budget = Annotated[
     str | None,
-    typer.Option(metavar="TIME", help="For preset best: how long to search, as 90s or 5m; 120s."),
+    typer.Option(metavar="TIME", help="Time of the search of preset best, e.g. 90s or 5m. Default: 120s."),
 ]
 ObserverName = Annotated[
     str | None,
-    typer.Option(metavar="WORD", help="The recipe's calibration.observer, such as percentile; mse."),
+    typer.Option(
+        metavar="WORD",
+        help="Calibration observer: minmax, moving_average, percentile, entropy or mse. Default: mse.",
+    ),
 ]
-SampleCount = Annotated[
-    int | None, typer.Option(metavar="COUNT", help="Calibrate on at most this many samples.")
-]
+SampleCount = Annotated[int | None, typer.Option(metavar="COUNT", help="Most calibration samples to use.")]
 Ranges = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="The ranges.json of an earlier build, instead of calibration."),
+    typer.Option(metavar="FILE", help="Use the ranges.json of an earlier build instead of calibrating."),
 ]
 OnDevice = Annotated[
     str | None,
     typer.Option(
         "--device",
         metavar="WHERE",
-        help="Time there instead of here: ssh://user@host, adb, docker:IMAGE or local.",
+        help="Measure latency on this device: ssh://user@host, adb, docker:IMAGE or local.",
     ),
 ]
 
 # --- build and bench
 
 DevicePython = Annotated[
-    str, typer.Option(metavar="PROGRAM", help="The Python there that has onnxruntime or LiteRT.")
+    str, typer.Option(metavar="PROGRAM", help="The device's Python, with onnxruntime or LiteRT installed.")
 ]
 
 # --- bench
 
 Models = Annotated[
     list[Path],
-    typer.Argument(help="Models, the first is the yardstick; the folder of a package stands for its models."),
+    typer.Argument(help="Models or folders of packages. The first model is the baseline."),
 ]
 BenchData = Annotated[
     str | None,
-    typer.Option(metavar="DATA", help="Sample inputs; by default the recipe's, or random, batch 1."),
+    typer.Option(metavar="DATA", help="Sample inputs. Default: the recipe's, or random with batch 1."),
 ]
 BenchRecipe = Annotated[
     Path | None,
-    typer.Option("--recipe", "-r", metavar="FILE", help="For samples and images; by default none."),
+    typer.Option("--recipe", "-r", metavar="FILE", help="The recipe, for samples and images. Default: none."),
 ]
-Threads = Annotated[int | None, typer.Option(metavar="COUNT", help="Default: the target's.", min=1)]
-Runs = Annotated[int, typer.Option(metavar="COUNT", help="Rounds in which every model runs once.", min=1)]
-Ops = Annotated[bool, typer.Option("--ops", help="Also the time per operator type.")]
+Threads = Annotated[
+    int | None, typer.Option(metavar="COUNT", help="Number of threads. Default: the target's.", min=1)
+]
+Runs = Annotated[int, typer.Option(metavar="COUNT", help="Timed runs of each model.", min=1)]
+Ops = Annotated[bool, typer.Option("--ops", help="Also show the time per operator type.")]
 MeasureThere = Annotated[
     str | None,
     typer.Option(
         metavar="WHERE",
-        help="Measure there: ssh://user@host[:port][/folder], adb[:serial], docker:IMAGE or local.",
+        help="Measure on this device: ssh://user@host[:port][/folder], adb[:serial], docker:IMAGE or local.",
     ),
 ]
-Keep = Annotated[bool, typer.Option("--keep", help="Leave the bench and its results on the device.")]
-InBrowser = Annotated[
-    bool, typer.Option("--web", help="Measure in a browser that opens the page served here.")
-]
+Keep = Annotated[bool, typer.Option("--keep", help="Keep the benchmark's files on the device.")]
+InBrowser = Annotated[bool, typer.Option("--web", help="Measure in a browser: serves a page to open there.")]
 Host = Annotated[
-    str, typer.Option(metavar="ADDRESS", help="With --web: where to serve; this host's, for a phone.")
+    str,
+    typer.Option(
+        metavar="ADDRESS",
+        help="With --web: the address to serve at; for a phone, this host's on the network.",
+    ),
 ]
-Port = Annotated[int, typer.Option(metavar="NUMBER", help="With --web; default: any.", min=0, max=65535)]
+Port = Annotated[
+    int, typer.Option(metavar="NUMBER", help="With --web: the port. 0: any free port.", min=0, max=65535)
+]

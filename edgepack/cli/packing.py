@@ -1,4 +1,4 @@
-"""pack and unpack."""
+"""The commands pack and unpack."""
 
 import json
 from pathlib import Path
@@ -14,14 +14,18 @@ from edgepack.errors import GateFailed
 def pack(
     models: Annotated[
         list[Path],
-        typer.Argument(help="One model of any format, or several .onnx; a package's folder for its .onnx."),
+        typer.Argument(help="One model of any format, or several .onnx models or folders of packages."),
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="OUT", help="FILE.epk; or a folder, which becomes a pool."),
+        typer.Option("--output", "-o", metavar="OUT", help="FILE.epk for one model, or a folder for a pool."),
     ],
     within: Annotated[
-        float, typer.Option(metavar="ERROR", help="For a pool: also share tensors this near, as 0.01.")
+        float,
+        typer.Option(
+            metavar="ERROR",
+            help="For a pool: also share tensors that differ by this relative error, e.g. 0.01.",
+        ),
     ] = 0.0,
     recipe: Annotated[
         list[Path] | None,
@@ -29,34 +33,38 @@ def pack(
             "--recipe",
             "-r",
             metavar="FILE",
-            help="For a pool: whose gate and data judge the models; once for all, or once for each. Default: "
-            "./edgepack.yaml, for what was built with it.",
+            help="For a pool: the recipe with the gate and the data for the models; one for all, or one for "
+            "each. Default: ./edgepack.yaml, for models that were built with it.",
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="For a pool: evaluation samples, over the recipe's.")
+        str | None,
+        typer.Option(metavar="DATA", help="For a pool: evaluation samples. Default: the recipe's."),
     ] = None,
     metric: MetricName = None,
     target: TargetName = None,
     min_sqnr_db: Annotated[
         float | None,
-        typer.Option(metavar="DB", help="For a pool: fidelity to keep, over the gate's; 30 without a gate."),
+        typer.Option(
+            metavar="DB", help="For a pool: least fidelity. Default: the gate's, or 30 without a gate."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Pack a model into one file, or several into a pool.
+    """Compress a model to one .epk file, or share weights in a pool.
 
-    The file is to be unpacked before use; a pool is used as it is, and stores once what its models share.
-    Each model of a pool is held to the gate of its build, on the same samples; without a recipe, to its own
-    outputs. One that misses it keeps its own weights; if it does with those, no pool is written.
+    An .epk file must be unpacked before use. A pool is a folder of .onnx models that stores their shared
+    weights once, and is used as it is. Each model of a pool must pass the gate of its build on the same
+    samples; without a recipe it is compared with its own outputs. A model that fails keeps its own weights;
+    if it still fails, no pool is written.
     """
     from edgepack.pipeline.packing import facts, pack_models, passes, text
-    from edgepack.pipeline.pool_gate import Wish
+    from edgepack.pipeline.pool_gate import Request
 
-    usual = DEFAULT_RECIPE if DEFAULT_RECIPE.is_file() else None
-    wish = Wish(tuple(recipe or ()), usual, data, metric, target, min_sqnr_db)
+    default = DEFAULT_RECIPE if DEFAULT_RECIPE.is_file() else None
+    request = Request(tuple(recipe or ()), default, data, metric, target, min_sqnr_db)
     with progress_bar(as_json) as progress:
-        result = pack_models(models, output, within, wish, progress)
+        result = pack_models(models, output, within, request, progress)
     print(json.dumps(facts(result), indent=1) if as_json else text(result), end="\n" if as_json else "")
     if not passes(result):
         raise GateFailed("the gate is not met; no pool is written, see the lines marked FAIL")
@@ -67,7 +75,12 @@ def unpack(
     packed: Annotated[Path, typer.Argument(help="An .epk file.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="PATH", help="File or folder; default: its name, beside."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="File or folder. Default: the original name, next to PACKED.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

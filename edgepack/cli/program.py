@@ -13,27 +13,27 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def main() -> None:
-    """Entry point: runs the command line; an edgepack error becomes one message and its exit code."""
+    """Entry point: runs the command line; an edgepack error gives one message and its exit code."""
     for number in STOPPING:
         signal.signal(number, _stop)
     sys.exit(run(app))
 
 
 class Stopped(BaseException):
-    """A signal to stop, raised where the program is, so that everything on the way out cleans up."""
+    """A signal to stop, as an exception, so that all contexts clean up."""
 
     def __init__(self, number: int) -> None:
         self.exit_code = 128 + number
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    for other in STOPPING:  # a second Ctrl-C must not end the cleaning up
+    for other in STOPPING:  # a second Ctrl-C must not interrupt the cleanup
         signal.signal(other, signal.SIG_IGN)
     raise Stopped(number)
 
 
 DEFECT = 70
-"""Exit code of a defect (EX_SOFTWARE): 1 would tell a script that the gate was not met."""
+"""Exit code of a defect (EX_SOFTWARE); 1 means that the gate was not met."""
 
 
 def run(command: Callable[[], None]) -> int:
@@ -45,11 +45,11 @@ def run(command: Callable[[], None]) -> int:
         print(f"edgepack: {label}: {error}", file=sys.stderr)
         return error.exit_code
     except Stopped as stop:
-        print("edgepack: stopped; nothing half-written is left", file=sys.stderr)
+        print("edgepack: stopped; no partial files are left", file=sys.stderr)
         return stop.exit_code
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
-    except Exception:  # noqa: BLE001  # nothing is swallowed: the traceback is shown, with a code of its own
+    except Exception:  # noqa: BLE001  # the traceback is shown, with its own exit code
         traceback.print_exc()
         print("edgepack: this is a defect in edgepack, not in your model or data", file=sys.stderr)
         return DEFECT

@@ -1,4 +1,4 @@
-"""report and compare: what builds say, once more."""
+"""The commands report and compare, on the reports of finished builds."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,14 +7,14 @@ import typer
 
 from edgepack.cli.common import Json, app
 
-Package = Annotated[Path, typer.Argument(help="The folder of a finished build.", metavar="DIR")]
+Package = Annotated[Path, typer.Argument(help="The folder of a package.", metavar="DIR")]
 
 
 @app.command()
 def report(folder: Package, as_json: Json = False) -> None:
-    """Show a build's report, and write its report.html again.
+    """Show the report of a build, and write its report.html again.
 
-    From report.json and ranges.json alone: nothing is built or measured.
+    Reads report.json and ranges.json only; nothing is built or measured.
     """
     from edgepack.report.html.reading import read_report
     from edgepack.report.html.render import write_html
@@ -30,13 +30,13 @@ def compare(
     first: Package,
     second: Package,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Also write a page to look at.")
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write the comparison as HTML.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Set two builds side by side, from their reports.
+    """Compare two builds by their reports.
 
-    Sizes, latencies, fidelity and metric of every file, and the groups that have another form.
+    Sizes, latencies, fidelity and metric of each file, and the fusion groups whose precision differs.
     """
     import json
     from dataclasses import asdict

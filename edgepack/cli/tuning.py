@@ -1,4 +1,4 @@
-"""tune."""
+"""The command tune."""
 
 import json
 from pathlib import Path
@@ -17,31 +17,38 @@ def tune(
         "tuned.onnx"
     ),
     teacher: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The model to learn from; by default the recipe's.")
+        Path | None, typer.Option(metavar="FILE", help="The model to learn from. Default: the recipe's.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Samples, as for build; labels are not needed.")
+        str | None,
+        typer.Option(metavar="DATA", help="Training samples, as for build; labels are not needed."),
     ] = None,
     recipe: RecipePath = None,
-    budget: Annotated[float | None, typer.Option(metavar="SECONDS", help="Time to train; 600.")] = None,
-    steps: Annotated[int | None, typer.Option(metavar="COUNT", help="End after so many steps.")] = None,
-    batch: Annotated[int | None, typer.Option(metavar="COUNT", help="Samples in a step; 10.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Training time. Default: 600.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(metavar="COUNT", help="Most training steps.")] = None,
+    batch: Annotated[int | None, typer.Option(metavar="COUNT", help="Samples per step. Default: 10.")] = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="At its highest, as a share of a channel's size; 0.001."),
+        typer.Option(
+            metavar="SHARE", help="Peak learning rate, relative to a channel's weights. Default: 0.001."
+        ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(metavar="COUNT", help="By default all cores.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="COUNT", help="Number of threads. Default: all cores.")
+    ] = None,
     checkpoints: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Log and checkpoints; a killed run goes on."),
+        typer.Option(metavar="FOLDER", help="Folder of the log and checkpoints; a killed run resumes."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a model's weights to answer as its teacher does.
+    """Train a model by knowledge distillation from a teacher.
 
-    For a pruned or clustered model, whose zeros and shared values stay, or for a smaller model. Settings that
-    have no option are those of `tune:` in the recipe's passes. Started by torchrun, or with the environment
-    variables that it sets, several processes or hosts divide the samples of each step.
+    For a pruned or clustered model, whose zeros and shared values are kept, or for a smaller model. Settings
+    without an option come from `tune:` in the recipe's passes. Under torchrun (or with its environment
+    variables) several processes or hosts share the samples of each step.
     """
     from edgepack.training.require import require_torch
 
@@ -67,10 +74,10 @@ def tune(
 
     with progress_bar(as_json) as progress:
         made = tune_file(loaded, base, chosen, output, _given(given), checkpoints, progress)
-    if made is None:  # what a worker made the first one tells of
+    if made is None:  # a worker process: the first one prints the result
         return
-    told = json.dumps(facts(made, str(output)), indent=1) if as_json else text(made, str(output))
-    print(told, end="\n" if as_json else "")
+    result = json.dumps(facts(made, str(output)), indent=1) if as_json else text(made, str(output))
+    print(result, end="\n" if as_json else "")
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The line: from a model and samples to a measured package. The only module that knows the order."""
+"""The build: all stages from a model and samples to a measured package, in their order."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ from edgepack.ir.fingerprint import fingerprint
 from edgepack.ir.model import LARGE_BYTES
 from edgepack.ir.scheme import Granularity
 from edgepack.pack.epk import Packed
-from edgepack.pipeline.choosing import Quantizable, choose_form
+from edgepack.pipeline.choosing import Quantizable, choose_candidate
 from edgepack.pipeline.job import PROBES, Job, counter, output_folder, probes, sparing
 from edgepack.pipeline.limits import floor_of, limits, with_recipe_settings
 from edgepack.pipeline.passes import run_passes
@@ -55,20 +55,20 @@ from edgepack.selection.trials import DEVICE_PROBES
 from edgepack.training.require import require_torch
 
 LARGE = (
-    "a large model: its weights never are in memory as a whole, so they are rounded to nearest, and all is "
-    "measured without laying them out anew for the CPU"
+    "a large model: its weights are never in memory as a whole, so they are rounded to nearest, and times "
+    "are measured without prepacked weights"
 )
 BENCH_SECONDS = 60.0
-"""For timing all files of a package at the end, where fewer rounds can keep to it."""
+"""Most time for the final latencies of all files; slow models get fewer rounds."""
 EXPORT_PROBES = 3
-"""Samples that an artifact in another format is compared on."""
+"""Samples on which artifacts of other formats are compared with the ``.onnx``."""
 
 
 def build(job: Job) -> tuple[BuildReport, Path]:
-    """Run the whole line and write the package; gives its report and its folder.
+    """Run all stages and write the package; gives its report and its folder.
 
-    A build that fails or is killed leaves nothing in the output folder, and never touches its inputs. A
-    gate that is not met is no failure here: the report says so in ``passed``.
+    A build that fails or is killed leaves the output folder as it was, and never changes its inputs. A
+    gate that is not met raises no error here; see ``passed`` of the report.
 
     Raises:
         EdgepackError: see :mod:`edgepack.errors`.
@@ -95,18 +95,18 @@ Groups = tuple[FusionGroup, ...]
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What a build has made, to be checked, timed and told of."""
+    """What a build has made, to be checked, timed and reported."""
 
     job: Job
     original: ir.Model
     model: ir.Model
     """Normalized, after all passes."""
     notes: tuple[str, ...]
-    """What the figures must be read with."""
+    """Notes for readers of the figures."""
     data: Splits
     reference: Baseline
     steps: Mapping[str, Path]
-    """A file of the model after each pass."""
+    """The model's file after each pass."""
     table: RangeTable
     choice: Choice
     artifacts: Artifacts
@@ -116,7 +116,7 @@ class _Made:
 
 
 def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
-    """From files to files: everything that decides what the package is."""
+    """From the recipe's files to the artifacts: every stage that decides the content of the package."""
     recipe = job.recipe
     digests = {"recipe": digest_of(recipe.settings_json()), "target": digest_of(job.target.model_dump_json())}
     with clock.stage("load") as notes:
@@ -157,9 +157,13 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
     with clock.stage("choose") as notes:
         fixed = requested_precisions(groups, recipe.quantize.overrides)
         made = Quantizable(model, groups, table, reduced_range, rounder)
-        choice = choose_form(job, made, fixed, data.calibration, reference, scratch)
+        choice = choose_candidate(job, made, fixed, data.calibration, reference, scratch)
         notes.extend(
-            (f"{len(choice.candidates)} forms measured", *choice.notes, *reduced_range_notes(choice.plan))
+            (
+                f"{len(choice.candidates)} candidates measured",
+                *choice.notes,
+                *reduced_range_notes(choice.plan),
+            )
         )
     with clock.stage("export") as notes:
         facts = facts_of(job.target.name, digests, table)
@@ -177,7 +181,7 @@ def _make(job: Job, clock: Clock, package: Path, scratch: Path) -> _Made:
 
 
 def _measure(made: _Made, clock: Clock, scratch: Path) -> BuildReport:
-    """Check, time and judge what was made."""
+    """Check and time the artifacts, and apply the gate."""
     job, data, choice, artifacts, steps = made.job, made.data, made.choice, made.artifacts, made.steps
     recipe, reference = job.recipe, made.reference
     with clock.stage("check"):
@@ -187,7 +191,7 @@ def _measure(made: _Made, clock: Clock, scratch: Path) -> BuildReport:
     with clock.stage("bench"):
         latencies, devices = _bench(job, {**artifacts.files, **steps}, data.evaluation)
     with clock.stage("units"):
-        fused, figures = _look_inside(job, made.model, choice.plan, artifacts.files["onnx"], data, scratch)
+        fused, figures = _group_figures(job, made.model, choice.plan, artifacts.files["onnx"], data, scratch)
     models = figures_of(
         recipe.model, artifacts.files, latencies, {"original": reference.fidelity, **fidelity}, made.packed
     )
@@ -224,10 +228,10 @@ def _measure(made: _Made, clock: Clock, scratch: Path) -> BuildReport:
     )
 
 
-def _look_inside(
+def _group_figures(
     job: Job, model: ir.Model, plan: QuantPlan, built: Path, data: Splits, folder: Path
 ) -> tuple[dict[str, object], GroupFigures]:
-    """What the runtime made of the ``.onnx`` and, but for a large model, what each group of it costs."""
+    """What the runtime fused in the ``.onnx``, and the figures of each group; none for a large model."""
     fused = fusion_report(built, job.target.runtime).as_dict()
     if job.large:
         return fused, NOTHING_MEASURED
@@ -235,7 +239,7 @@ def _look_inside(
 
 
 def _pass_inputs(job: Job, data: Splits, reference: Baseline, scratch: Path) -> PassInputs:
-    """What passes work with; their models are checked as the built one will be."""
+    """The inputs of passes; ``accurate`` checks a model on the evaluation data, as the built one is."""
 
     def accurate(model: ir.Model) -> bool:
         save_model(model, path := scratch / "accurate.onnx")
@@ -260,7 +264,7 @@ def _ranges(job: Job, model: ir.Model, groups: Sequence[FusionGroup], samples: S
         samples,
         names,
         job.recipe.calibration,
-        threads=os.cpu_count() or 1,  # the host's, not the target's: ranges do not depend on it
+        threads=os.cpu_count() or 1,  # the host's: ranges do not depend on the target's
         on_sample=counter(job, "calibrate", samples),
     )
 
@@ -268,9 +272,9 @@ def _ranges(job: Job, model: ir.Model, groups: Sequence[FusionGroup], samples: S
 def _renamed(
     job: Job, model: ir.Model, original: ir.Model, groups: tuple[FusionGroup, ...]
 ) -> tuple[FusionGroup, ...]:
-    """The groups once constants have their original names, where the recipe asks for that.
+    """The groups after initializers got their original names back, where the recipe requests it.
 
-    Not before ranges are measured, which belong to the model under the names that it has otherwise.
+    This runs after calibration, since saved ranges refer to the normalized model's names.
     """
     if not job.recipe.keep_names:
         return groups
@@ -279,7 +283,7 @@ def _renamed(
 
 
 def _equalized(job: Job, clock: Clock, model: ir.Model, samples: Samples) -> ir.Model:
-    """Layers with one scale for a whole weight get channels of like ranges."""
+    """Cross-layer equalization, for targets with per-tensor weight scales."""
     if job.large or job.target.quantization.weight_granularity is not Granularity.PER_TENSOR:
         return model
     with clock.stage("equalize") as notes:
@@ -305,7 +309,7 @@ def _reduced_range(
 
 
 def _keeps(job: Job, reference: Baseline) -> Callable[[Path], bool]:
-    """Whether a file keeps, on the evaluation data, the accuracy that the gate asks for."""
+    """A function that tells whether a file keeps the gate's limits of accuracy on the evaluation data."""
     floor = floor_of(limits(job.recipe, job.target, reference.metric), reference.fidelity)
     return lambda path: not floor.limits_anything or floor.on_evaluation(check(path, reference))
 

@@ -1,4 +1,4 @@
-"""What a build chooses from: candidates of one model, measured against the original."""
+"""The candidates of a build, measured against the original."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from edgepack.selection.trials import TrialBench
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantizable:
-    """A float model with all that its candidates are made of."""
+    """A float model with all inputs that its candidates are built from."""
 
     model: ir.Model
     """Normalized, after all passes."""
@@ -36,21 +36,21 @@ class Quantizable:
     reduced_range: ReducedRange
     rounder: Rounder
 
-    def form(self, job: Job, methods: Precisions) -> tuple[QuantPlan, ir.Model]:
-        """The plan that ``methods`` lead to, and the model by that plan."""
+    def candidate(self, job: Job, methods: Precisions) -> tuple[QuantPlan, ir.Model]:
+        """The plan and the model for the precisions in ``methods``."""
         rounder = self.rounder
         prepared = WeightPreparation(rounder.smoothing, self.reduced_range, rounder.low_bit)
         plan = make_plan(self.model, self.groups, self.table.ranges, job.target, methods, prepared)
         return plan, apply_plan(self.model, plan, rounder(plan))
 
 
-def choose_form(
+def choose_candidate(
     job: Job, made: Quantizable, fixed: Precisions, calibration: Samples, reference: Baseline, scratch: Path
 ) -> Choice:
-    """The candidate that pays; ``fixed`` is what the recipe decided.
+    """Choose a candidate; ``fixed`` are the precisions that the recipe sets.
 
     Raises:
-        ModelError: the runtime runs no candidate at all, or not the one that was asked for.
+        ModelError: the runtime runs no candidate, or not the requested one.
     """
     recipe, target, model = job.recipe, job.target, made.model
     device = target.model_copy(update={"runtime": target.runtime.as_on_device()})
@@ -64,7 +64,7 @@ def choose_form(
     problem = Problem(
         groups=made.groups,
         bench=bench,
-        form=lambda methods: made.form(job, methods),
+        build=lambda methods: made.candidate(job, methods),
         fixed=fixed,
         floor=floor_of(limits(recipe, target, reference.metric), reference.fidelity),
         verify=verify,

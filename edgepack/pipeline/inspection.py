@@ -1,4 +1,4 @@
-"""Looking at a model without data: what is in it, and what a target would make of it."""
+"""Inspection of a model without data: its contents, and its plan for a target."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -30,13 +30,13 @@ class Inspection:
     inputs: dict[str, str]
     outputs: dict[str, str]
     parameters: int
-    """Elements of the constants after normalization."""
+    """Elements of the initializers after normalization."""
     operators: dict[str, int]
     operators_normalized: dict[str, int]
     refused: tuple[str, ...]
-    """What normalization left alone, with the reason."""
+    """Nodes that normalization did not change, with the reason."""
     notes: tuple[str, ...] = ()
-    """What was in half precision."""
+    """What was in half precision before normalization."""
     planned: tuple[dict[str, str], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class Inspection:
 
 
 def inspect_model(path: Path, target: Target | None) -> Inspection:
-    """What is in the model file, before and after normalization; with a target its plan too.
+    """The contents of a model file, before and after normalization; with a target its plan too.
 
     Raises:
         ModelError: the file is not a model.
@@ -73,7 +73,7 @@ def inspect_model(path: Path, target: Target | None) -> Inspection:
 
 
 def plan_rows(path: Path, target: Target) -> list[dict[str, str]]:
-    """The static plan for ``target``, a row for each group; ranges are not needed for what becomes integer.
+    """The static int8 plan for ``target``, a row for each group; needs no ranges.
 
     Raises:
         ModelError: the file is not a float model.
@@ -82,7 +82,7 @@ def plan_rows(path: Path, target: Target) -> list[dict[str, str]]:
     require_float(model, path)
     normalized, _ = prepare(model, target)
     groups = find_fusion_groups(normalized, target.kernels)
-    # Which groups can be integer does not depend on the ranges, only their scales do.
+    # Which groups can run in int8 does not depend on the ranges, only their scales do.
     unit_range = Range(-1.0, 1.0, -1.0, 1.0)
     ranges = dict.fromkeys(tensors_to_observe(groups), unit_range)
     plan = make_plan(normalized, groups, ranges, target, {u.name: Request(Precision.STATIC) for u in groups})
@@ -93,7 +93,7 @@ def plan_rows(path: Path, target: Target) -> list[dict[str, str]]:
 
 
 def inspection_text(found: Inspection) -> str:
-    """The facts as a page of text."""
+    """The facts as text."""
     lines = [
         f"{found.file}: {size_text(found.size_bytes)}, opset {found.opset}",
         *(f"  in   {name}: {kind}" for name, kind in found.inputs.items()),
@@ -102,7 +102,7 @@ def inspection_text(found: Inspection) -> str:
         f"normalized: {_counts(found.operators_normalized)}, with {found.parameters:,} parameters",
     ]
     lines += found.notes
-    lines += [f"left alone: {refusal}" for refusal in found.refused[:10]]
+    lines += [f"not changed: {refusal}" for refusal in found.refused[:10]]
     if found.planned:
         lines += ["", plan_text(list(found.planned)).rstrip()]
     return "\n".join(lines) + "\n"
@@ -115,8 +115,8 @@ def plan_text(rows: list[dict[str, str]]) -> str:
     columns = ("form", "op_type", "node", "reason")
     widths = {c: min(max(len(r[c]) for r in rows), 48) for c in columns}
     lines = ["  ".join(row[c].ljust(widths[c]) for c in columns).rstrip() for row in rows]
-    forms = Counter(row["form"] for row in rows)
-    return "\n".join([*lines, "", ", ".join(f"{n} {form}" for form, n in forms.items()), ""])
+    precisions = Counter(row["form"] for row in rows)
+    return "\n".join([*lines, "", ", ".join(f"{n} {name}" for name, n in precisions.items()), ""])
 
 
 def _kind(value: ir.Value) -> str:

@@ -1,4 +1,4 @@
-"""What one build works on."""
+"""The inputs of one build."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,12 +13,12 @@ from edgepack.ir.arrays import Feeds
 from edgepack.pipeline.progress import Progress
 
 PROBES = 16
-"""Calibration samples that candidates are timed and compared on."""
+"""Probe samples: the calibration samples that candidates are timed and compared on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one build works on; everything is read and nothing is changed."""
+    """The inputs of one build; none is changed."""
 
     recipe: Recipe
     target: Target
@@ -28,13 +28,13 @@ class Job:
     ranges: Path | None = None
     progress: Progress = lambda stage, done, total: None
     timing: DeviceTiming | None = None
-    """The device that times forms and artifacts in the place of this host."""
+    """The device that candidates and artifacts are timed on; ``None``: this host."""
     large: bool = False
-    """Set by the build itself."""
+    """Whether the weights do not fit in memory; set by the build."""
 
 
 def output_folder(recipe: Recipe, target: Target) -> Path:
-    """The folder that the recipe names for ``target``.
+    """The recipe's output folder for ``target``.
 
     Raises:
         ConfigError: several targets would write to one folder.
@@ -47,10 +47,10 @@ def output_folder(recipe: Recipe, target: Target) -> Path:
 
 
 def sparing(job: Job) -> Job:
-    """The same for a large model: no form of it is opened that the runtime would hold in memory.
+    """The job of a large model: without candidates that the runtime would hold in memory as float32.
 
-    Weights stored as int8 and used in float are such a form, since the runtime unfolds them; only where the
-    recipe names it, it is built all the same. Rows of tables are unfolded one by one.
+    Weight-only int8 is one, since the runtime dequantizes its weights at load; it is kept only where the
+    recipe requests it, and for embeddings, whose rows are dequantized one by one.
     """
     recipe, target = job.recipe, job.target
     named = {recipe.quantize.method, *(override.method for override in recipe.quantize.overrides)}
@@ -63,7 +63,7 @@ def sparing(job: Job) -> Job:
 
 
 def counter(job: Job, stage: str, samples: Samples) -> Callable[[], None]:
-    """Tells the job's progress how many samples a stage has seen, one at each call."""
+    """A function that reports one more sample of a stage to the job's progress."""
     done = 0
 
     def step() -> None:

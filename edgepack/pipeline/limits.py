@@ -1,4 +1,4 @@
-"""The terms of a choice: what a form must keep, what a search may take, what is known from earlier ones."""
+"""Inputs of the selection: limits of accuracy, the budget of the search, measurements of earlier runs."""
 
 import hashlib
 import json
@@ -21,14 +21,14 @@ from edgepack.selection.search import REPAIR_SECONDS, Task
 from edgepack.selection.trials import Floor
 
 FOUR_BITS_OPSET = 21
-"""The first with INT4 tensors that are dequantized."""
+"""The first opset whose DequantizeLinear takes INT4."""
 LEAST_UNLABELLED_DB = 15.0
-"""Least fidelity of what varies where nothing else is asked for. Of the models tried, all that lost their
-metric have less than 9 dB, and some that kept it 12 to 14: it errs on the safe side."""
+"""Least centred SQNR where no other limit of accuracy is set, a conservative one: of the models tested, all
+that lost their metric have less than 9 dB, and some that kept it have 12 to 14 dB."""
 
 
 def limits(recipe: Recipe, target: Target, metric: Metric | None) -> Gate:
-    """The gate; where no metric tells a collapse, and no limit either, fidelity has to."""
+    """The gate; without a metric and without a limit of fidelity, with a least centred SQNR."""
     gate = recipe.gate or target.gate
     fidelity = (gate.min_sqnr_db, gate.min_centred_sqnr_db, gate.min_agreement)
     if metric is not None or any(limit is not None for limit in fidelity):
@@ -37,7 +37,7 @@ def limits(recipe: Recipe, target: Target, metric: Metric | None) -> Gate:
 
 
 def floor_of(gate: Gate, original: Fidelity) -> Floor:
-    """The accuracy that the ``gate`` asks of every file."""
+    """The limits of accuracy that the ``gate`` sets for each file."""
     return Floor(
         gate.min_sqnr_db,
         gate.min_agreement,
@@ -48,30 +48,34 @@ def floor_of(gate: Gate, original: Fidelity) -> Floor:
 
 
 def search_task(recipe: Recipe, model: ir.Model, progress: Callable[[str, int, int], None]) -> Task:
-    """What single groups may do: be repaired, or be searched through."""
+    """The search of single groups: improvement for preset best, else only a repair."""
     elements = {v.name: _elements(v.shape) for n in model.graph for v in n.outputs if v.name}
     best = recipe.preset == "best"
     return Task(recipe.search.budget_s if best else REPAIR_SECONDS, best, elements, progress)
 
 
 def _elements(shape: ir.Shape | None) -> int:
-    """Values of a tensor, unknown dimensions counted as one."""
+    """Elements of a tensor; an unknown dimension counts as 1, an unknown shape as 0."""
     return math.prod(d if isinstance(d, int) else 1 for d in shape or (0,))
 
 
 def kept_measurements(recipe: Recipe, target: Target, table: RangeTable) -> Measurements:
-    """Measurements of earlier searches with this model, these samples and this machine."""
+    """Measurements of earlier searches with the same model, samples and machine."""
     if recipe.preset != "best":
         return Measurements()
     wanted = recipe.quantize.model_dump_json(include={"weight_bits", "overrides"})
     facts = [table.model_fingerprint, table.samples_fingerprint, target.runtime.model_dump_json(), wanted]
-    facts += accuracy_notes(target)  # of the same file on the same machine other outputs
+    facts += accuracy_notes(target)  # they change the outputs of the same file on the same machine
     name = hashlib.sha256(" ".join([*facts, json.dumps(machine())]).encode()).hexdigest()
     return Measurements(cache_folder() / "search" / f"{name[:32]}.jsonl")
 
 
 def with_recipe_settings(target: Target, recipe: Recipe) -> Target:
-    """``target`` with what the recipe says of its ``.tflite``, and the opset that four bits need."""
+    """``target`` with the recipe's settings for ``.tflite``, and the opset that INT4 weights need.
+
+    Raises:
+        ConfigError: 4-bit weights, but the runtime does not load that opset.
+    """
     if wants_four_bits(recipe.quantize):
         if target.max_opset < FOUR_BITS_OPSET:
             raise ConfigError(
@@ -81,6 +85,6 @@ def with_recipe_settings(target: Target, recipe: Recipe) -> Target:
         target = target.model_copy(update={"min_opset": max(target.min_opset, FOUR_BITS_OPSET)})
     if target.tflite is None:
         return target
-    wishes = recipe.tflite
-    changes = {"dims": {**target.tflite.dims, **wishes.dims}, "io": wishes.io or target.tflite.io}
+    settings = recipe.tflite
+    changes = {"dims": {**target.tflite.dims, **settings.dims}, "io": settings.io or target.tflite.io}
     return target.model_copy(update={"tflite": target.tflite.model_copy(update=changes)})

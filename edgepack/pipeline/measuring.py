@@ -1,4 +1,4 @@
-"""The commands that measure models which exist already: check and bench."""
+"""The commands that measure existing models: check and bench."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -36,7 +36,7 @@ def check_models(
     target: Target,
     progress: Callable[[str, int, int], None],
 ) -> list[dict[str, Any]]:
-    """Fidelity of each built model to ``original`` on the recipe's evaluation (or calibration) data.
+    """Fidelity of each built model against ``original`` on the recipe's evaluation (or calibration) data.
 
     Raises:
         ConfigError: there is no data.
@@ -69,7 +69,7 @@ def check_text(rows: Sequence[dict[str, Any]]) -> str:
         if i:
             parts.append("equal" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f} dB")
             if row["sqnr_db"] is not None:
-                parts.append(f"{row['centred_sqnr_db']:.1f} dB of what varies")
+                parts.append(f"{row['centred_sqnr_db']:.1f} dB centred")
             if row["agreement"] is not None:
                 parts.append(f"agreement {row['agreement']:.4f}")
         lines.append("  ".join(parts))
@@ -78,7 +78,7 @@ def check_text(rows: Sequence[dict[str, Any]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class BenchData:
-    """Samples that models are timed on, and how they are read."""
+    """Samples that models are timed on, and the settings to read them."""
 
     data: Data
     images: Mapping[str, ImageInput]
@@ -101,9 +101,9 @@ def bench_models(
     runs: int,
     ops: bool,
 ) -> list[dict[str, Any]]:
-    """Latency of ``models`` taking turns, on ``data`` or on random inputs.
+    """Latency of ``models``, interleaved, on ``data`` or on random inputs.
 
-    With ``ops`` also microseconds by operator type, profiled.
+    With ``ops`` also microseconds by operator type, from a profile.
 
     Raises:
         EdgepackError: see :mod:`edgepack.errors`.
@@ -111,7 +111,7 @@ def bench_models(
     runtime = target.runtime if threads is None else target.runtime.model_copy(update={"threads": threads})
     feeds = bench_feeds(models, data, runtime)
     if ops and (unknown := [path for path in models if path.suffix == ".tflite"]):
-        raise ConfigError(f"{unknown[0]}: its runtime tells no times by operator; bench it without --ops")
+        raise ConfigError(f"{unknown[0]}: its runtime gives no times per operator; run bench without --ops")
     names = {f"{i} {path}": path for i, path in enumerate(models)}
     latencies = bench(names, runtime, feeds, warmup=5, runs=runs)
     facts = {"environment": {**environment(), "threads": runtime.threads}}
@@ -128,7 +128,7 @@ def bench_models(
 
 
 def bench_feeds(models: Sequence[Path], data: BenchData | None, runtime: Runtime) -> list[Feeds]:
-    """What ``models`` are fed: all of ``data``, or one random sample.
+    """Inputs for ``models``: all of ``data``, or one random sample.
 
     Raises:
         ConfigError, ModelError, SamplesError: the data are broken, or do not fit the models.
@@ -141,16 +141,16 @@ def bench_feeds(models: Sequence[Path], data: BenchData | None, runtime: Runtime
 
 
 def random_feed(inputs: Sequence[InputSpec]) -> Feeds:
-    """Standard normal floats and zero integers; symbolic sizes become 1.
+    """Standard normal floats and zero integers; symbolic dimensions become 1.
 
     Raises:
-        ConfigError: an input has no known rank, so nothing can be made up.
+        ConfigError: an input has an unknown rank.
     """
     rng = np.random.default_rng(0)
     feed = {}
     for spec in inputs:
         if spec.shape is None:
-            raise ConfigError(f"input {spec.name!r} has no known rank; give samples with --data")
+            raise ConfigError(f"input {spec.name!r} has an unknown rank; give samples with --data")
         shape = [d if isinstance(d, int) else UNKNOWN_SIZE for d in spec.shape]
         floating = np.issubdtype(spec.dtype, np.floating)
         feed[spec.name] = (rng.standard_normal(shape) if floating else np.zeros(shape)).astype(spec.dtype)
@@ -177,7 +177,7 @@ def bench_text(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _inputs(models: Sequence[Path], runtime: Runtime) -> tuple[InputSpec, ...]:
-    """What the models must be fed: of a .tflite among them the sizes are fixed, else as the first says."""
+    """The inputs of a .tflite among the models, whose shapes are fixed; else those of the first model."""
     model = next((path for path in models if path.suffix == ".tflite"), models[0])
     return input_specs(load_model(model)) if model.suffix == ".onnx" else open_model(model, runtime).inputs
 

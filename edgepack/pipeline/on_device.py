@@ -1,4 +1,4 @@
-"""Bench of models or of a whole package on a device, and what it adds to the package's report."""
+"""Benchmarks of models or of a package on a device, and their figures in the package's report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,12 +19,12 @@ from edgepack.results import DeviceRun, with_run
 from edgepack.runtime.host import for_accuracy
 
 FEEDS = 4
-"""Samples that go to a device: outputs of all of them come back."""
+"""Samples that are sent to a device; the outputs of all of them come back."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What the user wants to be measured, and where."""
+class Request:
+    """What to measure, and on which device."""
 
     device: str
     models: tuple[Path, ...]
@@ -36,7 +36,7 @@ class Wish:
 
 
 def files_of(paths: Sequence[Path]) -> tuple[Path, ...]:
-    """``paths`` with the files of a package in the place of its folder.
+    """``paths`` with a package's folder replaced by its models.
 
     Raises:
         ConfigError: a folder is no package, or has no model in it.
@@ -56,22 +56,30 @@ def _files_of_package(folder: Path) -> list[Path]:
     return files
 
 
-def bench_device(wish: Wish, recipe: Recipe, base: Path) -> DeviceRun:
+def bench_device(request: Request, recipe: Recipe, base: Path) -> DeviceRun:
     """Measure on the device, on a few samples of the recipe or on random inputs.
 
     Raises:
         EdgepackError: see :func:`edgepack.benchmark.devices.bench.bench_on`.
     """
-    threads = {} if wish.threads is None else {"threads": wish.threads}
-    runtime = for_accuracy(wish.target).model_copy(update=threads)
-    feeds = bench_feeds(wish.models, bench_data(recipe, base, FEEDS), runtime)
-    return bench_on(wish.device, wish.models, runtime, feeds, wish.job, python=wish.python, keep=wish.keep)
+    threads = {} if request.threads is None else {"threads": request.threads}
+    runtime = for_accuracy(request.target).model_copy(update=threads)
+    feeds = bench_feeds(request.models, bench_data(recipe, base, FEEDS), runtime)
+    return bench_on(
+        request.device,
+        request.models,
+        runtime,
+        feeds,
+        request.job,
+        python=request.python,
+        keep=request.keep,
+    )
 
 
 def bench_web(
     web: Web, models: Sequence[Path], target: Target, runs: int, recipe: Recipe, base: Path, show: Show
 ) -> DeviceRun:
-    """Measure the ``.onnx`` among ``models`` in a browser that opens the address which ``show`` gets.
+    """Measure the ``.onnx`` among ``models`` in a browser; ``show`` gets the address to open there.
 
     Raises:
         EdgepackError: see :func:`edgepack.benchmark.web.bench.bench_in_browser`.
@@ -82,9 +90,9 @@ def bench_web(
 
 
 def merge(run: DeviceRun) -> list[Path]:
-    """Add ``run`` to the report and the page of each package that a measured file lies in; returns them.
+    """Add ``run`` to the reports of the packages that measured files belong to; returns their folders.
 
-    The package's original, wherever it lies, is known by its fingerprint.
+    The package's original model is recognized by its fingerprint, in any folder.
 
     Raises:
         ConfigError, ExportError: a report cannot be read or written.

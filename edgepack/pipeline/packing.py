@@ -1,4 +1,4 @@
-"""The command that packs: one model into one file, several into a pool whose outputs are compared."""
+"""The command pack: one model into one file, or several into a pool whose outputs are compared."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,43 +9,42 @@ from edgepack.errors import ConfigError, ModelError
 from edgepack.export.artifacts import FILES
 from edgepack.pack.epk import SUFFIX, Packed, pack
 from edgepack.pack.pool import Pool, PooledModel, Verdict, make_pool
-from edgepack.pipeline.pool_gate import Wish, judge_of
+from edgepack.pipeline.pool_gate import Request, judge_of
 from edgepack.pipeline.progress import Progress
 from edgepack.report.tables import size_text, table
 from edgepack.results import Fidelity, GateLine
 
-NOTHING_ASKED = Wish()
+NO_REQUEST = Request()
 SHOWN_TIED = 8
 NOT_POOLED = (".ort", ".tflite", SUFFIX)
 FILE_SUFFIXES = (".onnx", ".ort", ".tflite", ".data", ".bin")
-"""What nobody calls a folder."""
+"""Suffixes that an output folder must not have."""
 
 
 def pack_models(
     models: Sequence[Path],
     output: Path,
     within: float = 0.0,
-    wish: Wish = NOTHING_ASKED,
+    request: Request = NO_REQUEST,
     progress: Progress = lambda stage, done, total: None,
 ) -> Packed | Pool:
-    """Pack one model into an ``.epk``, or several into a pool folder; ``output`` says which.
+    """Pack one model into an ``.epk``, or several into a pool, as the suffix of ``output`` says.
 
-    The folder of a package stands for the ``.onnx`` in it.
-
-    A pool one of whose models does not meet its gate is not written: see :attr:`Pool.passed`.
+    A package's folder is replaced by its ``.onnx``. A pool is not written where one of its models misses its
+    gate, see :attr:`Pool.passed`.
 
     Raises:
         ConfigError: the output fits neither.
-        ModelError: a folder that is no package.
+        ModelError: a folder is no package.
         EdgepackError: see :mod:`edgepack.errors`.
     """
     models = [_model_of(path) for path in models]
     if output.suffix.lower() == SUFFIX:
         if len(models) != 1:
-            raise ConfigError(f"{output}: holds one model; for several name a folder, which becomes a pool")
-        if within or wish.is_for_a_pool:
+            raise ConfigError(f"{output}: holds one model; for several models name a folder for a pool")
+        if within or request.is_for_a_pool:
             raise ConfigError(
-                f"{output}: restores every byte; --within and what judges the outputs are for pools"
+                f"{output}: restores every byte; --within and the options of the gate are only for pools"
             )
         progress(f"pack {models[0].name}", 0, 0)
         return pack(models[0], output)
@@ -53,24 +52,20 @@ def pack_models(
         raise ConfigError(f"{output}: name a {SUFFIX} file, or a folder for a pool")
     for model in models:
         if model.suffix in NOT_POOLED:
-            raise ConfigError(
-                f"{model}: a pool holds .onnx models; no other file can have its weights in one beside it"
-            )
-    return make_pool(models, output, within=within, judge=judge_of(models, wish, progress))
+            raise ConfigError(f"{model}: a pool holds .onnx models; other formats have no external data")
+    return make_pool(models, output, within=within, judge=judge_of(models, request, progress))
 
 
 def _model_of(path: Path) -> Path:
     if not path.is_dir():
         return path
     if not (model := path / FILES["onnx"]).is_file():
-        raise ModelError(
-            f"{path}: is a folder without {model.name}; name a model, or the folder of a package"
-        )
+        raise ModelError(f"{path}: a folder without {model.name}; name a model, or the folder of a package")
     return model
 
 
 def passes(result: Packed | Pool) -> bool:
-    """Whether it is written; a pool is not where a model misses its gate."""
+    """Whether the result is written; a pool with a model that misses its gate is not."""
     return isinstance(result, Packed) or result.passed
 
 
@@ -118,7 +113,7 @@ def _verdict_facts(verdict: Verdict) -> dict[str, Any]:
 
 
 def text(result: Packed | Pool) -> str:
-    """The result as lines."""
+    """The result as text."""
     if isinstance(result, Packed):
         ratio = result.raw_bytes / max(result.packed_bytes, 1)
         return (
@@ -134,7 +129,7 @@ def text(result: Packed | Pool) -> str:
 
 
 def _sizes(models: Sequence[PooledModel]) -> list[str]:
-    rows = [("model", "alone", "adds", "tied", "error of weights", "outputs")]
+    rows = [("model", "alone", "adds", "shared tensors", "error of weights", "outputs")]
     for model in models:
         similar = [tied for tied in model.shared if tied.relative_error]
         outputs = "equal weights"
@@ -160,16 +155,16 @@ def _similar(models: Sequence[PooledModel]) -> list[str]:
             lines.append(f"{model.file}: {model.note}")
         similar = sorted((t for t in model.shared if t.relative_error), key=lambda t: -t.relative_error)
         lines += [
-            f"{model.file}: {tied.tensor} is {tied.stands_for} within {tied.relative_error:.4f}"
+            f"{model.file}: {tied.tensor} shares {tied.stands_for}, relative error {tied.relative_error:.4f}"
             for tied in similar[:SHOWN_TIED]
         ]
         if len(similar) > SHOWN_TIED:
-            lines.append(f"{model.file}: and {len(similar) - SHOWN_TIED} more, nearer")
+            lines.append(f"{model.file}: and {len(similar) - SHOWN_TIED} more, with smaller errors")
     return lines
 
 
 def _judged(models: Sequence[PooledModel]) -> list[str]:
-    """What was measured of each model, against its gate."""
+    """The figures of each model, against its gate."""
     lines = []
     for model in models:
         verdict = model.verdict

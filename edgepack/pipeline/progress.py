@@ -1,4 +1,4 @@
-"""The time that each stage of a build takes, and what it has to say."""
+"""The time and the notes of each stage of a build."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from edgepack.results import Notes, StageReport
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, the steps done and the steps in all (0 when unknown)."""
+"""Called with a stage's name, the steps done and the number of steps (0 when unknown)."""
 
 
 class Clock:
@@ -19,12 +19,12 @@ class Clock:
 
     @property
     def notes(self) -> dict[str, tuple[str, ...]]:
-        """What each stage had to say."""
+        """The notes of each stage."""
         return {stage.name: stage.notes for stage in self.stages}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Notes]:
-        """Time what is inside; gives a list for what the stage has to say."""
+        """Time the context; gives a list for the stage's notes."""
         self.progress(name, 0, 0)
         notes = Notes()
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Measuring each step from the original to the built model, beside the artifacts."""
+"""The stage breakdown: figures of each step from the original to the built model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,11 +22,10 @@ def check_steps(files: Mapping[str, Path], reference: Baseline) -> dict[str, Fid
 
 
 def pack_steps(original: Path, files: Mapping[str, Path], scratch: Path, *, large: bool) -> dict[str, Packed]:
-    """The original and the model after each pass in packed form, where there is a pass and the model is not
-    ``large``.
+    """The original and the model after each pass, packed; empty without passes or for a ``large`` model.
 
     Raises:
-        ExportError: the disk refuses.
+        ExportError: a file cannot be written.
     """
     if large or not files:
         return {}

@@ -1,4 +1,4 @@
-"""From ranges to stored weights: what some form may store is rounded once, and trained where asked."""
+"""From ranges to stored weights: each weight is rounded once for all candidates, and trained on request."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +24,12 @@ from edgepack.quantization.weights.rounding import Rounded, Rounder, round_weigh
 from edgepack.quantization.weights.saturation import ReducedRange
 
 ROUNDING_SAMPLES = 32
-"""Samples that second moments are measured on; more change the result by less than its noise."""
+"""Samples for the second moments of GPTQ; more samples change the result by less than its noise."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WeightRounding:
-    """What decides on stored weights, besides samples."""
+    """The inputs of weight rounding, besides samples."""
 
     recipe: Recipe
     target: Target
@@ -41,7 +41,7 @@ class WeightRounding:
     large: bool
 
     def widest(self, low_bit: Mapping[str, LowBit]) -> QuantPlan:
-        """The plan in which all is integer that can be; other forms differ in where they use its weights."""
+        """The plan with every group in static int8 that can be; all candidates use its weights."""
         methods = {u.name: Request(Precision.STATIC) for u in self.groups}
         prepared = WeightPreparation(reduced_range=self.reduced_range, low_bit=low_bit)
         return make_plan(self.model, self.groups, self.table.ranges, self.target, methods, prepared)
@@ -50,7 +50,7 @@ class WeightRounding:
 def round_all(
     rounding_inputs: WeightRounding, samples: Samples, folder: Path, on_sample: Callable[[], None]
 ) -> Rounder:
-    """Round every weight that some form may store; those of a large model are kept in ``folder``."""
+    """Round every weight that a candidate may store; those of a large model are kept in ``folder``."""
     plan = rounding_inputs.widest(rounding_inputs.bits.low_bit)
     if rounding_inputs.large:
         return replace(
@@ -61,28 +61,28 @@ def round_all(
         plan,
         samples,
         gptq=rounding_inputs.recipe.preset != "fast",
-        threads=os.cpu_count() or 1,  # the host's, not the target's: weights do not depend on it
+        threads=os.cpu_count() or 1,  # the host's: weights do not depend on the target's
         seed=rounding_inputs.recipe.seed,
         on_sample=on_sample,
     )
 
 
 def rounding_note(rounder: Rounder, *, large: bool) -> str:
-    """What the report says of it."""
-    second_order = 0 if large else len(rounder.rounded)
-    return f"{second_order} weights by GPTQ, {len(rounder.means)} biases corrected"
+    """A note for the report."""
+    by_gptq = 0 if large else len(rounder.rounded)
+    return f"{by_gptq} weights by GPTQ, {len(rounder.means)} biases corrected"
 
 
 def trained(
     rounding_inputs: WeightRounding, rounder: Rounder, samples: Samples, clock: Clock
 ) -> tuple[Rounder, RangeTable]:
-    """Train what was rounded, where the recipe asks for it, in the form that has the most integers.
+    """Quantization-aware training of the rounded weights, where the recipe requests it.
 
-    Gives the rounder and the ranges of all plans from here on.
+    It trains the candidate with the most int8 kernels. Gives the rounder and the ranges of all later plans.
 
     Raises:
-        ConfigError: torch is missing, the model is too large, or settings that do not fit it.
-        ModelError: the integer graph has operators that cannot be trained.
+        ConfigError: torch is missing, the model is too large, or settings do not fit it.
+        ModelError: the quantized graph has operators that cannot be trained.
     """
     settings = rounding_inputs.recipe.quantize.tune
     if settings is None:
@@ -119,7 +119,7 @@ def trained(
 
 
 def _of_these_scales(stored: Mapping[str, Rounded], plan: QuantPlan, after: QuantPlan) -> dict[str, Rounded]:
-    """What was trained for scales that a plan with other ranges chooses again: biases widen some."""
+    """The trained weights whose scales the plan ``after`` training keeps; biases enlarge some scales."""
     before, now = ({u.group.name: u.weight for u in p.groups} for p in (plan, after))
 
     def same(name: str) -> bool:

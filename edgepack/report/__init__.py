@@ -1,5 +1,5 @@
-"""What a build knows, as text and HTML; it decides nothing.
+"""The report of a build as text and HTML; nothing is measured or decided here.
 
 In: the frozen types of :mod:`edgepack.results`. Out: lines of text (``text``) and one offline HTML file
-(``html/``, charts included). ``comparison`` puts two builds side by side.
+(``html/``, charts included). ``comparison`` compares two builds.
 """

@@ -1,4 +1,4 @@
-"""Two builds side by side: what one has gained or lost against the other. Nothing is built or measured."""
+"""Comparison of two builds by their reports. Nothing is built or measured."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,21 +12,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure of both builds; ``None`` where one has none."""
+    """One figure of both builds; ``None`` where a build lacks it."""
 
     figure: str
     first: float | None
     second: float | None
     unit: str
-    """``bytes``, ``ms``, ``ratio``, ``db`` or ``share``: says how to write it."""
+    """``bytes``, ``ms``, ``ratio``, ``db`` or ``share``."""
     more_is_better: bool
     equal: tuple[bool, bool] = (False, False)
-    """Where fidelity has no number since the outputs are the original's."""
+    """Whether the outputs equal the original's, so that fidelity has no number."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChangedGroup:
-    """A group that the builds have in different forms; an empty form: the build has no such group."""
+    """A fusion group whose precision differs; an empty precision: the build has no such group."""
 
     name: str
     op_type: str
@@ -38,18 +38,18 @@ class ChangedGroup:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two builds compared."""
+    """The comparison of two builds."""
 
     names: tuple[str, str]
     passed: tuple[bool, bool]
     rows: tuple[Row, ...]
     units: tuple[ChangedGroup, ...]
     warnings: tuple[str, ...]
-    """Why figures may not compare: other models, data or machines."""
+    """Why figures may not be comparable: other models, data or machines."""
 
 
 def compare_builds(names: tuple[str, str], first: BuildReport, second: BuildReport) -> Pair:
-    """``first`` and ``second`` in figures, groups that differ, and what makes them incomparable."""
+    """The figures of both builds, the groups that differ, and warnings."""
     rows: list[Row] = []
     formats = list(dict.fromkeys(m.name for m in (*first.models, *second.models)))
     for name in formats:
@@ -97,35 +97,37 @@ def _changed(first: BuildReport, second: BuildReport) -> tuple[ChangedGroup, ...
     for name in dict.fromkeys([*sides[0], *sides[1]]):
         a, b = sides[0].get(name), sides[1].get(name)
         known = a or b
-        if known is not None and _form(a) != _form(b):
-            us = [_of(unit, lambda u: u.built_us) for unit in (a, b)]
-            found.append(ChangedGroup(name, known.op_type, _form(a), _form(b), us[0], us[1]))
+        if known is not None and _precision(a) != _precision(b):
+            us = [_of(group, lambda u: u.built_us) for group in (a, b)]
+            found.append(ChangedGroup(name, known.op_type, _precision(a), _precision(b), us[0], us[1]))
     return tuple(found)
 
 
-def _form(unit: GroupRow | None) -> str:
-    return unit.method if unit else ""
+def _precision(group: GroupRow | None) -> str:
+    return group.method if group else ""
 
 
 def _warnings(first: BuildReport, second: BuildReport) -> tuple[str, ...]:
     found = []
-    for key, told in (
+    for key, warning in (
         ("model", "the original models differ"),
-        ("evaluation", "the evaluation data differ: metrics and fidelity do not compare"),
+        ("evaluation", "the evaluation data differ: metrics and fidelity are not comparable"),
     ):
         sides = [r.fingerprints.get(key) for r in (first, second)]
         if sides[0] != sides[1]:
-            found.append(told)
+            found.append(warning)
     machines = [(r.environment.get("cpu"), r.environment.get("onnxruntime")) for r in (first, second)]
     if machines[0] != machines[1]:
-        found.append("measured on other machines or runtimes: times do not compare, speed-ups hardly")
+        found.append(
+            "measured on other machines or runtimes: times are not comparable, speed-ups only roughly"
+        )
     else:
-        found.append("measured in two runs: speed-ups compare, times only roughly")
+        found.append("measured in two runs: speed-ups are comparable, times only roughly")
     return tuple(found)
 
 
 def value_texts(row: Row) -> tuple[str, str]:
-    """Both values as a person reads them."""
+    """Both values as text."""
     first, second = (
         "equal" if equal else _value_text(row.unit, value)
         for value, equal in zip((row.first, row.second), row.equal, strict=True)
@@ -144,7 +146,7 @@ def _value_text(unit: str, value: float | None) -> str:
 
 
 def change_text(row: Row) -> str:
-    """What the second has against the first: percent of bytes and times, differences else."""
+    """The change from the first to the second: percent for bytes, times and ratios, else the difference."""
     if row.first is None or row.second is None:
         return ""
     if row.unit in ("db", "share"):
@@ -161,12 +163,12 @@ def pair_text(pair: Pair) -> str:
     lines = table([head, verdicts, *rows], right=(1, 2, 3))
     if pair.units:
         shown = [(u.name, u.op_type, u.first or "-", u.second or "-") for u in pair.units]
-        lines += ["", "groups in another form", *table(shown)]
+        lines += ["", "groups whose precision differs", *table(shown)]
     return "\n".join([*lines, "", *pair.warnings]) + "\n"
 
 
 def named(folders: Sequence[str]) -> tuple[str, str]:
-    """Names that tell two folders apart: their last parts, as few as differ; the last one where none does."""
+    """Short names of two folders: as few of their last components as make them differ."""
     first, second = (folder.rstrip("/").split("/") for folder in folders)
     most = max(len(first), len(second))
     parts = next((n for n in range(1, most + 1) if first[-n:] != second[-n:]), 1)

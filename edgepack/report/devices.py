@@ -1,37 +1,36 @@
-"""What a report says of runs on devices: figures side by side, and how close outputs are to the host's."""
+"""The report of runs on devices: their figures, and their outputs against the host's."""
 
 from collections.abc import Sequence
 
 from edgepack.report.tables import or_dash, size_text, table, time_text
 from edgepack.results import DeviceFigures, DeviceRun
 
-FORM = 1
-"""Of what ``bench --device --json`` prints; counted up when fields change their meaning."""
-
 
 def closeness(found: DeviceFigures) -> str:
-    """Outputs against the host's, in a word."""
-    return "same bits" if found.exact else "equal" if found.sqnr_db is None else f"{found.sqnr_db:.1f} dB"
+    """Fidelity of the outputs against the host's."""
+    return "bit-exact" if found.exact else "equal" if found.sqnr_db is None else f"{found.sqnr_db:.1f} dB"
 
 
 def origin(run: DeviceRun) -> str:
-    """The processor and the runtime of a device, in a line."""
+    """The processor and the runtime of a device."""
     runtimes = [f"onnxruntime {run.onnxruntime}" if run.onnxruntime else "", run.litert or ""]
-    warmth = [f"{t:.0f} °C" for t in (run.temperature_before_c, run.temperature_after_c) if t is not None]
+    temperatures = [
+        f"{t:.0f} °C" for t in (run.temperature_before_c, run.temperature_after_c) if t is not None
+    ]
     parts = [
         f"{run.cpu} ({run.machine}), {run.threads} of {run.cores or '?'} cores",
         "" if run.clock_mhz is None else f"{run.clock_mhz:.0f} MHz",
-        " → ".join(warmth),
+        " → ".join(temperatures),
         *runtimes,
     ]
     return ", ".join(filter(None, parts))
 
 
 def device_lines(runs: Sequence[DeviceRun]) -> list[str]:
-    """Devices one below the other; models of one device in one table."""
+    """One table of models for each device."""
     lines = []
     for run in runs:
-        rows = [("", "size", "p50", "p90", "min", "speed", "cold start", "memory", "to the host")]
+        rows = [("", "size", "p50", "p90", "min", "speed", "cold start", "memory", "against host")]
         for m in run.models:
             rows.append(
                 (

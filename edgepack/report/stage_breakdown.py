@@ -1,4 +1,4 @@
-"""The stage breakdown of a report: what each step from the original to the built model does to it."""
+"""The stage breakdown of a report: figures of each step from the original to the built model."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from edgepack.results import Step
 
 
 def stage_breakdown_lines(steps: Sequence[Step]) -> list[str]:
-    """A line for each step; nothing where there is none between the original and the quantized model."""
+    """A line for each step; empty where no pass runs between the original and the quantized model."""
     if len(steps) < 3:
         return []
     rows = [("step", "raw", "packed", "resident", "p50", "fidelity", "agreement", "metric")]

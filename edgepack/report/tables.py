@@ -1,10 +1,10 @@
-"""Figures as a person reads them, and tables of text."""
+"""Figures as text, and tables of text."""
 
 from collections.abc import Callable, Collection, Sequence
 
 
 def size_text(size_bytes: float) -> str:
-    """Bytes as a person reads them, decimal units."""
+    """Bytes as text, in decimal units."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size_bytes >= factor:
             return f"{size_bytes / factor:.2f} {unit}"
@@ -12,17 +12,17 @@ def size_text(size_bytes: float) -> str:
 
 
 def time_text(ms: float) -> str:
-    """Milliseconds as a person reads them."""
+    """Milliseconds as text."""
     return f"{ms:.2f} ms" if ms >= 1 else f"{ms * 1e3:.1f} µs"
 
 
 def or_dash(text: Callable[[float], str], value: float | None) -> str:
-    """``value`` as ``text`` writes it; a dash where nothing was measured."""
+    """``value`` as ``text`` writes it; a dash for ``None``."""
     return "-" if value is None else text(value)
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
-    """Rows with columns of equal width, indented; the columns ``right`` are flush right."""
+    """Indented rows with aligned columns; the columns ``right`` are aligned right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  "

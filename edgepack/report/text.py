@@ -1,4 +1,4 @@
-"""What a build says about itself: one typed object, written as JSON and as a page of text."""
+"""The report of a build as text."""
 
 import math
 from collections import Counter
@@ -26,19 +26,19 @@ MOST_REASONS = 8
 SHOWN_GROUPS = 3
 SHOWN_SENSITIVE = 5
 SHOWN_FAILED = 3
-"""Forms of single groups that the runtime does not run."""
-WORTH_TELLING = 0.02
-"""Of the time of all groups: what a group must lose against float to be named."""
+"""How many candidates are shown that change single groups and that the runtime does not run."""
+WORTH_SHOWING = 0.02
+"""Loss of time against float from which a group is shown, as a share of the time of all groups."""
 
 
 def text(report: BuildReport) -> str:
-    """The page that a person reads in ten seconds: verdict, figures, what stayed float and why, gate."""
+    """The report as text: verdict, figures, the precision of operators and why some are float, gate."""
     lines = [_headline(report), *_refused(report.refused), ""]
     lines += _figures(report.models)
     lines += stage_breakdown_lines(report.waterfall)
     lines += _parity(report)
-    told = [*_forms(report.units), *_runtime(report.runtime), *_weak_points(report.units)]
-    lines += ["", *told] if told else []
+    groups = [*_precisions(report.units), *_runtime(report.runtime), *_weak_points(report.units)]
+    lines += ["", *groups] if groups else []
     lines += _sensitivity(report.sensitivity)
     lines += _candidates(report.candidates)
     lines += device_lines(report.devices)
@@ -49,13 +49,13 @@ def text(report: BuildReport) -> str:
         f"measured on {environment.get('cpu', 'unknown CPU')}, {environment.get('threads', 1)} thread(s), "
         f"onnxruntime {environment.get('onnxruntime', '?')}"
         + (f", {environment['litert']}" if "tflite" in report.runtime else "")
-        + "; times compare within this run only",
+        + "; times are comparable within this run only",
     ]
     return "\n".join([*lines, *notes_of(report)]) + "\n"
 
 
 def notes_of(report: BuildReport) -> list[str]:
-    """What the figures must be read with."""
+    """Notes for readers of the figures."""
     latencies = [(m.latency_ms_p50, m.latency_ms_p90) for m in report.models]
     return [note for note in (*report.notes, busy(latencies), host_only(report.runtime)) if note]
 
@@ -74,7 +74,7 @@ def _refused(refused: Sequence[Refusal]) -> list[str]:
 
 
 def _parity(report: BuildReport) -> list[str]:
-    """Each artifact against the original and against those before it: a triangle, and the metric."""
+    """Fidelity of each artifact against the original and earlier artifacts, and the metric."""
     original, built = report.models[0], report.models[1:]
     if not report.parity:
         return []
@@ -82,7 +82,7 @@ def _parity(report: BuildReport) -> list[str]:
     cells |= {(m.name, original.name): _closeness(m.fidelity) for m in built if m.fidelity is not None}
     others = [m.name for m in report.models[:-1]]
     metric = next((m.fidelity.metric_name for m in built if m.fidelity and m.fidelity.metric_name), None)
-    rows = [["parity", *(f"to {name}" for name in others), *([metric] if metric else [])]]
+    rows = [["parity", *(f"against {name}" for name in others), *([metric] if metric else [])]]
     for m in built:
         row = [m.name, *(cells.get((m.name, other), "") for other in others)]
         rows.append([*row, _metric(m, original)] if metric else row)
@@ -118,9 +118,9 @@ def _figures(models: Sequence[ModelFigures]) -> list[str]:
         name = next((m.fidelity.metric_name for m in models if m.fidelity and m.fidelity.metric_name), None)
         if name:
             rows.append((name, *(_metric(m, original) for m in models)))
-        if len(models) < 3:  # else in the table of parity
+        if len(models) < 3:  # else the table of parity has it
             rows.append(("fidelity", *("-" if m is original else _fidelity(m) for m in models)))
-        rows.append(("of what varies", *("-" if m is original else _centred(m) for m in models)))
+        rows.append(("centred fidelity", *("-" if m is original else _centred(m) for m in models)))
     return table(rows)
 
 
@@ -154,8 +154,8 @@ def _fidelity(model: ModelFigures) -> str:
     return _level(model) + ("" if agreement is None else f", agreement {agreement:.4f}")
 
 
-def _forms(groups: Sequence[GroupRow]) -> list[str]:
-    """How many operators of each type are integer, and why the others are not."""
+def _precisions(groups: Sequence[GroupRow]) -> list[str]:
+    """How many operators of each type have which precision, and why some are float."""
     lines = []
     total = Counter(u.op_type for u in groups)
     by_method = Counter((u.method, u.op_type) for u in groups if u.method != "float")
@@ -182,18 +182,18 @@ def _runtime(runtime: Mapping[str, Any]) -> list[str]:
     kernels = sum(runtime.get("integer_kernels", {}).values())
     left = runtime.get("leftover_quantize", 0) + runtime.get("leftover_dequantize", 0)
     spent = runtime.get("conversions_us", 0.0)
-    cost = f", {time_text(spent / 1e3)} a run" if spent else ""
+    cost = f" ({time_text(spent / 1e3)} per run)" if spent else ""
     return [
-        f"the runtime made {kernels} integer kernel{'' if kernels == 1 else 's'} and left {left} "
-        f"conversion{'' if left == 1 else 's'} between them and float{cost}",
+        f"the runtime runs {kernels} int8 kernel{'' if kernels == 1 else 's'}, with {left} "
+        f"conversion{'' if left == 1 else 's'} between int8 and float{cost}",
         *tflite_lines(runtime.get("tflite", {})),
     ]
 
 
 def _weak_points(groups: Sequence[GroupRow]) -> list[str]:
-    """Groups in another form than float: those of the lowest fidelity, and those that lost the most time."""
+    """Groups that are not float: those with the lowest fidelity, and those that lost the most time."""
     changed = [u for u in groups if u.method != "float"]
-    least = math.fsum(u.float_us or 0.0 for u in groups) * WORTH_TELLING
+    least = math.fsum(u.float_us or 0.0 for u in groups) * WORTH_SHOWING
     faint = sorted((u for u in changed if u.sqnr_db is not None), key=lambda u: u.sqnr_db or 0.0)[
         :SHOWN_GROUPS
     ]
@@ -212,7 +212,7 @@ def _weak_points(groups: Sequence[GroupRow]) -> list[str]:
 
 
 def _sensitivity(rows: Sequence[SensitivityRow]) -> list[str]:
-    """The groups that bring the most noise, alone."""
+    """The groups that add the most noise, measured alone."""
     noisy = sorted((r for r in rows if r.sqnr_db is not None), key=lambda r: r.sqnr_db or 0.0)
     shown = [
         (
@@ -223,7 +223,8 @@ def _sensitivity(rows: Sequence[SensitivityRow]) -> list[str]:
         )
         for r in noisy[:SHOWN_SENSITIVE]
     ]
-    return ["", "groups that bring the most noise, alone", *table(shown, right=(2,))] if shown else []
+    heading = "groups that add the most noise, measured alone"
+    return ["", heading, *table(shown, right=(2,))] if shown else []
 
 
 def _lost_us(group: GroupRow) -> float:
@@ -247,8 +248,8 @@ def _candidates(candidates: Sequence[Candidate]) -> list[str]:
         for c in shown
     ]
     more = len(candidates) - len(shown)
-    rest = [f"  and {more} forms of single groups, in report.json"] if more else []
-    return ["", "tried", *table(rows, right=(2, 3, 4)), *rest]
+    rest = [f"  and {more} that change single groups, in report.json"] if more else []
+    return ["", "candidates", *table(rows, right=(2, 3, 4)), *rest]
 
 
 def _measured(line: GateLine) -> str:

@@ -1,4 +1,4 @@
-"""What candidates there are: whole-model ones, and variations of one by groups of similar groups."""
+"""Candidates: whole-model ones, and variations that change the precision of similar fusion groups."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,11 +9,11 @@ from edgepack.quantization.groups import FusionGroup, Role
 from edgepack.quantization.plan.types import Precision, Precisions, QuantPlan, Request
 from edgepack.results import NO_REASON, Cause, Reason
 
-FLOAT_HERE = Reason(Cause.CANDIDATE, "computes in float in the form that was chosen")
+FLOAT_HERE = Reason(Cause.CANDIDATE, "computes in float in the chosen candidate")
 
 
 class WholeModel(StrEnum):
-    """Candidates in which one rule decides for the whole model; the value is what reports call them."""
+    """Candidates with one rule for the whole model; the value is the name in reports."""
 
     STATIC = "static"
     STATIC_AND_DYNAMIC = "static and dynamic"
@@ -30,11 +30,11 @@ class WholeModel(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CandidateName:
-    """What a candidate is made of; its text is what reports call it."""
+    """The content of a candidate; its text is the name in reports."""
 
     whole: WholeModel
     varied: tuple[str, ...] = ()
-    """Groups of similar groups in another precision, one after another."""
+    """Labels of the variations that were accepted, in order."""
     changed: tuple[tuple[str, Precision], ...] = ()
     """Single groups in another precision."""
 
@@ -49,21 +49,21 @@ class CandidateName:
 
     @property
     def is_whole(self) -> bool:
-        """Whether one rule decided for the whole model, without exceptions."""
+        """Whether one rule holds for the whole model, without exceptions."""
         return not (self.varied or self.changed)
 
     def vary(self, label: str) -> "CandidateName":
-        """The name with one more group in another precision."""
+        """The name with one more variation."""
         return replace(self, varied=(*self.varied, label))
 
     def change(self, groups: Sequence[tuple[str, Precision]]) -> "CandidateName":
-        """The name with these single groups in other precisions, in the place of others before."""
+        """The name with these single groups in other precisions; replaces earlier single groups."""
         return replace(self, changed=tuple(groups))
 
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """Groups that win or lose together, and the precision that they are tried in."""
+    """Similar groups, and the precision that they are tried in together."""
 
     label: str
     groups: tuple[str, ...]
@@ -73,7 +73,7 @@ class Variation:
 def whole_model_methods(
     groups: Sequence[FusionGroup], target: Target
 ) -> dict[WholeModel, dict[str, Precision]]:
-    """The whole-model candidates that differ on this model: method by operator type, by candidate."""
+    """The whole-model candidates that differ on this model: precision by operator type, by candidate."""
     kernels = target.kernels
     heavy = heavy_types(groups)
     weighted = {u.op_type for u in groups if u.weight is not None}
@@ -106,14 +106,14 @@ def heavy_types(groups: Sequence[FusionGroup]) -> set[str]:
 
 
 def is_table(group: FusionGroup) -> bool:
-    """Whether the group looks rows up in a constant table: an embedding."""
+    """Whether the group is an embedding: a Gather from an initializer."""
     return group.op_type == "Gather" and bool(group.constants)
 
 
 def methods_of(
     groups: Sequence[FusionGroup], whole: WholeModel, by_type: Mapping[str, Precision], fixed: Precisions
 ) -> dict[str, Request]:
-    """Methods by group: what the recipe fixed, then by type; light groups follow their neighbours."""
+    """Precision by group: what the recipe sets, else by operator type; light groups follow the heavy ones."""
     in_float = Precision.FLOAT if whole is WholeModel.FLOAT else Precision.STORED
     static = whole in (WholeModel.STATIC, WholeModel.STATIC_AND_DYNAMIC)
     light = Precision.STATIC if static else in_float
@@ -129,9 +129,9 @@ def methods_of(
 def variations(
     groups: Sequence[FusionGroup], plan: QuantPlan, *, folds_constants: bool
 ) -> Iterator[Variation]:
-    """One group of similar groups after another in float, then all concatenations on one scale.
+    """Similar groups in float, one kind after another, then every Concat with one shared scale.
 
-    Weights stored as int8 cost no time, so a group that computes in float need not be large.
+    Weights of groups that compute in float stay stored as int8, which costs no time.
     """
     taken = {u.group.name for u in plan.groups if u.precision is not Precision.FLOAT and not u.stored}
     tables: dict[str, list[str]] = {}
@@ -148,7 +148,7 @@ def variations(
     unfolded = Precision.STORED if folds_constants else Precision.FLOAT
     for table, label in order:
         names = (tables if table else kinds)[label]
-        if names != heavy:  # all of them would be another whole-model candidate
+        if names != heavy:  # all heavy groups in float are a whole-model candidate already
             yield Variation(f"{label} in float", tuple(names), unfolded if table else Precision.WEIGHT_ONLY)
     if len(heavy) > 2:
         yield Variation("first group in float", (heavy[0],), Precision.WEIGHT_ONLY)

@@ -1,10 +1,10 @@
-"""The choice by measurement: forms of a model are built, timed and compared; nothing slower is taken.
+"""The choice by measurement: candidates are built, timed and compared; a slower model is never chosen.
 
-Candidates are whole-model ones first. Then the best of them, and an integer one that comes near it, are
-varied: all fusion groups of one kind are set to float, one kind after another, and concatenations share one
-scale. Then, where a search is asked for, single groups take other precisions. Speed and fidelity are measured
-on calibration samples; before a candidate is taken it must also keep, on the evaluation samples, every limit
-on accuracy that the gate has: few probes may flatter a candidate that is near a limit.
+Whole-model candidates come first. Then the best of them, and a static int8 one of similar cost, are varied:
+all fusion groups of one kind are set to float, one kind after another, and every Concat shares one scale.
+Then a search, where requested, changes the precision of single groups. Speed and fidelity are measured on
+probe samples of the calibration data. A chosen candidate must also keep every accuracy limit of the gate on
+the evaluation data: a few probes are too optimistic for a candidate near a limit.
 """
 
 import time
@@ -29,16 +29,16 @@ from edgepack.selection.search import Task, search
 from edgepack.selection.trials import SAME_SPEED, Cost, Trial
 
 WORTH_A_REPAIR = 0.05
-"""How much cheaper a form must be, that is not accurate, for its noisy groups to be looked for."""
+"""How much cheaper an inaccurate candidate must be for a search of the groups that make it so."""
 BUDGET_SECONDS = 20.0
-"""For setting groups of groups to float, after the whole-model candidates."""
+"""For the variations, after the whole-model candidates."""
 NEAR = 1.15
-"""How much dearer an integer form may be to be looked at as well: a few of its kernels may be to blame."""
+"""How much more a static int8 candidate may cost and still be varied: a few slow kernels may be the cause."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """The form that was taken, and every line of what was tried."""
+    """The chosen candidate, and the report lines of all candidates."""
 
     plan: QuantPlan
     model: ir.Model
@@ -51,22 +51,22 @@ CostOf = Callable[[Trial], float]
 
 
 def choose(problem: Problem, *, method: str, by_group: bool = True, task: Task | None = None) -> Choice:
-    """The cheapest form that keeps the floor, and everything that was tried.
+    """The cheapest candidate that keeps the accuracy floor, and all that were measured.
 
-    A single ``method`` other than auto is taken as it is: what the user asks for by name is not
-    second-guessed. ``by_group``: the clock is that of the device, so it may tell which kernels of one kind
-    pay. With a ``task`` single groups may take other precisions, see :mod:`.search`; not where a device times
-    candidates, since this host does not speak for what single groups cost there. A candidate that the runtime
-    does not load, or fails to run on a probe or an evaluation sample, is told as such and not taken.
+    A ``method`` other than auto is used as it is, without a comparison. ``by_group``: this host's times hold
+    for the target, so variations by kind of group are timed too. With a ``task`` single groups may change
+    precision, see :mod:`.search`. With a device neither is done: times of single groups on this host do not
+    hold there. A candidate that the runtime does not load, or fails to run on a probe or an evaluation
+    sample, is listed with the reason and not chosen.
 
     Raises:
-        ModelError: the runtime runs no form at all, or not the one that was asked for.
+        ModelError: the runtime runs no candidate, or not the requested one.
     """
     board = Leaderboard(problem)
     if method != "auto":
         whole = WholeModel(method)
-        best = board.measure(CandidateName(whole), _asked_for(problem.groups, whole, problem.fixed))
-        return Choice(*problem.form(best.methods), board.lines(best))
+        best = board.measure(CandidateName(whole), _requested(problem.groups, whole, problem.fixed))
+        return Choice(*problem.build(best.methods), board.lines(best))
     here = problem.bench.timing is None
     best = _best_whole(board)
     if problem.optimize_for != "size" and by_group and here:
@@ -77,15 +77,15 @@ def choose(problem: Problem, *, method: str, by_group: bool = True, task: Task |
     notes: tuple[str, ...] = ()
     if here and task is not None and (task.improves or cheaper):
         best, sensitivity, notes = search(board, best, task)
-    return Choice(*problem.form(best.methods), board.lines(best), sensitivity, notes)
+    return Choice(*problem.build(best.methods), board.lines(best), sensitivity, notes)
 
 
-def _asked_for(groups: Sequence[FusionGroup], whole: WholeModel, fixed: Precisions) -> Precisions:
+def _requested(groups: Sequence[FusionGroup], whole: WholeModel, fixed: Precisions) -> Precisions:
     return methods_of(groups, whole, dict.fromkeys(heavy_types(groups), Precision(whole)), fixed)
 
 
 def _best_whole(board: Leaderboard) -> Trial:
-    """The best form of the whole model.
+    """The best whole-model candidate.
 
     Raises:
         ModelError: the runtime runs none.
@@ -99,9 +99,9 @@ def _best_whole(board: Leaderboard) -> Trial:
 
 
 def _best_by_group(board: Leaderboard, best: Trial) -> Trial:
-    """``best``, or an integer form that comes near it, with groups of groups in other forms."""
+    """``best``, or a static int8 candidate of similar cost, with the variations that make it cheaper."""
     cost = board.cost
-    near = _integer_one_near(board.trials, best, cost)
+    near = _static_near(board.trials, best, cost)
     best = _vary(board, best, cost, cost)
     if near is not None and board.accurate(near):
         other = _vary(board, near, lambda t: cost.judged(t, 0.0), board.judged)
@@ -109,8 +109,8 @@ def _best_by_group(board: Leaderboard, best: Trial) -> Trial:
     return best
 
 
-def _integer_one_near(trials: Sequence[Trial], best: Trial, cost: Cost) -> Trial | None:
-    """The cheapest form on integers, where ``best`` is none and not much cheaper."""
+def _static_near(trials: Sequence[Trial], best: Trial, cost: Cost) -> Trial | None:
+    """The cheapest static int8 candidate of similar cost; ``None`` where ``best`` is one itself."""
     if best.plan.of(Precision.STATIC):
         return None
     integer = [t for t in trials if t.plan.of(Precision.STATIC) and cost(t) < cost(best) * NEAR]
@@ -118,9 +118,9 @@ def _integer_one_near(trials: Sequence[Trial], best: Trial, cost: Cost) -> Trial
 
 
 def _vary(board: Leaderboard, best: Trial, at_best: CostOf, cost: CostOf) -> Trial:
-    """One group of groups after another in float, concatenations on one scale; what pays stays.
+    """Apply one variation after another; keep those that reduce the cost.
 
-    ``cost`` may be asked of forms that are known to be accurate; before, ``at_best`` is a bound of it.
+    ``cost`` needs a check on the evaluation data; ``at_best`` is a lower bound of it that does not.
     """
     deadline = time.monotonic() + BUDGET_SECONDS
     problem = board.problem

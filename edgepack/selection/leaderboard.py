@@ -1,4 +1,4 @@
-"""What a selection works on, and what it has tried so far."""
+"""The problem that a selection solves, and the candidates measured so far."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,30 +14,30 @@ from edgepack.results import Candidate, Fidelity, finite
 from edgepack.selection.candidates import CandidateName
 from edgepack.selection.trials import FAILURES, Cost, Floor, Trial, TrialBench
 
-Form = Callable[[Precisions], tuple[QuantPlan, ir.Model]]
+BuildCandidate = Callable[[Precisions], tuple[QuantPlan, ir.Model]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Problem:
-    """What there is to choose from, what must be kept, and by what it is judged."""
+    """What candidates are built from, the accuracy they must keep, and what is optimized."""
 
     groups: Sequence[FusionGroup]
     bench: TrialBench
-    form: Form
-    """Makes a plan and a model from methods."""
+    build: BuildCandidate
+    """Builds a plan and a model from the precision of each group."""
     fixed: Precisions
-    """What the recipe decided, by group."""
+    """Precisions that the recipe sets, by group."""
     floor: Floor
     verify: Callable[[Path], Fidelity]
     """Checks a file on the evaluation data."""
     optimize_for: str = "balance"
     on_trial: Callable[[str], None] = lambda name: None
-    """Told what is tried next."""
+    """Called with the name of the next candidate."""
 
 
 @dataclass(slots=True)
 class Leaderboard:
-    """Candidates that were measured, what the evaluation data say of them, and what could not be measured."""
+    """Measured candidates, their results on the evaluation data, and candidates that failed."""
 
     problem: Problem
     cost: Cost = field(init=False)
@@ -45,7 +45,7 @@ class Leaderboard:
     refused: list[Candidate] = field(default_factory=list)
     verdicts: dict[Path, Fidelity | None] = field(default_factory=dict)
     failures: dict[Path, str] = field(default_factory=dict)
-    """Why the evaluation data could not be run on a candidate."""
+    """Why a candidate failed on the evaluation data."""
 
     def __post_init__(self) -> None:
         bench = self.problem.bench
@@ -53,12 +53,12 @@ class Leaderboard:
 
     @property
     def bench(self) -> TrialBench:
-        """Where candidates are measured."""
+        """Measures candidates."""
         return self.problem.bench
 
     @property
     def least_db(self) -> float | None:
-        """The floor of fidelity in plain dB, where there is one."""
+        """The limits of fidelity as one SQNR in dB, where there are any."""
         return self.problem.floor.least_db(self.bench.constant_db)
 
     def measure(self, name: CandidateName, methods: Precisions) -> Trial:
@@ -68,12 +68,12 @@ class Leaderboard:
             ModelError, ExportError: the runtime does not run it.
         """
         self.problem.on_trial(str(name))
-        trial = self.bench.measure(name, methods, *self.problem.form(methods))
+        trial = self.bench.measure(name, methods, *self.problem.build(methods))
         self.trials.append(trial)
         return trial
 
     def attempt(self, name: CandidateName, methods: Precisions) -> Trial | None:
-        """The same, or ``None`` where the runtime does not run it; the reason is kept."""
+        """Like :meth:`measure`, but ``None`` where the runtime does not run it; keeps the reason."""
         try:
             return self.measure(name, methods)
         except FAILURES as error:
@@ -81,11 +81,11 @@ class Leaderboard:
             return None
 
     def refuse(self, name: str, error: EdgepackError, *, of_units: bool) -> None:
-        """Keep what could not be measured, and why; ``of_units``: it differs in single groups."""
+        """Record a candidate that failed, and why; ``of_units``: it changes single groups."""
         self.refused.append(Candidate(name, None, None, None, None, False, str(error), of_units))
 
     def accurate(self, trial: Trial) -> bool:
-        """Whether a candidate keeps the floor, on the probes and then on the evaluation data, asked once."""
+        """Whether a candidate keeps the floor, on the probes and then on the evaluation data (run once)."""
         floor = self.problem.floor
         if not floor.on_probes(trial) or trial.path in self.failures:
             return False
@@ -100,7 +100,7 @@ class Leaderboard:
         return floor.on_evaluation(self.verdicts[trial.path])
 
     def keeps(self, model: ir.Model) -> bool:
-        """Whether a candidate that was not measured keeps the floor on the evaluation data.
+        """Whether a model that was not timed keeps the floor on the evaluation data.
 
         Raises:
             ModelError, ExportError: the runtime does not run it.
@@ -110,9 +110,9 @@ class Leaderboard:
             return not floor.limits_anything or floor.on_evaluation(self.problem.verify(path))
 
     def best(self) -> Trial:
-        """The cheapest accurate candidate; accuracy is asked in order of cost, since asking takes a run.
+        """The cheapest accurate candidate; checked in order of cost, since a check runs the evaluation data.
 
-        Where none is accurate, that of the highest fidelity on the probes.
+        Where none is accurate, the one with the highest fidelity on the probes.
 
         Raises:
             ModelError: the runtime runs none of them, with all reasons.
@@ -127,22 +127,22 @@ class Leaderboard:
         return max(left, key=lambda trial: trial.compared.sqnr_db)
 
     def judged(self, trial: Trial) -> float:
-        """The cost of a candidate by what the evaluation data say of it."""
+        """The cost of a candidate, with its metric on the evaluation data where known."""
         return self.cost.judged(trial, self.problem.floor.lost(self.verdicts.get(trial.path)))
 
     def lines(self, chosen: Trial) -> list[Candidate]:
-        """All of it for the report."""
+        """All candidates for the report."""
         return [*(self._line(trial, trial is chosen) for trial in self.trials), *self.refused]
 
     def _line(self, trial: Trial, chosen: bool) -> Candidate:
         verdict, reason = self.verdicts.get(trial.path), self.failures.get(trial.path, "")
         floor = self.problem.floor
         if not floor.on_probes(trial):
-            reason = "below the floor of fidelity"
+            reason = "below the least fidelity"
         elif verdict is not None and not floor.on_metric(verdict):
             reason = "loses more of the metric than the gate allows"
         elif not floor.on_evaluation(verdict):
-            reason = "below the floor of fidelity on the evaluation data"
+            reason = "below the least fidelity on the evaluation data"
         return Candidate(
             name=str(trial.name),
             size_bytes=trial.size_bytes,

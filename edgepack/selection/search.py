@@ -1,9 +1,9 @@
-"""The search: forms for single groups, where one form for all of a kind is not the best there is.
+"""The search: changes the precision of single fusion groups, by measured noise and time.
 
-Each group is measured alone, for the noise that its integer form brings to the outputs of an otherwise float
-model, and for its time in every form of the whole model. Noise powers of independent roundings add up and
-times nearly do, so the gain of a change can be foretold; what is foretold only decides what is tried, and
-what is tried is built, timed side by side with the best so far, and taken when it is better beyond noise.
+The noise of each group is measured alone: the noise that its int8 kernel adds to the outputs of an otherwise
+float model. The time of each group is measured in every whole-model candidate. Noise powers of independent
+roundings add up, and times nearly do, so the gain of a change can be predicted. A prediction only decides
+what is built; a candidate is accepted when it is better than the best so far beyond timing noise.
 """
 
 import time
@@ -25,39 +25,39 @@ from edgepack.selection.trials import (
 )
 
 WORTH_TRYING = 0.005
-"""Foretold gain of a single change below which a measurement could not confirm it."""
+"""Predicted gain below which a measurement cannot confirm a single change."""
 LEAST_GAIN = 0.0005
-"""Foretold gain of a change below which it is not even part of a larger one."""
+"""Predicted gain below which a change is not part of a batch either."""
 LEAST_NOISE = 0.05
-"""Of what there is: noise of groups alone does not add up so well that all could be foretold away."""
+"""Least predicted noise as a share of the present noise: noises of single groups add up only roughly."""
 CONVERSION_NS = 0.2
-"""Guess of what a value costs that is converted at a border; it orders proposals and decides nothing."""
+"""Estimated time of a QuantizeLinear or DequantizeLinear per element; it only orders the changes."""
 PROBES_DIFFER_DB = 1.0
-"""The few probes of a quick look may be this much cleaner or noisier than all."""
+"""By how much the SQNR on a few probes may differ from that on all."""
 SHARES_FOR_NOISE = (0.5, 0.75, 0.9)
-"""Of the budget, until which groups are measured alone before forms are tried, in turns."""
+"""Shares of the budget at which measuring single groups ends and candidates are built, in turns."""
 REPAIR_SECONDS = 60.0
-"""For finding which groups keep the cheapest form from being accurate, where one is not."""
+"""Budget of a repair: finding the groups that make the cheapest candidate inaccurate."""
 
-Forms = Mapping[str, Precision]
+PrecisionOfGroup = Mapping[str, Precision]
 Noise = dict[tuple[str, Precision], float]
-"""Noise power over signal power that a group in a form brings to the outputs, alone."""
+"""Noise power over signal power that one group in one precision adds to the outputs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """How long a search may take, what it may do, and who is told how it goes."""
+    """The budget of a search, what it may do, and where it reports progress."""
 
     seconds: float
     improves: bool
-    """Not only repairs what is not accurate, but looks for what is better than what is."""
+    """Whether it also improves an accurate candidate; else it only repairs an inaccurate one."""
     elements: Mapping[str, int]
-    """Sizes of activations by name, to guess what conversions cost."""
+    """Elements of activations by name, to estimate the cost of conversions."""
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
 
 
 class Move(NamedTuple):
-    """A change of one group's form, and what it is foretold to do."""
+    """A change of one group's precision, and its predicted gain."""
 
     gain: float
     group: str
@@ -79,47 +79,47 @@ class _Clock:
 
 
 def too_noisy(method: Precision) -> Reason:
-    """Why a repair kept a group from the precision that a candidate had for it."""
+    """Why a repair replaced the precision that the candidate had for a group."""
     return Reason(Cause.NOISIER, f"too noisy as {method}")
 
 
 @dataclass(slots=True)
 class Search:
-    """What a search works with; see :func:`search`."""
+    """The state of a search; see :func:`search`."""
 
     board: Leaderboard
     clock: _Clock
     whole: Mapping[Precision, Trial]
-    """Forms of the whole model by their method."""
+    """Whole-model candidates by precision."""
     noise: Noise = field(default_factory=dict)
     us: dict[Precision, Mapping[str, float | None]] = field(default_factory=dict)
     failed: set[tuple[str, Precision]] = field(default_factory=set)
-    """Groups and forms that could not be measured alone."""
+    """Groups and precisions whose single measurement failed."""
 
     @property
     def groups(self) -> Sequence[FusionGroup]:
-        """All of the model."""
+        """All groups of the model."""
         return self.board.problem.groups
 
     @property
     def original_us(self) -> float:
-        """A run of the original."""
+        """Microseconds of a run of the original."""
         method, trial = next(iter(self.whole.items()))
         return _value(self.us[method], RUN) * trial.speedup
 
     def time_groups(self) -> None:
-        """Time groups in all forms of the whole model."""
+        """Time all groups in each whole-model candidate."""
         for method, trial in self.whole.items():
             self.us[method] = self.board.bench.group_us(trial, self.groups)
 
     def measure_noise(self, share: float) -> None:
-        """Find the noise of each group in each form alone, up to a ``share`` of the budget."""
+        """Measure the noise of each group alone, in each precision, up to a ``share`` of the budget."""
         plain = {u.name: Request(Precision.FLOAT) for u in self.groups}
         for group, method in self.unknown():
             if not self.clock.left(share):
                 return
             self.clock.tell(f"group {group.name} alone")
-            _, model = self.board.problem.form({**plain, group.name: Request(method)})
+            _, model = self.board.problem.build({**plain, group.name: Request(method)})
             try:
                 self.noise[group.name, method] = self.board.bench.noise(model)
             except FAILURES as error:
@@ -127,7 +127,7 @@ class Search:
                 self.board.refuse(f"{group.name} as {method}, alone", error, of_units=False)
 
     def unknown(self) -> list[tuple[FusionGroup, Precision]]:
-        """Groups and forms whose noise is yet to be measured."""
+        """Groups and precisions whose noise is not measured yet."""
         methods = (Precision.STATIC, Precision.DYNAMIC, Precision.WEIGHT_ONLY)
         every = ((group, method) for method in methods for group in self._movable(method))
         known = self.noise.keys() | self.failed
@@ -135,27 +135,27 @@ class Search:
 
     def _movable(self, method: Precision) -> Iterator[FusionGroup]:
         trial = self.whole.get(method)
-        forms = _forms(trial) if trial is not None else {}
+        precisions = _precisions(trial) if trial is not None else {}
         for group in self.groups:
             if (
                 group.role is Role.HEAVY
                 and group.name not in self.board.problem.fixed
-                and forms.get(group.name) is method
+                and precisions.get(group.name) is method
             ):
                 yield group
 
     def moves(self, best: Trial) -> list[Move]:
-        """Changes that should make ``best`` cheaper by what was measured, one for each group."""
-        forms, total_us = _forms(best), self.original_us / best.speedup
+        """Changes that are predicted to make ``best`` cheaper, the best one of each group."""
+        precisions, total_us = _precisions(best), self.original_us / best.speedup
         noise = 10 ** (-best.compared.sqnr_db / 10)
         found = []
         for group in self._movable_at_all():
-            now = forms[group.name]
+            now = precisions[group.name]
             options = []
             for method in self.us:
                 if method is now or (group.name, method) not in self._known(now):
                     continue
-                us = total_us + self._us(group, method, forms) - self._us(group, now, forms)
+                us = total_us + self._us(group, method, precisions) - self._us(group, now, precisions)
                 power = noise + self._noise(group.name, method) - self._noise(group.name, now)
                 ratio = us / total_us
                 after, before = trial_db(max(power, noise * LEAST_NOISE)), best.compared.sqnr_db
@@ -176,7 +176,7 @@ class Search:
                     yield group
 
     def _known(self, now: Precision) -> set[tuple[str, Precision]]:
-        """Forms that a group may take: those measured, where its present form is measured as well."""
+        """Groups and precisions with known noise, for groups whose present precision is known as well."""
         measured = {name for name, method in self.noise if method is now}
         if now in (Precision.FLOAT, Precision.WEIGHT_ONLY, Precision.STORED):
             measured = {name for name, _ in self.noise}
@@ -187,17 +187,17 @@ class Search:
         same = Precision.WEIGHT_ONLY if method is Precision.STORED else method
         return self.noise.get((name, same), 0.0)
 
-    def _us(self, group: FusionGroup, method: Precision, forms: Forms) -> float:
-        """Microseconds of the group in a form, with conversions at its borders to ``forms`` around it."""
+    def _us(self, group: FusionGroup, method: Precision, precisions: PrecisionOfGroup) -> float:
+        """Microseconds of the group in a precision, with conversions to its neighbours' ``precisions``."""
         own = _value(self.us[method], group.name)
-        integer = method is Precision.STATIC
-        around = (*_sources(group, self.groups), *_readers(group, self.groups))
-        crossings = sum((forms[other.name] is Precision.STATIC) is not integer for other in around)
+        static = method is Precision.STATIC
+        around = (*_producers(group, self.groups), *_consumers(group, self.groups))
+        crossings = sum((precisions[other.name] is Precision.STATIC) is not static for other in around)
         return own + crossings * _elements(group, self.clock.task.elements) * CONVERSION_NS * 1e-3
 
     def improve(self, best: Trial) -> Trial:
-        """``best`` with groups in other forms, as many at a time as are foretold to gain."""
-        board: set[frozenset[tuple[str, Precision]]] = set()
+        """``best`` with groups in other precisions: all predicted gains at once, then half as many, ..."""
+        measured: set[frozenset[tuple[str, Precision]]] = set()
         moves = self.moves(best)
         size = len(moves)
         singles = 0
@@ -208,8 +208,8 @@ class Search:
                 if not batch or batch[0].gain < WORTH_TRYING:
                     break
             key = frozenset((m.group, m.method) for m in batch)
-            if key not in board:
-                board.add(key)
+            if key not in measured:
+                measured.add(key)
                 trial = self._changed(best, batch)
                 if trial is not None and self._better(trial, best):
                     best, moves, singles = trial, self.moves(trial), 0
@@ -219,17 +219,17 @@ class Search:
         return best
 
     def repair(self, cheap: Trial, best: Trial) -> Trial:
-        """``cheap``, which is not accurate enough, with the fewest noisy groups in float that make it so.
+        """The inaccurate ``cheap`` with as few groups in float as make it accurate.
 
-        Gives ``best`` where none of that is cheaper. Groups leave in the order of the noise that a
-        microsecond buys off.
+        Groups go to float in the order of the noise that they save per microsecond. Gives ``best`` where no
+        repaired candidate is cheaper.
         """
-        forms = _forms(cheap)
-        stored = _forms(self.whole[Precision.WEIGHT_ONLY]) if Precision.WEIGHT_ONLY in self.whole else {}
+        precisions = _precisions(cheap)
+        stored = _precisions(self.whole[Precision.WEIGHT_ONLY]) if Precision.WEIGHT_ONLY in self.whole else {}
         noisy = []
-        for name in (u.name for u in self._movable_at_all() if forms[u.name] is not Precision.FLOAT):
-            now = forms[name]
-            # Weights alone bring so little noise that it need not be known.
+        for name in (u.name for u in self._movable_at_all() if precisions[u.name] is not Precision.FLOAT):
+            now = precisions[name]
+            # Weight-only noise is so small that it need not be measured.
             to = Precision.WEIGHT_ONLY if stored.get(name) is Precision.WEIGHT_ONLY else Precision.FLOAT
             saved = self._noise(name, now) - self._noise(name, to)
             if saved > 0 and now is not to:
@@ -245,16 +245,16 @@ class Search:
                     taken = trial
             else:
                 too_few = count
-            # Doubled until enough, then halved between the bounds.
+            # Doubled until accurate, then a binary search between the bounds.
             count = min(count * 2, len(noisy)) if enough > len(noisy) else (too_few + enough) // 2
             if count in (too_few, enough):
                 break
         return taken
 
     def _may_do(self, trial: Trial, batch: Sequence[Move]) -> bool:
-        """Whether ``trial`` so changed is accurate: on a few probes nearly, then on the evaluation data."""
+        """Whether ``trial`` with ``batch`` is accurate: roughly on few probes, then on evaluation data."""
         self.clock.tell("search")
-        _, model = self.board.problem.form(_changed_methods(trial, batch))
+        _, model = self.board.problem.build(_changed_methods(trial, batch))
         try:
             if self.board.least_db is not None:
                 nearly = self.board.least_db - PROBES_DIFFER_DB
@@ -282,7 +282,7 @@ class Search:
         return self.board.bench.confirms(trial, best, advantage)
 
     def rows(self) -> tuple[SensitivityRow, ...]:
-        """What was measured of groups alone, for the report."""
+        """Measurements of single groups, for the report."""
         kinds = {u.name: u.op_type for u in self.groups}
         return tuple(
             SensitivityRow(
@@ -299,11 +299,11 @@ class Search:
 def search(
     board: Leaderboard, best: Trial, task: Task
 ) -> tuple[Trial, tuple[SensitivityRow, ...], tuple[str, ...]]:
-    """The cheapest accurate form found within the budget, what each group does alone, and notes.
+    """The cheapest accurate candidate found within the budget, figures of single groups, and notes.
 
-    ``best``: the cheapest accurate one of those that were ``board``; where a cheaper one is not accurate, it
-    is repaired first. The same measurements give the same result: nothing here is random. What the runtime
-    does not run is told to ``board``, and not taken.
+    ``best``: the cheapest accurate candidate of ``board``. Where a cheaper one is not accurate, that one is
+    repaired first. The search has no randomness: the same measurements give the same result. Candidates that
+    the runtime does not run are recorded on ``board`` and not chosen.
     """
     trials, cost = tuple(board.trials), board.cost
     whole = {m: t for t in reversed(trials) if t.name.is_whole and (m := t.name.whole.method) is not None}
@@ -330,7 +330,7 @@ def search(
 
 
 def _name(trial: Trial, batch: Sequence[Move]) -> CandidateName:
-    """What the form ``trial`` is called with ``batch`` changed."""
+    """The name of ``trial`` with ``batch`` applied."""
     return trial.name.change([(m.group, m.method) for m in batch])
 
 
@@ -338,7 +338,7 @@ def _changed_methods(trial: Trial, batch: Sequence[Move]) -> Precisions:
     return {**trial.methods, **{m.group: Request(m.method, m.reason) for m in batch}}
 
 
-def _forms(trial: Trial) -> dict[str, Precision]:
+def _precisions(trial: Trial) -> dict[str, Precision]:
     return {u.group.name: u.precision for u in trial.plan.groups}
 
 
@@ -346,11 +346,11 @@ def _value(figures: Mapping[str, float | None], name: str) -> float:
     return figures.get(name) or 0.0
 
 
-def _sources(group: FusionGroup, groups: Sequence[FusionGroup]) -> list[FusionGroup]:
+def _producers(group: FusionGroup, groups: Sequence[FusionGroup]) -> list[FusionGroup]:
     return [other for other in groups if set(other.outputs) & set(group.inputs)]
 
 
-def _readers(group: FusionGroup, groups: Sequence[FusionGroup]) -> list[FusionGroup]:
+def _consumers(group: FusionGroup, groups: Sequence[FusionGroup]) -> list[FusionGroup]:
     return [other for other in groups if set(other.inputs) & set(group.outputs)]
 
 

@@ -1,4 +1,4 @@
-"""Trials: forms of a model that are built, timed against the original, compared with it, and weighed."""
+"""Trials: candidates that are built, timed against the original and compared with it; their cost."""
 
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -29,36 +29,36 @@ from edgepack.selection.candidates import CandidateName
 from edgepack.selection.history import Figures, Measurements, file_digest
 
 SAME_SPEED = 0.01
-"""A difference below this is not worth a decision: two runs of one file differ by as much."""
+"""A smaller difference decides nothing: two runs of one file differ by as much."""
 SIZE_WEIGHT = 0.2
 """In the balance a file four times smaller outweighs a model 1.3 times slower; see docs/decisions."""
 NOISE_WEIGHT = 0.087
 """In the balance 6 dB of fidelity outweigh 6% of the time."""
 CLEAN_DB = 30.0
-"""Fidelity beyond this buys nothing: no metric of any model here moved by it."""
+"""Fidelity above this has no value: it changed no metric of any model tested."""
 NOISY_DB = 15.0
-"""So far below that is the floor of fidelity that stands in for a metric."""
+"""How far the least fidelity, which replaces a metric where there is none, lies below ``CLEAN_DB``."""
 ROUNDS = 25
 FEWEST_ROUNDS = 8
 TRIAL_SECONDS = 4.0
-"""For timing one form, where fewer rounds can keep to it: slow models vary less."""
+"""For timing one candidate; a slow model gets fewer rounds, since its times vary less."""
 CALLS_PER_ROUND = 5
 DEVICE_PROBES = 4
-"""Probes that go to a device."""
+"""Probe samples that are sent to a device."""
 NOISE_PROBES = 4
-"""Probes that the noise of single groups is measured on."""
+"""Probe samples that the noise of single groups is measured on."""
 PROFILED_RUNS = 10
 NEVER = 1e6
 FAILURES = (ModelError, ExportError)
-"""What says that a form cannot be used: the runtime does not load it, fails to run it, or gives no numbers.
-All else, samples that cannot be read for one, is no fault of a form."""
+"""Errors that exclude a candidate: the runtime does not load it, fails to run it, or gives NaN. Other errors,
+such as unreadable samples, end the build."""
 RUN = "whole run"
-"""The time of a run among times by group."""
+"""Key of the time of a whole run among times by group."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trial:
-    """A built and measured form."""
+    """A candidate that was built and measured."""
 
     name: CandidateName
     methods: Precisions
@@ -70,38 +70,38 @@ class Trial:
     """Standard error of ``speedup``."""
     compared: Comparison
     unfolded_bytes: int = 0
-    """How much more an .ort of it takes, where one is shipped: it holds what a runtime folds at load."""
+    """Additional bytes of an ``.ort``, where one is shipped: it holds constants that are folded at load."""
 
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """The least accuracy that a form must keep."""
+    """The least accuracy that a candidate must keep."""
 
     sqnr_db: float | None
     agreement: float | None
     metric_drop: float | None
     original_metric: float | None
     centred_db: float | None = None
-    """Of what varies from sample to sample."""
+    """Limit of the SQNR without the part of the signal that is the same for all samples."""
 
     @property
     def limits_anything(self) -> bool:
-        """Whether there is a limit at all that evaluation data could tell of."""
+        """Whether there is any limit that the evaluation data can check."""
         drop = None if self.original_metric is None else self.metric_drop
         return any(limit is not None for limit in (self.sqnr_db, self.centred_db, self.agreement, drop))
 
     def least_db(self, constant_db: float) -> float | None:
-        """The limits of fidelity as one of plain dB, for outputs whose constant parts are ``constant_db``."""
+        """The limits of fidelity as one SQNR in dB; ``constant_db`` is added to the centred limit."""
         limits = [] if self.sqnr_db is None else [self.sqnr_db]
         limits += [] if self.centred_db is None else [self.centred_db + constant_db]
         return max(limits, default=None)
 
     def on_probes(self, trial: Trial) -> bool:
-        """Whether ``trial`` is faithful enough on the probes."""
+        """Whether ``trial`` keeps the limits of fidelity on the probes."""
         return self._faithful(trial.compared)
 
     def on_evaluation(self, found: Fidelity | None) -> bool:
-        """Whether fidelity and metric on the evaluation data keep their limits; true where none was asked."""
+        """Whether fidelity and metric on the evaluation data keep their limits; true for ``None``."""
         if found is None:
             return True
         return self._faithful(found) and self.on_metric(found)
@@ -113,13 +113,13 @@ class Floor:
         return self.original_metric - found.metric <= self.metric_drop + 1e-9
 
     def lost(self, found: Fidelity | None) -> float | None:
-        """The part of the allowed drop of the metric that is used up; ``None`` where there is no metric."""
+        """The metric's drop as a share of the allowed drop; ``None`` where there is no metric."""
         if found is None or found.metric is None or not self.metric_drop or self.original_metric is None:
             return None
         return (self.original_metric - found.metric) / self.metric_drop
 
     def _faithful(self, found: Fidelity | Comparison) -> bool:
-        """Whether the limits of fidelity are kept; equal outputs have no noise, and no dB."""
+        """Whether the limits of fidelity are kept; equal outputs have no SQNR (``None``) and pass."""
         limits = (
             (self.sqnr_db, found.sqnr_db),
             (self.centred_db, found.centred_sqnr_db),
@@ -130,25 +130,25 @@ class Floor:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a form costs: time, bytes, or in the balance both and noise too.
+    """The cost of a candidate by ``optimize_for``: time, bytes, or for ``balance`` time, bytes and noise.
 
-    What is slower than the original costs more than all else.
+    A candidate that is slower than the original costs more than any that is not.
     """
 
     optimize_for: str
     original_bytes: int
     constant_db: float = 0.0
-    """How much of the signal is the same for all samples, see :attr:`TrialBench.constant_db`."""
+    """See :attr:`TrialBench.constant_db`."""
 
     def __call__(self, trial: Trial) -> float:
-        """The cost as one number; its unit has no meaning."""
+        """The cost as one number without a unit."""
         if self.optimize_for == "size":
             return trial.size_bytes + trial.unfolded_bytes
         slower = trial.speedup < 1 - SAME_SPEED - 2 * trial.error
         return self.apart_from_time(trial) / trial.speedup * (NEVER if slower else 1.0)
 
     def apart_from_time(self, trial: Trial) -> float:
-        """What a form of equal speed costs."""
+        """The cost without the factor of time."""
         if self.optimize_for != "balance":
             return 1.0
         size_bytes = trial.size_bytes + trial.unfolded_bytes
@@ -157,10 +157,10 @@ class Cost:
         )
 
     def judged(self, trial: Trial, lost: float | None) -> float:
-        """The cost where the evaluation data tell what noise does.
+        """The cost with the loss of the metric in the place of noise.
 
-        ``lost``: the part of the allowed drop of the metric that is used up; ``None`` where that is unknown,
-        and then noise itself counts. All of it costs as much as noise at the floor of 15 dB.
+        ``lost``: the metric's drop as a share of the allowed drop; ``None`` where it is unknown, and then
+        noise counts. A share of 1 costs as much as noise at the least fidelity of 15 dB.
         """
         if lost is None or self.optimize_for != "balance":
             return self(trial)
@@ -168,7 +168,7 @@ class Cost:
         return self(trial) / self.of_noise(trial.compared.sqnr_db) * instead
 
     def of_noise(self, sqnr_db: float) -> float:
-        """What noise costs: a factor of 1 for a clean form, more for others."""
+        """The factor for noise: 1 for a clean candidate, more for others."""
         if self.optimize_for != "balance":
             return 1.0
         return _noise_factor(sqnr_db - self.constant_db)
@@ -180,18 +180,18 @@ def _noise_factor(centred_db: float) -> float:
 
 @dataclass(slots=True)
 class TrialBench:
-    """The original, open, and the probes on which every form is timed and compared with it."""
+    """A session of the original, and the probes on which each candidate is timed and compared with it."""
 
     original: Path
     target: Target
     feeds: Sequence[Feeds]
     folder: Path
     kept_names: Collection[str]
-    """Values that keep their names in files, see :func:`edgepack.graph.compact.compact`."""
+    """Values that keep their names in the files, see :func:`edgepack.graph.compact.compact`."""
     kept: Measurements = field(default_factory=Measurements)
     made: int = 0
     timing: DeviceTiming | None = None
-    """The device that whole forms are timed on; ``None``: this host will do."""
+    """The device that candidates are timed on; ``None``: this host."""
 
     def __post_init__(self) -> None:
         self._runner = open_model(self.original, self.target.runtime)
@@ -208,21 +208,25 @@ class TrialBench:
 
     @property
     def constant_db(self) -> float:
-        """Power of the original's outputs on the probes over that of what varies in them, in dB."""
+        """Power of the original's outputs on the probes over the power that varies between samples, in dB."""
         itself = Comparison()
         for outputs in self._reference:
             itself.add(outputs, outputs, "probe")
         return ratio_db(itself.signal, self._varying) if itself.signal else 0.0
 
     def measure(self, name: CandidateName, methods: Precisions, plan: QuantPlan, model: ir.Model) -> Trial:
-        """Write one form, time it against the original, interleaved, and compare its outputs."""
+        """Write one candidate, time it interleaved with the original, and compare its outputs.
+
+        Raises:
+            ModelError, ExportError: the runtime does not run it.
+        """
         path = self._write(model)
         digest = self._digest(path)
         figures = self.kept.get("trial", digest)
         if figures is None:
             try:
                 runner = open_model(path, self.target.runtime)
-            except ModelError as refusal:  # nobody will see this file: it is told by what it is made of
+            except ModelError as refusal:  # a temporary file: the report names the candidate instead
                 raise ModelError(str(refusal).removeprefix(f"{path}: ")) from refusal
             compared = compare_outputs(self._reference, self._exact(path, runner), self.feeds)
             ratio = quick_ratios([self._runner, runner], self.feeds, self.rounds)[1]
@@ -237,12 +241,12 @@ class TrialBench:
         return Trial(name, methods, plan, path, model_bytes(path), speedup, error, compared, unfolded)
 
     def _exact(self, path: Path, timed: Runner) -> Runner:
-        """What computes as the device does: the session that is timed, where this host's kernels allow it."""
+        """A session that computes as the device does: the timed one, where this host's kernels are exact."""
         runtime = for_accuracy(self.target)
         return timed if runtime is self.target.runtime else open_model(path, runtime)
 
     def as_on_device(self, trials: Sequence[Trial]) -> list[Trial]:
-        """``trials`` with their speeds on the device, from one run there; as they are without a device.
+        """``trials`` with their speeds on the device, from one run there; unchanged without a device.
 
         Raises:
             ModelError, DeviceError: the device cannot be reached, or cannot run them.
@@ -257,7 +261,7 @@ class TrialBench:
         ]
 
     def noise(self, model: ir.Model) -> float:
-        """Power of the difference of a form's outputs over that of the original's, on a few probes."""
+        """Noise power of the model's outputs over the power of the original's, on a few probes."""
         with self.written(model) as path:
             digest = self._digest(path)
             figures = self.kept.get("noise", digest)
@@ -272,7 +276,7 @@ class TrialBench:
 
     @contextmanager
     def written(self, model: ir.Model) -> Iterator[Path]:
-        """A form's file, for as long as it is looked at."""
+        """A temporary file of ``model``."""
         path = self._write(model)
         try:
             yield path
@@ -280,7 +284,7 @@ class TrialBench:
             path.unlink()
 
     def group_us(self, trial: Trial, groups: Sequence[FusionGroup]) -> Figures:
-        """Microseconds by group in the form ``trial``, and those of a ``RUN``."""
+        """Microseconds by group in ``trial``, and of a whole run under ``RUN``."""
         digest = self._digest(trial.path)
         figures = self.kept.get("units", digest)
         if figures is None:
@@ -290,9 +294,9 @@ class TrialBench:
         return figures
 
     def confirms(self, trial: Trial, best: Trial, advantage: float = 1.0) -> bool:
-        """Whether ``trial`` beats ``best`` beyond noise, side by side in several sessions.
+        """Whether ``trial`` is better than ``best`` beyond timing noise, interleaved in several sessions.
 
-        ``advantage``: how many times as slow it may be for what else is better about it.
+        ``advantage``: how many times as slow ``trial`` may be, since its size and noise cost less.
         """
         pair = (self._digest(trial.path), self._digest(best.path))
         figures = self.kept.get("pair", *pair)
@@ -306,7 +310,7 @@ class TrialBench:
         return speedup * advantage > 1 + SAME_SPEED + error
 
     def _digest(self, path: Path) -> str:
-        """What names a form's measurements: its bytes, or, where none are kept, its file."""
+        """The key of a file's measurements: a digest, or its name where measurements are not saved."""
         return path.name if self.kept.path is None else file_digest(path)
 
     def _write(self, model: ir.Model) -> Path:
@@ -317,5 +321,5 @@ class TrialBench:
 
 
 def trial_db(noise: float) -> float:
-    """A power ratio of noise to signal in dB, the other way round: ``inf`` where there is none."""
+    """SQNR in dB from the power of noise over that of the signal; ``inf`` for no noise."""
     return ratio_db(1.0, noise)

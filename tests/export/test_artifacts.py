@@ -97,8 +97,8 @@ def test_what_the_runtime_does_with_the_tflite_is_reported(folder: Path) -> None
     assert told["xnnpack"]["delegated"] == told["xnnpack"]["operators"]
     assert told["inputs"] == [{"name": "x", "type": "float32", "shape": [1, 16], "axes": [0, 1]}]
     page = text(report)
-    assert "XNNPACK takes all" in page and "in 1 piece" in page
-    assert "takes x: float32 [1, 16]" in page
+    assert "XNNPACK runs all" in page and "in 1 partition" in page
+    assert "input x: float32 [1, 16]" in page
     assert str(report.environment["litert"]) in page
     assert json.loads((output / "report.json").read_text())["runtime"]["tflite"] == told
 

@@ -95,7 +95,7 @@ def test_a_table_of_a_float_matmul_stays_float_and_is_stored_once(tmp_path: Path
     made = build(
         tmp_path, BY_TRANSPOSE, weights(), feeds=feeds(BY_TRANSPOSE), precision={"y": Precision.FLOAT}
     )
-    assert made.forms()["e"] == "float"
+    assert made.precisions()["e"] == "float"
     assert sizes(compact(made.quantized, ()), ir.DataType.FLOAT).count(ROWS * WIDTH) == 1
 
 

@@ -12,7 +12,7 @@ from edgepack.errors import ConfigError, ExportError
 from edgepack.ir.files import load_model, save_model
 from edgepack.pack.pool import PAGE_BYTES, WEIGHTS, make_pool, pool_names
 from edgepack.pipeline.packing import facts, pack_models, passes, text
-from edgepack.pipeline.pool_gate import Wish
+from edgepack.pipeline.pool_gate import Request
 
 RNG = np.random.default_rng(3)
 BASE = {
@@ -82,7 +82,7 @@ def test_a_model_that_fails_its_gate_keeps_its_own_tensors(tmp_path: Path) -> No
     kept = pack_models([one, two], tmp_path / "kept", 0.1)
     assert "keeps its own" in text(kept) and "dB" in text(kept) and passes(kept)
     assert difference(run(two, FEED), run(tmp_path / "kept" / "two.onnx", FEED)) == 0
-    shared = pack_models([one, two], tmp_path / "shared", 0.1, Wish(min_sqnr_db=15.0))
+    shared = pack_models([one, two], tmp_path / "shared", 0.1, Request(min_sqnr_db=15.0))
     model = facts(shared)["models"][1]
     assert 15 < model["verdict"]["moved_db"] < 30 and not model["note"]
     assert facts(shared)["pool_bytes"] < facts(kept)["pool_bytes"]
@@ -108,7 +108,7 @@ def test_what_cannot_be_pooled_is_refused_and_nothing_is_left(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="for pools"):
         pack_models([one], tmp_path / "m.epk", 0.1)
     with pytest.raises(ConfigError, match="for pools"):
-        pack_models([one], tmp_path / "m.epk", wish=Wish(target="x86-cpu"))
+        pack_models([one], tmp_path / "m.epk", request=Request(target="x86-cpu"))
     with pytest.raises(ConfigError, match=r"m\.ort: a pool holds"):
         pack_models([one, tmp_path / "m.ort"], tmp_path / "pool")
     with pytest.raises(ConfigError, match="or a folder for a pool"):

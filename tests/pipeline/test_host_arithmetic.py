@@ -16,7 +16,7 @@ from edgepack.pipeline.build import build
 from edgepack.pipeline.job import Job
 from edgepack.pipeline.limits import kept_measurements
 from edgepack.pipeline.measuring import check_models
-from edgepack.pipeline.on_device import Wish, bench_device
+from edgepack.pipeline.on_device import Request, bench_device
 from edgepack.results import BuildReport
 from edgepack.runtime import host
 from edgepack.runtime.host import NOTE, ExactRuntime
@@ -156,9 +156,9 @@ def test_what_a_device_answers_is_compared_with_exact_answers(
 
     monkeypatch.setattr("edgepack.benchmark.devices.bundle.open_model", opened)
     recipe = load_recipe(folder / "edgepack.yaml", {})
-    wish = Wish(
+    request = Request(
         "local", (folder / "model.onnx",), load_target("x86-cpu"), 1, Runs(runs=2, cold=False), sys.executable
     )
-    (row,) = bench_device(wish, recipe, folder).models
+    (row,) = bench_device(request, recipe, folder).models
     assert kinds == [ExactRuntime]
     assert row.exact, "a float model: the same in both"

@@ -128,7 +128,7 @@ def test_random_inputs_for_a_bench() -> None:
     assert feed["x"].shape == (1, 3, 1)
     assert feed["x"].dtype == np.float32
     assert feed["ids"].tolist() == [[0, 0, 0, 0]]
-    with pytest.raises(ConfigError, match="'x' has no known rank"):
+    with pytest.raises(ConfigError, match="'x' has an unknown rank"):
         random_feed([InputSpec("x", np.dtype(np.float32), None)])
 
 

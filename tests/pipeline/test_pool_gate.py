@@ -16,7 +16,7 @@ from edgepack.ir.files import load_model, save_model
 from edgepack.ir.fingerprint import fingerprint
 from edgepack.pack.pool import Pool
 from edgepack.pipeline.packing import facts, pack_models, text
-from edgepack.pipeline.pool_gate import Wish
+from edgepack.pipeline.pool_gate import Request
 
 RNG = np.random.default_rng(5)
 FIRST = RNG.normal(size=(16, 256)).astype(np.float32)
@@ -63,15 +63,15 @@ def builds(project: Path) -> list[Path]:
     return [project / "dist" / target / "model.onnx" for target in ("arm-cpu", "x86-cpu")]
 
 
-def pooled(models: list[Path], output: Path, within: float, wish: Wish) -> Pool:
-    made = pack_models(models, output, within, wish)
+def pooled(models: list[Path], output: Path, within: float, request: Request) -> Pool:
+    made = pack_models(models, output, within, request)
     assert isinstance(made, Pool)
     return made
 
 
 def test_builds_are_held_to_the_gate_of_their_recipe(project: Path) -> None:
-    wish = Wish(recipes=(project / "edgepack.yaml",))
-    pool = pooled(builds(project), project / "pool", 0.1, wish)
+    request = Request(recipes=(project / "edgepack.yaml",))
+    pool = pooled(builds(project), project / "pool", 0.1, request)
     assert pool.passed and (project / "pool" / "weights.bin").is_file()
     verdicts = [model.verdict for model in pool.models]
     for verdict in verdicts:
@@ -89,8 +89,8 @@ def test_one_that_misses_the_gate_keeps_its_own_weights(project: Path) -> None:
     content = yaml.safe_load((project / "edgepack.yaml").read_text())
     (project / "strict.yaml").write_text(yaml.safe_dump(content | {"gate": {"min_sqnr_db": 40}}))
     models = [builds(project)[0], project / "float.onnx"]
-    wish = Wish((project / "edgepack.yaml", project / "strict.yaml"))
-    pool = pooled(models, project / "pool", 0.1, wish)
+    request = Request((project / "edgepack.yaml", project / "strict.yaml"))
+    pool = pooled(models, project / "pool", 0.1, request)
     first, second = pool.models
     assert pool.passed and not first.note
     assert "fidelity in dB at least 40, 36" in second.note and "keeps its own" in text(pool)
@@ -107,19 +107,19 @@ def test_a_pool_that_misses_the_gate_is_not_written(project: Path) -> None:
 
 
 def test_the_recipe_at_hand_is_for_what_was_built_with_it(project: Path) -> None:
-    usual = Wish(usual=project / "edgepack.yaml")
-    assert all(m.verdict is not None for m in pooled(builds(project), project / "one", 0.0, usual).models)
+    request = Request(default_recipe=project / "edgepack.yaml")
+    assert all(m.verdict is not None for m in pooled(builds(project), project / "one", 0.0, request).models)
     (project / "dist" / "arm-cpu" / "report.json").unlink()
-    stranger, own = pooled(builds(project), project / "two", 0.0, usual).models
+    stranger, own = pooled(builds(project), project / "two", 0.0, request).models
     assert stranger.verdict is None and own.verdict is not None
 
 
 def test_the_folder_of_a_package_stands_for_its_model(project: Path) -> None:
     folders = [path.parent for path in builds(project)]
-    pool = pooled(folders, project / "pool", 0.0, Wish(usual=project / "edgepack.yaml"))
+    pool = pooled(folders, project / "pool", 0.0, Request(default_recipe=project / "edgepack.yaml"))
     assert [model.file for model in pool.models] == ["arm-cpu-model.onnx", "x86-cpu-model.onnx"]
     assert all(model.verdict is not None for model in pool.models)
-    with pytest.raises(ModelError, match=r"is a folder without model\.onnx"):
+    with pytest.raises(ModelError, match=r"a folder without model\.onnx"):
         pack_models([project], project / "other.epk")
 
 
@@ -130,18 +130,18 @@ def test_a_recipe_for_each_model(project: Path) -> None:
     (project / "sibling.yaml").write_text(yaml.safe_dump(content))
     models = [project / "float.onnx", project / "sibling.onnx"]
     recipes = (project / "edgepack.yaml", project / "sibling.yaml")
-    pool = pooled(models, project / "pool", 0.0, Wish(recipes))
+    pool = pooled(models, project / "pool", 0.0, Request(recipes))
     assert pool.passed
     limits = [[line.limit for line in m.verdict.gate] for m in pool.models if m.verdict]
     assert limits == [["metric drop at most"], ["agreement at least"]]
     with pytest.raises(ConfigError, match="3 recipes for 2 models"):
-        pack_models(models, project / "more", 0.0, Wish((*recipes, recipes[0])))
+        pack_models(models, project / "more", 0.0, Request((*recipes, recipes[0])))
 
 
 def test_samples_alone_compare_a_model_with_itself(tmp_path: Path) -> None:
     models = [write(tmp_path / "one.onnx"), write(tmp_path / "two.onnx", shaken(FIRST, 0.01))]
     np.savez(tmp_path / "x.npz", x=X)
-    pool = pooled(models, tmp_path / "pool", 0.1, Wish(data=str(tmp_path / "x.npz")))
+    pool = pooled(models, tmp_path / "pool", 0.1, Request(data=str(tmp_path / "x.npz")))
     one, two = (model.verdict for model in pool.models)
     assert one is not None and two is not None and pool.passed
     assert one.moved_db is None and one.pooled.samples == 200
@@ -149,11 +149,11 @@ def test_samples_alone_compare_a_model_with_itself(tmp_path: Path) -> None:
     assert two.gate[0].measured == two.moved_db == two.pooled.sqnr_db
     json.dumps(facts(pool), allow_nan=False)
     with pytest.raises(ConfigError, match="no labels for"):
-        pack_models(models, tmp_path / "other", 0.0, Wish(metric="top1"))
+        pack_models(models, tmp_path / "other", 0.0, Request(metric="top1"))
 
 
 def test_the_models_of_a_pool_have_their_weights_in_one_file(project: Path) -> None:
-    pool = pooled(builds(project), project / "pool", 0.1, Wish(recipes=(project / "edgepack.yaml",)))
+    pool = pooled(builds(project), project / "pool", 0.1, Request(recipes=(project / "edgepack.yaml",)))
     for model in pool.models:
         held = load_model(pool.folder / model.file).graph.initializers.values()
         assert all(isinstance(value.const_value, ir.ExternalTensor) for value in held)

@@ -14,7 +14,7 @@ from edgepack.calibration.ranges import Range
 from edgepack.graph.normalize import normalize
 from edgepack.quantization.groups import find_fusion_groups
 from edgepack.quantization.plan.plan import make_plan, tensors_to_observe
-from edgepack.quantization.plan.types import GroupPlan, Method, Request
+from edgepack.quantization.plan.types import GroupPlan, Precision, Request
 from edgepack.quantization.weights.rounding import Rounder
 
 Floats = npt.NDArray[np.float32]
@@ -41,7 +41,7 @@ def gemm(w: Floats, b: Floats) -> tuple[Rounder, GroupPlan]:
     model, _ = normalize(parse(body, weights={"w": w, "b": b}), min_opset=13, max_opset=21)
     (group,) = groups = find_fusion_groups(model, target().kernels)
     ranges = dict.fromkeys(tensors_to_observe(groups), Range(-3, 3, -3, 3))
-    plan = make_plan(model, groups, ranges, target(), {group.name: Request(Method.STATIC)})
+    plan = make_plan(model, groups, ranges, target(), {group.name: Request(Precision.STATIC)})
     return Rounder(model), plan.groups[0]
 
 

@@ -1,4 +1,4 @@
-"""Two builds side by side: figures, changes, groups of other forms, and what makes them incomparable."""
+"""Comparison of two builds: figures, changes, groups whose precision differs, and warnings."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,7 @@ SMALLER = replace(
 )
 
 
-def test_figures_and_forms_of_both() -> None:
+def test_figures_and_precisions_of_both() -> None:
     pair = compare_builds(("a", "b"), REPORT, SMALLER)
     rows = {row.figure: row for row in pair.rows}
     assert (rows["onnx size"].first, rows["onnx size"].second) == (1_000_000, 750_000)
@@ -32,40 +32,40 @@ def test_figures_and_forms_of_both() -> None:
         ("mix", "static", "float"), ("gate2", "float", "")
     ]  # fmt: skip
     assert pair.passed == (True, False)
-    told = pair_text(pair)
-    assert "750.00 kB   -25.0 %" in told and "other machines" in told and "FAIL" in told
+    page = pair_text(pair)
+    assert "750.00 kB   -25.0 %" in page and "other machines" in page and "FAIL" in page
 
 
 def test_a_figure_that_one_build_lacks_has_no_change() -> None:
-    untold = tuple(replace(m, cold_start_ms=None, peak_memory_bytes=None) for m in REPORT.models)
-    rows = compare_builds(("a", "b"), REPORT, replace(REPORT, models=untold)).rows
+    missing = tuple(replace(m, cold_start_ms=None, peak_memory_bytes=None) for m in REPORT.models)
+    rows = compare_builds(("a", "b"), REPORT, replace(REPORT, models=missing)).rows
     found = {row.figure: value_texts(row) for row in rows}
     assert found["onnx cold start"] == ("15.00 ms", "-") and found["onnx peak memory"] == ("5.00 MB", "-")
 
 
-def test_equal_outputs_are_told_as_equal() -> None:
+def test_equal_outputs_are_shown_as_equal() -> None:
     equal = replace(BUILT, fidelity=Fidelity(50, None, 1.0, 0.91, "top1"))
     pair = compare_builds(("a", "b"), REPORT, replace(REPORT, models=(ORIGINAL, equal)))
     assert [value_texts(r) for r in pair.rows if r.figure == "onnx fidelity"] == [("31.3 dB", "equal")]
 
 
-def test_what_does_not_compare_is_told() -> None:
+def test_incomparable_builds_get_warnings() -> None:
     other = replace(REPORT, fingerprints={"model": "11", "evaluation": "22"})
-    told = " ".join(compare_builds(("a", "b"), REPORT, other).warnings)
-    assert "original models differ" in told and "evaluation data differ" in told
+    warnings = " ".join(compare_builds(("a", "b"), REPORT, other).warnings)
+    assert "original models differ" in warnings and "evaluation data differ" in warnings
     same = compare_builds(("a", "b"), REPORT, REPORT)
     assert same.units == () and len(same.warnings) == 1
     assert {change_text(r) for r in same.rows} <= {"+0.0 %", "+0.0", "+0.0000", ""}
 
 
-def test_the_page_of_two_builds() -> None:
+def test_the_comparison_as_html() -> None:
     page = comparison_html(compare_builds((HOSTILE, "b"), REPORT, SMALLER))
     found = checked(page)
     assert "Onnx size" in found.charts and "<script>alert" not in page
     assert "−25.0 % better" in page and "−50.0 % worse" in page
 
 
-def test_names_that_tell_folders_apart() -> None:
+def test_short_names_of_folders() -> None:
     assert named(["dist/a/", "dist/b"]) == ("a", "b")
     assert named(["in/one/x86", "in/two/x86"]) == ("one/x86", "two/x86")
     assert named(["x86", "two/x86"]) == ("x86", "two/x86")
@@ -79,6 +79,6 @@ def test_compare_at_the_command_line(tmp_path: Path) -> None:
     done = tiny.run(tmp_path, "compare", "a", "b", "--json", "--html", "both.html")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["names"] == ["a", "b"]
-    assert "Two builds" in (tmp_path / "both.html").read_text()
+    assert "Comparison" in (tmp_path / "both.html").read_text()
     missing = tiny.run(tmp_path, "compare", "a", "none")
     assert missing.returncode == 2 and "has no report.json" in missing.stderr

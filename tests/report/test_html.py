@@ -1,4 +1,4 @@
-"""The page: the whole report is on it, no name of a model becomes markup, nothing is fetched."""
+"""The HTML report: it has the whole report, names of a model never become markup, nothing is fetched."""
 
 import json
 import re
@@ -63,36 +63,43 @@ def test_the_whole_report_is_on_the_page() -> None:
     page = report_html(report, TABLE)
     found = checked(page)
     assert {"Bytes on disk", "Latency, median", "Top1", "Histogram", "Parity"} <= set(found.charts)
-    assert {"Fidelity of each group over its time", "Units", "Time of each stage"} <= set(found.charts)
-    for told in (
+    assert {"Fidelity of each group over its time", "Groups", "Time of each stage"} <= set(found.charts)
+    for expected in (
         "Pass", "4.00× smaller", "2.00× as fast", "−0.0100", "metric drop at most",
         "half of 9 weights are zero",
         "an override of the recipe", "node 'x' (Erf) has no form", "41.2 dB · 0.9987",
         "Some CPU", "edgepack build",
         "1 of 3 tensors have no histogram here",
     ):  # fmt: skip
-        assert told in page, told
+        assert expected in page, expected
     assert page.index("Pass") < page.index("metric drop at most") < page.index("Bytes on disk")
 
 
 def test_what_was_not_measured_has_a_dash(tmp_path: Path) -> None:
-    assert "Memory at its peak" in checked(report_html(REPORT, None)).charts
-    untold = tuple(replace(m, cold_start_ms=None, peak_memory_bytes=None) for m in REPORT.models)
-    report = replace(REPORT, models=untold)
+    assert "Peak memory" in checked(report_html(REPORT, None)).charts
+    missing = tuple(replace(m, cold_start_ms=None, peak_memory_bytes=None) for m in REPORT.models)
+    report = replace(REPORT, models=missing)
     page = report_html(report, None)
     dash = '<td class="num">–</td>'
     assert page.count(dash) == report_html(REPORT, None).count(dash) + 4
-    assert "Memory at its peak" not in checked(page).charts
+    assert "Peak memory" not in checked(page).charts
     (tmp_path / "report.json").write_text(report.to_json())
     assert read_report(tmp_path) == report
-    one = replace(REPORT, models=(REPORT.models[0], untold[1]))
-    assert "Memory at its peak" in checked(report_html(one, None)).charts
+    one = replace(REPORT, models=(REPORT.models[0], missing[1]))
+    assert "Peak memory" in checked(report_html(one, None)).charts
 
 
 def test_a_gate_that_is_not_met_comes_first() -> None:
     page = report_html(replace(REPORT, passed=False), None)
     assert "Gate failed" in page.partition("<main>")[0]
     assert "Histogram" not in checked(page).charts
+
+
+def test_the_filter_of_the_groups_finds_its_table() -> None:
+    page = report_html(REPORT, TABLE)
+    (name,) = re.findall(r'data-filter="([^"]+)"', page)
+    (table,) = [kinds.split() for kinds in re.findall(r'<table class="([^"]+)"', page) if name in kinds]
+    assert {name, "sortable"} <= set(table)
 
 
 def test_names_of_a_model_are_never_markup() -> None:
@@ -103,7 +110,7 @@ def test_names_of_a_model_are_never_markup() -> None:
     assert "<script>alert" not in page
 
 
-def test_a_report_with_little_in_it_is_a_page() -> None:
+def test_a_report_with_few_figures_is_valid_html() -> None:
     bare = replace(
         REPORT,
         units=(),
@@ -135,7 +142,7 @@ def test_a_page_of_a_very_large_model_stays_below_6_mb() -> None:
     assert re.search(r"\d+ of 4000 tensors have no histogram here", page)
 
 
-def test_a_page_is_written_again_from_what_is_in_the_folder(tmp_path: Path) -> None:
+def test_the_html_is_written_again_from_the_files_of_a_package(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(REPORT.to_json())
     TABLE.save(tmp_path / "ranges.json")
     assert asdict(read_report(tmp_path)) == asdict(REPORT)
@@ -145,7 +152,7 @@ def test_a_page_is_written_again_from_what_is_in_the_folder(tmp_path: Path) -> N
     assert write_html(tmp_path).read_text() == report_html(REPORT, None)
 
 
-def test_what_is_no_report_is_named(tmp_path: Path) -> None:
+def test_a_broken_report_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no report\.json; give the folder of a finished build"):
         read_report(tmp_path)
     (tmp_path / "report.json").write_text("{")
@@ -155,7 +162,7 @@ def test_what_is_no_report_is_named(tmp_path: Path) -> None:
     broken["models"][1]["size_bytes"] = "many"
     (tmp_path / "report.json").write_text(json.dumps(broken))
     with pytest.raises(
-        ConfigError, match=r"is no report of this edgepack \(models\.1\.size_bytes: .*\); build again"
+        ConfigError, match=r"is no report of this edgepack version \(models\.1\.size_bytes: .*\); build again"
     ):
         read_report(tmp_path)
 
@@ -164,7 +171,7 @@ def test_the_schema_version_comes_first_in_a_report() -> None:
     assert next(iter(json.loads(REPORT.to_json()).items())) == ("schema_version", SCHEMA_VERSION)
 
 
-def test_a_report_without_a_schema_version_is_read_as_before(tmp_path: Path) -> None:
+def test_a_report_without_a_schema_version_is_read_as_version_1(tmp_path: Path) -> None:
     content = json.loads(REPORT.to_json())
     del content["schema_version"]
     (tmp_path / "report.json").write_text(json.dumps(content))
@@ -189,7 +196,7 @@ def test_escaping_and_attributes() -> None:
     assert join(tag("line", x1=0.5)) == '<line x1="0.5"/>'
 
 
-def test_trainings_are_drawn_each_with_what_judged_it() -> None:
+def test_each_training_has_its_curves() -> None:
     stages = (
         *REPORT.stages,
         StageReport("tune", 3.0, ("15 steps",), CURVE),
@@ -212,7 +219,7 @@ def test_any_losses_are_drawn_or_left_out(losses: tuple[float, float, float]) ->
     assert page.count("<polyline") == int(any(losses))
 
 
-def test_bars_show_what_a_step_took_away() -> None:
+def test_bars_show_the_reduction_by_a_step() -> None:
     drawn = bars("Bytes", [Bar("a", 200.0, "200 B"), Bar("b", 50.0, "50 B", before=200.0)], better="")
     assert re.findall(r'class="(\w+)" style="width:([\d.]+)%"', drawn) == [
         ("bar", "100.00"), ("bar", "25.00"), ("ghost", "75.00")
@@ -249,7 +256,7 @@ def test_logarithmic_ticks_lie_inside_and_are_few(low: float, span: float) -> No
 
 
 NOT_TINY = st.floats(-1e6, 1e6, width=32).map(lambda x: x if abs(x) > 1e-30 else 0.0)
-"""Of values 2¹⁴⁹ times smaller than a bin a histogram does not keep the sign."""
+"""A histogram does not keep the sign of values that are 2¹⁴⁹ times smaller than a bin."""
 
 
 @given(st.lists(NOT_TINY, min_size=1, max_size=300), st.integers(2, 40))
@@ -272,8 +279,8 @@ def test_nothing_counted_has_no_coarse_histogram(tmp_path: Path) -> None:
     assert len((tmp_path / "ranges.json").read_text().splitlines()) < 15
 
 
-def test_reports_of_before_are_read(tmp_path: Path) -> None:
-    """What a later version adds has a default, so that it can be shown beside an earlier build."""
+def test_reports_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    """Later fields have defaults and unknown fields are ignored."""
     content = json.loads(REPORT.to_json())
     content["of_a_later_version"] = 1
     (tmp_path / "report.json").write_text(json.dumps(content))

@@ -21,7 +21,7 @@ pytestmark = [
 
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped example, pruned and shared on the way, so that the page has steps to draw."""
+    """The shipped example with passes, so that the report has steps to draw."""
     folder = tmp_path_factory.mktemp("page")
     recipe = yaml.safe_load((ROOT / "edgepack.yaml").read_text())
     recipe["model"] = str(ROOT / recipe["model"])

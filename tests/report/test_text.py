@@ -1,4 +1,4 @@
-"""The report: JSON that anything can read, and a page that a person reads in ten seconds."""
+"""The report as JSON and as text."""
 
 import json
 from dataclasses import replace
@@ -28,7 +28,7 @@ def test_the_verdict_and_what_counts_are_in_the_first_line() -> None:
     assert text(replace(REPORT, passed=False)).startswith("GATE FAILED  net.onnx")
 
 
-def test_latencies_of_a_busy_machine_are_told_as_such() -> None:
+def test_latencies_of_a_busy_machine_get_a_note() -> None:
     assert "busy" not in text(REPORT)
     disturbed = replace(BUILT, latency_ms_p90=BUILT.latency_ms_p50 * 40)
     last = text(replace(REPORT, models=(ORIGINAL, disturbed))).splitlines()[-1]
@@ -42,9 +42,9 @@ def test_a_model_that_grew_or_has_no_metric() -> None:
 
 
 def test_what_was_not_measured_has_a_dash() -> None:
-    """A device need not tell of memory; zero would be a figure."""
-    untold = tuple(replace(m, cold_start_ms=None, peak_memory_bytes=None) for m in (ORIGINAL, BUILT))
-    report = replace(REPORT, models=untold, waterfall=(step_of(untold[0], "original", None),) * 3)
+    """A device may report no memory; zero would be a figure."""
+    missing = tuple(replace(m, cold_start_ms=None, peak_memory_bytes=None) for m in (ORIGINAL, BUILT))
+    report = replace(REPORT, models=missing, waterfall=(step_of(missing[0], "original", None),) * 3)
     lines = [line.split() for line in text(report).splitlines()]
     assert ["cold", "start", "-", "-"] in lines and ["peak", "memory", "-", "-"] in lines
     steps = [line for line in lines if line[:1] == ["original"] and "MB" in line]
@@ -53,19 +53,20 @@ def test_what_was_not_measured_has_a_dash() -> None:
     assert figures["cold_start_ms"] is None and figures["peak_memory_bytes"] is None
 
 
-def test_columns_stand_below_each_other() -> None:
+def test_columns_are_aligned() -> None:
     lines = text(REPORT).splitlines()
     start = next(i for i, line in enumerate(lines) if "original" in line and "onnx" in line)
     places = {
         line.index(figure) for line, figure in zip(lines[start + 1 :], ["4.00 MB", "4.00 ms"], strict=False)
     }
     assert places == {lines[start].index("original")}
-    tried = lines[lines.index("tried") + 1 : lines.index("tried") + 4]
-    assert len({line.index("as fast") for line in tried}) == 1
-    assert tried[0].lstrip().startswith("→ ")
+    at = lines.index("candidates")
+    candidates = lines[at + 1 : at + 4]
+    assert len({line.index("as fast") for line in candidates}) == 1
+    assert candidates[0].lstrip().startswith("→ ")
 
 
-def test_what_stayed_float_is_grouped_by_reason() -> None:
+def test_float_groups_are_listed_by_reason() -> None:
     lines = text(REPORT).splitlines()
     at = lines.index("float:")
     assert lines[at + 1 : at + 3] == ["  2 Mul: an input is float", "  1 Conv: an override of the recipe"]
@@ -81,7 +82,7 @@ def test_what_stayed_float_is_grouped_by_reason() -> None:
     )
 
 
-def test_weak_points_name_units() -> None:
+def test_weak_groups_are_named() -> None:
     lines = text(REPORT).splitlines()
     at = lines.index("groups with the lowest fidelity, and those slower than in float")
     assert lines[at + 1].split() == ["mix", "Add", "25.0", "dB", "10", "→", "31", "µs"]
@@ -103,10 +104,10 @@ def test_the_limit_that_failed_is_marked() -> None:
     assert failed[1][-2:] == ["not", "measured"]
 
 
-def test_no_line_is_empty_of_meaning() -> None:
+def test_empty_parts_have_no_lines() -> None:
     bare = replace(REPORT, gate=(), candidates=(), units=(), runtime={})
     page = text(bare)
-    for word in ("gate", "tried", "float:", "lowest", "kernel"):
+    for word in ("gate", "candidates", "float:", "lowest", "kernel"):
         assert word not in page
     assert "\n\n\n" not in page
 
@@ -140,19 +141,19 @@ def test_tables_do_not_trail() -> None:
     assert table([("a", "1"), ("b", "100")], right=(1,)) == ["  a     1", "  b   100"]
 
 
-def test_a_host_that_flatters_float_is_told() -> None:
+def test_kernels_that_only_the_host_has_get_a_note() -> None:
     without = replace(REPORT, runtime={**REPORT.runtime, "weighed_without": ["NchwcTransformer"]})
     assert "NchwcTransformer" in text(without).splitlines()[-1]
     assert "NchwcTransformer" not in text(REPORT)
 
 
-def test_the_gate_speaks_of_equal_outputs() -> None:
+def test_the_gate_names_equal_outputs() -> None:
     line = GateLine(Limit.SQNR_DB, 15.0, EQUAL_DB, True)
-    told = text(replace(REPORT, gate=(line,)))
-    assert "outputs are equal" in told and "999" not in told
+    page = text(replace(REPORT, gate=(line,)))
+    assert "outputs are equal" in page and "999" not in page
 
 
-def test_forms_of_units_that_the_runtime_does_not_run_are_named() -> None:
+def test_candidates_of_single_groups_that_fail_are_named() -> None:
     failing = [
         Candidate(f"c{i} as static, alone", None, None, None, None, False, "a kernel says no", True)
         for i in range(5)
@@ -161,4 +162,4 @@ def test_forms_of_units_that_the_runtime_does_not_run_are_named() -> None:
     page = text(replace(REPORT, candidates=(*REPORT.candidates, *failing, fine)))
     assert [f"c{i} as static, alone" in page for i in range(5)] == [True] * 3 + [False] * 2
     assert page.count("a kernel says no") == 3
-    assert "and 3 forms of single groups, in report.json" in page
+    assert "and 3 that change single groups, in report.json" in page

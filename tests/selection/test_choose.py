@@ -1,4 +1,4 @@
-"""The choice: the cheapest form that keeps every limit, on the probes and on the evaluation data."""
+"""The choice: the cheapest candidate that keeps every limit, on the probes and on the evaluation data."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ SCHEME = QuantScheme(QuantType.UINT8, symmetric=False)
 GROUPS = [FusionGroup("conv", "Conv", Role.HEAVY, ("x",), ("y",), weight="w")]
 SPEED = {Precision.STATIC: 2.0, Precision.WEIGHT_ONLY: 1.2, Precision.FLOAT: 1.0}
 PROBES_DB = {Precision.STATIC: 16.0, Precision.WEIGHT_ONLY: 40.0, Precision.FLOAT: 120.0}
-BELOW = "below the floor of fidelity on the evaluation data"
+BELOW = "below the least fidelity on the evaluation data"
 LOSES = "loses more of the metric than the gate allows"
 
 
 @dataclass
 class Bench:
-    """Known speeds and dB by form, standing in for a bench."""
+    """A fake bench with known speeds and dB by candidate."""
 
     original: Path
     target: Target
@@ -51,7 +51,7 @@ class Bench:
         return trial.speedup * advantage > best.speedup
 
 
-def form(methods: Precisions) -> tuple[QuantPlan, ir.Model]:
+def build(methods: Precisions) -> tuple[QuantPlan, ir.Model]:
     return QuantPlan((GroupPlan(GROUPS[0], *methods["conv"]),), {}, SCHEME, SCHEME), cast(ir.Model, methods)
 
 
@@ -64,7 +64,7 @@ def chosen(
     def verify(path: Path) -> Fidelity:
         return evaluated(path) if callable(evaluated) else evaluated[str(path)]
 
-    return choose(Problem(GROUPS, bench, form, {}, floor, verify, "speed"), method="auto")
+    return choose(Problem(GROUPS, bench, build, {}, floor, verify, "speed"), method="auto")
 
 
 def taken(choice: Choice) -> tuple[str, dict[str, str]]:
@@ -78,7 +78,7 @@ def measured(sqnr_db: float | None, agreement: float = 1.0, metric: float | None
     return Fidelity(9, sqnr_db, agreement, metric, None)
 
 
-def test_the_fastest_that_keeps_the_floor_is_taken(tmp_path: Path) -> None:
+def test_the_fastest_that_keeps_the_floor_is_chosen(tmp_path: Path) -> None:
     found = chosen(tmp_path, Floor(15.0, None, None, None), {"static": measured(15.5)})
     assert taken(found) == ("static", {})
 
@@ -92,7 +92,7 @@ def test_the_fastest_that_keeps_the_floor_is_taken(tmp_path: Path) -> None:
     ],
     ids=["dB", "agreement", "metric"],
 )
-def test_what_only_the_probes_find_accurate_is_not_taken(
+def test_a_candidate_accurate_on_the_probes_only_is_not_chosen(
     tmp_path: Path, floor: Floor, evaluated: Fidelity, reason: str
 ) -> None:
     found = chosen(tmp_path, floor, {"static": evaluated, "weight_only": measured(39.0, metric=0.9)})
@@ -100,7 +100,7 @@ def test_what_only_the_probes_find_accurate_is_not_taken(
 
 
 @pytest.mark.parametrize("failure", [ExportError, ModelError])
-def test_a_form_that_fails_on_the_evaluation_data_is_told_and_not_taken(
+def test_a_candidate_that_fails_on_the_evaluation_data_is_listed_and_not_chosen(
     tmp_path: Path, failure: type[EdgepackError]
 ) -> None:
     reason = "sample 7: int8.onnx fails on it: a kernel says no"
@@ -114,7 +114,7 @@ def test_a_form_that_fails_on_the_evaluation_data_is_told_and_not_taken(
     assert taken(found) == ("weight_only", {"static": reason})
 
 
-def test_where_all_forms_fail_the_reasons_are_told(tmp_path: Path) -> None:
+def test_where_all_candidates_fail_the_error_has_the_reasons(tmp_path: Path) -> None:
     def verify(path: Path) -> Fidelity:
         raise ExportError(f"{path} fails")
 
@@ -122,7 +122,7 @@ def test_where_all_forms_fail_the_reasons_are_told(tmp_path: Path) -> None:
         chosen(tmp_path, Floor(15.0, None, None, None), verify)
 
 
-def test_bad_samples_are_no_fault_of_a_form(tmp_path: Path) -> None:
+def test_bad_samples_do_not_exclude_a_candidate(tmp_path: Path) -> None:
     def verify(path: Path) -> Fidelity:
         raise SamplesError("broken.png: is not a readable image")
 
@@ -134,7 +134,7 @@ def test_equal_outputs_keep_every_floor(tmp_path: Path) -> None:
     assert taken(chosen(tmp_path, Floor(15.0, 0.9, None, None), {"static": measured(None)}))[0] == "static"
 
 
-def test_without_a_limit_evaluation_data_are_not_asked(tmp_path: Path) -> None:
+def test_without_a_limit_evaluation_data_are_not_run(tmp_path: Path) -> None:
     assert taken(chosen(tmp_path, Floor(None, None, 0.01, None), {}))[0] == "static"
 
 
@@ -145,7 +145,7 @@ STEM = [
 
 @dataclass
 class StemBench(Bench):
-    """Integers are 1.2 times as fast as the original, 1.33 times with the first group in float."""
+    """Static int8 is 1.2 times as fast as the original, 1.33 times with the first group in float."""
 
     def measure(self, name: CandidateName, methods: Precisions, plan: QuantPlan, model: ir.Model) -> Trial:
         integer = [m is Precision.STATIC for m, _ in methods.values()]
@@ -159,11 +159,11 @@ class StemBench(Bench):
 @pytest.mark.parametrize(
     ("metric", "expected"),
     [
-        ({"weights": 0.89, "integer": 0.90}, "static, first group in float"),  # noise did no harm
-        ({"weights": 0.90, "integer": 0.881}, "weight_only"),  # it costs all that is allowed
+        ({"weights": 0.89, "integer": 0.90}, "static, first group in float"),  # the noise costs no metric
+        ({"weights": 0.90, "integer": 0.881}, "weight_only"),  # it costs all of the allowed drop
     ],
 )
-def test_an_integer_form_near_the_best_is_looked_at(
+def test_a_static_candidate_near_the_best_is_varied(
     tmp_path: Path, metric: dict[str, float], expected: str
 ) -> None:
     save_model(parse("g (float[4] x) => (float[4] y) { y = Relu (x) }"), original := tmp_path / "m.onnx")
@@ -183,7 +183,7 @@ def test_an_integer_form_near_the_best_is_looked_at(
 
 @dataclass
 class PickyBench(Bench):
-    """A runtime that fails on some forms."""
+    """A runtime that fails on some candidates."""
 
     fails: tuple[Precision, ...] = ()
 
@@ -197,17 +197,17 @@ def picky(folder: Path, fails: tuple[Precision, ...], method: str = "auto") -> C
     save_model(parse("g (float[4] x) => (float[4] y) { y = Relu (x) }"), original := folder / "model.onnx")
     bench = cast(TrialBench, PickyBench(original, load_target("x86-cpu"), fails=fails))
     floor = Floor(None, None, None, None)
-    problem = Problem(GROUPS, bench, form, {}, floor, lambda _: measured(20.0), "speed")
+    problem = Problem(GROUPS, bench, build, {}, floor, lambda _: measured(20.0), "speed")
     return choose(problem, method=method)
 
 
-def test_a_form_that_the_runtime_fails_on_is_told_and_not_taken(tmp_path: Path) -> None:
+def test_a_candidate_that_the_runtime_fails_on_is_listed_and_not_chosen(tmp_path: Path) -> None:
     choice = picky(tmp_path, (Precision.STATIC,))
     assert taken(choice) == ("weight_only", {"static": "static: cannot be run"})
     assert [c.speedup for c in choice.candidates if c.name == "static"] == [None]
 
 
-def test_no_form_runs(tmp_path: Path) -> None:
+def test_no_candidate_runs(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="static: cannot be run"):
         picky(tmp_path, tuple(Precision))
     with pytest.raises(ModelError, match="cannot be run"):

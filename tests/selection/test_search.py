@@ -1,4 +1,4 @@
-"""The search: noisy groups leave, slow ones too, and nothing that is measured is measured again."""
+"""The search: noisy and slow groups go to float, and no measurement is repeated."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,7 +41,7 @@ GROUPS = [
 
 @dataclass
 class World:
-    """A machine with known times and noise of eight convolutions in a row, standing in for a bench."""
+    """A fake bench with known times and noise of eight convolutions in a row."""
 
     noise_of: Mapping[str, float]
     static_us: Mapping[str, float]
@@ -53,12 +53,12 @@ class World:
     takes: float = 0.0
     timed: list[Trial] = field(default_factory=list)
     unlike_db: float = 0.0
-    """How much noisier forms are on the evaluation data than on the probes."""
+    """How much noisier candidates are on the evaluation data than on the probes."""
     broken: str = ""
-    """The group that the runtime fails to run where it alone is integer."""
+    """The group that the runtime fails to run where it alone is int8."""
     refused: list[tuple[str, str]] = field(default_factory=list)
 
-    def form(self, methods: Precisions) -> tuple[QuantPlan, ir.Model]:
+    def build(self, methods: Precisions) -> tuple[QuantPlan, ir.Model]:
         groups = tuple(GroupPlan(u, methods[u.name][0], methods[u.name][1]) for u in GROUPS)
         self.built.append(methods)
         return QuantPlan(groups, {}, SCHEME, SCHEME), cast(ir.Model, methods)
@@ -77,7 +77,7 @@ class World:
         return sum(self.static_us[n] if methods[n][0] is STATIC else self.float_us for n in NAMES)
 
     def attempt(self, name: CandidateName, methods: Precisions) -> Trial:
-        plan, model = self.form(methods)
+        plan, model = self.build(methods)
         compared = Comparison(signal=1.0, noise=self.noise(model), samples=1)
         speedup = self.float_us * len(NAMES) / self.run_us(methods)
         trial = Trial(name, methods, plan, Path(str(name)), 100, speedup, 0.0, compared)
@@ -110,7 +110,7 @@ def searched(
     fixed: Precisions | None = None,
     keeps: Callable[[ir.Model], bool] | None = None,
 ) -> tuple[Trial, int, tuple[str, ...]]:
-    """The form found, how many groups were measured alone, and the notes."""
+    """The candidate found, how many groups were measured alone, and the notes."""
     every = {
         m: world.attempt(CandidateName(WholeModel(m)), dict.fromkeys(NAMES, Request(m)))
         for m in (STATIC, WEIGHT_ONLY, FLOAT)
@@ -126,7 +126,7 @@ def searched(
     cost = Cost("balance", 100)
     best = min((t for t in trials if accurate(t)), key=cost)
     board = SimpleNamespace(
-        problem=SimpleNamespace(groups=GROUPS, form=world.form, fixed=fixed or {}),
+        problem=SimpleNamespace(groups=GROUPS, build=world.build, fixed=fixed or {}),
         bench=world, trials=trials, cost=cost, least_db=least_db, attempt=world.attempt,
         accurate=accurate, keeps=keeps or keeps_all, refuse=world.refuse,
     )  # fmt: skip
@@ -135,56 +135,56 @@ def searched(
     return found, len(rows), notes
 
 
-def form_of(trial: Trial, form: Precision) -> set[str]:
-    return {name for name, (method, _) in trial.methods.items() if method is form}
+def groups_in(trial: Trial, wanted: Precision) -> set[str]:
+    return {name for name, (method, _) in trial.methods.items() if method is wanted}
 
 
 QUIET = dict.fromkeys(NAMES, 1e-6)
 FAST = dict.fromkeys(NAMES, 40.0)
 
 
-def test_units_that_are_slower_as_integers_leave() -> None:
+def test_groups_that_are_slower_in_int8_go_to_float() -> None:
     found = look(World(QUIET, FAST | {"c3": 160.0, "c5": 130.0}))
-    assert form_of(found, STATIC) == set(NAMES) - {"c3", "c5"}
+    assert groups_in(found, STATIC) == set(NAMES) - {"c3", "c5"}
 
 
-def test_a_noisy_unit_that_is_cheap_in_float_leaves() -> None:
+def test_a_noisy_group_that_is_cheap_in_float_goes_to_float() -> None:
     found = look(World(QUIET | {"c6": 0.05}, FAST | {"c6": 99.0}))
-    assert form_of(found, STATIC) == set(NAMES) - {"c6"}
+    assert groups_in(found, STATIC) == set(NAMES) - {"c6"}
 
 
-def test_a_noisy_unit_that_is_expensive_in_float_stays() -> None:
+def test_a_noisy_group_that_is_expensive_in_float_stays_int8() -> None:
     found = look(World(QUIET | {"c6": 0.002}, FAST | {"c6": 20.0}))
-    assert form_of(found, STATIC) == set(NAMES)
+    assert groups_in(found, STATIC) == set(NAMES)
 
 
 @pytest.mark.parametrize("improves", [True, False])
-def test_what_is_too_noisy_is_repaired_with_few_units(improves: bool) -> None:
+def test_a_candidate_that_is_too_noisy_is_repaired_with_few_groups(improves: bool) -> None:
     world = World(QUIET | {"c1": 0.5, "c4": 0.2, "c7": 0.001}, FAST)
     found = look(world, least_db=25.0, improves=improves)
-    assert form_of(found, STATIC) == set(NAMES) - {"c1", "c4"}
+    assert groups_in(found, STATIC) == set(NAMES) - {"c1", "c4"}
     assert found.methods["c1"].reason.text == "too noisy as static"
 
 
-def test_forms_that_only_the_probes_find_accurate_are_not_timed() -> None:
+def test_candidates_accurate_on_the_probes_only_are_not_timed() -> None:
     noise = QUIET | {"c1": 0.5, "c4": 0.002, "c5": 0.002, "c7": 0.001}
     world = World(noise, FAST, unlike_db=4.0)
     found = look(world, least_db=25.0, improves=False)
-    assert form_of(found, STATIC) == set(NAMES) - {"c1", "c4", "c5"}
+    assert groups_in(found, STATIC) == set(NAMES) - {"c1", "c4", "c5"}
     inaccurate = [str(t.name) for t in world.timed if world.evaluated_db(cast(ir.Model, t.methods)) < 25.0]
     assert inaccurate == ["static"]
 
 
-def test_what_the_recipe_fixed_stays() -> None:
+def test_precisions_that_the_recipe_sets_stay() -> None:
     world = World(QUIET, FAST | {"c3": 160.0})
-    assert "c3" in form_of(
+    assert "c3" in groups_in(
         look(world, fixed={"c3": Request(STATIC, Reason(Cause.REQUEST, "the recipe says so"))}), STATIC
     )
 
 
 @pytest.fixture
 def clocked(monkeypatch: pytest.MonkeyPatch) -> World:
-    """A machine of much that could be better, where each measurement takes four seconds."""
+    """A bench with much to improve, where each measurement takes four seconds."""
     slow = {name: 40.0 if i % 2 else 130.0 + i for i, name in enumerate(NAMES)}
     world = World(QUIET, slow, takes=4.0)
     monkeypatch.setattr("edgepack.selection.search.time", SimpleNamespace(monotonic=lambda: world.now))
@@ -204,20 +204,20 @@ def test_a_search_ends_one_measurement_after_its_budget_at_the_latest(
     assert found.speedup >= 1.0
 
 
-def test_time_that_is_left_goes_to_units_that_are_not_yet_known(clocked: World) -> None:
+def test_remaining_time_goes_to_groups_not_measured_yet(clocked: World) -> None:
     _, measured, notes = searched(clocked, Task(120, True, {}))
     assert measured == 2 * len(NAMES), "half of the budget is not enough for them"
     assert notes == (f"{measured} groups measured alone",)
 
 
-def test_what_leaves_keeps_its_integers_though_nobody_measured_them(clocked: World) -> None:
+def test_a_repaired_group_goes_to_weight_only_though_that_was_not_measured(clocked: World) -> None:
     clocked.noise_of, clocked.static_us = QUIET | {"c1": 0.5, "c4": 0.2}, FAST
     found, measured, _ = searched(clocked, Task(60, False, {}), least_db=25.0)
     assert measured == len(NAMES), "time is for groups as static alone"
-    assert form_of(found, WEIGHT_ONLY) == {"c1", "c4"}
+    assert groups_in(found, WEIGHT_ONLY) == {"c1", "c4"}
 
 
-def test_more_time_finds_what_is_at_least_as_fast(clocked: World) -> None:
+def test_more_time_finds_a_candidate_at_least_as_fast(clocked: World) -> None:
     speedups = []
     for budget_s in (4.0, 40.0, 400.0):
         clocked.now = 0.0
@@ -226,7 +226,7 @@ def test_more_time_finds_what_is_at_least_as_fast(clocked: World) -> None:
     assert speedups[-1] > speedups[0]
 
 
-def test_progress_tells_what_is_done_and_the_seconds_spent(clocked: World) -> None:
+def test_progress_shows_the_step_and_the_seconds_spent(clocked: World) -> None:
     told: list[tuple[str, int, int]] = []
     searched(clocked, Task(90, True, {}, lambda *line: told.append(line)))
     assert [what for what, _, _ in told[: len(NAMES)]] == [f"group {name} alone" for name in NAMES]
@@ -238,26 +238,26 @@ def test_progress_tells_what_is_done_and_the_seconds_spent(clocked: World) -> No
 
 
 @pytest.mark.parametrize("least_db", [0.0, 25.0])
-def test_equal_measurements_give_equal_results_by_the_same_way(least_db: float) -> None:
+def test_equal_measurements_give_equal_results_in_the_same_steps(least_db: float) -> None:
     noise = QUIET | {"c1": 0.02, "c4": 0.02, "c7": 0.001}
-    # Ties too: groups of equal time and noise must not depend on the order of a set.
+    # With groups of equal time and noise too: the result must not depend on the order of a set.
     worlds = [World(noise, FAST | {"c2": 130.0, "c3": 130.0}) for _ in range(2)]
     found = [look(world, least_db=least_db) for world in worlds]
     assert found[0].methods == found[1].methods
     assert worlds[0].built == worlds[1].built
 
 
-def test_a_unit_that_fails_alone_is_told_once_and_the_search_goes_on() -> None:
+def test_a_group_that_fails_alone_is_listed_once_and_the_search_continues() -> None:
     world = World(QUIET, FAST | {"c5": 160.0}, broken="c3")
     found, measured, notes = searched(world, Task(60, True, {}))
     assert world.refused == [("c3 as static, alone", "a kernel says no")]
     assert measured == 2 * len(NAMES) - 1
     assert notes == (f"{measured} groups measured alone",)
-    assert form_of(found, STATIC) == set(NAMES) - {"c5"}
+    assert groups_in(found, STATIC) == set(NAMES) - {"c5"}
 
 
 @pytest.mark.parametrize("failure", [ModelError, ExportError])
-def test_a_repair_that_fails_on_the_evaluation_data_is_told(failure: type[EdgepackError]) -> None:
+def test_a_repair_that_fails_on_the_evaluation_data_is_listed(failure: type[EdgepackError]) -> None:
     world = World(QUIET | {"c1": 0.5, "c4": 0.2}, FAST)
     asked: list[set[str]] = []
 
@@ -273,18 +273,18 @@ def test_a_repair_that_fails_on_the_evaluation_data_is_told(failure: type[Edgepa
     ((name, reason),) = world.refused
     assert reason == "sample 7: a kernel says no"
     assert name.startswith("static; with c1 ")
-    assert form_of(found, WEIGHT_ONLY) >= {"c1", "c4"}
+    assert groups_in(found, WEIGHT_ONLY) >= {"c1", "c4"}
 
 
 NAME = CandidateName(WholeModel.STATIC)
 NOTHING = QuantPlan((), {}, SCHEME, SCHEME)
 RELU = "g (float[4] x) => (float[4] y) { y = Relu (x) }"
-FORMS = [RELU, RELU.replace("Relu (x)", "Abs (x)"), RELU.replace("Relu (x)", "Identity (x)")]
+MODELS = [RELU, RELU.replace("Relu (x)", "Abs (x)"), RELU.replace("Relu (x)", "Identity (x)")]
 
 
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Speeds that were measured; the clock is asked for none of them."""
+    """Speeds that were measured, by a fake timer."""
     speeds: list[float] = []
 
     def ratios(runners: object, feeds: object, rounds: int) -> list[Ratio]:
@@ -305,14 +305,14 @@ def bench_of(folder: Path) -> TrialBench:
     return TrialBench(folder / "original.onnx", load_target("x86-cpu"), feeds, folder, set(), kept)
 
 
-def test_a_killed_search_goes_on_with_what_it_had_measured(tmp_path: Path, timed: list[float]) -> None:
+def test_a_killed_search_resumes_with_its_measurements(tmp_path: Path, timed: list[float]) -> None:
     first = bench_of(tmp_path / "first")
-    before = [first.measure(NAME, {}, NOTHING, parse(text)) for i, text in enumerate(FORMS[:2])]
+    before = [first.measure(NAME, {}, NOTHING, parse(text)) for i, text in enumerate(MODELS[:2])]
     with pytest.raises(KeyboardInterrupt):
-        first.measure(NAME, {}, NOTHING, parse(FORMS[2]))
+        first.measure(NAME, {}, NOTHING, parse(MODELS[2]))
     timed.clear()
     again = bench_of(tmp_path / "again")
-    after = [again.measure(NAME, {}, NOTHING, parse(text)) for i, text in enumerate(FORMS)]
+    after = [again.measure(NAME, {}, NOTHING, parse(text)) for i, text in enumerate(MODELS)]
     assert len(timed) == 1, "only what was cut off is measured"
     assert again.kept.reused == 2
     assert [(t.speedup, t.compared) for t in after[:2]] == [(t.speedup, t.compared) for t in before]
@@ -320,14 +320,14 @@ def test_a_killed_search_goes_on_with_what_it_had_measured(tmp_path: Path, timed
 
 def test_measurements_belong_to_bytes_not_to_names(tmp_path: Path, timed: list[float]) -> None:
     bench = bench_of(tmp_path / "bench")
-    static = bench.measure(NAME, {}, NOTHING, parse(FORMS[0]))
-    same = bench.measure(NAME, {}, NOTHING, parse(FORMS[0]))
-    other = bench.measure(NAME, {}, NOTHING, parse(FORMS[1]))
+    static = bench.measure(NAME, {}, NOTHING, parse(MODELS[0]))
+    same = bench.measure(NAME, {}, NOTHING, parse(MODELS[0]))
+    other = bench.measure(NAME, {}, NOTHING, parse(MODELS[1]))
     assert same.speedup == static.speedup
     assert other.speedup != static.speedup
 
 
-def test_what_the_runtime_says_of_a_form_does_not_name_its_passing_file(tmp_path: Path) -> None:
+def test_errors_of_the_runtime_do_not_name_a_temporary_file(tmp_path: Path) -> None:
     bench = bench_of(tmp_path / "bench")
     with pytest.raises(ModelError, match=r"^onnxruntime refuses it: .*Relu"):
         bench.measure(NAME, {}, NOTHING, parse(RELU.replace("float", "int16")))
@@ -352,7 +352,7 @@ def test_measurements_of_other_models_samples_and_threads_are_not_used(
     assert kept_measurements(recipe, target, replace(ranges)).path == paths[0]
 
 
-def test_measurements_are_kept_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
+def test_measurements_are_kept_and_a_truncated_line_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "new" / "kept.jsonl"
     kept = Measurements(path)
     kept.put({"noise": 0.5, "rank": None}, "noise", "ab")
@@ -367,7 +367,7 @@ def test_measurements_are_kept_and_a_torn_line_is_passed_over(tmp_path: Path) ->
     assert third.reused == 2
 
 
-def test_without_a_file_measurements_last_as_long_as_the_object() -> None:
+def test_without_a_file_measurements_are_kept_in_memory() -> None:
     kept = Measurements()
     kept.put({"a": 1.0}, "x")
     assert kept.get("x") == {"a": 1.0}

@@ -1,4 +1,4 @@
-"""A trial's session: what is timed, and what is compared with the original."""
+"""The sessions of a trial: one is timed, one is compared with the original."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ class Opened:
 
     def _open(self, path: Path, runtime: Runtime) -> Runner:
         runner = open_model(path, runtime)
-        self._runners.append(runner)  # or another could get its number
+        self._runners.append(runner)  # keeps it alive: ids are reused
         self._kinds[id(runner)] = type(runtime)
         self.sessions.append(type(runtime))
         return runner
@@ -65,7 +65,7 @@ def bench_of(built: Built, target: str) -> TrialBench:
     ("target", "overflows", "compared"),
     [("x86-cpu", True, ExactRuntime), ("x86-cpu", False, Runtime), ("x86-avx2", True, Runtime)],
 )
-def test_what_is_timed_is_the_file_as_it_is(
+def test_the_unchanged_file_is_timed(
     target: str,
     overflows: bool,
     compared: type[Runtime],

@@ -1,4 +1,4 @@
-"""What every HTML page must keep: well formed, nothing fetched."""
+"""Checks of HTML files: well formed, nothing fetched."""
 
 import re
 from html.parser import HTMLParser
@@ -9,7 +9,7 @@ HOSTILE = "</script><script>alert(1)</script>&amp;\"'"
 
 
 class Checker(HTMLParser):
-    """Elements that are open, ids, what would be fetched, and the scripts."""
+    """Open elements, ids, fetched addresses, charts, and the number of scripts."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Checker(HTMLParser):
 
 
 def checked(page: str) -> Checker:
-    """The page: well formed, ids are there once, links lead somewhere, and nothing is to be fetched."""
+    """Assert that the page is well formed, ids are unique, links resolve, and nothing is fetched."""
     found = Checker(page)
     assert found.open == []
     assert len(set(found.ids)) == len(found.ids)

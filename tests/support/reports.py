@@ -1,4 +1,4 @@
-"""The report of a build that never ran."""
+"""A made-up report of a build."""
 
 from edgepack.results import (
     BuildReport,

@@ -1,4 +1,4 @@
-"""Charts as HTML and inline SVG: positions in percent, so that text keeps its size on any screen."""
+"""Charts as HTML and inline SVG, with positions in percent, so that text keeps its size on any screen."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from edgepack.report.html.markup import Html, tag
 
 PADDING = 0.08
-"""Of the span of an axis, kept free at either end."""
+"""Free space at either end of an axis, as a share of its span."""
 MARKS = {
     "static": "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0",
     "dynamic": "M-4.5,-4.5h9v9h-9z",
@@ -15,7 +15,7 @@ MARKS = {
     "stored": "M0,5.5L5.5,-4.5H-5.5z",
     "float": "M-4.5,-4.5L4.5,4.5M-4.5,4.5L4.5,-4.5",
 }
-"""A shape for each form of a group: colour alone tells nothing to some eyes."""
+"""SVG path of the mark for each precision; the shape also helps colour-blind readers."""
 OTHER_MARK = "M0,-6L6,0L0,6L-6,0z"
 
 
@@ -27,16 +27,16 @@ class Bar:
     value: float | None
     """``None`` where it was not measured."""
     text: str
-    """The value as a person reads it."""
+    """The value as text."""
     before: float | None = None
-    """Of the step before: what was gained or lost is drawn as a ghost."""
+    """The value of the step before; a reduction is drawn as a pale end."""
     note: str = ""
     kind: str = ""
     """``original``, or empty: picks the colour."""
 
 
 def bars(title: str, rows: Sequence[Bar], *, better: str) -> Html:
-    """Bars from zero, as a table, so that they can be read aloud; ``better`` says which way is good."""
+    """A bar chart from zero, as a table for screen readers; ``better`` says which direction is good."""
     most = max((v for row in rows for v in (row.value, row.before) if v is not None), default=0.0) or 1.0
 
     def track(row: Bar) -> Html:
@@ -55,7 +55,7 @@ def bars(title: str, rows: Sequence[Bar], *, better: str) -> Html:
 
 
 def dots(title: str, rows: Sequence[Bar], *, better: str, limit: float | None = None) -> Html:
-    """Values on an axis that does not start at zero, such as an accuracy, and the gate's limit."""
+    """A dot chart whose axis need not start at zero, for metrics; ``limit`` is the gate's."""
     known = [row.value for row in rows if row.value is not None] + ([limit] if limit is not None else [])
     low, high = min(known), max(known)
     room = (high - low) * 0.15 or abs(high) * 0.01 or 0.01
@@ -66,9 +66,9 @@ def dots(title: str, rows: Sequence[Bar], *, better: str, limit: float | None = 
         dot = None if row.value is None else _at(f"dot {row.kind}".strip(), row.value, low, high)
         return tag("div", line, dot, class_="track axis")
 
-    told = f"{better}; from {low:.4g} to {high:.4g}"
-    told += "" if limit is None else f"; the line is the gate at {limit:.4g}"
-    return _chart_table(title, rows, [track(row) for row in rows], told)
+    hint = f"{better}; from {low:.4g} to {high:.4g}"
+    hint += "" if limit is None else f"; the line is the gate's limit, {limit:.4g}"
+    return _chart_table(title, rows, [track(row) for row in rows], hint)
 
 
 def _at(kind: str, value: float, low: float, high: float) -> Html:
@@ -100,7 +100,7 @@ class Point:
 
 
 def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str) -> Html:
-    """Marks over a logarithmic x axis; ``x`` must be above zero."""
+    """A scatter plot with a logarithmic x axis; ``x`` must be above zero."""
     x_low, x_high = _span([math.log10(p.x) for p in points])
     y_low, y_high = _span([p.y for p in points])
 
@@ -150,17 +150,17 @@ def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str) -> 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Points that are joined, left to right."""
+    """One line of a line chart."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     kind: str
-    """A class of the style: ``solid``, ``dashed``."""
+    """A CSS class: ``solid`` or ``dashed``."""
 
 
 def lines(title: str, drawn: Sequence[Line], x_label: str, y_label: str) -> Html:
-    """Lines over a plain x axis and a logarithmic y axis; ``y`` must be above zero."""
+    """A line chart with a linear x axis and a logarithmic y axis; ``y`` must be above zero."""
     x_low, x_high = _span([x for line in drawn for x in line.x])
     y_low, y_high = _span([math.log10(y) for line in drawn for y in line.y])
 
@@ -207,7 +207,7 @@ def lines(title: str, drawn: Sequence[Line], x_label: str, y_label: str) -> Html
 
 
 def legend(kinds: Sequence[str]) -> Html:
-    """The marks that a scatter plot uses, with their names."""
+    """The legend of a scatter plot."""
     return tag(
         "ul",
         [
@@ -249,7 +249,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers between ``10**low`` and ``10**high``, thinned out to about ``most``."""
+    """Round numbers between ``10**low`` and ``10**high``, at most about ``most``."""
     for steps in ((1, 2, 5), (1, 3), (1,)):
         found = [
             m * 10.0**k

@@ -1,15 +1,15 @@
-"""The part of the page that sets devices side by side."""
+"""The section of the HTML report with figures of devices."""
 
 from edgepack.report.devices import closeness, origin
 from edgepack.report.html.markup import Html, table, tag
 from edgepack.report.html.words import Section, duration, faster, section, size
 from edgepack.results import BuildReport, DeviceFigures, DeviceRun
 
-HEAD = ("File", "Device", "p50", "p90", "Least", "Speed", "Cold start", "Peak memory", "To the host")
+HEAD = ("File", "Device", "p50", "p90", "Min", "Speed", "Cold start", "Peak memory", "Against host")
 
 
 def devices(report: BuildReport) -> Section | None:
-    """A row for every file on every device, files together; nothing where no device was measured."""
+    """A row for each file on each device, ordered by file; ``None`` where no device was measured."""
     if not report.devices:
         return None
     names = list(dict.fromkeys(m.model for run in report.devices for m in run.models))
@@ -23,8 +23,8 @@ def devices(report: BuildReport) -> Section | None:
         "On devices",
         table(HEAD, rows, label="Figures of every file on every device", numbers=range(2, 8)),
         tag("dl", [part for pair in facts for part in pair], class_="facts"),
-        lead="Measured on the device itself, files taking turns. Speed is that against the first file on the "
-        "same device; the last column compares outputs with this build host's on the same samples.",
+        lead="Measured on the device, interleaved. Speed is relative to the first file on the same device. "
+        "The last column is the fidelity of the outputs against the build host's, on the same samples.",
     )
 
 

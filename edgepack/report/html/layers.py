@@ -1,4 +1,4 @@
-"""The parts of the page that speak of single layers: error against time, what stayed float, ranges."""
+"""The sections of the HTML report about single fusion groups: error over time, precisions, ranges."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from edgepack.report.html.words import NONE, Section, level, microseconds, secti
 from edgepack.results import BuildReport, GroupRow
 
 MOST_HISTOGRAM_BYTES = 2_500_000
-"""Of histograms in one page, which is to stay below 6 MB; the tensors that clip the most come first."""
+"""Most bytes of histograms: a report stays below 6 MB. The tensors that clip the most come first."""
 SHOWN_IN_REASON = 12
 
 
@@ -23,21 +23,21 @@ def error_and_time(report: BuildReport) -> Section | None:
     drawn = [u for u in report.units if u.sqnr_db is not None and u.built_us]
     points = [Point(u.built_us or 0.0, u.sqnr_db or 0.0, u.method, _tip(u)) for u in drawn]
     left = len(report.units) - len(drawn)
-    told = (
-        f"{left} of {len(report.units)} groups not drawn: no time of their own, or equal outputs."
+    missing = (
+        f"{left} of {len(report.units)} groups are not drawn: no measured time, or equal outputs."
         if left
         else ""
     )
     title = "Fidelity of each group over its time"
     return section(
         "layers",
-        "Layers: error against time",
+        "Fusion groups: error and time",
         legend(sorted({p.kind for p in points})) if points else None,
-        scatter(title, points, "microseconds a run (logarithmic)", "dB") if points else None,
-        tag("p", told, class_="lead") if told and points else None,
+        scatter(title, points, "microseconds per run (logarithmic)", "dB") if points else None,
+        tag("p", missing, class_="lead") if missing and points else None,
         tag("details", tag("summary", f"All {len(report.units)} groups"), _group_table(report)),
-        lead="A group is what the runtime runs as one kernel. Low and to the right is where error and time "
-        "are: such groups gain most from another form."
+        lead="A fusion group is a set of nodes that the runtime runs as one kernel. Groups at the lower "
+        "right have the most error and time: another precision gains most there."
         if points
         else "The groups of this build were not measured one by one.",
     )
@@ -51,15 +51,15 @@ def _tip(group: GroupRow) -> str:
 def _group_table(report: BuildReport) -> Html:
     alone = {row.name: row for row in report.sensitivity}
     head = [
-        "Unit",
+        "Group",
         "Operator",
-        "Form",
+        "Precision",
         "Parameters",
         "dB",
         "float µs",
         "built µs",
         *(["alone, dB"] if alone else []),
-        "Why",
+        "Reason",
     ]
     rows = []
     for u in report.units:
@@ -72,26 +72,28 @@ def _group_table(report: BuildReport) -> Html:
             found = alone.get(u.name)
             row.append(NONE if found is None else level(found.sqnr_db))
         rows.append([*row, u.reason])
-    finder = tag("input", type="search", placeholder="name, operator, form or reason", data_filter="units")
+    finder = tag(
+        "input", type="search", placeholder="name, operator, precision or reason", data_filter="units"
+    )
     search = tag("label", "Find ", finder, class_="find")
     return join(
-        search, table(head, rows, label="Units", numbers=range(3, 8 if alone else 7), kind="groups sortable")
+        search, table(head, rows, label="Groups", numbers=range(3, 8 if alone else 7), kind="units sortable")
     )
 
 
-def forms(report: BuildReport) -> Section | None:
-    """How many groups have which form, and why some stayed float."""
+def precisions(report: BuildReport) -> Section | None:
+    """How many groups have which precision, and why some are float."""
     if not report.units:
         return None
-    by_form = Counter(u.method for u in report.units)
+    by_precision = Counter(u.method for u in report.units)
     weights = Counter[str]()
     times: Counter[str] = Counter()
     for u in report.units:
         weights[u.method] += u.parameters
         times[u.method] += u.built_us or 0.0  # type: ignore[assignment]  # a Counter adds floats, too
-    names = [name for name, _ in by_form.most_common()]
+    names = [name for name, _ in by_precision.most_common()]
     charts = [
-        _shares("Units", names, by_form, "units"),
+        _shares("Groups", names, by_precision, "groups"),
         _shares("Parameters", names, weights, "parameters"),
         _shares("Time", names, times, "µs"),
     ]
@@ -102,11 +104,10 @@ def forms(report: BuildReport) -> Section | None:
     ordered = sorted(grouped.items(), key=lambda item: -len(item[1]))
     return section(
         "float",
-        "What stayed float, and why",
+        "Precision of groups, and why some are float",
         tag("div", [c for c in charts if c], class_="grid-3"),
-        [_reason(reason, groups) for reason, groups in ordered]
-        or tag("p", "Nothing: every group is in an integer form."),
-        lead="Every group that is not in an integer form has a reason.",
+        [_reason(reason, groups) for reason, groups in ordered] or tag("p", "No group is float."),
+        lead="The groups that are float, by reason.",
     )
 
 
@@ -119,7 +120,7 @@ def _shares(title: str, names: Sequence[str], amounts: "Counter[str]", unit: str
             note=f"{amounts[name]:,.0f} {unit}", kind=name)
         for name in names
     ]  # fmt: skip
-    return bars(title, rows, better="by form")
+    return bars(title, rows, better="by precision")
 
 
 def _reason(reason: str, groups: Sequence[GroupRow]) -> Html:
@@ -139,7 +140,7 @@ def _reason(reason: str, groups: Sequence[GroupRow]) -> Html:
 
 
 def ranges(table: RangeTable | None) -> Section | None:
-    """Histograms with the range that was chosen, one tensor at a time; drawn by the page's script."""
+    """Histograms with the chosen range, one tensor at a time; drawn by ``page.js``."""
     drawn = _drawn(table)
     if table is None or not drawn:
         return None
@@ -165,14 +166,14 @@ def ranges(table: RangeTable | None) -> Section | None:
             type="application/json",
             id="range-data",
         ),
-        lead=f"What {table.samples} calibration samples gave, and what observer {table.observer} "
-        "chose: values in the shaded parts are clipped. "
-        f"Tensors that lose the most of their span come first.{without}",
+        lead=f"Histograms of {table.samples} calibration samples, and the ranges that observer "
+        f"{table.observer} chose: values in the shaded parts are clipped. Tensors whose range is clipped the "
+        f"most come first.{without}",
     )
 
 
 def _drawn(table: RangeTable | None) -> dict[str, Range]:
-    """The tensors to show, those that lose the most of their span first, as many as the page has room for."""
+    """The tensors to show, those whose range is clipped the most first, up to the limit of bytes."""
     if table is None:
         return {}
     found = [(name, r) for name, r in table.ranges.items() if r.histogram is not None]
@@ -186,7 +187,7 @@ def _drawn(table: RangeTable | None) -> dict[str, Range]:
 
 
 def _lost(r: Range) -> float:
-    """Share of the span that was seen and is not covered."""
+    """Share of the observed range that is clipped."""
     span = r.maximum - r.minimum
     return (max(r.low - r.minimum, 0.0) + max(r.maximum - r.high, 0.0)) / span if span > 0 else 0.0
 
@@ -201,5 +202,5 @@ def _entry(name: str, r: Range) -> dict[str, object]:
 
 
 def _json(content: object) -> Html:
-    """JSON that cannot end the script element that it stands in."""
+    """JSON for a script element, ``<`` escaped so that it cannot end the element."""
     return Html(json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))

@@ -1,4 +1,4 @@
-"""HTML from Python values: everything is escaped unless it is markup already."""
+"""HTML from Python values; strings are escaped unless they are markup already."""
 
 from collections.abc import Iterable
 from html import escape
@@ -6,13 +6,13 @@ from html import escape
 VOID = frozenset({"br", "circle", "col", "input", "line", "link", "meta", "path", "rect"})
 """Elements without content."""
 SHAPES = frozenset({"circle", "line", "path", "rect"})
-"""Those of SVG, which end with a slash."""
+"""Void elements of SVG, which end with a slash."""
 
 Value = str | float | bool | None
 
 
 class Html(str):
-    """Markup: goes into a page as it is."""
+    """Markup, which is not escaped."""
 
     __slots__ = ()
 
@@ -20,9 +20,9 @@ class Html(str):
 def tag(name: str, /, *children: "str | Iterable[str] | None", **attributes: Value) -> Html:
     """``<name …>children</name>``.
 
-    Strings are escaped, :class:`Html` is not, lists are flattened and ``None`` is left out. Attributes are
-    written with hyphens for underscores and without a trailing underscore (``class_``); ``None`` and
-    ``False`` leave one out, ``True`` names it alone.
+    Strings are escaped, :class:`Html` is not, lists are flattened and ``None`` is left out. In names of
+    attributes, underscores become hyphens and a trailing one is removed (``class_``). An attribute of
+    ``None`` or ``False`` is left out; one of ``True`` has no value.
     """
     shown = "".join(_attribute(key, value) for key, value in attributes.items())
     if name in VOID:
@@ -31,7 +31,7 @@ def tag(name: str, /, *children: "str | Iterable[str] | None", **attributes: Val
 
 
 def join(*children: "str | Iterable[str] | None") -> Html:
-    """Children one after another."""
+    """Children concatenated."""
     parts: list[str] = []
     for child in children:
         if isinstance(child, Html):
@@ -61,7 +61,7 @@ def table(
     numbers: Iterable[int] = (),
     kind: str = "",
 ) -> Html:
-    """A table in a box that scrolls where the screen is narrow; the columns ``numbers`` are flush right."""
+    """A table in a box that scrolls on narrow screens; the columns ``numbers`` are aligned right."""
     right = set(numbers)
 
     def cells(row: Iterable[str]) -> list[Html]:

@@ -1,5 +1,5 @@
 "use strict";
-// What the page cannot do without a script: histograms of a chosen tensor, hints, sorting and finding.
+// Histograms of a chosen tensor, tooltips, sorting and filtering of tables.
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
 
@@ -65,7 +65,7 @@
       line.textContent = text;
       return line;
     };
-    figure.replaceChildren(title("values (logarithmic)", ""), frame, title("value", "x"));
+    figure.replaceChildren(title("count (logarithmic)", ""), frame, title("value", "x"));
   };
 
   const facts = (list, tensor) => {
@@ -74,7 +74,7 @@
     const outside = tensor.counts.reduce((sum, n, i) => sum + (middle(i) < tensor.low || middle(i) > tensor.high ? n : 0), 0);
     const rows = [
       ["chosen range", `${short(tensor.low)} … ${short(tensor.high)}`],
-      ["values seen", `${short(tensor.min)} … ${short(tensor.max)}, ${total.toLocaleString("en")} of them`],
+      ["observed range", `${short(tensor.min)} … ${short(tensor.max)}, ${total.toLocaleString("en")} values`],
       ["clipped", `about ${short((100 * outside) / total)} % of the values`],
     ];
     list.replaceChildren(...rows.flatMap(([key, value]) => {
@@ -133,7 +133,7 @@
         head.setAttribute("aria-sort", up ? "ascending" : "descending");
         const order = (a, b) => {
           const [x, y] = [value(a, i), value(b, i)];
-          if (typeof x !== typeof y) return typeof x === "number" ? -1 : 1; // what was not measured goes last
+          if (typeof x !== typeof y) return typeof x === "number" ? -1 : 1; // text, such as a dash, goes last
           return (x < y ? -1 : x > y ? 1 : 0) * (up ? 1 : -1);
         };
         body.append(...[...body.rows].sort(order));

@@ -1,4 +1,4 @@
-"""Two builds side by side as a page, in the style of the report."""
+"""The comparison of two builds as HTML, in the style of the report."""
 
 from edgepack.report.comparison import Pair, Row, change_text, value_texts
 from edgepack.report.html.charts import Bar, bars
@@ -7,19 +7,19 @@ from edgepack.report.html.render import page
 from edgepack.report.html.words import NONE, microseconds, section
 
 DRAWN = {"size", "packed", "latency p50", "speed-up", "peak memory", "fidelity"}
-"""Figures that get a chart; the table has all."""
+"""Figures with a chart; the table has all."""
 
 
 def comparison_html(pair: Pair) -> str:
-    """``pair`` as HTML, one file."""
+    """``pair`` as one HTML file."""
     first, second = pair.names
     charts = [_chart(pair, row) for row in pair.rows if row.figure.partition(" ")[2] in DRAWN]
     parts = [
         section("figures", "All figures", _figures(pair), lead=f"The change is {second} against {first}."),
         section("charts", "Side by side", tag("div", [c for c in charts if c], class_="grid-2")),
-        section("units", "Groups in another form", _groups(pair)),
+        section("units", "Groups whose precision differs", _groups(pair)),
     ]
-    return page(f"{first} and {second}: two builds", _header(pair), parts)
+    return page(f"{first} and {second}: comparison", _header(pair), parts)
 
 
 def _header(pair: Pair) -> Html:
@@ -29,8 +29,8 @@ def _header(pair: Pair) -> Html:
     ]
     return tag(
         "header",
-        tag("div", tag("h1", "Two builds", tag("small", " and ".join(pair.names))), badges, class_="top"),
-        [tag("p", told, class_="lead") for told in pair.warnings],
+        tag("div", tag("h1", "Comparison", tag("small", " and ".join(pair.names))), badges, class_="top"),
+        [tag("p", warning, class_="lead") for warning in pair.warnings],
     )
 
 
@@ -40,7 +40,7 @@ def _figures(pair: Pair) -> Html:
 
 
 def _verdict(row: Row) -> Html | str:
-    """The change, with a word of better or worse, where it is more than the noise of a measurement."""
+    """The change, marked better or worse where it exceeds the measurement noise."""
     if row.first is None or row.second is None or not row.first:
         return ""
     written = change_text(row).replace("-", "−")
@@ -67,7 +67,7 @@ def _chart(pair: Pair, row: Row) -> Html | None:
 
 def _groups(pair: Pair) -> Html:
     if not pair.units:
-        return tag("p", "None: every group has the same form in both.")
+        return tag("p", "None: every group has the same precision in both.")
     rows = [
         (
             u.name,
@@ -80,5 +80,5 @@ def _groups(pair: Pair) -> Html:
         for u in pair.units
     ]
     first, second = pair.names
-    head = ("Unit", "Operator", first, second, f"µs {first}", f"µs {second}")
-    return table(head, rows, label="Groups in another form", numbers=(4, 5))
+    head = ("Group", "Operator", first, second, f"µs {first}", f"µs {second}")
+    return table(head, rows, label="Groups whose precision differs", numbers=(4, 5))

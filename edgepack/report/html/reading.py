@@ -1,4 +1,4 @@
-"""A report that was written before, read again."""
+"""Reads the report of a package."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def read_report(folder: Path) -> BuildReport:
     """The report in a package's ``folder``; one without a schema version is read as version 1.
 
     Raises:
-        ConfigError: there is none, or a version of edgepack wrote it whose reports this one does not read.
+        ConfigError: there is none, or this version of edgepack cannot read it.
     """
     path = folder / REPORT
     try:
@@ -34,12 +34,12 @@ def read_report(folder: Path) -> BuildReport:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the top"
         raise ConfigError(
-            f"{path}: is no report of this edgepack ({where}: {first['msg'].lower()}); build again"
+            f"{path}: is no report of this edgepack version ({where}: {first['msg'].lower()}); build again"
         ) from error
 
 
 def _refuse_newer(content: Any, path: Path) -> None:
-    """Fields of a newer schema may mean something else here, though they have the right types."""
+    """Refuse a newer schema: its fields may have other meanings, even with the same types."""
     version = content.get("schema_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         writer = content.get("edgepack_version", "a newer version")
@@ -50,7 +50,7 @@ def _refuse_newer(content: Any, path: Path) -> None:
 
 
 def read_ranges(folder: Path) -> RangeTable | None:
-    """The ranges beside the report; ``None`` where they were not kept.
+    """The ranges of a package; ``None`` where there is no file of them.
 
     Raises:
         CalibrationError: the file is broken.

@@ -1,4 +1,4 @@
-"""The whole page: one file, nothing fetched, nothing sent."""
+"""The HTML report: one file that loads and sends nothing."""
 
 import os
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from pathlib import Path
 from edgepack.calibration.ranges import RangeTable
 from edgepack.errors import ExportError
 from edgepack.report.html.devices import devices
-from edgepack.report.html.layers import error_and_time, forms, ranges
+from edgepack.report.html.layers import error_and_time, precisions, ranges
 from edgepack.report.html.markup import Html, tag
 from edgepack.report.html.reading import read_ranges, read_report
 from edgepack.report.html.sections import candidates, formats, origin, parity, steps, verdict
@@ -20,12 +20,12 @@ PAGE = "report.html"
 
 
 def report_html(report: BuildReport, table: RangeTable | None) -> str:
-    """``report`` as HTML; ``table`` has the histograms, where they were kept."""
+    """``report`` as HTML; ``table`` has the histograms."""
     parts = [
         steps(report),
         training(report),
         error_and_time(report),
-        forms(report),
+        precisions(report),
         ranges(table),
         parity(report),
         formats(report),
@@ -38,10 +38,10 @@ def report_html(report: BuildReport, table: RangeTable | None) -> str:
 
 
 def write_html(folder: Path) -> Path:
-    """Write (again) the page of a package's ``folder``, from its ``report.json`` and ``ranges.json``.
+    """Write ``report.html`` of a package's ``folder`` from its ``report.json`` and ``ranges.json``.
 
     Raises:
-        ConfigError, CalibrationError: what it is made of is missing or broken.
+        ConfigError, CalibrationError: one of them is missing or broken.
     """
     content = report_html(read_report(folder), read_ranges(folder))
     path = folder / PAGE
@@ -50,7 +50,7 @@ def write_html(folder: Path) -> Path:
 
 
 def replace_file(path: Path, content: str) -> None:
-    """Write ``path`` whole or not at all.
+    """Write ``path`` atomically.
 
     Raises:
         ExportError: the folder cannot be written.
@@ -65,7 +65,7 @@ def replace_file(path: Path, content: str) -> None:
 
 
 def page(title: str, header: Html, sections: Iterable[Section | None]) -> str:
-    """A document with its style and script inside."""
+    """An HTML document with inline style and script."""
     shown = [part for part in sections if part is not None]
     links = [tag("li", tag("a", part.title, href=f"#{part.anchor}")) for part in shown]
     head = tag(
@@ -80,7 +80,7 @@ def page(title: str, header: Html, sections: Iterable[Section | None]) -> str:
     body = tag(
         "body",
         header,
-        tag("nav", tag("ul", links), aria_label="Parts of the report"),
+        tag("nav", tag("ul", links), aria_label="Sections of the report"),
         tag("main", (part.markup for part in shown)),
         tag("footer", tag("p", title)),
         tag("div", id="tip", hidden=True),

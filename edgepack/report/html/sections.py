@@ -1,4 +1,4 @@
-"""The parts of the page that speak of whole models: verdict, steps, files, parity, candidates, origin."""
+"""The sections of the HTML report about whole models: verdict, steps, files, parity, candidates, origin."""
 
 from collections.abc import Iterator, Sequence
 
@@ -26,7 +26,7 @@ from edgepack.results import EQUAL_DB, BuildReport, GateLine, Limit, Step, step_
 
 
 def verdict(report: BuildReport) -> Html:
-    """PASS or not, the three figures that count, and the gate."""
+    """Whether the gate is passed, the main figures, and the gate's limits."""
     mark, word = ("✓", "Pass") if report.passed else ("✗", "Gate failed")
     refused = [
         tag("p", tag("b", "Not built: "), f"{r.file}. {r.reason}", class_="warning") for r in report.refused
@@ -55,15 +55,15 @@ def _tiles(report: BuildReport) -> list[Html]:
     ]  # fmt: skip
     before, after, name = metric_of(original), metric_of(built), metric_name(report.models)
     if before is not None and after is not None and name:
-        found.append((name.capitalize(), f"{after:.4f}", f"{signed(after - before)} to the original"))
+        found.append((name.capitalize(), f"{after:.4f}", f"{signed(after - before)} against the original"))
     if built.fidelity is not None:
         agreement = built.fidelity.agreement
-        told = "outputs against the original's"
-        told = told if agreement is None else f"{100 * agreement:.2f} % the same answer"
-        found.append(("Fidelity", level(built.fidelity.sqnr_db), told))
+        detail = "outputs against the original's"
+        detail = detail if agreement is None else f"agreement {100 * agreement:.2f} %"
+        found.append(("Fidelity", level(built.fidelity.sqnr_db), detail))
     return [
-        tag("div", tag("dt", title), tag("dd", figure), tag("dd", told, class_="told"))
-        for title, figure, told in found
+        tag("div", tag("dt", title), tag("dd", figure), tag("dd", detail, class_="told"))
+        for title, figure, detail in found
     ]
 
 
@@ -102,7 +102,7 @@ def _figure(value: float) -> str:
 
 
 def steps(report: BuildReport) -> Section:
-    """What each step does to bytes, accuracy and latency, then the other formats."""
+    """The stage breakdown: bytes, accuracy and latency after each step, then the other formats."""
     rows = list(report.waterfall) or [step_of(m, m.name, m.packed_bytes) for m in report.models[:2]]
     names = [step.name for step in rows]
     rows += [step_of(m, m.name, m.packed_bytes) for m in report.models[2:] if m.name not in names]
@@ -112,7 +112,7 @@ def steps(report: BuildReport) -> Section:
         bars("Latency, median", list(_falling(line, others, "latency_ms_p50")), better="less is better"),
     ]
     if any(s.resident_bytes is not None for s in rows):
-        title = "Memory at its peak"
+        title = "Peak memory"
         charts.append(bars(title, list(_falling(line, others, "resident_bytes")), better="less is better"))
     if any(s.packed_bytes is not None for s in rows):
         title = "Bytes when packed (.epk)"
@@ -140,11 +140,11 @@ def steps(report: BuildReport) -> Section:
     notes = [tag("li", tag("b", s.name), ": ", "; ".join(s.notes)) for s in rows if s.notes]
     return section(
         "steps",
-        "Step by step",
+        "Stage breakdown",
         tag("div", charts, class_="grid-2"),
         tag("ul", notes) if notes else None,
-        lead="From the original over each pass to the quantized model, then the same model in other formats. "
-        "The pale end of a bar is what the step took away.",
+        lead="The original, the model after each pass, the quantized model, then its other formats. The pale "
+        "end of a bar is the reduction by the step.",
     )
 
 
@@ -157,7 +157,7 @@ def _kind(place: int) -> str:
 
 
 def _falling(line: Sequence[Step], others: Sequence[Step], field: str) -> Iterator[Bar]:
-    """Bars of one figure: each step beside the one before it, other formats beside the original."""
+    """Bars of one figure: each step against the step before, other formats against the original."""
     written = duration if field == "latency_ms_p50" else size
     first = getattr(line[0], field)
     for i, step in enumerate([*line, *others]):
@@ -174,9 +174,9 @@ def _floor(report: BuildReport, base: float | None) -> float | None:
 
 
 def formats(report: BuildReport) -> Section:
-    """Every figure of every file."""
+    """All figures of all files."""
     models, name = report.models, metric_name(report.models)
-    head = ["File", "Size", "Packed", "p50", "p90", "Least", "Speed", "Cold start", "Peak memory", "Fidelity"]
+    head = ["File", "Size", "Packed", "p50", "p90", "Min", "Speed", "Cold start", "Peak memory", "Fidelity"]
     rows = []
     for m in models:
         row: list[str] = [
@@ -195,17 +195,17 @@ def formats(report: BuildReport) -> Section:
         table(
             [*head, *([name.capitalize()] if name else [])],
             rows,
-            label="Figures of every file",
+            label="Figures of all files",
             numbers=range(1, 11),
         ),
         tag("pre", "\n".join(details), tabindex="0") if details else None,
-        lead="All files were timed in one run, taking turns. Fidelity is the ratio of signal to noise "
-        "against the original's outputs, then the share of equal answers.",
+        lead="All files were timed in one run, interleaved. Fidelity is the signal-to-quantization-noise "
+        "ratio (SQNR) of the outputs against the original's, then the agreement.",
     )
 
 
 def parity(report: BuildReport) -> Section | None:
-    """How close the runtimes' outputs are to each other."""
+    """Fidelity of the outputs of each file against the others'."""
     models = report.models
     if not report.parity:
         return None
@@ -219,9 +219,9 @@ def parity(report: BuildReport) -> Section | None:
     def cell(name: str, against: str) -> Html | str:
         if (name, against) not in found:
             return ""
-        sqnr_db, told = found[name, against]
+        sqnr_db, written = found[name, against]
         strength = 4 if sqnr_db is None else sum(sqnr_db >= least for least in (10, 20, 30, 40))
-        return tag("span", told, class_=f"heat heat-{strength}")
+        return tag("span", written, class_=f"heat heat-{strength}")
 
     rows = [(m.name, *(cell(m.name, other.name) for other in models[:-1])) for m in models[1:]]
     return section(
@@ -229,16 +229,16 @@ def parity(report: BuildReport) -> Section | None:
         "Parity of the runtimes",
         tag(
             "div",
-            table(("File", *(f"to {m.name}" for m in models[:-1])), rows, label="Parity", kind="parity"),
+            table(("File", *(f"against {m.name}" for m in models[:-1])), rows, label="Parity", kind="parity"),
             data_chart="Parity",
         ),
-        lead="Every file against the original and against the files before it, on the same evaluation "
-        "samples: signal to noise, then the share of equal answers.",
+        lead="Each file against the original and the files before it, on the same evaluation samples: SQNR, "
+        "then agreement.",
     )
 
 
 def candidates(report: BuildReport) -> Section | None:
-    """What was tried before one form was chosen."""
+    """The candidates that were measured."""
     if len(report.candidates) < 2:
         return None
     rows = [
@@ -251,20 +251,20 @@ def candidates(report: BuildReport) -> Section | None:
         for c in report.candidates
     ]  # fmt: skip
     return section(
-        "tried",
-        "What was tried",
+        "candidates",
+        "Candidates",
         table(
-            ("Form", "Size", "Speed", "Fidelity", "Metric", "Why not"),
+            ("Candidate", "Size", "Speed", "Fidelity", "Metric", "Reason against"),
             rows,
-            label="Forms tried",
+            label="Candidates",
             numbers=(1, 2, 3, 4),
         ),
-        lead="Forms of the whole model, measured on a few calibration samples before one was chosen.",
+        lead="Candidates for the quantized model, measured on a few calibration samples.",
     )
 
 
 def origin(report: BuildReport) -> Section:
-    """The command, the machine, the time of each stage, and what fingerprints the inputs have."""
+    """The command, the machine, the time of each stage, and the fingerprints of the inputs."""
     environment = {key.replace("_", " "): value for key, value in report.environment.items()}
     stages = [
         Bar(s.name, s.seconds, f"{s.seconds:.1f} s", note="; ".join(s.notes), kind="stage")
@@ -274,10 +274,10 @@ def origin(report: BuildReport) -> Section:
     facts += [(f"{name} digest", tag("code", digest)) for name, digest in report.fingerprints.items()]
     return section(
         "origin",
-        "How it was made",
+        "Build",
         tag("div", bars("Time of each stage", stages, better=""), class_="stages"),
         tag("dl", [join(tag("dt", str(k)), tag("dd", _fact(v))) for k, v in facts], class_="facts"),
-        lead="Times compare within this run only: on another machine, or beside other programs, they differ.",
+        lead="Times are comparable within this run only.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The part of the page that shows how trainings went."""
+"""The section of the HTML report with training curves."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from edgepack.results import BuildReport, Curve
 
 
 def training(report: BuildReport) -> Section | None:
-    """The loss of each training; ``None`` where nothing was trained."""
+    """The loss curves of each training; ``None`` where nothing was trained."""
     drawn = (_chart(stage.name, stage.curve) for stage in report.stages if stage.curve is not None)
     charts = [chart for chart in drawn if chart is not None]
     if not charts:
@@ -18,14 +18,14 @@ def training(report: BuildReport) -> Section | None:
         "training",
         "Training",
         tag("div", charts, class_="grid-2"),
-        lead="The loss on samples that were trained on, and on those that only judge.",
+        lead="The loss on training samples and on validation samples.",
     )
 
 
 def _chart(name: str, curve: Curve) -> Html | None:
     drawn = [
-        Line("trained on", *_positive(curve.steps, curve.losses), "solid"),
-        Line("judging", *_positive(curve.judged_steps, curve.judged_losses), "dashed"),
+        Line("training", *_positive(curve.steps, curve.losses), "solid"),
+        Line("validation", *_positive(curve.judged_steps, curve.judged_losses), "dashed"),
     ]
     shown = [line for line in drawn if line.x]
     if not shown:
@@ -34,6 +34,6 @@ def _chart(name: str, curve: Curve) -> Html | None:
 
 
 def _positive(steps: Sequence[int], losses: Sequence[float]) -> tuple[list[float], list[float]]:
-    """What an axis of logarithms can show."""
+    """The points with a positive loss, for a logarithmic axis."""
     shown = [(float(step), loss) for step, loss in zip(steps, losses, strict=True) if loss > 0]
     return [step for step, _ in shown], [loss for _, loss in shown]

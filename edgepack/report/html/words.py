@@ -1,4 +1,4 @@
-"""Figures of a report as a page says them."""
+"""Figures as text for the HTML report, and its sections."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,32 +8,32 @@ from edgepack.report.tables import size_text, time_text
 from edgepack.results import Fidelity, ModelFigures, Parity
 
 NONE = "–"
-"""Stands where nothing was measured."""
+"""Text of a figure that was not measured."""
 
 
 def smaller(before: float, after: float) -> str:
-    """How two sizes relate."""
+    """The ratio of two sizes: ``4.00× smaller``."""
     ratio = before / after
     return f"{ratio:.2f}× smaller" if ratio >= 1 else f"{1 / ratio:.2f}× larger"
 
 
 def faster(speedup: float) -> str:
-    """How two latencies relate."""
+    """A speed-up: ``2.00× as fast``."""
     return f"{speedup:.2f}× as fast"
 
 
 def change(before: float, after: float) -> str:
-    """A relative change in percent, with a sign."""
+    """A relative change in percent, signed."""
     return f"{100 * (after - before) / before:+.1f} %".replace("-", "−") if before else ""
 
 
 def signed(value: float) -> str:
-    """A difference of metrics."""
+    """A difference of metrics, signed."""
     return f"{value:+.4f}".replace("-", "−")
 
 
 def level(sqnr_db: float | None) -> str:
-    """Fidelity, ``None`` being equal outputs."""
+    """Fidelity in dB; ``None`` means equal outputs."""
     return "equal" if sqnr_db is None else f"{sqnr_db:.1f} dB"
 
 
@@ -58,7 +58,7 @@ def microseconds(us: float | None) -> str:
 
 
 def metric_name(models: Sequence[ModelFigures]) -> str | None:
-    """The user's metric without the module that has it."""
+    """The metric's name without its module."""
     name = next((m.fidelity.metric_name for m in models if m.fidelity and m.fidelity.metric_name), None)
     return name and name.rpartition(":")[2].replace("_", " ")
 
@@ -70,7 +70,7 @@ def metric_of(model: ModelFigures) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One part of the page."""
+    """One section of the HTML report."""
 
     anchor: str
     title: str
@@ -78,7 +78,7 @@ class Section:
 
 
 def section(anchor: str, title: str, *body: "str | Iterable[str] | None", lead: str = "") -> Section:
-    """A part of the page, with a sentence that says how to read it."""
+    """A section with the introduction ``lead``."""
     markup = tag(
         "section",
         tag("h2", title, id=f"{anchor}-title"),

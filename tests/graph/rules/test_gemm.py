@@ -9,7 +9,7 @@ from support.onnx_models import Array, f32, parse, randoms
 from support.quantizing import build, weight
 
 from edgepack.ir.model import constant
-from edgepack.quantization.plan.types import Method
+from edgepack.quantization.plan.types import Precision
 
 WEIGHTS = {"w": weight(12, 16), "b": weight(12, seed=1), "one": weight(1, seed=2)}
 
@@ -48,9 +48,13 @@ def test_a_bias_that_is_computed_keeps_its_factor_unless_it_is_zero() -> None:
     assert len(normal.graph[0].inputs) == 2
 
 
-@pytest.mark.parametrize("method", [Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY, Method.STORED])
+@pytest.mark.parametrize(
+    "precision", [Precision.STATIC, Precision.DYNAMIC, Precision.WEIGHT_ONLY, Precision.STORED]
+)
 @pytest.mark.parametrize("beta", [0.0, 0.5, 2.0])
-def test_every_int8_form_has_the_bias_that_the_model_has(method: Method, beta: float, tmp_path: Path) -> None:
+def test_every_int8_form_has_the_bias_that_the_model_has(
+    precision: Precision, beta: float, tmp_path: Path
+) -> None:
     body = net(f"transB=1, alpha=2.0, beta={beta}", "x, w, b").replace(", float[m,12] z", "")
     large: dict[str, Array] = {"w": weight(12, 16), "b": f32(5 * weight(12, seed=1))}
-    assert build(tmp_path, body, large, method=method).sqnr_db > 35
+    assert build(tmp_path, body, large, precision=precision).sqnr_db > 35
