@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgepack.compression.material import PassInputs
+from edgepack.compression.pass_inputs import PassInputs
 from edgepack.compression.table import PASSES
 from edgepack.config.passes import Pass, step_names
 from edgepack.config.strict_yaml import Strict
@@ -29,7 +29,7 @@ class Compressed:
 
 
 def run_passes(
-    model: ir.Model, passes: tuple[Pass, ...], material: PassInputs, stage: Stage, folder: Path
+    model: ir.Model, passes: tuple[Pass, ...], inputs: PassInputs, stage: Stage, folder: Path
 ) -> Compressed:
     """Carry out ``passes`` on ``model``, which is not changed; files go to ``folder``.
 
@@ -41,43 +41,39 @@ def run_passes(
     for place, (name, entry) in enumerate(zip(step_names(passes), passes, strict=True)):
         clusters = next((p.cluster for p in passes[place + 1 :] if p.cluster is not None), None)
         with stage(name) as notes:
-            model, told = _run(model, entry.settings, replace(material, clusters=clusters), original)
-            notes.extend(told)
-            notes.curve = told.curve
+            model, found = _run(model, entry.settings, replace(inputs, clusters=clusters), original)
+            notes.extend(found)
+            notes.curve = found.curve
             files[name] = folder / f"after_{name.replace(' ', '_')}.onnx"
             save_model(one_copy(model), files[name])
     return Compressed(model, files)
 
 
-def _run(
-    model: ir.Model, settings: Strict, material: PassInputs, original: ir.Model
-) -> tuple[ir.Model, Notes]:
-    """One pass: a new model, and what there is to say of it."""
+def _run(model: ir.Model, settings: Strict, inputs: PassInputs, original: ir.Model) -> tuple[ir.Model, Notes]:
+    """Run one pass; return the new model and its notes for the report."""
     if isinstance(settings, Tune):
-        return _tune(model, settings, material, original)
-    made, told = PASSES[type(settings)](model, settings, material)
-    return made, Notes(told)
+        return _tune(model, settings, inputs, original)
+    made, lines = PASSES[type(settings)](model, settings, inputs)
+    return made, Notes(lines)
 
 
-def _tune(
-    model: ir.Model, settings: Tune, material: PassInputs, original: ir.Model
-) -> tuple[ir.Model, Notes]:
+def _tune(model: ir.Model, settings: Tune, inputs: PassInputs, original: ir.Model) -> tuple[ir.Model, Notes]:
     from edgepack.training.require import require_torch  # noqa: PLC0415  # an extra that most builds do without
 
     require_torch()
-    from edgepack.training.report import curve_of, told  # noqa: PLC0415
+    from edgepack.training.report import curve_of, notes_of  # noqa: PLC0415
     from edgepack.training.train import TrainingRun, tune  # noqa: PLC0415
 
-    asked = _liked_by(material, settings)
-    run = TrainingRun(material.seed, material.threads)
-    made = tune(model, original, material.training, asked, run)
-    return made.model, Notes(told(made), curve_of(made))
+    settings = _with_target_multiple(inputs, settings)
+    run = TrainingRun(inputs.seed, inputs.threads)
+    made = tune(model, original, inputs.training, settings, run)
+    return made.model, Notes(notes_of(made), curve_of(made))
 
 
-def _liked_by(material: PassInputs, settings: Tune) -> Tune:
-    """Training that takes channels out leaves as many as the target's kernels like, unless told otherwise."""
-    share, like = settings.sparsify, material.multiples
+def _with_target_multiple(inputs: PassInputs, settings: Tune) -> Tune:
+    """``settings`` with the channel multiple that the target's kernels prefer, where it is unset."""
+    share, like = settings.sparsify, inputs.multiples
     if share is None or share.pattern != "channels" or share.multiple is not None:
         return settings
-    told = share.model_copy(update={"multiple": max(like.dense, like.depthwise)})
-    return settings.model_copy(update={"sparsify": told})
+    sparsify = share.model_copy(update={"multiple": max(like.dense, like.depthwise)})
+    return settings.model_copy(update={"sparsify": sparsify})
