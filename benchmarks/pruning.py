@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 from suite import recipe_for
 
-from edgepack.compression.material import some_samples
+from edgepack.compression.pass_inputs import some_samples
 from edgepack.compression.prune import prune
 from edgepack.config.passes import Prune
 from edgepack.config.recipe import Recipe

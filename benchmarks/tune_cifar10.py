@@ -34,7 +34,7 @@ from cifar10 import read, standardized
 from edgepack.compression.channel_choice import Costs
 from edgepack.compression.channels.rules import find_channels
 from edgepack.compression.compact import compact
-from edgepack.compression.material import some_samples
+from edgepack.compression.pass_inputs import some_samples
 from edgepack.compression.structured import Multiples, prune_structured
 from edgepack.config.passes import Compact, Structured
 from edgepack.config.recipe import Data, Labels

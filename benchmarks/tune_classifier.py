@@ -23,7 +23,7 @@ from suite import recipe_file
 
 from edgepack.calibration.ranges import Range
 from edgepack.calibration.run import calibrate
-from edgepack.compression.material import some_samples
+from edgepack.compression.pass_inputs import some_samples
 from edgepack.compression.prune import prune
 from edgepack.config.passes import Prune
 from edgepack.config.recipe import Calibration, load_recipe

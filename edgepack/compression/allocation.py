@@ -1,4 +1,4 @@
-"""How many zeros each weight gets: what they do to the model's outputs is measured, and shared out."""
+"""Allocates sparsity to weights by its measured effect on the model's outputs."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ from edgepack.quantization.weights.gptq import Matrix, output_error
 from edgepack.quantization.weights.moments import InputMoments
 
 SHARES = (0.2, 0.4, 0.6, 0.8, 0.95)
-"""Of zeros, at which a weight's error is found; between them it follows powers of the share."""
+"""Sparsities at which the error of a weight is measured; a power law interpolates between them."""
 MIDDLE = 2
-"""Of these, the one at which the effect on the outputs is measured."""
+"""Index in :data:`SHARES` at which the effect on the model's outputs is measured."""
 DAMPINGS = (0.0, 0.1, 1.0)
-"""Of the moments that zeros are fitted to; which is best for a weight is found on the other half."""
+"""Candidate dampings of the moments; the best for each weight is chosen on the other half of the samples."""
 FINE = 0.005
-"""Steps of the shares that are given out."""
+"""Step of the allocated sparsities."""
 
 Zeroed = Callable[[Matrix, InputMoments, float, float], Matrix]
-"""A weight with this share of zeros, the rest fitted to these inputs with this damping."""
+"""``zeroed(weight, moments, share, damping)``: the weight with this share of zeros, the rest refitted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Noise at the model's outputs for a weight with :data:`SHARES` of zeros."""
+    """Noise at the model's outputs for the sparsities :data:`SHARES` of one weight."""
 
     values: int
     damping: float
@@ -47,9 +47,9 @@ def noise_curves(
 ) -> dict[str, Curve]:
     """A curve for each of ``weights``, given with the moments of its inputs on two halves of the samples.
 
-    Zeros are fitted to one half and judged on the other, and the other way round: a weight with many inputs
-    and few samples makes up for anything on what it was fitted to. ``judging`` are the samples of the second
-    half, for the effect of one group's error on the outputs; noises of several groups add up.
+    Weights are fitted on one half and evaluated on the other, both ways, because a weight with many inputs
+    and few samples overfits. ``judging`` are the samples of the second half, on which the effect of one
+    fusion group on the outputs is measured. Noise of several groups is taken as additive.
 
     Raises:
         CalibrationError: the model fails on a sample.
@@ -60,10 +60,10 @@ def noise_curves(
     measured: dict[str, float] = {}
     for group, weight, first, second in weights:
         name = group.name
-        tried = {d: _judged(weight, first, second, zeroed, SHARES[MIDDLE], d) for d in DAMPINGS}
-        damping = min(tried, key=lambda d: tried[d].error)
+        by_damping = {d: _judged(weight, first, second, zeroed, SHARES[MIDDLE], d) for d in DAMPINGS}
+        damping = min(by_damping, key=lambda d: by_damping[d].error)
         found = [
-            tried[damping] if place == MIDDLE else _judged(weight, first, second, zeroed, share, damping)
+            by_damping[damping] if place == MIDDLE else _judged(weight, first, second, zeroed, share, damping)
             for place, share in enumerate(SHARES)
         ]
         errors[name] = weight.size, damping, np.maximum.accumulate([f.error for f in found])
@@ -81,11 +81,11 @@ def noise_curves(
 
 class _Judged(NamedTuple):
     weight: Matrix
-    """Fitted to the first half."""
+    """Fitted on the first half."""
     second_error: float
-    """Of it, on the second half."""
+    """Its error on the second half."""
     error: float
-    """Mean of that and of the other way round."""
+    """Mean cross-validation error."""
 
 
 def _judged(
@@ -97,7 +97,7 @@ def _judged(
 
 
 def _relative_error(weight: Matrix, other: Matrix, moments: InputMoments) -> float:
-    """Power of the error of the outputs over that of the outputs; of the weight where inputs are unknown."""
+    """Relative squared error of the outputs; of the weight where the inputs are unknown."""
     if moments.second is None or not moments.count:
         return float(np.square(weight - other).sum() / max(np.square(weight).sum(), 1e-30))
     power = output_error(weight, np.zeros_like(weight), moments.second).sum(dtype=np.float64)
@@ -105,10 +105,10 @@ def _relative_error(weight: Matrix, other: Matrix, moments: InputMoments) -> flo
 
 
 def allocate(curves: Mapping[str, Curve], sparsity: float, most: float) -> dict[str, float]:
-    """Shares of zeros, ``sparsity`` in all and none above ``most``, with the least sum of noise.
+    """Sparsities with a total of ``sparsity``, none above ``most``, and the least sum of noise.
 
-    Each weight takes the share where noise rises by one price a zero, the same for all (Shoham and Gersho,
-    1988); the price is found by halving.
+    Lagrangian allocation (Shoham and Gersho, 1988): all weights have the same slope of noise per zero, which
+    is found by bisection.
     """
     shares = np.arange(0, most + FINE / 2, FINE)
     hulls = {name: _hull(shares, _at(curve, shares)) for name, curve in curves.items()}
@@ -124,7 +124,7 @@ def allocate(curves: Mapping[str, Curve], sparsity: float, most: float) -> dict[
         few = chosen(10.0**middle) @ sizes < sparsity * sizes.sum()
         low, high = (middle, high) if few else (low, middle)
     below, above = chosen(10.0**low), chosen(10.0**high)
-    # On a straight part of a hull the price is the same: as much of the way as is wanted.
+    # On a straight part of a hull the slope is constant: interpolate to the total.
     gap = (above - below) @ sizes
     part = (sparsity * sizes.sum() - below @ sizes) / gap if gap > 0 else 1.0
     found = below + np.clip(part, 0, 1) * (above - below)
@@ -132,18 +132,18 @@ def allocate(curves: Mapping[str, Curve], sparsity: float, most: float) -> dict[
 
 
 def _at(curve: Curve, shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Noise at any shares: between those measured, and beyond them, straight in both logarithms."""
+    """Noise at any sparsity: linear interpolation and extrapolation of logarithms."""
     x, y = np.log(SHARES), np.log(np.maximum(curve.noise, 1e-30))
     slopes = np.diff(y) / np.diff(x)
     at = np.log(np.maximum(shares, 1e-9))
     place = np.clip(np.searchsorted(x, at) - 1, 0, len(slopes) - 1)
-    # Never flat: more zeros are no better than fewer, and a price must decide.
+    # A positive slope, so that more zeros are never better than fewer.
     noise = np.exp(y[place] + np.maximum(slopes[place], 1.0) * (at - x[place]))
     return np.where(shares > 0, noise, 0.0)
 
 
 def _hull(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The lower convex hull of a curve, at its own places."""
+    """The lower convex hull of a curve at its own x."""
     kept: list[int] = []
     for i in range(len(x)):
         while len(kept) > 1:

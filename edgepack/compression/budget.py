@@ -1,4 +1,4 @@
-"""What a model will take when it is int8 and packed, before it is either."""
+"""Predicts the packed size of a model in int8."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -29,9 +29,8 @@ def packed_int8_bytes(
 ) -> int:
     """Bytes of the ``.epk`` of ``model`` with all weights int8, those in ``weights`` by group first replaced.
 
-    With ``clusters``, as that pass would leave them. Weights are rounded to nearest: what GPTQ makes
-    of them takes the same bytes to about a percent. Of the activations' scales and zero points, which are
-    not there yet, a file has little more than text.
+    With ``clusters`` the weights are clustered as that pass would. Weights are rounded to nearest; GPTQ
+    changes the size by about a percent. Scales and zero points of activations are missing; they are small.
     """
     draft = clone(model)
     nodes = {n.name: n for n in draft.graph}
@@ -53,7 +52,7 @@ def packed_int8_bytes(
         if not value.uses() and not value.is_graph_output() and not name.endswith(SCALE):
             del draft.graph.initializers[name]
     with tempfile.TemporaryDirectory(prefix="edgepack-budget-") as folder:
-        # It holds integers where floats belong, and nobody will run it.
+        # Skip the checks: it has integers in place of floats and is not run.
         save_model(draft, Path(folder) / "draft.onnx", check=False)
         return pack(Path(folder) / "draft.onnx", Path(folder) / "draft.epk", check=False).packed_bytes
 

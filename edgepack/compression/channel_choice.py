@@ -1,4 +1,4 @@
-"""How many channels of each group go: always those that lose least for the work they save."""
+"""Chooses how many channels of each group are pruned: greedily by loss per saved work."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from edgepack.ir.model import constant, name_of
 
 @dataclass(slots=True, eq=False)
 class Choice:
-    """A group, the order in which its classes go, and the loss when the first 0, 1, ... have gone."""
+    """A group, the pruning order of its classes, and the loss after 0, 1, ... of them are pruned."""
 
     group: Group
     order: Atoms
@@ -25,7 +25,7 @@ class Choice:
     gone: int = 0
 
     def next(self, at_most: float) -> int | None:
-        """How many classes have gone after the next step down to a multiple; ``None`` if there is none."""
+        """Number of pruned classes after the next step down to a multiple; ``None`` if there is none."""
         weights = np.bincount(self.group.widest, minlength=int(self.order.max()) + 1)[self.order]
         total = len(self.group.widest)
         left = total - int(weights[: self.gone].sum())
@@ -36,22 +36,21 @@ class Choice:
         while gone < len(self.order) and left > goal:
             left -= int(weights[gone])
             gone += 1
-        # A group of classes that weigh differently may step over the multiple; it must not end at nothing.
+        # Classes of different sizes may step over the multiple, but at least one channel must remain.
         return gone if left == goal or (0 < left < goal) else None
 
 
 Terms = list[tuple[float, tuple[Atoms, ...]]]
-"""Each a number times the channels left of each of the factors."""
+"""Summands of a cost: a number times the remaining channels of each of the factors."""
 
 MOVED = 10.0
-"""Multiplications that take as long as reading one input of a product or writing one output, in integer
-kernels of one core with VNNI: a depthwise convolution takes ten times as long for each multiplication as a
-dense one."""
+"""Cost of reading one input or writing one output of a layer, in multiplications, for int8 kernels on one
+core with VNNI: a depthwise convolution takes ten times as long for each multiplication as a dense one."""
 
 
 class Costs:
-    """Multiplications of a model for one sample by which channels are alive, and its work: multiplications
-    and, in the same group, what is moved for them."""
+    """Multiplications of a model for one sample as a function of the remaining channels, and its work:
+    multiplications plus memory traffic in the same unit."""
 
     def __init__(self, model: ir.Model, channels: Channels, samples: Samples, threads: int) -> None:
         factors: dict[ir.Node, tuple[Atoms, ...]] = {p.node: p.factors for p in channels.products}
@@ -69,13 +68,13 @@ class Costs:
         self.work.extend(self.terms)
 
     def macs(self, alive: Mask) -> int:
-        """Multiplications in all."""
+        """Total number of multiplications."""
         return round(_sum(self.terms, alive))
 
 
 def _moves(node: ir.Node, macs: float, written: int, factors: tuple[Atoms, ...]) -> Terms:
-    """What reading and writing come to. All outputs of a dense layer read the same inputs; each output of a
-    depthwise convolution reads inputs of its own, as many as it multiplies."""
+    """Cost of memory traffic. All outputs of a dense layer read the same inputs; each output of a depthwise
+    convolution reads its own inputs, one for each multiplication."""
     if not factors:
         return []
     out = MOVED * written / len(factors[-1]), factors[-1:]
@@ -110,8 +109,8 @@ def choose(
     macs: float,
     at_most: float,
 ) -> None:
-    """Clear in ``alive`` what costs least for the work it saves, until ``macs`` of the multiplications are
-    left, or nothing more can go."""
+    """Clear classes in ``alive`` by least loss per saved work, until the share ``macs`` of the
+    multiplications remains or nothing more can be pruned."""
     roots = channels.roots()
     reach = [_Reach(channels, roots, choice, costs) for choice in choices]
     now = float(costs.macs(alive))
@@ -141,7 +140,7 @@ def _saved(terms: Terms, alive: Mask, without: Mask) -> float:
 
 
 class _Reach:
-    """What a group's channels have a part in."""
+    """The summands that depend on the channels of a group."""
 
     def __init__(self, channels: Channels, roots: Atoms, choice: Choice, costs: Costs) -> None:
         mine = np.zeros(len(roots), np.bool_)
@@ -161,11 +160,11 @@ class _Reach:
         return left
 
     def leaves_some(self, without: Mask) -> bool:
-        """Whether every value has a channel left."""
+        """Whether every value keeps at least one channel."""
         return all(without[atoms].any() for atoms in self.tracks)
 
     def meets(self, changed: Mask) -> bool:
-        """Whether what these channels save depends on the atoms ``changed``."""
+        """Whether the work that these channels save depends on the atoms ``changed``."""
         return any(changed[a].any() for _, f in self.terms for a in f) or any(
             changed[a].any() for a in self.tracks
         )

@@ -1,4 +1,4 @@
-"""In which order the channels of each group go, and what that costs: by magnitude or by what readers lose."""
+"""The pruning order of channels in each group and its loss: by magnitude or by the error of consumers."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ def orders(
     config: Structured,
     run: SampleRun,
 ) -> list[tuple[Atoms, Floats]]:
-    """Of each group the order of its classes (as positions in ``classes``) and the losses."""
+    """For each group the pruning order of its classes (as indices into ``classes``) and the losses."""
     if config.method in ("l1", "l2"):
         return [order_of(_magnitudes(channels, roots, group, config.method)) for group in groups]
     readers = _readers(model, channels, roots, groups, run)
@@ -40,7 +40,7 @@ def orders(
 
 
 def _magnitudes(channels: Channels, roots: Atoms, group: Group, method: str) -> Floats:
-    """Of each class the share of the weights that make it, by magnitude or square."""
+    """For each class its share of the norm (L1 or squared L2) of the weights that produce it."""
     place = {int(c): i for i, c in enumerate(group.classes)}
     costs = np.zeros(len(group.classes), np.float32)
     for cut in channels.cuts:
@@ -57,7 +57,7 @@ def _magnitudes(channels: Channels, roots: Atoms, group: Group, method: str) -> 
 def _readers(
     model: ir.Model, channels: Channels, roots: Atoms, coupled: Sequence[Group], run: SampleRun
 ) -> list[tuple[Reader, Atoms]]:
-    """Readers of channels that may go, each with the root of every input."""
+    """Consumers of prunable channels, each with the root of every input."""
     free = np.concatenate([each.classes for each in coupled])
     wanted = [(node, roots[atoms]) for node, atoms in channels.readers if np.isin(roots[atoms], free).any()]
     read_by = [
@@ -88,13 +88,13 @@ def _readers(
         taps = weight.shape[1] // len(read)
         moments_of = second.get(node.name or "")
         if moments_of is None or moments_of.second is None:
-            # Moments of transposed convolutions and of very wide inputs are not measured: all inputs alike.
+            # Moments of transposed convolutions and of very wide inputs are not measured: all count alike.
             table = np.eye(weight.shape[1], dtype=np.float32)
         else:
             table = moments_of.second[0]
             if bias_of(node) is not None:
                 table = table - np.outer(moments_of.mean[0], moments_of.mean[0])
-            # What few rows say of how many inputs go together is trusted less than what they say of each.
+            # With few rows, correlations between inputs are less reliable than their variances.
             trust = moments_of.count / (moments_of.count + len(table))
             table = trust * table + (1 - trust) * np.diag(np.diagonal(table))
         found.append((Reader(weight, table, np.repeat(read, taps)), read))
@@ -102,7 +102,7 @@ def _readers(
 
 
 def _columns(node: ir.Node) -> Floats:
-    """A weight as [M, K], the inputs of one channel beside each other."""
+    """A weight as [M, K], with the inputs of one channel adjacent."""
     weight = weight_of(node)
     if node.op_type == "ConvTranspose":
         return np.asarray(weight.reshape(len(weight), -1).T)
@@ -110,7 +110,7 @@ def _columns(node: ir.Node) -> Floats:
 
 
 def _owned(reader: Reader, read: Atoms, group: Group) -> Reader:
-    """The reader with positions in the group's classes in place of roots."""
+    """The consumer with indices into the group's classes in place of roots."""
     place = np.searchsorted(group.classes, reader.owner)
     place = np.clip(place, 0, len(group.classes) - 1)
     return replace(reader, owner=np.where(group.classes[place] == reader.owner, place, -1))

@@ -1,4 +1,4 @@
-"""Clustering: the weights of a layer take few values, which int8 then stores as they are."""
+"""Weight clustering: each layer gets few distinct values, which int8 stores exactly."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from edgepack.quantization.weights.moments import stream_moments
 
 @dataclass(frozen=True, slots=True)
 class ClusteredWeight:
-    """One weight: its group, its size, and how many different integers it takes."""
+    """One weight: its fusion group, its size and its number of distinct integers."""
 
     group: str
     values: int
@@ -35,12 +35,12 @@ def cluster(
     seed: int,
     on_sample: Callable[[], None] = lambda: None,
 ) -> tuple[ir.Model, tuple[ClusteredWeight, ...]]:
-    """A model whose weights are at most ``2 ** config.bits`` integers times a scale for each output.
+    """A model whose weights are at most ``2 ** config.bits`` distinct integers times a scale for each output.
 
-    Biases take up the mean of the loss. The scales are noted as the weight's grid, which int8 keeps.
+    Biases compensate the mean error. The scales are stored as codebook scales, which int8 weights reuse.
 
     Raises:
-        ConfigError: a name to keep that no node has; nothing is left to cluster.
+        ConfigError: a pattern in ``keep`` matches no node, or nothing is left to cluster.
         CalibrationError: the model fails on a sample.
     """
     nodes = {n.name: n for n in model.graph}

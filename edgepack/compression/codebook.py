@@ -1,4 +1,4 @@
-"""Few values for many weights: which, and who takes which. Arrays only; knows nothing of ONNX."""
+"""Codebooks: the integers of a clustered weight and their assignment. Works on arrays, without ONNX."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,10 +10,10 @@ from edgepack.ir.numerics import MIN_SCALE, short_scale
 from edgepack.quantization.weights.gptq import Matrix, output_error, store_gptq
 
 LIMIT = 127
-"""Of a code's magnitude: codes are int8."""
+"""Largest magnitude of a code; codes are int8."""
 CELLS = 2 * LIMIT + 1
 ROUNDS = 2
-"""Of fitting the scales to the codes and choosing the codes again; a third moves nothing."""
+"""Rounds of fitting the scales and choosing the codes again; a third changes nothing."""
 
 Codes = npt.NDArray[np.int64]
 
@@ -26,13 +26,13 @@ class Coded(NamedTuple):
 
 
 def cluster(weight: Matrix, second: Matrix | None, values: int, outputs: int | None) -> Coded:
-    """Few integers in place of ``weight`` [groups, outputs, K], and a scale for each output.
+    """Approximate ``weight`` [groups, outputs, K] by few distinct integers and a scale for each output.
 
-    Each output's weights are divided by its scale, so that all outputs of a layer look alike; ``values``
-    integers then stand for all of them, or for those of each ``outputs`` outputs in a row. Which integers:
-    :func:`best_codes`. Who takes which: the nearest, or with the ``second`` moments of the inputs [groups, K,
-    K] by GPTQ (see :mod:`edgepack.quantization.weights.gptq`): later weights make up for what earlier
-    ones lose. The scales are then fitted to the integers by least squares, to eight bits. Zeros stay zeros.
+    The weights of each output are divided by its scale. One codebook of ``values`` integers then serves the
+    whole layer, or each ``outputs`` consecutive outputs; :func:`best_codes` chooses it. Weights take the
+    nearest code or, with the ``second`` moments of the inputs [groups, K, K], the code of GPTQ (see
+    :mod:`edgepack.quantization.weights.gptq`). Then the scales are refitted by least squares, in eight bits.
+    Zeros stay zeros.
     """
     scale = short_scale(_full_scale(weight))
     if second is None:
@@ -54,15 +54,15 @@ def cluster(weight: Matrix, second: Matrix | None, values: int, outputs: int | N
 
 
 def _full_scale(weight: Matrix) -> Matrix:
-    """The scale at which the largest weight of each output has the largest code; that of a middling output
-    where all are zero."""
+    """The scale that maps the largest weight of each output to the largest code; the median scale for outputs
+    of zeros."""
     largest = np.abs(weight).max(axis=2, keepdims=True)
     usual = np.median(largest[largest > 0]) if largest.any() else 1.0
     return np.asarray(np.maximum(np.where(largest > 0, largest, usual) / LIMIT, MIN_SCALE), np.float32)
 
 
 def codebooks(scaled: Matrix, importance: Matrix, values: int, outputs: int | None) -> list[Codes]:
-    """A codebook for each ``outputs`` outputs of ``scaled`` [groups, outputs, K], or one for all."""
+    """A codebook for every ``outputs`` outputs of ``scaled`` [groups, outputs, K], or one for all."""
     rows = scaled.reshape(-1, scaled.shape[2])
     weights = np.broadcast_to(importance, scaled.shape).reshape(rows.shape)
     step = outputs or len(rows)
@@ -73,10 +73,10 @@ def codebooks(scaled: Matrix, importance: Matrix, values: int, outputs: int | No
 
 
 def best_codes(scaled: Matrix, importance: Matrix, values: int) -> Codes:
-    """At most ``values`` integers, zero among them where ``scaled`` has zeros, in order.
+    """At most ``values`` integers, sorted, including zero if ``scaled`` has zeros.
 
-    Weighted k-means in one dimension, exactly, by dynamic programming over the 255 cells that int8 has (Wang
-    and Song, 2011): the least sum of ``importance`` times the squared distance to the nearest integer chosen.
+    Optimal weighted k-means in one dimension by dynamic programming over the 255 int8 values (Wang and Song,
+    2011): minimizes the sum of ``importance`` times the squared distance to the nearest code.
     """
     pruned = scaled == 0
     cell = np.clip(np.rint(scaled), -LIMIT, LIMIT).astype(np.intp) + LIMIT
@@ -122,7 +122,7 @@ def nearest_code(x: Matrix, books: Sequence[Codes]) -> Matrix:
 
 
 def fitted_scale(weight: Matrix, codes: Matrix, second: Matrix, scale: Matrix) -> Matrix:
-    """The scale of each output with the least error for its ``codes``; the old one where all are zero."""
+    """The least-squares scale of each output for its ``codes``; the old one if all are zero."""
     seen = np.matmul(codes, second)
     energy = (seen * codes).sum(axis=2, keepdims=True)
     fitted = (seen * weight).sum(axis=2, keepdims=True) / np.maximum(energy, np.float32(1e-30))

@@ -1,6 +1,6 @@
-"""Channels that nothing reads leave the model, and its outputs stay what they are.
+"""Removes channels that no weight consumes; the outputs do not change.
 
-Given (training has made zero what reads channel 1 of ``h``)::
+Given (the weights that consume channel 1 of ``h`` are zero)::
 
     x -> Conv(w [2, 3, 1, 1], b [2]) -> h -> Conv(v [5, 2, 1, 1], v[:, 1] = 0) -> y
 
@@ -25,7 +25,7 @@ from edgepack.quantization.weights.matrix import weight_of
 
 @dataclass(frozen=True, slots=True)
 class CompactReport:
-    """How many channels of those that could go have gone, and how many nothing read."""
+    """Numbers of removed, removable and unused channels."""
 
     channels: int
     unread: int
@@ -33,9 +33,9 @@ class CompactReport:
 
 
 def compact(model: ir.Model, config: Compact, multiples: Multiples) -> tuple[ir.Model, CompactReport]:
-    """A model without the channels that all weights which read them have zeros for.
+    """A model without the channels whose consuming weights are all zero.
 
-    So many stay that their number in each layer is what kernels like.
+    Each layer keeps a number of channels that is a multiple preferred by the kernels.
     """
     channels = find_channels(model)
     roots = channels.roots()
@@ -60,7 +60,7 @@ def compact(model: ir.Model, config: Compact, multiples: Multiples) -> tuple[ir.
 
 
 def _silent(channels: Channels, roots: Atoms) -> Mask:
-    """Which roots no weight reads [atoms]."""
+    """Mask of the roots that no weight consumes [atoms]."""
     silent = np.ones(len(roots), np.bool_)
     for node, read in channels.readers:
         axis = next(c.axis for c in channels.cuts if c.node is node and c.index == 1 and c.atoms is read)
@@ -70,10 +70,8 @@ def _silent(channels: Channels, roots: Atoms) -> Mask:
 
 
 def compact_notes(report: CompactReport) -> list[str]:
-    """What there is to say, a sentence each."""
-    notes = [f"{report.gone} of {report.channels} channels have gone, nothing read them"]
+    """Notes for the report."""
+    notes = [f"{report.gone} of {report.channels} channels removed, no weight uses them"]
     if report.unread > report.gone:
-        notes.append(
-            f"{report.unread - report.gone} more are read by nothing and stay: kernels like multiples"
-        )
+        notes.append(f"{report.unread - report.gone} more are unused and stay: kernels prefer multiples")
     return notes

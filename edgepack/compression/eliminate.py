@@ -1,10 +1,10 @@
-"""In which order channels go, and what their readers lose.
+"""The pruning order of channels and the error of the layers that consume them.
 
-A reader is a matrix ``W`` [M, K] on inputs with second moments ``H`` [K, K]. Taking the columns ``B`` of a
-channel out costs ``tr(W_B (H^-1)_BB^-1 W_B^T)`` of the energy of its outputs when the other columns make up
-for it as well as they can; then the next channel is judged by what is left (OBS: Hassibi and Stork, 1993;
-whole structures: E. Kurtic et al., "ZipLM", 2023). A class of channels with several readers costs the sum of
-their shares.
+A consumer is a matrix ``W`` [M, K] on inputs with second moments ``H`` [K, K]. Removing the columns ``B`` of
+a channel costs ``tr(W_B (H^-1)_BB^-1 W_B^T)`` of the energy of its outputs if the other columns are updated
+optimally; the next channel is then chosen with the updated weights (OBS: Hassibi and Stork, 1993; structures:
+E. Kurtic et al., "ZipLM", 2023). A class of channels with several consumers costs the sum of their relative
+errors.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.intp]
 
 DAMPING = 0.01
-"""Of the mean of the diagonal, added to it."""
+"""Damping, relative to the mean of the diagonal."""
 STEPS = 64
-"""Channels are judged anew this many times at most; in between several go at once."""
+"""Largest number of rounds; each round removes several channels."""
 
 
 @dataclass(slots=True, eq=False)
 class Reader:
-    """One matrix that reads a group's channels: ``weight`` [M, K], ``second`` [K, K], centered where its
-    bias takes up the mean, and ``owner`` [K], the group's class that each input belongs to, or -1."""
+    """One matrix that consumes a group's channels: ``weight`` [M, K], ``second`` [K, K] (centered if its bias
+    compensates the mean) and ``owner`` [K], the class of each input, or -1."""
 
     weight: Floats
     second: Floats
@@ -33,18 +33,18 @@ class Reader:
 
     @property
     def energy(self) -> float:
-        """Of all outputs."""
+        """Energy of all outputs."""
         return float(np.einsum("mk,kl,ml->", self.weight, self.second, self.weight, optimize=True))
 
 
 def order_of(costs: Floats) -> tuple[Indices, Floats]:
-    """Classes from the cheapest on and the loss when the first 0, 1, 2, ... of them have gone."""
+    """Classes in pruning order, and the loss after 0, 1, 2, ... of them are removed."""
     order = np.argsort(costs, kind="stable")
     return order, np.concatenate([[0.0], np.cumsum(costs[order])]).astype(np.float32)
 
 
 def salience_of(readers: Sequence[Reader], count: int) -> Floats:
-    """Of each class, the share of its readers' output energy that comes from it alone."""
+    """For each class its share of the output energy of its consumers, without updates of other weights."""
     costs = np.zeros(count)
     for reader in readers:
         own = (reader.weight**2).sum(0) * np.diagonal(reader.second)
@@ -54,7 +54,7 @@ def salience_of(readers: Sequence[Reader], count: int) -> Floats:
 
 
 def eliminate(readers: Sequence[Reader], count: int) -> tuple[Indices, Floats]:
-    """As :func:`order_of`, the others making up for each class that goes."""
+    """As :func:`order_of`, with an OBS update of the remaining weights after each removal."""
     states = [_State(reader, count) for reader in readers]
     left = np.ones(count, np.bool_)
     order: list[int] = []
@@ -74,7 +74,7 @@ def eliminate(readers: Sequence[Reader], count: int) -> tuple[Indices, Floats]:
 
 
 class _State:
-    """A reader while channels go: what is left of its weight, and the inverse of its moments."""
+    """A consumer during pruning: its remaining weight and the inverse of its moments."""
 
     def __init__(self, reader: Reader, count: int) -> None:
         self.energy = max(reader.energy, 1e-12)
@@ -87,7 +87,7 @@ class _State:
         self.count = count
 
     def costs(self) -> npt.NDArray[np.float64]:
-        """Of each class that is left, as a share of the energy of all outputs."""
+        """Cost of each remaining class, relative to the energy of all outputs."""
         found = np.zeros(self.count)
         for size in {len(self.columns[one]) for one in self.left}:
             ones = [one for one in sorted(self.left) if len(self.columns[one]) == size]
@@ -99,7 +99,7 @@ class _State:
         return found
 
     def remove(self, classes: Indices) -> None:
-        """The rest makes up for ``classes``."""
+        """Remove ``classes`` and update the remaining weights."""
         gone = [one for one in classes.tolist() if one in self.left]
         if not gone:
             return

@@ -10,9 +10,9 @@ from edgepack.ir.model import name_of, new_initializer
 
 
 def replace_operand(graph: ir.Graph, node: ir.Node, index: int, content: npt.NDArray[Any], word: str) -> None:
-    """Give ``node`` the constant ``content`` as operand ``index``, which it need not have had.
+    """Set operand ``index`` of ``node`` to the constant ``content``; the operand may be new.
 
-    Other readers of the old constant keep it; without any it goes. The new name ends in ``word``.
+    Other consumers of the old constant keep it; without any it is removed. The new name ends in ``word``.
     """
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)

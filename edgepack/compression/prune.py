@@ -1,4 +1,4 @@
-"""Pruning: weights become zero where that costs least, and the rest makes up for it."""
+"""Unstructured and N:M pruning: sets the cheapest weights to zero and updates the others."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,22 +29,22 @@ from edgepack.quantization.weights.moments import InputMoments, stream_moments
 
 PATTERNS = {"unstructured": Pattern(), "2:4": Pattern(2, 4), "4:8": Pattern(4, 8)}
 MOST_ZEROS = 0.99
-"""Of all weights, at the end of a search."""
+"""Largest sparsity of all weights together in a search."""
 USUAL_MOST = 0.95
-"""Of one weight, where the rates differ, unless more are asked for of all. With 0.99 a VGG-type net with 90%
-zeros keeps 0.899 of its decisions, with 0.95 0.924."""
+"""Largest sparsity of one weight if sparsities differ and the total is not higher. With 0.99 a VGG-type net
+with 90% zeros agrees in 0.899 of its decisions, with 0.95 in 0.924."""
 SPARE = 0.98
-"""Of a budget: what GPTQ and the ranges of activations add is not known before."""
+"""Margin of a size budget, for the unknown effect of GPTQ and activation ranges."""
 MOST_DAMPING = 1.0
-"""Of moments, relative to their mean square; below it inputs by rows looked at, which comes near what is best
-on other samples: 0.3 for EfficientNet-Lite0's late bottlenecks, none where rows are many."""
+"""Largest damping of moments, relative to their mean square; below it inputs / rows. That is close to the
+best on other samples: 0.3 for the late bottlenecks of EfficientNet-Lite0, none with many rows."""
 STEPS = 6
-"""Of halving, in a search for the share of zeros: to less than 2%."""
+"""Bisection steps in a search for the sparsity: to less than 2%."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrunedWeight:
-    """One weight: its group, its size, and how many of its values are zero now."""
+    """One weight: its fusion group, its size and its number of zeros."""
 
     group: str
     values: int
@@ -53,22 +53,22 @@ class PrunedWeight:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What ends a search for the share of zeros, where the settings ask for one."""
+    """The limits of a search for the sparsity."""
 
     packed_bytes: Callable[[Mapping[str, Matrix]], int]
-    """Of the int8 file with these weights, by group."""
+    """Packed bytes of the int8 model with these weights, by group."""
     accurate: Callable[[ir.Model], bool]
-    """Whether the gate is met, and leaves room for what follows."""
+    """Whether a model meets the gate with a margin for later stages."""
 
 
 Shares = Callable[[float], dict[str, float]]
-"""The share of zeros of each group, by that of all together."""
+"""Sparsity of each group as a function of the total sparsity."""
 BY_COUNT: Mapping[str, float] = {}
-"""Dampings of the moments of inputs that follow from how many were looked at."""
+"""Dampings of the input moments, from the number of rows."""
 
 
 class Pruned(NamedTuple):
-    """A pruned model, and what became of each weight."""
+    """A pruned model and the result for each weight."""
 
     model: ir.Model
     rows: tuple[PrunedWeight, ...]
@@ -86,7 +86,7 @@ class _Work:
     def measured(self) -> Iterator[tuple[FusionGroup, Matrix, InputMoments]]:
         """Each weight with the moments of its inputs.
 
-        All moments at once may be more than memory holds: they are measured anew each time.
+        Recomputes the moments in every call, because all of them may not fit in memory.
         """
         nodes = {n.name: n for n in self.model.graph}
         second = self.config.method in ("wanda", "second_order")
@@ -101,11 +101,11 @@ class _Work:
             yield group, matrix_of(nodes[group.name]), moments
 
     def costs(self) -> dict[str, Matrix]:
-        """What each value of each weight costs, by group."""
+        """The pruning cost of each value of each weight, by group."""
         return {u.name: salience(w, m.second, self.config.method) for u, w, m in self.measured()}
 
     def pruned(self, share: Mapping[str, float], damping: Mapping[str, float] = BY_COUNT) -> Pruned:
-        """The model with these shares of zeros, by group, fitted with damped moments."""
+        """The model with these sparsities by group, refitted with damped moments."""
         made, rows = clone(self.model), []
         targets = {n.name: n for n in made.graph}
         for group, weight, moments in self.measured():
@@ -125,11 +125,12 @@ def prune(
     seed: int,
     limits: Limits | None = None,
 ) -> Pruned:
-    """A model whose weights have the zeros that ``config`` asks for; biases take up the mean of the loss.
+    """Prune the weights as ``config`` requires; biases compensate the mean error.
 
     Raises:
-        ConfigError: a name to keep that no node has; nothing is left to prune; a budget out of reach; views
-            of what are no pictures.
+        ConfigError: a pattern in ``keep`` matches no node; nothing is left to prune; the budget cannot be
+        met;
+            augmentation of inputs that are not images.
         CalibrationError: the model fails on a sample.
     """
     nodes = {n.name: n for n in model.graph}
@@ -159,7 +160,7 @@ def _by_cost(costs: Mapping[str, Matrix]) -> Shares:
 
 
 def _by_noise(work: _Work) -> tuple[Shares, dict[str, float]]:
-    """Shares and dampings by what zeros do to the outputs of samples that they were not chosen on."""
+    """Sparsities and dampings by cross-validated noise at the outputs."""
     first, second = (replace(work, samples=half) for half in work.samples.halves())
     pairs = (
         (group, weight, one, other)
@@ -175,9 +176,9 @@ def _by_noise(work: _Work) -> tuple[Shares, dict[str, float]]:
 
 
 def _within_bytes(work: _Work, costs: Mapping[str, Matrix], shares: Shares, limits: Limits | None) -> float:
-    """The least share of zeros with which the packed file keeps its budget; without one, what is asked for.
+    """The least sparsity at which the packed file meets its budget; without a budget, that of the settings.
 
-    How much of each layer is zero decides on the size, what the others become does not.
+    The sparsity of each layer determines the size; the values of the other weights hardly do.
     """
     budget = work.config.max_bytes
     if budget is None or limits is None:
@@ -193,8 +194,8 @@ def _within_bytes(work: _Work, costs: Mapping[str, Matrix], shares: Shares, limi
 
     if (smallest := size(MOST_ZEROS)) > budget:
         raise ConfigError(
-            f"prune: max_bytes: {MOST_ZEROS:.0%} zeros still take {smallest} bytes when packed as int8, more "
-            f"than {budget}; raise it, keep fewer layers, or remove channels first"
+            f"prune: max_bytes: with {MOST_ZEROS:.0%} zeros the packed int8 model takes {smallest} bytes, "
+            f"more than {budget}; raise it, keep fewer layers, or remove channels first"
         )
     low, high = 0.0, MOST_ZEROS
     for _ in range(STEPS):
@@ -206,7 +207,7 @@ def _within_bytes(work: _Work, costs: Mapping[str, Matrix], shares: Shares, limi
 def _within_gate(
     work: _Work, shares: Shares, damping: Mapping[str, float], most: float, limits: Limits
 ) -> Pruned:
-    """The model with as many zeros as stay accurate, at most ``most``."""
+    """The model with the most zeros that is still accurate, at most ``most``."""
     best = work.pruned(shares(most), damping)
     if limits.accurate(best.model):
         return best

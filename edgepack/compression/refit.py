@@ -1,10 +1,10 @@
-"""The weights that are left are fitted anew, so that their outputs come near those of the whole model.
+"""Refits the weights of a pruned model to the layer outputs of the original model.
 
-With ``y`` what a layer of the whole model puts out and ``x`` what the same layer of the slim model gets, its
-new weight is ``argmin |y - V x|^2 + |(V - W) R|^2``, where ``W`` are the weights that it kept: one ridge
-regression on second moments, streamed over the samples. Layers are fitted from the first to the last, each
-on what those before it give now, so that it makes up for their errors as well (Y. He et al., "Channel Pruning
-for Accelerating Very Deep Neural Networks", 2017, layer by layer; here every layer behind a cut).
+With ``y`` the output of a layer in the original model and ``x`` the input of the same layer in the pruned
+model, the new weight is ``argmin |y - V x|^2 + |(V - W) R|^2``, where ``W`` are the kept weights: a ridge
+regression on second moments, streamed over the samples. Layers are fitted from first to last on the outputs
+of the refitted layers before them, so that they compensate earlier errors (Y. He et al., "Channel Pruning for
+Accelerating Very Deep Neural Networks", 2017; here for every layer that consumes pruned channels).
 """
 
 from collections.abc import Mapping
@@ -22,33 +22,33 @@ from edgepack.quantization.weights.matrix import from_groups, to_groups, weight_
 from edgepack.quantization.weights.moments import MAX_COLUMNS, Floats, weight_inputs
 
 LEAST_RIDGE = 0.01
-"""How much weights hold to what they were, beside the mean square of their inputs. With few rows for many
-inputs it is more, inputs over rows: what few samples say of how inputs go together is not to be trusted."""
+"""Ridge penalty relative to the mean square of the inputs. It is larger, inputs / rows, with few rows for
+many inputs, because correlations estimated from few samples are unreliable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bias:
-    """The constant that is added to what a node multiplies, and the operand that holds it."""
+    """The bias of a layer: the node that adds it and the operand index."""
 
     node: ir.Node
     index: int
 
 
 def bias_of(node: ir.Node) -> Bias | None:
-    """Where the mean of a weight's loss can go; one that has none gets it."""
+    """Where the bias of a layer is, or can be added; ``None`` if it cannot."""
     if node.op_type in ("Conv", "Gemm"):
-        held = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-        fits = held is None or held.size == _outputs(node)
+        content = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+        fits = content is None or content.size == _outputs(node)
         plain = node.op_type == "Conv" or node.attributes.get_float("beta", 1.0) == 1.0
         return Bias(node, 2) if fits and plain else None
     adding = only_consumer(node.outputs[0]) if node.op_type == "MatMul" else None
     if adding is None or adding.op_type != "Add":
         return None
     index = 1 if adding.inputs[0] is node.outputs[0] else 0
-    held = constant(adding.inputs[index])
+    content = constant(adding.inputs[index])
     return (
         Bias(adding, index)
-        if held is not None and held.shape[-1:] == (_outputs(node),) == (held.size,)
+        if content is not None and content.shape[-1:] == (_outputs(node),) == (content.size,)
         else None
     )
 
@@ -60,7 +60,7 @@ def _outputs(node: ir.Node) -> int:
 
 @dataclass(slots=True, eq=False)
 class _Sums:
-    """Of inputs ``x`` [groups, K] and wanted outputs ``y`` [groups, M], per group."""
+    """Moments of inputs ``x`` [groups, K] and target outputs ``y`` [groups, M], per group."""
 
     xx: Floats
     yx: Floats
@@ -83,14 +83,14 @@ def refit(
     kept: Mapping[str, Atoms],
     run: SampleRun,
 ) -> int:
-    """Fit the weights of ``pruned``, which is changed; gives the number of those fitted.
+    """Refit the weights of ``pruned`` in place; return the number of refitted layers.
 
     Args:
-        whole: the model that it came from.
+        whole: the original model.
         pruned: nodes have the names that they have in ``whole``.
-        cut: names of the nodes that read fewer channels.
-        kept: of nodes that have fewer outputs, the positions of those left.
-        run: what both run on, once for each depth of the graph.
+        cut: names of the nodes that consume fewer channels.
+        kept: by node with fewer outputs, the indices of the kept outputs.
+        run: the samples that both run on, once for each depth of the graph.
 
     Raises:
         CalibrationError: a model fails on a sample.
@@ -190,6 +190,6 @@ def _fit(graph: ir.Graph, node: ir.Node, sums: _Sums) -> None:
     replace_operand(graph, node, 1, from_groups(node, after.astype(np.float32)), "fit")
     if bias is not None:
         shift = (y - np.einsum("gmk,gk->gm", after, x)).reshape(-1)
-        held = constant(bias.node.inputs[bias.index]) if bias.index < len(bias.node.inputs) else None
-        changed = shift if held is None else held + shift.reshape(held.shape)
+        content = constant(bias.node.inputs[bias.index]) if bias.index < len(bias.node.inputs) else None
+        changed = shift if content is None else content + shift.reshape(content.shape)
         replace_operand(graph, bias.node, bias.index, changed.astype(np.float32), "fit")

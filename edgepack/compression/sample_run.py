@@ -1,4 +1,4 @@
-"""How a model is run on samples: what every measurement on activations needs to know."""
+"""The settings of a run on samples."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from edgepack.data.samples import Samples
 
 @dataclass(frozen=True, slots=True)
 class SampleRun:
-    """Samples that a model runs on, one after another, and how."""
+    """Samples that a model runs on, one after another, with the settings of the run."""
 
     samples: Samples
     threads: int
-    """Of the runtime."""
+    """Threads of the runtime."""
     seed: int
-    """Of the choice of positions, where a sample has more than are looked at."""
+    """Seed of the choice of positions, if a sample has more than are used."""
     on_sample: Callable[[], None] = lambda: None
     """Called after each sample."""

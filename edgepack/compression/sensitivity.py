@@ -1,4 +1,4 @@
-"""How much each group's zeros change what the model gives: measured, one group at a time."""
+"""Sensitivity: measures how the change of one fusion group alone affects the outputs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,14 +11,14 @@ from edgepack.ir.arrays import Array
 from edgepack.ir.model import clone, constant, name_of, new_initializer
 
 PROBES = 32
-"""Samples that a group's effect is measured on."""
+"""Number of samples that the effect of a group is measured on."""
 
 Outputs = list[list[Array]]
 """The float outputs of a model, by sample."""
 
 
 def outputs_of(model: ir.Model, samples: Samples, threads: int) -> Outputs:
-    """What ``model`` gives for the first of ``samples``.
+    """Outputs of ``model`` for the first of ``samples``.
 
     Raises:
         CalibrationError: the model fails on a sample.
@@ -29,7 +29,7 @@ def outputs_of(model: ir.Model, samples: Samples, threads: int) -> Outputs:
 
 
 def noise(reference: Outputs, outputs: Outputs) -> float:
-    """Power of the difference over that of the signal; outputs of other shapes are left out."""
+    """Power of the difference over that of the signal; outputs of different shapes are skipped."""
     signal = power = 0.0
     for before, after in zip(reference, outputs, strict=True):
         for a, b in zip(before, after, strict=True):
@@ -49,7 +49,7 @@ def noise_alone(
     samples: Samples,
     threads: int,
 ) -> dict[str, float]:
-    """Noise at the outputs of ``model`` where one group alone has the weight and bias it has in ``changed``.
+    """Noise at the outputs of ``model`` if one group alone has its weight and bias from ``changed``.
 
     Raises:
         CalibrationError: the model fails on a sample.

@@ -1,4 +1,4 @@
-"""Sharing in a model: constants that are equal, or nearly, become one."""
+"""Weight sharing: replaces equal and nearly equal initializers by one."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,48 +13,49 @@ from edgepack.ir.model import clone, constant, name_of
 from edgepack.quantization.weights.codebook_scales import KEY
 
 LEAST_VALUES = 64
-"""Of a constant; smaller ones are shapes, bounds and the like, and not worth a tie."""
+"""Smallest initializer that is shared, in values; smaller ones are shapes, bounds and the like."""
 
 
-class Tie(NamedTuple):
-    """A constant that is gone, the one in its place, and the share of its norm that they differ by."""
+class Replacement(NamedTuple):
+    """A removed initializer, the one that replaces it, and the relative difference of their norms."""
 
     gone: str
     kept: str
     error: float
 
 
-def share(model: ir.Model, config: Share) -> tuple[ir.Model, tuple[Tie, ...]]:
-    """A model in which constants of one shape and type that differ by at most ``config.within`` are one.
+def share(model: ir.Model, config: Share) -> tuple[ir.Model, tuple[Replacement, ...]]:
+    """Merge initializers of one shape and type whose relative difference is at most ``config.within``.
 
-    Given: ``Gather(a, ids)``, ``MatMul(x, b)`` with ``|b - a| <= within * |b|``. Result: both read ``a``. The
-    constant that stands first is kept. Weights with different grids stay apart. A weight that nearly is a
-    table's transposed becomes that.
+    Given: ``Gather(a, ids)``, ``MatMul(x, b)`` with ``|b - a| <= within * |b|``. Result: both consume ``a``.
+    The first initializer is kept. Weights with different codebook scales are not merged. A weight that nearly
+    equals a transposed embedding table becomes equal to it.
     """
-    tied = clone(model)
+    shared = clone(model)
     kept: dict[tuple[object, ...], list[tuple[ir.Value, Array]]] = {}
-    ties = []
-    for value in list(tied.graph.initializers.values()):
+    replaced = []
+    for value in list(shared.graph.initializers.values()):
         array = constant(value)
         if array is None or array.dtype != np.float32 or array.size < LEAST_VALUES or value.is_graph_output():
             continue
-        grid = value.meta.get(KEY)
-        group = kept.setdefault((array.shape, None if grid is None else grid.tobytes()), [])
+        scales = value.meta.get(KEY)
+        group = kept.setdefault((array.shape, None if scales is None else scales.tobytes()), [])
         for first, other in group:
             error = _difference(array, other)
             if error <= config.within:
-                ties.append(Tie(name_of(value), name_of(first), error))
+                replaced.append(Replacement(name_of(value), name_of(first), error))
                 ir.convenience.replace_all_uses_with(value, first)
-                del tied.graph.initializers[name_of(value)]
+                del shared.graph.initializers[name_of(value)]
                 break
         else:
             group.append((value, array))
-    ties += _tables(tied.graph, config.within)
-    return tied, tuple(ties)
+    replaced += _tables(shared.graph, config.within)
+    return shared, tuple(replaced)
 
 
-def _tables(graph: ir.Graph, within: float) -> Iterator[Tie]:
-    """Weights of products that nearly are a table's transposed become that: as integers they are one copy."""
+def _tables(graph: ir.Graph, within: float) -> Iterator[Replacement]:
+    """Make MatMul weights that nearly equal a transposed embedding table equal to it: int8 stores one
+    copy."""
     for table in list(tables_of(graph)):
         rows = constant(table)
         assert rows is not None
@@ -67,11 +68,11 @@ def _tables(graph: ir.Graph, within: float) -> Iterator[Tie]:
             if 0 < error <= within:
                 assert table.const_value is not None
                 weight.const_value = transposed(table.const_value, [1, 0])
-                yield Tie(name_of(weight), f"{name_of(table)} transposed", error)
+                yield Replacement(name_of(weight), f"{name_of(table)} transposed", error)
 
 
 def _multiplies(weight: ir.Value) -> bool:
-    """Whether products read it, and nothing else."""
+    """Whether only MatMul and Gemm nodes consume it, as the weight."""
     uses = weight.uses()
     return bool(uses) and all(u.node.op_type in ("MatMul", "Gemm") and u.idx == 1 for u in uses)
 

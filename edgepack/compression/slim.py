@@ -1,6 +1,6 @@
-"""Channels leave a model: constants are cut, and whatever states a number of channels states the new one.
+"""Removes channels from a model: slices initializers and updates shapes and channel counts.
 
-Given (channel 1 of 2 goes)::
+Given (channel 1 of 2 is removed)::
 
     x -> Conv(w [2, 3, 1, 1], b [2]) -> h [n, 2, 8, 8] -> Reshape([n, 128]) -> Gemm(v [128, 5]) -> y
 
@@ -22,8 +22,8 @@ from edgepack.ir.model import clone, constant
 
 
 def slim(model: ir.Model, channels: Channels, alive: Mask) -> ir.Model:
-    """A copy of ``model`` with only those channels whose atoms are ``alive`` [atoms]; atoms that are tied
-    are alive together, and every value keeps at least one of its channels."""
+    """A copy of ``model`` with only the channels whose atoms are ``alive`` [atoms]. Atoms of one class must
+    be alive together, and every value must keep at least one channel."""
     copied = clone(model)
     twins = dict(zip(model.graph, copied.graph, strict=True))
     cuts: dict[tuple[ir.Node, int], list[Cut]] = defaultdict(list)
@@ -50,7 +50,7 @@ def _count(track: Track, alive: Mask) -> int:
 
 
 def _take(graph: ir.Graph, node: ir.Node, index: int, kept: dict[int, Atoms]) -> None:
-    """Keep elements of a constant operand; other readers of the constant keep it as it was."""
+    """Slice a constant operand; other consumers of the constant keep the old one."""
     old = node.inputs[index]
     content = constant(old)
     assert old is not None
@@ -61,7 +61,7 @@ def _take(graph: ir.Graph, node: ir.Node, index: int, kept: dict[int, Atoms]) ->
 
 
 def _restate(graph: ir.Graph, channels: Channels, alive: Mask, node: ir.Node, twin: ir.Node) -> None:
-    """Write the new number of channels into a node that states it."""
+    """Write the new number of channels into a node that has it as an attribute or operand."""
     assert node.inputs[0] is not None
     before = channels.tracks[node.inputs[0]]
     after = channels.tracks.get(node.outputs[0])
@@ -105,13 +105,13 @@ def _restate_shape(graph: ir.Graph, twin: ir.Node, after: Track, alive: Mask) ->
     assert entries is not None
     entry = entries[after.axis]
     if entry is None or entry <= 0:
-        return  # -1 and 0 follow the input
+        return  # -1 and 0 are computed from the input
     wanted = _count(after, alive)
-    held = constant(twin.inputs[1])
-    if held is not None:
-        held = held.copy()
-        held[after.axis] = wanted
-        replace_operand(graph, twin, 1, held, "slim")
+    operand = constant(twin.inputs[1])
+    if operand is not None:
+        operand = operand.copy()
+        operand[after.axis] = wanted
+        replace_operand(graph, twin, 1, operand, "slim")
         return
     joined = twin.inputs[1].producer() if twin.inputs[1] is not None else None
     assert joined is not None
@@ -128,7 +128,7 @@ def _restate_shape(graph: ir.Graph, twin: ir.Node, after: Track, alive: Mask) ->
 
 
 def _restate_slice(graph: ir.Graph, node: ir.Node, twin: ir.Node, before: Track, alive: Mask) -> None:
-    """A slice of channels starts behind those left before it, and ends behind those left of it."""
+    """Recompute the bounds of a Slice of channels from the remaining channels."""
     rank = len(node.inputs[0].shape or ()) if node.inputs[0] is not None else 0
     taken = slice_of(node, before.axis, rank)
     assert taken is not None
@@ -142,8 +142,8 @@ def _restate_slice(graph: ir.Graph, node: ir.Node, twin: ir.Node, before: Track,
     assert starts is not None
     axes = [int(a) % rank for a in given.reshape(-1)] if given is not None else list(range(starts.size))
     for index, bound in zip((1, 2), bounds, strict=True):
-        held = constant(node.inputs[index])
-        assert held is not None
-        changed = held.copy()
+        operand = constant(node.inputs[index])
+        assert operand is not None
+        changed = operand.copy()
         changed[axes.index(before.axis)] = bound
         replace_operand(graph, twin, index, changed, "slim")

@@ -1,5 +1,5 @@
-"""Structured pruning: whole channels, neurons and attention heads leave the model, which is smaller and
-faster for it on any runtime."""
+"""Structured pruning: removes whole channels, neurons and attention heads, which makes a model smaller and
+faster on any runtime."""
 
 import fnmatch
 from collections import Counter
@@ -24,7 +24,7 @@ from edgepack.errors import ConfigError, did_you_mean
 
 @dataclass(frozen=True, slots=True)
 class Multiples:
-    """What numbers of channels a target's kernels like."""
+    """Channel multiples that a target's kernels prefer."""
 
     dense: int = 1
     depthwise: int = 1
@@ -32,24 +32,24 @@ class Multiples:
 
 @dataclass(frozen=True, slots=True)
 class SlimGroup:
-    """Layers whose channels were chosen together."""
+    """Result for layers whose channels are pruned together."""
 
     name: str
     channels: int
     left: int
     reason: str
-    """Why no more of them could go, where something stood in the way."""
+    """Why the other channels cannot be pruned; empty if they can."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlimReport:
-    """What structured pruning did. Multiplications are those of one sample."""
+    """Result of structured pruning. Multiplications are those of one sample."""
 
     macs_before: int
     macs_after: int
     groups: tuple[SlimGroup, ...]
     fitted: int
-    """Layers whose weights were fitted anew."""
+    """Number of refitted layers."""
 
 
 def prune_structured(
@@ -62,10 +62,10 @@ def prune_structured(
     seed: int,
     on_sample: Callable[[], None] = lambda: None,
 ) -> tuple[ir.Model, SlimReport]:
-    """A model with fewer channels that does ``config.macs`` of the multiplications, or as few as it can.
+    """Remove channels until the share ``config.macs`` of the multiplications remains, or as few as possible.
 
     Raises:
-        ConfigError: a name to keep that no node has; no channel of the model can go.
+        ConfigError: a pattern in ``keep`` matches no node, or no channel of the model can be pruned.
         CalibrationError: the model fails on a sample.
     """
     channels = find_channels(model)
@@ -73,7 +73,7 @@ def prune_structured(
     free = [group for group in groups if len(group.classes)]
     if not free:
         reasons = "; ".join(sorted({g.pinned for g in groups})[:3]) or "it has no weights"
-        raise ConfigError(f"structured: no channel of the model can go: {reasons}")
+        raise ConfigError(f"structured: no channel of the model can be pruned: {reasons}")
     roots = channels.roots()
     run = SampleRun(samples, threads, seed, on_sample)
     found = orders(model, channels, roots, free, config, run)
@@ -104,7 +104,7 @@ def prune_structured(
 
 
 def _changes(channels: Channels, alive: Mask) -> tuple[frozenset[str], dict[str, Atoms]]:
-    """Names of the nodes that read fewer channels; of those that make fewer, the positions left."""
+    """Names of the nodes that consume fewer channels; kept output indices of those that produce fewer."""
     cut = {node.name or "" for node, atoms in channels.readers if not alive[atoms].all()}
     kept = {
         c.node.name or "": np.flatnonzero(alive[c.atoms])
@@ -119,7 +119,7 @@ def _kept_names(channels: Channels, config: Structured) -> frozenset[str]:
     for pattern in config.keep:
         if not fnmatch.filter(names, pattern):
             raise ConfigError(
-                f"structured: keep: no node that makes channels is named {pattern!r}, "
+                f"structured: keep: no node that produces channels is named {pattern!r}, "
                 + did_you_mean(pattern, names)
             )
     require_types("structured", config.keep_types, {node.op_type for node, _ in channels.makers})
@@ -131,7 +131,7 @@ def _kept_names(channels: Channels, config: Structured) -> frozenset[str]:
 def multiple_of(
     channels: Channels, group: Group, roots: Atoms, given: int | None, multiples: Multiples
 ) -> int:
-    """What the number of a group's channels should be a multiple of; ``given`` goes over what is known."""
+    """The multiple for the number of a group's channels; ``given`` overrides that of the target."""
     if given is not None:
         return given
     classes = set(group.classes.tolist())
@@ -143,19 +143,19 @@ def multiple_of(
 
 
 def structured_notes(report: SlimReport, config: Structured) -> list[str]:
-    """What there is to say, a sentence each."""
+    """Notes for the report."""
     cut = [group for group in report.groups if group.left < group.channels]
     gone, of = sum(g.channels - g.left for g in cut), sum(g.channels for g in report.groups)
     share = report.macs_after / max(report.macs_before, 1)
     notes = [
-        f"{gone} of {of} channels have gone from {len(cut)} groups, {share:.1%} of the multiplications left"
+        f"{gone} of {of} channels removed from {len(cut)} groups, {share:.1%} of the multiplications remain"
     ]
     if share > config.macs:
-        notes.append(f"{config.macs:.1%} were asked for, but no more channels can go")
+        notes.append(f"{config.macs:.1%} were requested, but no more channels can be pruned")
     if report.fitted:
-        notes.append(f"{report.fitted} layers were fitted anew")
+        notes.append(f"{report.fitted} layers refitted")
     reasons = Counter(
         group.reason for group in report.groups if group.reason and group.left == group.channels
     )
-    notes.extend(f"{count} groups stay: {why}" for why, count in reasons.most_common(3))
+    notes.extend(f"{count} groups not pruned: {why}" for why, count in reasons.most_common(3))
     return notes

@@ -1,4 +1,4 @@
-"""What passes on weights share: which weights, what flows into them, and writing new ones."""
+"""Shared code of weight passes: selecting weights, measuring their inputs, writing new weights."""
 
 import fnmatch
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -26,13 +26,13 @@ def weighted_groups(
     keep: Sequence[str],
     keep_types: Sequence[str],
 ) -> list[FusionGroup]:
-    """Groups whose weights the pass ``name`` may change: those of products, but for what is kept.
+    """Fusion groups whose weights the pass ``name`` may change: matrix products and convolutions not in
+    ``keep``.
 
-    A weight that is a table's too is left alone: changed for its own inputs alone it would be one no more,
-    and the file would hold two.
+    A weight that is tied to an embedding table is skipped: if it changed, the file would need two copies.
 
     Raises:
-        ConfigError: a name or a type to keep that no node has; nothing is left.
+        ConfigError: a name or type in ``keep`` matches no node, or nothing is left.
     """
     names = [u.name for u in groups]
     for pattern in keep:
@@ -56,10 +56,10 @@ def weighted_groups(
 
 
 def require_types(name: str, keep_types: Iterable[str], known: Collection[str]) -> None:
-    """Refuse a type to keep that the pass ``name`` would look for in vain.
+    """Check the operator types that the pass ``name`` should keep.
 
     Raises:
-        ConfigError: naming it, and the nearest that there is.
+        ConfigError: no node has the type; names the most similar one.
     """
     for op_type in keep_types:
         if op_type not in known:
@@ -71,7 +71,7 @@ def require_types(name: str, keep_types: Iterable[str], known: Collection[str]) 
 def write_weight(
     graph: ir.Graph, node: ir.Node, before: Matrix, after: Matrix, moments: InputMoments, suffix: str
 ) -> ir.Value:
-    """Put the new weight into ``node``, and what its mean output has changed by into its bias."""
+    """Replace the weight of ``node``, and correct its bias by the change of the mean output."""
     old = node.inputs[1]
     assert old is not None
     content = from_groups(node, after).astype(np.float32)
@@ -79,9 +79,9 @@ def write_weight(
     node.replace_input_with(1, new)
     shift = np.einsum("gok,gk->go", after - before, moments.mean).reshape(-1)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    held = constant(bias)
-    if bias is not None and held is not None and held.size == shift.size:
-        corrected = (held.reshape(-1) - shift).reshape(held.shape).astype(np.float32)
+    bias_array = constant(bias)
+    if bias is not None and bias_array is not None and bias_array.size == shift.size:
+        corrected = (bias_array.reshape(-1) - shift).reshape(bias_array.shape).astype(np.float32)
         node.replace_input_with(2, new_initializer(graph, f"{name_of(bias)}_{suffix}", corrected))
     elif bias is None and node.op_type == "Conv":
         node.resize_inputs(3)

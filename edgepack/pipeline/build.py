@@ -13,7 +13,7 @@ from edgepack.benchmark.environment import environment
 from edgepack.benchmark.group_figures import NOTHING_MEASURED, GroupFigures, group_rows, measure_groups
 from edgepack.calibration.ranges import RangeTable, load_ranges
 from edgepack.calibration.run import calibrate
-from edgepack.compression.material import PassInputs
+from edgepack.compression.pass_inputs import PassInputs
 from edgepack.data.samples import Samples
 from edgepack.data.splits import Splits, open_splits
 from edgepack.evaluation.check import Baseline, baseline, check, check_together

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgepack.compression.material import PassInputs
+from edgepack.compression.pass_inputs import PassInputs
 from edgepack.compression.table import PASSES
 from edgepack.config.passes import Pass, step_names
 from edgepack.config.strict_yaml import Strict
@@ -50,29 +50,30 @@ def run_passes(
 
 
 def _run(model: ir.Model, settings: Strict, inputs: PassInputs, original: ir.Model) -> tuple[ir.Model, Notes]:
-    """One pass: a new model, and notes for the report."""
+    """Run one pass; return the new model and its notes for the report."""
     if isinstance(settings, Tune):
         return _tune(model, settings, inputs, original)
-    made, notes = PASSES[type(settings)](model, settings, inputs)
-    return made, Notes(notes)
+    made, lines = PASSES[type(settings)](model, settings, inputs)
+    return made, Notes(lines)
 
 
 def _tune(model: ir.Model, settings: Tune, inputs: PassInputs, original: ir.Model) -> tuple[ir.Model, Notes]:
     from edgepack.training.require import require_torch  # noqa: PLC0415  # an extra that most builds do without
 
     require_torch()
-    from edgepack.training.report import curve_of, told  # noqa: PLC0415
+    from edgepack.training.report import curve_of, notes_of  # noqa: PLC0415
     from edgepack.training.train import TrainingRun, tune  # noqa: PLC0415
 
+    settings = _with_target_multiple(inputs, settings)
     run = TrainingRun(inputs.seed, inputs.threads)
-    made = tune(model, original, inputs.training, _with_multiple(inputs, settings), run)
-    return made.model, Notes(told(made), curve_of(made))
+    made = tune(model, original, inputs.training, settings, run)
+    return made.model, Notes(notes_of(made), curve_of(made))
 
 
-def _with_multiple(inputs: PassInputs, settings: Tune) -> Tune:
-    """Settings whose channel pruning keeps multiples that suit the target's kernels, unless they set one."""
-    pruning, multiples = settings.sparsify, inputs.multiples
-    if pruning is None or pruning.pattern != "channels" or pruning.multiple is not None:
+def _with_target_multiple(inputs: PassInputs, settings: Tune) -> Tune:
+    """``settings`` with the channel multiple that the target's kernels prefer, where it is unset."""
+    share, like = settings.sparsify, inputs.multiples
+    if share is None or share.pattern != "channels" or share.multiple is not None:
         return settings
-    changed = pruning.model_copy(update={"multiple": max(multiples.dense, multiples.depthwise)})
-    return settings.model_copy(update={"sparsify": changed})
+    sparsify = share.model_copy(update={"multiple": max(like.dense, like.depthwise)})
+    return settings.model_copy(update={"sparsify": sparsify})

@@ -1,4 +1,4 @@
-"""Quantization-aware training as a stage of a build: the integers that a plan stores are trained."""
+"""Quantization-aware training (QAT) as a stage of a build: trains the integer weights that a plan stores."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from edgepack.quantization.plan.types import Precision, QuantPlan
 from edgepack.quantization.weights.rounding import Rounded
 from edgepack.results import Notes
 from edgepack.training.fake_quant import QuantizedStudent
-from edgepack.training.held import Parameters
 from edgepack.training.learned_scales import Scales, learned_ranges
-from edgepack.training.report import curve_of, told
+from edgepack.training.parameters import Parameters
+from edgepack.training.report import curve_of, notes_of
 from edgepack.training.start import start_from
 from edgepack.training.train import TrainingRun, tune
 from edgepack.training.weights import trainables
@@ -25,7 +25,7 @@ from edgepack.training.weights import trainables
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedIntegers:
-    """What is stored after training, by group, the ranges that go with it, and what there is to say."""
+    """Result of QAT: integer weights by fusion group, activation ranges, and notes for the report."""
 
     stored: Mapping[str, Rounded]
     ranges: Mapping[str, Range]
@@ -41,15 +41,15 @@ def train_integers(
     settings: AwareTune,
     run: TrainingRun,
 ) -> TrainedIntegers:
-    """Train the integer graph of ``plan``, made of ``ranges``, from what ``rounding`` stores, to answer as
-    ``model`` does.
+    """Train the quantized graph of ``plan`` to reproduce the outputs of the float ``model`` (its teacher).
 
-    Weights and biases of groups with an integer form are trained; what else computes in float stays, since
-    other forms of the model share it. A table that a product shares stays as well: both store one copy.
+    ``plan`` was made from ``ranges``; training starts from the integers of ``rounding``. Weights and biases
+    of fusion groups with static int8 precision are trained. Float weights are not, because all candidates
+    share them; neither is an embedding table tied to a MatMul, because both use one stored copy.
 
     Raises:
-        ConfigError: settings that do not fit the model, or no weight has an integer form.
-        ModelError: the integer graph has operators that cannot be trained; all are listed.
+        ConfigError: the settings do not fit the model, or no weight is quantized statically.
+        ModelError: the quantized graph has operators without a gradient; all are listed.
         CalibrationError: the model fails on a sample.
     """
     given = rounding(plan)
@@ -57,18 +57,18 @@ def train_integers(
     keep = _others(start.model, plan)
     students: list[QuantizedStudent] = []
 
-    def form(begun: ir.Model, held: Parameters) -> QuantizedStudent:
-        students.append(QuantizedStudent(begun, held, plan, start, learn_ranges=settings.learn_ranges))
+    def make_student(begun: ir.Model, parameters: Parameters) -> QuantizedStudent:
+        students.append(QuantizedStudent(begun, parameters, plan, start, learn_ranges=settings.learn_ranges))
         return students[-1]
 
     training = settings.model_copy(update={"keep": (*settings.keep, *keep)})
-    made = tune(start.model, model, samples, training, run, form)
+    made = tune(start.model, model, samples, training, run, make_student)
     stored = start.stored(made.model)
     changed = sum(int((stored[n].integers != given[n].integers).sum()) for n in stored)
     values = sum(stored[n].integers.size for n in stored)
-    share = f"{changed / max(values, 1):.1%} of {values} stored weights are others than rounding gave"
+    share = f"{changed / max(values, 1):.1%} of {values} stored weights differ from those of rounding"
     scales = students[-1].scales
-    notes = Notes([*told(made), share, *_scales_note(scales, made.apart)], curve_of(made))
+    notes = Notes([*notes_of(made), share, *_scales_note(scales, made.apart)], curve_of(made))
     return TrainedIntegers(stored, learned_ranges(plan, ranges, scales, made.apart), notes)
 
 
@@ -76,11 +76,12 @@ def _scales_note(scales: Scales, content: Mapping[str, Array]) -> list[str]:
     if not scales:
         return []
     ratios = [scale.ratio(content[scale.key]) for scale in scales.values()]
-    return [f"{len(ratios)} scales trained, now {min(ratios):.2f} to {max(ratios):.2f} of what they were"]
+    low, high = min(ratios), max(ratios)
+    return [f"{len(ratios)} activation scales trained, now {low:.2f} to {high:.2f} times the calibrated ones"]
 
 
 def _others(model: ir.Model, plan: QuantPlan) -> list[str]:
-    """Patterns of the constants that no integer group stores alone."""
+    """Name patterns of the trainable constants that do not belong to exactly one static int8 group."""
     nodes = {n.name: n for n in model.graph}
     own: set[str] = set()
     for group_plan in plan.of(Precision.STATIC):
@@ -93,7 +94,7 @@ def _others(model: ir.Model, plan: QuantPlan) -> list[str]:
     found = trainables(model)
     if own.isdisjoint(found):
         raise ConfigError(
-            "quantize.tune: no weight of this model has an integer form on this target; remove the key"
+            "quantize.tune: no weight of this model runs in static int8 on this target; remove the key"
         )
-    # Names of exporters have brackets, which would be taken for a set of characters.
+    # Exporters write brackets in names; fnmatch would read them as a character set.
     return [key.replace("[", "[[]") for key in found if key not in own]

@@ -1,4 +1,4 @@
-"""A run on disk: its log, and all that is needed to go on with it."""
+"""Checkpoints of a training run: its log and everything needed to resume it."""
 
 import hashlib
 from dataclasses import asdict
@@ -12,19 +12,19 @@ from edgepack.config.training import Tune
 from edgepack.data.samples import Samples
 from edgepack.errors import ConfigError
 from edgepack.ir.fingerprint import fingerprint
-from edgepack.training.held import Parameters
+from edgepack.training.parameters import Parameters
 from edgepack.training.state import Entry, State
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 LAYOUT = 2
-"""Of what a checkpoint holds; another number whenever that changes."""
+"""Version of the checkpoint layout; increased with every change of the layout."""
 
 
 def run_identity(
     model: ir.Model, teacher: ir.Model, samples: Samples, settings: Tune, seed: int, workers: int
 ) -> str:
-    """SHA-256 of all that decides how a run goes; the same for all of its ``workers``."""
-    told = "\n".join(
+    """SHA-256 of everything that determines a run; equal on all ``workers``."""
+    described = "\n".join(
         [
             fingerprint(model),
             fingerprint(teacher),
@@ -33,25 +33,25 @@ def run_identity(
             f"{seed} {workers}",
         ]
     )
-    return hashlib.sha256(told.encode()).hexdigest()
+    return hashlib.sha256(described.encode()).hexdigest()
 
 
-def digest_of(held: Parameters) -> str:
-    """SHA-256 of the weights as they are."""
+def digest_of(parameters: Parameters) -> str:
+    """SHA-256 of the current weights."""
     found = hashlib.sha256()
-    for array in held.arrays().values():
+    for array in parameters.arrays().values():
         found.update(array.tobytes())
     return found.hexdigest()
 
 
 def path_of(folder: Path, state: State) -> Path:
-    """The checkpoint of this worker: ``checkpoint.pt`` of the first, ``checkpoint-1.pt`` of the next."""
+    """Path of this worker's checkpoint: ``checkpoint.pt`` for rank 0, ``checkpoint-1.pt`` for rank 1."""
     workers = state.exchange.workers
     return folder / (CHECKPOINT if workers.first else f"{Path(CHECKPOINT).stem}-{workers.rank}.pt")
 
 
 def save_checkpoint(folder: Path, state: State, identity: str) -> None:
-    """Write a checkpoint, and the first worker ``log.jsonl``; an earlier one stays until the new is whole."""
+    """Write a checkpoint atomically; rank 0 writes ``log.jsonl`` as well."""
     folder.mkdir(parents=True, exist_ok=True)
     best: Any = None
     if state.best is not None:
@@ -60,9 +60,9 @@ def save_checkpoint(folder: Path, state: State, identity: str) -> None:
     content = {
         "layout": LAYOUT,
         "identity": identity,
-        "tensors": {key: tensor.detach() for key, tensor in state.held.tensors.items()},
-        "masks": state.held.masks,
-        "returning": state.held.returning,
+        "tensors": {key: tensor.detach() for key, tensor in state.parameters.tensors.items()},
+        "masks": state.parameters.masks,
+        "returning": state.parameters.returning,
         "zeros": state.zeros.known() if state.zeros is not None else None,
         "optimizer": state.optimizer.state_dict(),
         "lost": state.exchange.lost,
@@ -85,34 +85,34 @@ def save_checkpoint(folder: Path, state: State, identity: str) -> None:
 
 
 def load_checkpoint(folder: Path, state: State, identity: str) -> None:
-    """Put ``state`` where the run in ``folder`` stopped; nothing changes where there is none.
+    """Restore ``state`` from the checkpoint in ``folder``; do nothing if there is none.
 
     Raises:
-        ConfigError: the checkpoint is that of another run or of another edgepack, or cannot be read.
+        ConfigError: the checkpoint belongs to another run or another version of edgepack, or is unreadable.
     """
     path = path_of(folder, state)
     if not path.exists():
         return
     try:
         content = torch.load(path, weights_only=True)
-    except Exception as error:  # torch raises what its unpickler does
-        raise ConfigError(f"{path}: is not a checkpoint, or is cut short: {error}; remove it") from error
+    except Exception as error:  # torch passes on any error of its unpickler
+        raise ConfigError(f"{path}: is not a checkpoint, or is truncated: {error}; remove it") from error
     layout = content.get("layout", 1) if isinstance(content, dict) else None
     if layout != LAYOUT:
         raise ConfigError(
-            f"{path}: is that of another version of edgepack (layout {layout}, this one has {LAYOUT}); "
-            "go on with the version that began the run, or remove the file to start anew"
+            f"{path}: is from another version of edgepack (layout {layout}, this one has {LAYOUT}); "
+            "resume with the version that started the run, or remove the file to start again"
         )
     if content["identity"] != identity:
         raise ConfigError(
-            f"{path}: is that of a run with another model, samples or settings; remove it, or name another "
+            f"{path}: is from a run with another model, samples or settings; remove it, or choose another "
             "folder"
         )
     with torch.no_grad():
-        for key, tensor in state.held.tensors.items():
+        for key, tensor in state.parameters.tensors.items():
             tensor.copy_(content["tensors"][key])
-    state.held.masks = content["masks"]
-    state.held.returning = content["returning"]
+    state.parameters.masks = content["masks"]
+    state.parameters.returning = content["returning"]
     if state.zeros is not None:
         state.zeros.know(content["zeros"])
     state.optimizer.load_state_dict(content["optimizer"])

@@ -1,4 +1,4 @@
-"""Training of a file, as the command line does it."""
+"""The command ``edgepack tune``: trains a model file."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -25,13 +25,13 @@ def tune_file(
     checkpoints: Path | None,
     progress: Callable[[str, int, int], None],
 ) -> Tuned | None:
-    """Train the recipe's model and write it to ``output``; ``given`` goes over the recipe's settings.
+    """Train the recipe's model and write it to ``output``; ``given`` overrides the recipe's settings.
 
-    ``None`` from a worker other than the first, who alone writes what all have.
+    Returns ``None`` on workers other than the first; only the first writes the model.
 
     Raises:
-        ConfigError: no samples, or settings that do not fit.
-        ModelError: the model or its teacher cannot be read, or has what cannot be trained.
+        ConfigError: no samples, or the settings do not fit the model.
+        ModelError: the model or its teacher cannot be read, or has operators without a gradient.
         ExportError: ``output`` cannot be written.
     """
     model, master = load_model(recipe.model), load_model(teacher)
@@ -40,7 +40,7 @@ def tune_file(
     if data is None:
         raise ConfigError("no samples: give them with --data, or as `training_data:` in the recipe")
     if output.resolve() in (recipe.model.resolve(), teacher.resolve()):
-        raise ConfigError(f"{output}: is what is read; inputs are never changed, write to another file")
+        raise ConfigError(f"{output}: is an input; inputs are never changed, choose another output file")
     samples = open_samples(data, "training", input_specs(model), recipe.images, base=base)
     asked = next((entry.tune for entry in recipe.passes if entry.tune is not None), Tune())
     settings = parse(Tune, {**asked.model_dump(exclude_unset=True), **given}, "tune")

@@ -1,10 +1,9 @@
-"""Whole channels, as training takes them out: what belongs to each of them among what is trained.
+"""Channel sparsity during training: which parts of the trained tensors belong to each channel.
 
-A channel is out when nothing reads it. While choices are made anew, the weights that read it are masked and
-what makes it goes on as it is: masked on both sides, neither would have a gradient, and nothing could tell
-whether the channel should come back. After the last choice all that belongs to it is zero, the weights and
-biases that make it and its entries in depthwise convolutions and normalizations among them, and the channel
-can leave the graph.
+A channel is pruned when no weight consumes it. While the choice can still change, only the consuming weights
+are masked: with producer and consumer masked, neither would have a gradient, and the channel could not be
+chosen again. After the final choice everything of the channel is zero, including the weights and biases that
+produce it and its entries in depthwise convolutions and normalizations, so that it can leave the graph.
 """
 
 from collections import defaultdict
@@ -21,7 +20,7 @@ from edgepack.compression.channels.rules import find_channels
 from edgepack.errors import ConfigError
 from edgepack.graph.shape_inference import infer_shapes
 from edgepack.ir.model import clone
-from edgepack.training.held import Parameters
+from edgepack.training.parameters import Parameters
 from edgepack.training.step import spread
 from edgepack.training.weights import PRODUCTS, Kind, Trainable, keys_of, source_of, trainables
 
@@ -30,38 +29,38 @@ SMALLEST = 1e-30
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Place:
-    """Along ``axis`` of the trained tensor ``key`` the class [size of the axis] of each position, -1 where
-    channels stay."""
+    """The class of each position along ``axis`` of the trained tensor ``key`` [size of the axis]; -1 where
+    the channel cannot be pruned."""
 
     key: str
     axis: int
     classes: Tensor
     weight: bool
-    """Multiplied with activations, so that it counts."""
+    """Whether the tensor is multiplied with activations; only such tensors count in the scores."""
     reading: bool
-    """Whether the channels are those that a weight reads."""
+    """Whether ``axis`` is the input axis of a weight."""
 
     def sums(self, tensor: Tensor) -> Tensor:
-        """What the positions of ``tensor`` come to, each by itself [size of the axis]."""
+        """Sum of ``tensor`` over all axes but ``axis`` [size of the axis]."""
         return tensor.movedim(self.axis, 0).flatten(1).sum(1)
 
     def mask(self, alive: Tensor, ndim: int) -> Tensor:
-        """One where channels are, to be broadcast against ``ndim`` dimensions; ``alive`` is [classes]."""
+        """The mask of ``alive`` [classes], shaped to broadcast against ``ndim`` dimensions."""
         last = torch.cat([alive, alive.new_ones(1)])
         return spread(last[self.classes], self.axis, ndim)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Coupled:
-    """Channels that may leave, in classes that leave together and groups of classes that are compared."""
+    """Prunable channels: classes are pruned together, and classes of one group compete with each other."""
 
     groups: Tensor
     """The group of each class [classes]."""
     places: tuple[Place, ...]
 
     def scores(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """What each class [classes] counts, one on average in each group: its share of the squares of each
-        weight that it is made or read by (as in G. Fang et al., 2023, DepGraph)."""
+        """Importance of each class [classes], with mean 1 in each group: its share of the squared norm of
+        every weight that produces or consumes it (as in G. Fang et al., 2023, DepGraph)."""
         found = torch.zeros(len(self.groups), dtype=torch.float64)
         for place in self.places:
             if place.weight:
@@ -72,7 +71,7 @@ class Coupled:
         return found / means.clamp(min=SMALLEST)[self.groups]
 
     def gradients(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        """How much the loss would change with what reads each class [classes]: the length of the gradient."""
+        """Gradient norm of the weights that consume each class [classes]."""
         found = torch.zeros(len(self.groups), dtype=torch.float64)
         for place in self.places:
             if place.reading and place.key in gradients:
@@ -80,7 +79,8 @@ class Coupled:
         return found.sqrt()
 
     def masks(self, alive: Tensor, shapes: Mapping[str, Trainable], *, final: bool) -> dict[str, Tensor]:
-        """Masks for what reads the channels, and in the end for all that belongs to them."""
+        """Masks for the weights that consume the channels; with ``final``, for all tensors of the
+        channels."""
         found: dict[str, Tensor] = {}
         for place in self.places:
             if place.reading or final:
@@ -94,21 +94,21 @@ class Coupled:
         found.index_add_(0, place.classes[free], values[free])
 
 
-def couple(model: ir.Model, held: Parameters) -> Coupled:
-    """The channels of ``model`` that training may take out: all that belongs to them is ``held``.
+def couple(model: ir.Model, parameters: Parameters) -> Coupled:
+    """The channels of ``model`` that training may prune: all of their weights are in ``parameters``.
 
     Raises:
-        ConfigError: no channel may go.
+        ConfigError: no channel can be pruned.
     """
     known = clone(model)
     infer_shapes(known)
     channels = find_channels(known)
-    cuts = _trained_cuts(known, channels, held)
+    cuts = _trained_cuts(known, channels, parameters)
     groups = find_groups(channels)
     free = [group.classes for group in groups if len(group.classes)]
     if not free:
         reasons = "; ".join(sorted({group.pinned for group in groups})[:3]) or "it has no weights"
-        raise ConfigError(f"tune: sparsify: no channel of the model can go: {reasons}")
+        raise ConfigError(f"tune: sparsify: no channel of the model can be pruned: {reasons}")
     numbers = np.full(len(channels.parents), -1)
     numbers[np.concatenate(free)] = np.arange(sum(map(len, free)))
     of_group = np.repeat(np.arange(len(free)), [len(classes) for classes in free])
@@ -116,8 +116,8 @@ def couple(model: ir.Model, held: Parameters) -> Coupled:
     return Coupled(torch.from_numpy(of_group), tuple(p for p in places if (p.classes >= 0).any()))
 
 
-def _trained_cuts(model: ir.Model, channels: Channels, held: Parameters) -> list[tuple[Cut, Trainable]]:
-    """Where channels stand in what is trained; those of what cannot be masked are pinned."""
+def _trained_cuts(model: ir.Model, channels: Channels, parameters: Parameters) -> list[tuple[Cut, Trainable]]:
+    """The channel axes of trained tensors; channels of tensors that cannot be masked are pinned."""
     keys, known, roots = keys_of(model), trainables(model), channels.roots()
     found: list[tuple[Cut, Trainable]] = []
     sharing: dict[ir.Value, list[Cut]] = defaultdict(list)
@@ -125,11 +125,11 @@ def _trained_cuts(model: ir.Model, channels: Channels, held: Parameters) -> list
         source = source_of(cut.node.inputs[cut.index])
         trained = None if source is None else known.get(keys[source])
         if source is None or trained is None:
-            # What else is constant says nothing to what does not read it.
+            # Other constants do not matter to a channel that no weight consumes.
             if cut.index == 1 and cut.node.op_type in PRODUCTS:
                 channels.pin_atoms(cut.atoms, f"{label(cut.node)} has weights that are not trained")
-        elif trained.key not in held.trained or trained.key in held.places:
-            channels.pin_atoms(cut.atoms, f"{trained.key!r} is kept, or takes few values")
+        elif trained.key not in parameters.trained or trained.key in parameters.places:
+            channels.pin_atoms(cut.atoms, f"{trained.key!r} is excluded by `keep`, or is clustered")
         else:
             sharing[source].append(cut)
             found.append((cut, trained))
@@ -140,7 +140,7 @@ def _trained_cuts(model: ir.Model, channels: Channels, held: Parameters) -> list
         alike = all(way == ways[cuts[0].node] for way in ways.values())
         if not alike or {use.node for use in source.uses()} != ways.keys():
             for cut in cuts:
-                channels.pin_atoms(cut.atoms, f"{source.name!r} has several readers")
+                channels.pin_atoms(cut.atoms, f"{source.name!r} has several consumers")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What training reads in every step: inputs, what the teacher says to them, labels; and in which order."""
+"""Distillation data: inputs, teacher outputs and labels of the training samples, and the order of batches."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +21,13 @@ from edgepack.training.workers import ALONE, Workers
 
 @dataclass(slots=True)
 class DistillationData:
-    """Samples with the teacher's answers, by number."""
+    """Samples with the teacher outputs, by index."""
 
     feeds: Store
-    answers: Store
+    teacher_outputs: Store
     labels: list[int] | None
     power: dict[str, float]
-    """Mean square deviation from the mean, of each of the teacher's values."""
+    """Variance of each teacher output, by name."""
     trained: tuple[int, ...]
     judged: tuple[int, ...]
     together: bool = False
@@ -46,23 +46,23 @@ def prepare_distillation(
 ) -> DistillationData:
     """Run the teacher once over all samples in onnxruntime.
 
-    ``samples`` are each followed by the views that the settings ask for. Those that judge are originals, and
-    no view of them is trained on.
+    Each of ``samples`` is followed by the augmented copies that the settings ask for. Held-out samples are
+    originals, and their augmented copies are not trained on.
 
     Raises:
-        ConfigError: labels are wanted and are not classes.
+        ConfigError: labels are required and are not class numbers.
         CalibrationError: the teacher fails on a sample.
     """
-    parts = [folder / part for part in ("feeds", "answers")]
-    for part in parts:
-        part.mkdir()
-    feeds, answers = Store(parts[0]), Store(parts[1])
+    folders = [folder / name for name in ("feeds", "teacher_outputs")]
+    for path in folders:
+        path.mkdir()
+    feeds, teacher_outputs = Store(folders[0]), Store(folders[1])
     labels: list[int] = []
     sums: dict[str, list[float]] = {name: [0.0, 0.0, 0.0] for name in objective.teachers}
-    told = stream_activations(teacher, samples, objective.teachers, threads=threads)
-    for sample, (_, arrays) in zip(samples, told, strict=True):
+    outputs = stream_activations(teacher, samples, objective.teachers, threads=threads)
+    for sample, (_, arrays) in zip(samples, outputs, strict=True):
         feeds.add(sample.feeds)
-        answers.add(arrays)
+        teacher_outputs.add(arrays)
         for name, array in arrays.items():
             moments = (array.size, array.sum(dtype=np.float64), np.square(array, dtype=np.float64).sum())
             sums[name] = [a + float(b) for a, b in zip(sums[name], moments, strict=True)]
@@ -81,12 +81,12 @@ def prepare_distillation(
         raise ConfigError(f"tune: {len(feeds)} samples with held_out {held_out} leave none to train on")
     shapes = [tuple(a.shape for a in feeds[i].values()) for i in range(len(feeds))]
     return DistillationData(
-        feeds, answers, labels if settings.labels > 0 else None, power, trained, judged, shapes=shapes
+        feeds, teacher_outputs, labels if settings.labels > 0 else None, power, trained, judged, shapes=shapes
     )
 
 
 def can_be_stacked(run: Callable[[dict[str, Tensor]], Mapping[str, Tensor]], feeds: Sequence[Feeds]) -> bool:
-    """Whether two samples at once give the same values as one after another, whatever the file says.
+    """Whether a batch of two samples gives the same values as two runs, whatever shapes the file declares.
 
     ``run`` raises a ModelError where shapes do not fit, as :func:`edgepack.training.graph.run_program` does.
     """
@@ -117,9 +117,9 @@ class Batch:
     """The samples of one step."""
 
     stacks: list[list[int]]
-    """Numbers of those that this worker runs; a stack is run at once."""
+    """Sample indices of this worker, in stacks; each stack is one forward pass."""
     size: int
-    """How many all workers run."""
+    """Number of samples over all workers."""
 
 
 def batches(
@@ -127,7 +127,7 @@ def batches(
 ) -> list[Batch]:
     """The steps of an epoch.
 
-    The order depends on the seed and the epoch alone, so a run that is resumed goes on as it would have.
+    The order depends on the seed and the epoch alone, so a resumed run gets the same batches.
     """
     order = np.random.default_rng((seed, epoch)).permutation(np.asarray(distillation.trained)).tolist()
     steps = [order[i : i + batch] for i in range(0, len(order), batch)]

@@ -1,8 +1,8 @@
-"""From the gradients of each worker to those that the optimizer sees: added up, and coded on the way.
+"""All-reduce of gradients between workers, optionally quantized to few bits.
 
-Coded, a step takes two rounds (as in Tang et al., 2021): each worker sends part k of its gradients to worker
-k, which adds what it receives and sends the sum, coded again, to all. Everyone decodes the same bytes, so
-weights stay equal to the last bit. In floats, gloo's ring sends as many values as these two rounds do.
+Quantized, a step takes two rounds (as in Tang et al., 2021): each worker sends part k of its gradients to
+worker k, which sums what it receives, quantizes the sum and sends it to all. All workers decode the same
+bytes, so their weights stay bit-identical. In float, gloo's ring sends as many values as these two rounds.
 """
 
 from collections.abc import Sequence
@@ -20,18 +20,18 @@ FLOAT_BYTES = 4
 
 @dataclass(slots=True, eq=False)
 class Exchange:
-    """What gradients go through after the backward pass, and what coding has lost so far."""
+    """The all-reduce after the backward pass, with its quantization errors (error feedback)."""
 
     sizes: Sequence[int]
     settings: Gradients | None
     workers: Workers = ALONE
     seed: int = 0
     lost: list[Tensor] = field(default_factory=list)
-    """Of each part that this worker sends, then of the sum that it gives out."""
+    """Quantization error of each part that this worker sends, then of the sum that it sends to all."""
     sent_bytes: int = 0
-    """Payload that this worker gave to others."""
+    """Bytes that this worker sent."""
     float_bytes: int = 0
-    """The payload of the same in floats."""
+    """Bytes that float gradients would have taken."""
     coder: Coder | None = None
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ class Exchange:
         self.lost = [torch.zeros(self.coder.layout.length) for _ in range(count + own)]
 
     def __call__(self, tensors: Sequence[Tensor], step: int) -> None:
-        """Replace the gradients of ``tensors`` by their sum over all workers, as coding leaves it."""
+        """Replace the gradients of ``tensors`` by their (quantized) sum over all workers."""
         if self.coder is None and self.workers.count == 1:
             return
         whole = torch.cat([_gradient(t).reshape(-1) for t in tensors])
@@ -78,5 +78,5 @@ def _gradient(tensor: Tensor) -> Tensor:
 
 
 def _to_others(size: int, count: int) -> int:
-    """Bytes that each sends in a ring that adds ``size`` bytes: all but one share, twice."""
+    """Bytes that each worker sends in a ring all-reduce of ``size`` bytes."""
     return 2 * (count - 1) * size // count

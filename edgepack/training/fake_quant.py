@@ -1,15 +1,15 @@
-"""Quantization-aware training: what is trained is the integer graph that a plan gives.
+"""Fake quantization: trains float weights through the quantized graph of a plan.
 
-Given, of the planned graph::
+Given, in the quantized graph::
 
     DQ(w int8, s) -> Conv(DQ(x), ., DQ(b int32, s_x s))
 
-Result, with float weights ``v`` and ``c`` that are trained::
+Result, with trained float weights ``v`` and ``c``::
 
     DQ(round(v / s(v)), s(v)) -> Conv(DQ(x), ., DQ(round(c / (s_x s(v))), s_x s(v)))
 
-``s(v)`` is chosen as the plan of the trained weights will choose it, so the file that is built afterwards
-with the same ranges computes what was trained, to rounding. Rounding passes gradients (Jacob et al., 2018).
+``s(v)`` is the scale that a plan of the trained weights will choose, so a build with the same ranges computes
+what was trained, up to rounding. Rounding uses the straight-through estimator (Jacob et al., 2018).
 """
 
 from collections.abc import Mapping
@@ -25,45 +25,46 @@ from edgepack.quantization.plan.types import GroupPlan, Precision, QuantPlan
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder
 from edgepack.training.graph import as_tensor, compile_model, run_program
-from edgepack.training.held import Parameters
 from edgepack.training.learned_scales import learned_scales
 from edgepack.training.operators.quantize import round_through
+from edgepack.training.parameters import Parameters
 from edgepack.training.start import Displaced, Start
 from edgepack.training.step import spread
 from edgepack.training.weights import keys_of, source_of
 
 MOST_BIAS = 2.0**30
-"""Stored bias up to which a scale is not widened, as in plans."""
+"""Largest integer bias for which the weight scale is not increased, as in plans."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """A planned group with a stored weight: whose trained tensors it reads, and its own constants."""
+    """A fusion group with an integer weight: the keys of its trained tensors and its own constants."""
 
     weight: str
     bias: str | None
     axis: int | None
     input_scale: Tensor
     fixed_scale: Tensor | None
-    """Where outputs have seven bits, or training starts from given integers."""
+    """The scale of the plan, if the group has reduced-range outputs or training starts from given
+    integers."""
     limit: int
     added_channels: int
     tag: str
     start: tuple[Tensor, Tensor] | None
-    """Displacement and limit of the integers that training starts from, see :mod:`.start`."""
+    """Offset and limit of the integers that training starts from, see :mod:`.start`."""
 
 
 class QuantizedStudent:
-    """The integer graph of a plan, its stored weights computed from those that are trained.
+    """The quantized graph of a plan, with integer weights computed from the trained float weights.
 
-    Those are at the start the nearest to the float ones, or what ``start`` says, whose model must be the one
-    that is trained. With ``learn_ranges`` scales of activations are trained too.
+    At the start the integers are the nearest ones, or those of ``start``, whose model must be the trained
+    one. With ``learn_ranges`` activation scales are trained too.
     """
 
     def __init__(
         self,
         model: ir.Model,
-        held: Parameters,
+        parameters: Parameters,
         plan: QuantPlan,
         start: Start | None = None,
         *,
@@ -76,31 +77,33 @@ class QuantizedStudent:
         for group_plan in plan.of(Precision.STATIC):
             node, before = nodes[group_plan.group.name], floats[group_plan.group.name]
             source = source_of(before.inputs[1]) if group_plan.weight is not None else None
-            if source is not None and keys[source] in held.tensors and _stored(node, 1):
+            if source is not None and keys[source] in parameters.tensors and _stored(node, 1):
                 bias = (
                     source_of(before.inputs[2]) if group_plan.group.bias and len(before.inputs) > 2 else None
                 )
-                name = keys[bias] if bias is not None and keys[bias] in held.tensors else None
+                name = keys[bias] if bias is not None and keys[bias] in parameters.tensors else None
                 displaced = None if start is None else start.displaced.get(group_plan.group.name)
                 self.groups.append(
                     _own_constants(self.model, node, group_plan, plan, keys[source], name, displaced)
                 )
         changing = {f"{u.tag}_{part}" for u in self.groups for part in ("w", "s", "b", "t")}
-        # What the integer graph still reads in float goes by its own name.
+        # Weights that the quantized graph uses in float keep their names.
         left = set(keys_of(self.model).values())
-        self.free = [key for key in held.tensors if key in left]
-        self.scales = learned_scales(model, self.model, plan, held) if learn_ranges else {}
+        self.free = [key for key in parameters.tensors if key in left]
+        self.scales = learned_scales(model, self.model, plan, parameters) if learn_ranges else {}
         changing |= {scale.name for scale in self.scales.values()}
         self.program = compile_model(self.model, changing | set(self.free))
 
-    def __call__(self, feeds: Mapping[str, Tensor], held: Parameters, keep: list[str]) -> dict[str, Tensor]:
-        """The values named in ``keep``."""
-        values = {key: held.value(key) for key in self.free}
-        learned = {raw: scale.value(held) for raw, scale in self.scales.items()}
+    def __call__(
+        self, feeds: Mapping[str, Tensor], parameters: Parameters, keep: list[str]
+    ) -> dict[str, Tensor]:
+        """Run the graph; return the values named in ``keep``."""
+        values = {key: parameters.value(key) for key in self.free}
+        learned = {raw: scale.value(parameters) for raw, scale in self.scales.items()}
         values |= {scale.name: learned[raw] for raw, scale in self.scales.items()}
         for group in self.groups:
             input_scale = learned.get(group.input_scale.numpy().tobytes(), group.input_scale)
-            values.update(_stored_values(group, held, input_scale))
+            values.update(_stored_values(group, parameters, input_scale))
         return run_program(self.program, feeds, values, keep)
 
 
@@ -119,7 +122,7 @@ def _own_constants(
     bias: str | None,
     displaced: Displaced | None,
 ) -> _Group:
-    """Give a group constants that no other shares, since they will differ."""
+    """Give a group its own copies of shared constants, because training makes them differ."""
     params = group_plan.weight
     assert params is not None
     tag = f"tuned_{group_plan.group.name}"
@@ -155,11 +158,13 @@ def _own(model: ir.Model, node: ir.Node, slot: int, names: tuple[str, str]) -> N
     node.replace_input_with(slot, own.outputs[0])
 
 
-def _stored_values(group: _Group, held: Parameters, input_scale: Tensor) -> dict[str, Tensor]:
-    weight = held.value(group.weight)
-    bias = None if group.bias is None else held.value(group.bias)
-    grid = held.scale(group.weight) if group.axis is not None and group.fixed_scale is None else None
-    scale = _scale(group, weight, bias, input_scale) if grid is None else grid
+def _stored_values(group: _Group, parameters: Parameters, input_scale: Tensor) -> dict[str, Tensor]:
+    weight = parameters.value(group.weight)
+    bias = None if group.bias is None else parameters.value(group.bias)
+    codebook_scale = (
+        parameters.scale(group.weight) if group.axis is not None and group.fixed_scale is None else None
+    )
+    scale = _scale(group, weight, bias, input_scale) if codebook_scale is None else codebook_scale
     along = scale if group.axis is None else spread(scale, group.axis, weight.dim())
     if group.start is None:
         stored = round_through(weight / along).clamp(-128, 127)
@@ -178,7 +183,7 @@ def _stored_values(group: _Group, held: Parameters, input_scale: Tensor) -> dict
 
 
 def _scale(group: _Group, weight: Tensor, bias: Tensor | None, input_scale: Tensor) -> Tensor:
-    """The scale that a plan chooses for these weights; no gradient passes it."""
+    """The scale that a plan chooses for these weights, without a gradient."""
     if group.fixed_scale is not None:
         return group.fixed_scale
     with torch.no_grad():

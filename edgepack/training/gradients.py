@@ -1,4 +1,4 @@
-"""Gradients of low-bit weights: a vector of floats as bytes, and what coding loses kept for the next step.
+"""Gradient quantization: codes a float vector as bytes and carries the error to the next step.
 
 A group of values (a tensor, or a block of one) has one scale, ``s = max|g| / (2^(bits - 1) - 1)``, and codes
 ``q = floor(g / s + u)``. With u uniform in [0, 1) this stochastic rounding is unbiased, ``E[s q] = g``
@@ -17,15 +17,15 @@ from edgepack.config.training import Gradients
 
 SCALE_BYTES = 4
 NIBBLE_ZERO = 8
-"""Added to codes of 4 bits, of which two share a byte."""
+"""Offset of 4-bit codes; two share a byte."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """A vector cut into parts of one length, and the scale that each value of a part goes by."""
+    """A vector divided into equal parts, and the index of the scale of each value in a part."""
 
     size: int
-    """Values that mean something; what follows is padding."""
+    """Number of values; the rest is padding."""
     groups: Tensor
     """Index of the scale within its part, int64 ``[parts, length]``."""
     scales: int
@@ -38,13 +38,14 @@ class Layout:
 
 
 def lay_out(sizes: Sequence[int], block: int | None, parts: int) -> Layout:
-    """Place tensors of ``sizes`` one after another in ``parts`` equal parts; no group spans two of either.
+    """Concatenate tensors of ``sizes`` and divide them into ``parts`` equal parts; a group of values with one
+    scale spans neither two tensors nor two parts.
 
-    ``block`` is the most values in a group, ``None`` for one group a tensor.
+    ``block`` is the largest group; ``None`` gives one group for each tensor.
     """
     total = sum(sizes)
     length = -(-total // parts)
-    length += length % 2  # codes of 4 bits come in pairs
+    length += length % 2  # 4-bit codes are packed in pairs
     starts = np.concatenate([[0], np.cumsum(sizes)])[:-1]
     cuts = {int(s) for s in starts} | set(range(0, parts * length, length))
     for start, size in zip(starts.tolist(), sizes, strict=True):
@@ -58,7 +59,7 @@ def lay_out(sizes: Sequence[int], block: int | None, parts: int) -> Layout:
 def to_bytes(values: Tensor, groups: Tensor, scales: int, settings: Gradients, noise: Tensor) -> Tensor:
     """Floats ``[length]`` as uint8: the scales of all groups, then the codes. ``noise`` is u for each value.
 
-    A group with a value that is not finite has the scale NaN, so that it is not finite afterwards either.
+    A group with a non-finite value gets the scale NaN, so it decodes to NaN.
     """
     limit = float(2 ** (settings.bits - 1) - 1)
     peaks = torch.zeros(scales).scatter_reduce(0, groups, values.abs(), "amax", include_self=True)
@@ -74,7 +75,7 @@ def to_bytes(values: Tensor, groups: Tensor, scales: int, settings: Gradients, n
 
 
 def from_bytes(message: Tensor, groups: Tensor, scales: int, settings: Gradients) -> Tensor:
-    """The floats that :func:`to_bytes` wrote."""
+    """Decode what :func:`to_bytes` wrote."""
     head = scales * SCALE_BYTES
     scale = message[:head].clone().view(torch.float32)
     stored = message[head:]
@@ -88,13 +89,13 @@ def from_bytes(message: Tensor, groups: Tensor, scales: int, settings: Gradients
 
 @dataclass(frozen=True, slots=True)
 class Coder:
-    """Codes vectors of one length, with the noise of one step."""
+    """Quantizes vectors of one length with the random numbers of one step."""
 
     layout: Layout
     settings: Gradients
 
     def send(self, part: int, values: Tensor, lost: Tensor, noise: torch.Generator) -> Tensor:
-        """A part as bytes. ``lost`` is added before, and holds what this coding lost afterwards."""
+        """A part as bytes. Adds ``lost`` first, then stores the new quantization error in ``lost``."""
         wanted = values + lost if self.settings.error_feedback else values
         shape = wanted.shape
         if self.settings.rounding == "stochastic":
@@ -112,6 +113,6 @@ class Coder:
 
 
 def noise_of(seed: int, step: int, worker: int) -> torch.Generator:
-    """The random numbers of a step: the same in a run that is resumed, and other ones for each worker."""
+    """The random generator of a step: reproducible in a resumed run, different for each worker."""
     number = np.random.SeedSequence((seed, step, worker)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(number >> np.uint64(1)))

@@ -1,4 +1,4 @@
-"""A differentiable ONNX graph: read once, then run on torch tensors."""
+"""Compiles an ONNX graph to a differentiable program on torch tensors."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -20,22 +20,22 @@ from edgepack.training.weights import array_of, keys_of
 
 STANDARD = ("", "ai.onnx")
 FOLD_ELEMENTS = 1 << 24
-"""Results of constants that are larger are computed in every run instead of kept."""
+"""Constant folding keeps results up to this size; larger ones are computed in every run."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
-    """A graph ready to run; nothing in it changes."""
+    """A compiled graph; immutable."""
 
     body: Body
     types: Mapping[str, torch.dtype]
-    """Of the graph's outputs, where the file states them."""
+    """Types of the graph outputs, where the file declares them."""
     dying: tuple[tuple[str, ...], ...]
-    """What no step after this one reads."""
+    """Values that no later step consumes."""
 
 
 def unsupported(model: ir.Model) -> tuple[str, ...]:
-    """What of ``model`` cannot be run on torch, one line for each kind of node."""
+    """Reasons why ``model`` cannot run on torch, one line for each kind of node."""
     found: dict[str, str] = {}
     imports = model.graph.opset_imports
     opset = imports.get("", imports.get("ai.onnx", 0))
@@ -67,15 +67,15 @@ def _refusal(node: ir.Node, opset: int) -> str | None:
 
 
 def compile_model(model: ir.Model, changing: Collection[str] = ()) -> Program:
-    """``model`` as a program; constants with keys in ``changing`` are given anew in every run.
+    """Compile ``model``; constants with keys in ``changing`` become inputs of every run.
 
     Raises:
-        ModelError: naming everything in the model that cannot be run.
+        ModelError: lists every node that cannot run.
     """
     refused = unsupported(model)
     if refused:
         raise ModelError(
-            "the model cannot be trained, torch has no counterpart here of: " + "; ".join(refused)
+            "the model cannot be trained; these have no torch implementation: " + "; ".join(refused)
         )
     keys = keys_of(model)
     body = _body(model.graph, opset_of(model), keys)
@@ -94,16 +94,16 @@ def as_tensor(array: Array) -> Tensor:
 
 
 def _body(graph: ir.Graph, opset: int, keys: Mapping[ir.Value, str]) -> Body:
-    held = list(graph.initializers.values())
-    held += [n.outputs[0] for n in graph if n.op_type == "Constant" and n.domain in STANDARD]
-    constants = {name_of(v): as_tensor(array_of(v)) for v in held}
+    sources = list(graph.initializers.values())
+    sources += [n.outputs[0] for n in graph if n.op_type == "Constant" and n.domain in STANDARD]
+    constants = {name_of(v): as_tensor(array_of(v)) for v in sources}
     steps = tuple(_step(n, opset, keys) for n in graph if n.op_type != "Constant")
     return Body(
         inputs=tuple(name_of(v) for v in graph.inputs if not v.is_initializer()),
         outputs=tuple(name_of(v) for v in graph.outputs),
         constants=constants,
         steps=steps,
-        keys={name_of(v): keys[v] for v in held},
+        keys={name_of(v): keys[v] for v in sources},
     )
 
 
@@ -129,7 +129,7 @@ def _step(node: ir.Node, opset: int, keys: Mapping[ir.Value, str]) -> Step:
 
 
 def _reads(step: Step) -> set[str]:
-    """All values that a step needs, what its bodies capture included."""
+    """All values that a step consumes, including those captured by its subgraphs."""
     names = {name for name in step.inputs if name}
     for body in step.bodies.values():
         inner = set(body.outputs).union(*(_reads(s) for s in body.steps))
@@ -139,7 +139,7 @@ def _reads(step: Step) -> set[str]:
 
 
 def _folded(body: Body, changing: frozenset[str]) -> Body:
-    """The body with everything computed that depends on nothing that changes."""
+    """The body after constant folding of everything that does not depend on changing constants."""
     fixed = {name: t for name, t in body.constants.items() if body.keys[name] not in changing}
     steps = []
     for step in body.steps:
@@ -172,10 +172,10 @@ def run_program(
     values: Mapping[str, Tensor] | None = None,
     keep: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """The graph's outputs, and values named in ``keep``, by name.
+    """Run the graph; return its outputs and the values named in ``keep``, by name.
 
-    ``values`` take the place of the constants with their keys. Outputs that the file declares as integers
-    are cast to that at the end: quantized values are float inside.
+    ``values`` replace the constants with the same keys. Quantized values are float inside the program;
+    outputs that the file declares as integers are cast at the end.
     """
     body = program.body
     env = _constants(body, values or {})

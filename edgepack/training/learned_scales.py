@@ -1,8 +1,8 @@
-"""Scales of activations that are trained with the weights.
+"""Learned activation scales.
 
-Esser et al. (2020), learned step size quantization: a scale has a gradient through rounding and through what
-saturates. Zero points stay, so that zeros stay exact; what is trained is the logarithm of a scale against the
-calibrated one, so that one learning rate serves all.
+Esser et al. (2020), learned step size quantization (LSQ): a scale gets gradients from rounding and from
+saturated values. Zero points are fixed, so that zero stays exact. The trained tensor is the logarithm of the
+ratio to the calibrated scale, so that one learning rate fits all.
 """
 
 from collections.abc import Mapping
@@ -22,45 +22,46 @@ from edgepack.quantization.plan.plan import FIXED_RANGES
 from edgepack.quantization.plan.types import Precision, QuantPlan
 from edgepack.quantization.rewrite.hard_activations import HARD_ACTIVATIONS
 from edgepack.training.graph import as_tensor
-from edgepack.training.held import Parameters
+from edgepack.training.parameters import Parameters
 
 MOST = 1.0
-"""Of the logarithm, either way: beyond, the calibrated range was no range of this value."""
+"""Limit of the magnitude of the logarithm."""
 
 
 @dataclass(frozen=True, slots=True)
 class LearnedScale:
-    """One scale; activations whose scales are equal share it."""
+    """One trained scale; activations with equal scales share it."""
 
     name: str
-    """Of the constant in the integer graph."""
+    """Name of the constant in the quantized graph."""
     start: Tensor
     most: float
-    """The largest logarithm: beyond it the range would be wider than what the activation clamps to."""
+    """Upper limit of the logarithm, at which the range is that of the activation function."""
 
     @property
     def key(self) -> str:
-        """Of what is trained, among the tensors that are held."""
+        """Key of the trained tensor in :class:`Parameters`."""
         return f"{self.name} learned"
 
-    def value(self, held: Parameters) -> Tensor:
-        """As it is now."""
-        return self.start * held.tensors[self.key].clamp(-MOST, self.most).exp()
+    def value(self, parameters: Parameters) -> Tensor:
+        """The current scale."""
+        return self.start * parameters.tensors[self.key].clamp(-MOST, self.most).exp()
 
     def ratio(self, logarithm: Array) -> float:
-        """Of the trained scale to the calibrated one."""
+        """Ratio of the trained scale to the calibrated one."""
         return float(np.exp(np.clip(logarithm, -MOST, self.most)))
 
 
 Scales = dict[bytes, LearnedScale]
-"""By the bytes of the scale in the plan."""
+"""Scales by the bytes of the calibrated scale in the plan."""
 
 
-def learned_scales(model: ir.Model, quantized: ir.Model, plan: QuantPlan, held: Parameters) -> Scales:
-    """Scales of ``quantized``, the integer graph of ``plan``; ``held`` gets a tensor for each.
+def learned_scales(model: ir.Model, quantized: ir.Model, plan: QuantPlan, parameters: Parameters) -> Scales:
+    """The trainable scales of ``quantized``, the quantized graph of ``plan``; adds a tensor for each to
+    ``parameters``.
 
-    Those that follow from an operator's bounds stay, as they do in every plan, and those whose integers are
-    bounds of a Clip or rows of a look-up.
+    Scales that an operator fixes (such as Softmax) are not trained, nor those used by integer bounds of a
+    Clip or by rows of an embedding table.
     """
     fixed = _fixed(plan)
     most = _most(model, plan)
@@ -72,7 +73,7 @@ def learned_scales(model: ir.Model, quantized: ir.Model, plan: QuantPlan, held: 
             continue
         if raw not in found:
             found[raw] = LearnedScale(name_of(value), as_tensor(scale), most.get(raw, MOST))
-            held.add_apart(found[raw].key, torch.zeros(()))
+            parameters.add_apart(found[raw].key, torch.zeros(()))
     return found
 
 
@@ -117,9 +118,9 @@ def _covered(params: QuantParams) -> tuple[float, float]:
 def learned_ranges(
     plan: QuantPlan, ranges: Mapping[str, Range], scales: Scales, content: Mapping[str, Array]
 ) -> dict[str, Range]:
-    """``ranges`` with those of which a scale was trained, as a plan will make that scale of them again.
+    """``ranges`` updated so that a plan derives the trained scales from them.
 
-    ``content`` has what was trained, by key.
+    ``content`` has the trained values by key.
     """
     found = dict(ranges)
     for name, params in plan.activations.items():

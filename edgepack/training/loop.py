@@ -1,4 +1,4 @@
-"""The loop: step after step on batches of samples, and the weights that judge best are kept."""
+"""The training loop: steps on batches; keeps the weights that are best on the held-out samples."""
 
 import math
 import time
@@ -14,32 +14,34 @@ from torch import Tensor
 from edgepack.config.training import Tune
 from edgepack.training.checkpoint import digest_of, save_checkpoint
 from edgepack.training.distillation_data import Batch, DistillationData, batches, labels_of
-from edgepack.training.held import Parameters
 from edgepack.training.objective import Objective, agreement, losses
+from edgepack.training.parameters import Parameters
 from edgepack.training.sparsify import penalty
 from edgepack.training.state import Entry, State
 
 WARM_UP = 10
-"""Steps over which the learning rate rises."""
+"""Warm-up steps of the learning rate."""
 PARTS = (0.25, 0.5, 0.75)
-"""Of the way from the first weights to the last, at which weights are judged in the end."""
+"""Interpolation factors between the first and the last weights that are evaluated at the end."""
 OnStep = Callable[[int, int, str], None]
-"""Called with steps done, steps in all as far as one can tell, and a line of text."""
+"""Called with the steps done, the expected total and a line of text."""
 
 
 class Student(Protocol):
-    """What is trained, as a function of its weights."""
+    """The trained model as a function of its parameters."""
 
     model: ir.Model
-    """The graph that is run."""
+    """The graph that runs."""
 
-    def __call__(self, feeds: Mapping[str, Tensor], held: Parameters, keep: list[str]) -> dict[str, Tensor]:
-        """The values named in ``keep``, for stacked samples."""
+    def __call__(
+        self, feeds: Mapping[str, Tensor], parameters: Parameters, keep: list[str]
+    ) -> dict[str, Tensor]:
+        """Run on stacked samples; return the values named in ``keep``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """What a run consists of, besides its state."""
+    """The fixed part of a run; :class:`State` is the rest."""
 
     student: Student
     objective: Objective
@@ -49,15 +51,15 @@ class Loop:
     on_step: OnStep
 
     def run(self, state: State, checkpoints: Path | None, identity: str) -> str:
-        """Train epoch after epoch; gives the reason to stop."""
+        """Train until a limit is reached; return the reason for stopping."""
         if not state.step and self.distillation.judged and not self._changes_the_aim():
-            state.best = (self._judge(state)["loss"], 0, state.held.arrays())
+            state.best = (self._judge(state)["loss"], 0, state.parameters.arrays())
         while True:
             ended = self._epoch(state)
             verdict = self._verdict(state)
             if state.exchange.workers.count > 1:
-                alike = "its weights are others; workers must run on machines that compute alike"
-                state.exchange.workers.require_same(digest_of(state.held), alike)
+                alike = "its weights differ; all workers must run on machines with identical arithmetic"
+                state.exchange.workers.require_same(digest_of(state.parameters), alike)
             if checkpoints is not None:
                 save_checkpoint(checkpoints, state, identity)
             if ended:
@@ -66,25 +68,25 @@ class Loop:
                 return f"agreement of {verdict:.3f} on held-out samples"
 
     def between(self, state: State, start: Mapping[str, Tensor]) -> float:
-        """Keep weights between those of the start and those of now, if they judge best; gives how far.
+        """Interpolate between the first and the current weights and keep the best; return the factor.
 
-        Wortsman et al. (2022): with few samples what both know is in the middle.
+        Wortsman et al. (2022): interpolated weights generalize better after training on few samples.
         """
         kept = 1.0
         if state.best is None or self._changes_the_aim():
             return kept
-        tensors = state.held.tensors
+        tensors = state.parameters.tensors
         last = {key: tensor.detach().clone() for key, tensor in tensors.items()}
         for part in PARTS:
             _set(tensors, {key: torch.lerp(start[key], last[key], part) for key in tensors})
             loss = self._judge(state)["loss"]
             if loss < state.best[0]:
-                state.best, kept = (loss, state.step, state.held.arrays()), part
+                state.best, kept = (loss, state.step, state.parameters.arrays()), part
         _set(tensors, last)
         return kept
 
     def _changes_the_aim(self) -> bool:
-        """Whether the weights of the start are no candidates: they lack what is asked for."""
+        """Whether the first weights cannot be kept because they lack the required zeros."""
         s = self.settings
         return bool(s.sparsify or s.l1 or s.l2 or s.group_lasso)
 
@@ -100,7 +102,7 @@ class Loop:
             started = time.perf_counter()
             rate = self._rate(state, progress)
             zeros = state.zeros
-            sparsity = zeros.choose(state.held, state.optimizer, state.step, progress) if zeros else 0.0
+            sparsity = zeros.choose(state.parameters, state.optimizer, state.step, progress) if zeros else 0.0
             parts = self._step(state, batch, rate)
             state.step += 1
             state.elapsed_s += time.perf_counter() - started
@@ -127,38 +129,38 @@ class Loop:
         return self.settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
 
     def _step(self, state: State, batch: Batch, rate: float) -> dict[str, float]:
-        """One step; gives the parts of the loss on the samples of this worker."""
+        """Run one step; return the terms of the loss on the samples of this worker."""
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.zero_grad()
         own = sum(map(len, batch.stacks))
         sums: dict[str, float] = {}
         for numbers in batch.stacks:
-            parts = self._parts(state.held, numbers)
+            parts = self._parts(state.parameters, numbers)
             (torch.stack(list(parts.values())).sum() * (len(numbers) / batch.size)).backward()
             for name, part in parts.items():
                 sums[name] = sums.get(name, 0.0) + part.item() * len(numbers) / own
-        state.exchange(list(state.held.tensors.values()), state.step)
-        # Penalties follow from the weights alone, which all workers have.
-        pressure = penalty(state.held, self.settings)
+        state.exchange(list(state.parameters.tensors.values()), state.step)
+        # Penalties depend on the weights alone, which are equal on all workers.
+        pressure = penalty(state.parameters, self.settings)
         if pressure is not None:
             pressure.backward()
             sums["penalty"] = pressure.item()
         if state.zeros is not None:
-            state.zeros.after_backward(state.held)
+            state.zeros.after_backward(state.parameters)
         state.optimizer.step()
         if state.zeros is not None:
-            state.zeros.after_step(state.held, rate)
+            state.zeros.after_step(state.parameters, rate)
         return sums
 
-    def _parts(self, held: Parameters, numbers: list[int]) -> dict[str, Tensor]:
-        made = self.student(self.distillation.feeds.stacked(numbers), held, self.objective.mine)
-        answers = self.distillation.answers.stacked(numbers)
+    def _parts(self, parameters: Parameters, numbers: list[int]) -> dict[str, Tensor]:
+        made = self.student(self.distillation.feeds.stacked(numbers), parameters, self.objective.mine)
+        teacher_outputs = self.distillation.teacher_outputs.stacked(numbers)
         labels = labels_of(self.distillation, numbers)
-        return losses(self.objective, made, answers, self.distillation.power, self.settings, labels)
+        return losses(self.objective, made, teacher_outputs, self.distillation.power, self.settings, labels)
 
     def _judge(self, state: State) -> dict[str, float]:
-        """Loss and agreement on the held-out samples."""
+        """Loss and agreement on the held-out samples, for the current weights."""
         total, same = 0.0, 0.0
         judged = self.distillation.judged
         size = (
@@ -169,18 +171,22 @@ class Loop:
         with torch.no_grad():
             for start in range(0, len(judged), size):
                 numbers = list(judged[start : start + size])
-                made = self.student(self.distillation.feeds.stacked(numbers), state.held, self.objective.mine)
-                answers = self.distillation.answers.stacked(numbers)
+                made = self.student(
+                    self.distillation.feeds.stacked(numbers), state.parameters, self.objective.mine
+                )
+                teacher_outputs = self.distillation.teacher_outputs.stacked(numbers)
                 labels = labels_of(self.distillation, numbers)
-                parts = losses(self.objective, made, answers, self.distillation.power, self.settings, labels)
+                parts = losses(
+                    self.objective, made, teacher_outputs, self.distillation.power, self.settings, labels
+                )
                 total += sum(p.item() for p in parts.values()) * len(numbers)
-                same += agreement(self.objective.outputs, made, answers) * len(numbers)
-        # All keep and stop by one verdict, whatever the last bits of theirs.
+                same += agreement(self.objective.outputs, made, teacher_outputs) * len(numbers)
+        # All workers use the result of the first, because theirs may differ in the last bits.
         loss, share = state.exchange.workers.from_first([total / len(judged), same / len(judged)])
         return {"loss": loss, "agreement": share}
 
     def _verdict(self, state: State) -> float | None:
-        """Judge the weights as they are and keep them if they are the best so far; gives the agreement."""
+        """Evaluate the current weights, keep them if they are the best so far; return the agreement."""
         if not self.distillation.judged or not state.log:
             return None
         if state.zeros is not None and not state.zeros.final:
@@ -188,7 +194,7 @@ class Loop:
         verdict = self._judge(state)
         state.log[-1] = replace(state.log[-1], held_out=verdict)
         if state.best is None or verdict["loss"] < state.best[0]:
-            state.best = (verdict["loss"], state.step, state.held.arrays())
+            state.best = (verdict["loss"], state.step, state.parameters.arrays())
         return verdict["agreement"]
 
     def _tell(self, state: State) -> None:

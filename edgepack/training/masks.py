@@ -1,8 +1,8 @@
-"""Which weights are in and which are out: pure functions of weights, of gradients and of what was before.
+"""Sparsity masks: pure functions of weights, gradients and the previous mask.
 
-Two ways for weights that are out to come back. Straight through, they go on learning as if they were in, and
-every choice compares all weights anew. By gradient (Evci et al., 2020, RigL), what is out stays out, but for
-those whose gradients are largest: they come in for the least of those that are in.
+Two ways for pruned weights to regrow. Straight-through: masked weights still learn, and every update ranks
+all weights again. By gradient (Evci et al., 2020, RigL): pruned weights stay at zero, but those with the
+largest gradients replace the smallest remaining weights.
 """
 
 import math
@@ -13,34 +13,34 @@ import torch
 from torch import Tensor
 
 PATTERNS = {"2:4": (2, 4), "4:8": (4, 8)}
-"""How many are in, of how many inputs in a row."""
+"""N:M sparsity: N remaining weights of M consecutive inputs."""
 
 LEAST_CHANNELS = 0.1
-"""Share of each group of channels that stays."""
+"""Smallest share of a group of channels that remains."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Past:
-    """What was before a choice, where weights come back by gradient. Tensors are ``[weights]``."""
+    """The state before a mask update with regrowth by gradient. Tensors are ``[weights]``."""
 
     out: Tensor
-    """bool"""
+    """Pruned weights, bool."""
     gradients: Tensor
-    """How much the loss would change with each."""
+    """Gradient of the loss with respect to each weight."""
     exchanged: float
-    """Share of those that are in afterwards that others make room for, at most."""
+    """Largest share of the remaining weights that regrown ones may replace."""
     firm: int = 0
-    """How many have no need to make room."""
+    """Number of remaining weights that cannot be replaced."""
 
     def back(self, zeros: int) -> Tensor:
-        """Those that come back where ``zeros`` are out afterwards: the largest gradients, bool."""
+        """Regrown weights when ``zeros`` are pruned afterwards: those with the largest gradients, bool."""
         room = len(self.out) - zeros
         count = min(round(self.exchanged * room), int(self.out.sum()), max(room - self.firm, 0))
         return lowest(torch.where(self.out, -self.gradients.abs(), torch.inf), count)
 
 
 def lowest(values: Tensor, count: int) -> Tensor:
-    """Where the ``count`` lowest of ``values`` [n] are, bool; of equal ones the first."""
+    """Mask of the ``count`` lowest of ``values`` [n], bool; the first of equal ones."""
     if not count:
         return torch.zeros_like(values, dtype=torch.bool)
     last = values.kthvalue(count).values
@@ -49,7 +49,7 @@ def lowest(values: Tensor, count: int) -> Tensor:
 
 
 def ranks(scores: Tensor, zeros: int, past: Past | None) -> tuple[Tensor, int]:
-    """Scores by which the lowest are out, and how many: no fewer than were, where those do not learn."""
+    """Scores to prune by and the number of zeros, which never falls with regrowth by gradient."""
     if past is None:
         return scores, zeros
     zeros = max(zeros, int(past.out.sum()))
@@ -60,7 +60,7 @@ def ranks(scores: Tensor, zeros: int, past: Past | None) -> tuple[Tensor, int]:
 def unstructured(
     weights: Mapping[str, Tensor], sparsity: float, past: Past | None = None
 ) -> dict[str, Tensor]:
-    """Masks with a share ``sparsity`` of zeros over all weights together: the lowest scores are out."""
+    """Masks with a global share ``sparsity`` of zeros, those with the lowest scores."""
     scores = joined({key: lamp(w) for key, w in weights.items()})
     ranked, zeros = ranks(scores, round(sparsity * len(scores)), past)
     return apart((~lowest(ranked, zeros)).to(scores.dtype), weights)
@@ -69,14 +69,14 @@ def unstructured(
 def patterned(
     rows: Mapping[str, Tensor], share: float, pattern: str, past: Past | None = None
 ) -> dict[str, Tensor]:
-    """Masks for weights as ``[outputs, inputs]``: a ``share`` of all groups of inputs follows the pattern.
+    """N:M masks for weights as ``[outputs, inputs]``; a ``share`` of all groups of inputs has the pattern.
 
-    In these the lowest scores are out. Groups that lose least by it are the first to follow; groups whose
-    weights do not learn any more go on to. Inputs that fill no group stay.
+    In a group the lowest scores are pruned. Groups that lose least are pruned first, and groups that are
+    pruned stay so with regrowth by gradient. Inputs that do not fill a group remain.
     """
     kept, of = PATTERNS[pattern]
     scores = {key: lamp(w) for key, w in rows.items()}
-    # A group has room for as many that come back as are out of it, so that all of them are in.
+    # A group can regrow all of its pruned weights.
     zeros = 0 if past is None else int(past.out.sum())
     ranked = apart(ranks(joined(scores), zeros, past)[0], rows)
     lost, costs = {}, {}
@@ -99,10 +99,11 @@ def patterned(
 def whole_channels(
     scores: Tensor, groups: Tensor, sparsity: float, multiple: int = 1, past: Past | None = None
 ) -> Tensor:
-    """Which classes of channels [classes] are in: the lowest ``scores`` are out, a share ``sparsity`` of all.
+    """Mask of the channel classes that remain [classes]: a share ``sparsity``, with the lowest ``scores``, is
+    pruned.
 
-    Of each of the ``groups`` a tenth stays, at least. With a ``multiple`` as many stay of each as is the
-    nearest multiple of it.
+    At least a tenth of each of the ``groups`` remains. With ``multiple`` the remaining number in each group
+    is rounded to the nearest multiple.
     """
     parts = [groups == group for group in groups.unique()]
     least = [math.ceil(LEAST_CHANNELS * int(mine.sum())) for mine in parts]
@@ -134,8 +135,8 @@ def _groups(rows: Tensor, of: int) -> Tensor:
 
 
 def lamp(weight: Tensor) -> Tensor:
-    """``w² / sum of the squares that are not smaller``: what weights of different layers are compared by, so
-    that no layer is emptied (Lee et al., 2021, LAMP)."""
+    """LAMP scores (Lee et al., 2021), ``w² / sum of the squares that are not smaller``: comparable between
+    layers, so that no layer is emptied."""
     squares, order = weight.reshape(-1).double().square().sort(descending=True)
     scores = torch.empty_like(squares).scatter(0, order, squares / squares.cumsum(0).clamp(min=1e-30))
     shaped: Tensor = scores.reshape(weight.shape).to(weight.dtype)
@@ -143,7 +144,7 @@ def lamp(weight: Tensor) -> Tensor:
 
 
 def joined(parts: Mapping[str, Tensor]) -> Tensor:
-    """All in one row, in their order."""
+    """All tensors flattened and concatenated."""
     return torch.cat([part.reshape(-1) for part in parts.values()])
 
 

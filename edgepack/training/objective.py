@@ -1,4 +1,4 @@
-"""What is compared between a model and its teacher, and how the differences add up to a loss."""
+"""The distillation objective: which values of student and teacher are compared, and the loss."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,33 +19,33 @@ CONTINUED = frozenset(
     {"Add", "BatchNormalization", "Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul"}
     | {"PRelu", "Relu", "Sigmoid"}
 )
-"""What reads a convolution that ends no block."""
+"""Consumers of a convolution that does not end a block."""
 CLAMPS = frozenset({"Clip", "Relu"})
-"""What Q does as well."""
+"""Operators that QuantizeLinear can absorb by saturation."""
 FEWEST_CLASSES = 3
-"""Columns from which the output of a product counts as logits of classes; two may be a place."""
+"""Smallest number of columns of a MatMul or Gemm output that counts as logits; two may be coordinates."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A value of the model and the value of the teacher that it is to equal."""
+    """A value of the student and the teacher's value that it should match."""
 
     mine: str
     teachers: str
     classes: bool = False
-    """Whether they are logits along the last axis, compared by their distributions."""
+    """Whether they are logits along the last axis, compared as distributions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """All comparisons, chosen once."""
+    """All compared pairs."""
 
     outputs: tuple[Pair, ...]
     features: tuple[Pair, ...]
 
     @property
     def mine(self) -> list[str]:
-        """Values of the model that the loss needs."""
+        """Values of the student that the loss needs."""
         return list(dict.fromkeys(p.mine for p in (*self.outputs, *self.features)))
 
     @property
@@ -57,14 +57,14 @@ class Objective:
 def choose_objective(
     model: ir.Model, teacher: ir.Model, settings: Tune, float_model: ir.Model | None = None
 ) -> Objective:
-    """Compare logits before a last softmax, other outputs as they are, and features by name.
+    """Compare logits before a final Softmax, other outputs directly, and features by name.
 
-    Where ``model`` is the integer form of a ``float_model``, features are those of that one. An activation
-    that the integer form leaves to the clamping of Q has given its name to what Q reads; what is compared is
-    what comes out of DQ.
+    Where ``model`` is the quantized graph of ``float_model``, features are chosen on ``float_model``. An
+    activation that QuantizeLinear absorbs has passed its name to the input of QuantizeLinear; the output of
+    DequantizeLinear is compared instead.
 
     Raises:
-        ConfigError: outputs do not match, or the feature map names values that are not there.
+        ConfigError: outputs do not match, or the feature map names values that do not exist.
     """
     outputs = []
     theirs = [v for v in teacher.graph.outputs if _is_float(v)]
@@ -89,7 +89,7 @@ def _is_float(value: ir.Value) -> bool:
 
 
 def _logits(value: ir.Value) -> tuple[ir.Value, bool]:
-    """The value that holds logits, and whether it does; softmax of logits is seen through."""
+    """The logits behind an output and whether it has logits; a final Softmax is skipped."""
     node = value.producer()
     if node is not None and node.op_type in SOFTMAXES and node.inputs[0] is not None:
         rank = len(value.shape) if value.shape is not None else 0
@@ -129,7 +129,7 @@ def _features(model: ir.Model, teacher: ir.Model, settings: Tune, float_model: i
 
 
 def _restored(value: ir.Value) -> str | None:
-    """What ``value -> Q -> DQ`` gives, if anything reads it in this way."""
+    """The output of ``value -> Q -> DQ``, if there is such a pair."""
     for store in (use.node for use in value.uses() if use.node.op_type == "QuantizeLinear"):
         for restore in (use.node for use in store.outputs[0].uses()):
             if restore.op_type == "DequantizeLinear":
@@ -138,10 +138,10 @@ def _restored(value: ir.Value) -> str | None:
 
 
 def block_ends(model: ir.Model) -> list[str]:
-    """Names of values where blocks end.
+    """Names of values at the ends of blocks.
 
-    Those are what residual additions give, what convolutions give that no activation follows (bottlenecks),
-    and what a last product reads.
+    These are outputs of residual additions, outputs of convolutions without an activation (linear
+    bottlenecks), and the input of the last MatMul or Gemm.
     """
     names = []
     for node in model.graph:
@@ -150,7 +150,7 @@ def block_ends(model: ir.Model) -> list[str]:
         residual = (
             node.op_type == "Add" and _is_float(value) and all(constant(v) is None for v in node.inputs)
         )
-        # What a softmax reads is a mask on scores, with values as large as they come.
+        # The input of a Softmax may be scores with a mask of huge values.
         residual = residual and SOFTMAXES.isdisjoint(n.op_type for n in readers)
         bottleneck = node.op_type == "Conv" and CONTINUED.isdisjoint(n.op_type for n in readers)
         before_last = any(n.op_type in ("Gemm", "MatMul") and n.outputs[0].is_graph_output() for n in readers)
@@ -162,11 +162,11 @@ def block_ends(model: ir.Model) -> list[str]:
 def matching(
     objective: Objective, made: Mapping[str, Tensor], wanted: Mapping[str, Array], settings: Tune
 ) -> Objective:
-    """The objective without features whose shapes differ, as where channels were removed, and without sums
-    of integers, such as positions.
+    """The objective without features of different shapes (where channels were removed) and without integer
+    values, such as positions.
 
     Raises:
-        ConfigError: outputs differ in shape, or features that the settings map to each other.
+        ConfigError: outputs, or features that the settings map to each other, differ in shape.
     """
     kept = []
     for pair in (*objective.outputs, *objective.features):
@@ -178,7 +178,7 @@ def matching(
         elif pair in objective.outputs or settings.feature_map:
             raise ConfigError(
                 f"tune: {pair.mine!r} is {list(mine)} and the teacher's {pair.teachers!r} {list(theirs)}; "
-                "only values of one shape can be compared"
+                "only values of the same shape can be compared"
             )
     return Objective(objective.outputs, tuple(p for p in objective.features if p in kept))
 
@@ -191,10 +191,10 @@ def losses(
     settings: Tune,
     labels: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The parts of the loss, each with its weight.
+    """The terms of the loss, multiplied by their weights.
 
-    ``power`` has the mean square deviation of each of the teacher's values: differences are relative to it.
-    Logits are compared by the Kullback-Leibler divergence at a temperature T, times T² (Hinton et al., 2015).
+    ``power`` has the variance of each teacher output; squared differences are divided by it. Logits are
+    compared by the Kullback-Leibler divergence at a temperature T, times T² (Hinton et al., 2015).
     """
     parts = {}
     if settings.logits:
@@ -218,7 +218,7 @@ def _square(a: Tensor, b: Tensor, power: float) -> Tensor:
 
 
 def _level_loss(a: Tensor, b: Tensor, power: float) -> Tensor:
-    """Optimizers that take steps of one size for each weight move it even where no gradient asks for it."""
+    """Loss on the mean logit: the KL divergence does not depend on it, and Adam would let it drift."""
     return _square(a.mean(-1), b.mean(-1), power)
 
 
@@ -233,6 +233,6 @@ def _output_loss(
 
 
 def agreement(pairs: Sequence[Pair], made: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
-    """Share of decisions (the largest along the last axis) that are the teacher's, over all class outputs."""
+    """Share of argmax decisions along the last axis that equal the teacher's, over all class outputs."""
     same = [made[p.mine].argmax(-1) == wanted[p.teachers].argmax(-1) for p in pairs if p.classes]
     return float(torch.cat([s.reshape(-1) for s in same]).double().mean()) if same else float("nan")

@@ -1,4 +1,4 @@
-"""What a run has to say of itself."""
+"""The report of a training run."""
 
 import math
 from dataclasses import asdict
@@ -11,12 +11,12 @@ CURVE_POINTS = 12
 CHART_POINTS = 80
 
 
-def told(made: Tuned) -> list[str]:
-    """Sentences for the report of a build."""
+def notes_of(made: Tuned) -> list[str]:
+    """Notes for the report of a build."""
     log, last = made.log, made.log[-1]
     lines = [
         f"{last.step} steps in {last.elapsed_s:.0f} s, ended by {made.ended}; kept step {made.kept_step}"
-        + (f", {made.between:.0%} of the way there" if made.between < 1 else ""),
+        + (f", {made.between:.0%} of the way from the first weights" if made.between < 1 else ""),
         f"loss: {curve(made)}",
     ]
     if made.traffic is not None:
@@ -39,11 +39,11 @@ def _traffic(sent: Traffic) -> str:
 
 def _agreement(held_out: dict[str, float]) -> str:
     share = held_out["agreement"]
-    return f"{share:.1%} of decisions as the teacher" if math.isfinite(share) else "no classes"
+    return f"{share:.1%} agreement with the teacher" if math.isfinite(share) else "no classes"
 
 
 def curve(made: Tuned) -> str:
-    """The loss on the way, in a few numbers: each the mean of its part of the run."""
+    """The loss curve in a few numbers, each the mean over an equal part of the run."""
     losses = [e.loss for e in made.log]
     count = min(CURVE_POINTS, len(losses))
     parts = [losses[i * len(losses) // count : (i + 1) * len(losses) // count] for i in range(count)]
@@ -51,7 +51,7 @@ def curve(made: Tuned) -> str:
 
 
 def curve_of(made: Tuned) -> Curve:
-    """The losses for a chart."""
+    """The loss curve for a chart."""
     log, count = made.log, min(CHART_POINTS, len(made.log))
     ends = [(i + 1) * len(log) // count for i in range(count)]
     parts = [log[start:end] for start, end in zip([0, *ends], ends, strict=False)]
@@ -66,7 +66,7 @@ def curve_of(made: Tuned) -> Curve:
 
 
 def facts(made: Tuned, output: str) -> dict[str, Any]:
-    """The same for programs."""
+    """The result as JSON."""
     last = made.log[-1]
     return {
         "model": output,
@@ -83,5 +83,5 @@ def facts(made: Tuned, output: str) -> dict[str, Any]:
 
 
 def text(made: Tuned, output: str) -> str:
-    """The same for people."""
-    return "".join(f"{line}\n" for line in [*told(made), f"wrote {output}"])
+    """The result as text."""
+    return "".join(f"{line}\n" for line in [*notes_of(made), f"wrote {output}"])

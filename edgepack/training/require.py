@@ -1,4 +1,4 @@
-"""Whether torch is there, before anything imports it."""
+"""Check that torch is installed before it is imported."""
 
 import importlib.util
 
@@ -6,10 +6,10 @@ from edgepack.errors import ConfigError
 
 
 def require_torch() -> None:
-    """Refuse to train without torch.
+    """Check that torch is installed.
 
     Raises:
-        ConfigError: with how to install it.
+        ConfigError: it is not; the message says how to install it.
     """
     if importlib.util.find_spec("torch") is None:
         raise ConfigError(

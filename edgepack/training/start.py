@@ -1,8 +1,8 @@
-"""Training that starts from stored weights which are not the nearest ones, such as those of GPTQ.
+"""Start of QAT from integer weights that are not rounded to nearest, such as those of GPTQ.
 
-Given a float weight ``w`` and integers ``q`` that stand for it, what is stored for a trained weight ``v`` is
-``round(v / s + d)`` with ``d = q - w / s``: ``q`` itself at the start, and from there on as far away as ``v``
-is from ``w``. The scales ``s`` stay those of the plan.
+Given a float weight ``w`` and its integers ``q``, the trained weight ``v`` is stored as ``round(v / s + d)``
+with the fixed offset ``d = q - w / s``. At the start ``v = w``, which gives ``q``. The scales ``s`` are those
+of the plan.
 """
 
 from collections.abc import Mapping
@@ -21,25 +21,25 @@ from edgepack.quantization.weights.rounding import Rounded
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Displaced:
-    """Of one weight, in its own layout: ``d``, float32, and the largest magnitude that is stored."""
+    """The offset ``d`` of one weight in its own layout, float32, and the largest stored magnitude."""
 
     codes: Array
     limit: Array
     bias: Array | None
-    """That a node without one gets; it is not trained."""
+    """The bias that a node without one gets; it is not trained."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Start:
-    """Where training starts: ``model`` is the float model with the biases that are stored."""
+    """The start of training; ``model`` is the float model with the stored (corrected) biases."""
 
     model: ir.Model
     plan: QuantPlan
     displaced: Mapping[str, Displaced]
-    """By group."""
+    """Offsets by fusion group."""
 
     def stored(self, trained: ir.Model) -> dict[str, Rounded]:
-        """What is stored of ``trained``, which is :attr:`model` with trained weights."""
+        """The integer weights of ``trained``, which is :attr:`model` with trained weights."""
         nodes = {n.name: n for n in trained.graph}
         found = {}
         for group_plan in self.plan.of(Precision.STATIC):
@@ -54,7 +54,7 @@ class Start:
 
 
 def start_from(model: ir.Model, plan: QuantPlan, stored: Mapping[str, Rounded]) -> Start:
-    """Start the training of ``model`` from the ``stored`` weights and biases of its ``plan``, all static."""
+    """The start from the ``stored`` weights and biases of the static int8 groups of ``plan``."""
     begun, displaced = clone(model), {}
     nodes = {n.name: n for n in begun.graph}
     for group_plan in plan.of(Precision.STATIC):
@@ -81,7 +81,7 @@ def start_from(model: ir.Model, plan: QuantPlan, stored: Mapping[str, Rounded]) 
 
 
 def along(values: Array, axis: int | None, node: ir.Node) -> Array:
-    """Values by output, or one, so that they meet the weight of ``node``."""
+    """One value, or values by output, shaped to broadcast against the weight of ``node``."""
     shape = [1] * weight_of(node).ndim
     if axis is not None:
         shape[axis] = -1

@@ -1,4 +1,4 @@
-"""How far a run has come."""
+"""The state of a training run."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -6,7 +6,7 @@ from typing import Any
 
 from edgepack.ir.arrays import Array
 from edgepack.training.exchange import Exchange
-from edgepack.training.held import Parameters
+from edgepack.training.parameters import Parameters
 from edgepack.training.zeros import Zeros
 
 
@@ -22,24 +22,24 @@ class Entry:
     sparsity: float
     elapsed_s: float
     held_out: dict[str, float] | None = None
-    """Loss and agreement on the samples that judge, after the last step of an epoch."""
+    """Loss and agreement on the held-out samples, after the last step of an epoch."""
     sent_bytes: int | None = None
-    """Gradients that each worker has sent until now; ``None`` where one trains alone."""
+    """Bytes of gradients that each worker has sent so far; ``None`` with one worker."""
 
     def to_json(self) -> str:
-        """The line."""
+        """The entry as one line of JSON."""
         return json.dumps({k: v for k, v in asdict(self).items() if v is not None})
 
 
 @dataclass(slots=True)
 class State:
-    """Everything that a resumed run needs."""
+    """Everything that resuming a run requires."""
 
-    held: Parameters
+    parameters: Parameters
     optimizer: Any
     exchange: Exchange
     zeros: Zeros | None = None
-    """Where training makes some."""
+    """Set if training prunes."""
     epoch: int = 0
     step: int = 0
     elapsed_s: float = 0.0

@@ -1,4 +1,4 @@
-"""One node of a graph, read once and ready to be run on torch tensors."""
+"""One node of a compiled graph, ready to run on torch tensors."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,33 +8,34 @@ import torch
 from torch import Tensor
 
 Operator = Callable[..., Any]
-"""``operator(step, *inputs)``: a tensor, or a tuple of one for each output; absent inputs are ``None``."""
+"""``operator(step, *inputs)`` returns a tensor, or a tuple with one for each output; absent optional inputs
+are ``None``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Body:
-    """A graph inside of a node: the branches of If, the bodies of Loop and Scan."""
+    """A subgraph of a node: a branch of If, the body of Loop or Scan."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     constants: Mapping[str, Tensor]
     steps: tuple["Step", ...]
     keys: Mapping[str, str]
-    """By the name of a constant, the key that a parameter in its place goes by."""
+    """Parameter keys by the name of the constant that they replace."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """A node: what to run, on which values, with which attributes."""
+    """A node: its operator, inputs, outputs and attributes."""
 
     op_type: str
     name: str
     inputs: tuple[str, ...]
-    """Names; an absent one is empty."""
+    """Input names; empty for an absent optional input."""
     outputs: tuple[str, ...]
     opset: int
     attributes: Mapping[str, Any]
-    """Plain Python values, tensors as torch has them."""
+    """Python values; tensors are torch tensors."""
     bodies: Mapping[str, Body]
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -43,17 +44,17 @@ class Step:
 
 
 def integers(values: Tensor | None) -> list[int] | None:
-    """A tensor of integers as a list."""
+    """An integer tensor as a list."""
     return None if values is None else [int(v) for v in values.reshape(-1).tolist()]
 
 
 def axes_of(step: Step, given: Tensor | None) -> list[int] | None:
-    """Axes, an input in newer opsets and an attribute in older ones."""
+    """Axes: an input in newer opsets, an attribute in older ones."""
     return step.get("axes") if given is None else integers(given)
 
 
 def spread(values: Tensor, axis: int, ndim: int) -> Tensor:
-    """A vector along ``axis``, shaped to broadcast against ``ndim`` dimensions; a scalar as it is."""
+    """A vector along ``axis``, shaped to broadcast against ``ndim`` dimensions; a scalar is unchanged."""
     if values.dim() == 0:
         return values
     shape = [1] * ndim
@@ -62,5 +63,5 @@ def spread(values: Tensor, axis: int, ndim: int) -> Tensor:
 
 
 def pick(x: Tensor, axis: int, indices: list[int] | range) -> Tensor:
-    """Positions ``indices`` of ``x`` along ``axis``, in their order."""
+    """Select ``indices`` of ``x`` along ``axis``, in that order."""
     return x.index_select(axis, torch.as_tensor(list(indices), dtype=torch.long))

@@ -1,4 +1,4 @@
-"""Arrays of many samples: in memory while they fit, in files beyond that."""
+"""Arrays of many samples, in memory up to a limit and in files beyond it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ from torch import Tensor
 from edgepack.ir.arrays import Array
 
 MEMORY_BYTES = 1 << 30
-"""What one store keeps in memory."""
+"""Bytes that one store keeps in memory."""
 
 
 @dataclass(slots=True)
 class Store:
-    """Arrays by name for each sample, by number; ``folder`` must outlive it."""
+    """Arrays by name for each sample index; ``folder`` must exist as long as the store is used."""
 
     folder: Path
     memory_bytes: int = MEMORY_BYTES
@@ -24,7 +24,7 @@ class Store:
     used: int = 0
 
     def add(self, arrays: Mapping[str, Array]) -> None:
-        """Keep the arrays of the next sample."""
+        """Append the arrays of the next sample."""
         size = sum(a.nbytes for a in arrays.values())
         if self.used + size <= self.memory_bytes:
             self.used += size
@@ -39,14 +39,15 @@ class Store:
 
     def __getitem__(self, index: int) -> dict[str, Array]:
         """The arrays of one sample."""
-        held = self.kept[index]
-        if held is not None:
-            return held
+        stored = self.kept[index]
+        if stored is not None:
+            return stored
         with np.load(self.folder / f"{index}.npz") as file:
             return {name: file[name] for name in file.files}
 
     def stacked(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Samples ``indices`` along the first axis; pictures in the layout that torch is fastest in."""
+        """Samples ``indices`` concatenated along the first axis; images in channels-last layout, which torch
+        runs faster."""
         rows = [self[i] for i in indices]
         return {name: _tensor(np.concatenate([r[name] for r in rows])) for name in rows[0]}
 

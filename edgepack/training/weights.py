@@ -1,4 +1,4 @@
-"""The constants of a model by key: which of them training may change, and how they are written back."""
+"""The constants of a model by key: which are trainable, and how trained values are written back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from edgepack.ir.model import clone, name_of, walk_nodes
 
 
 class Kind(StrEnum):
-    """What a trained constant is."""
+    """The role of a trainable constant."""
 
     WEIGHT = "weight"
-    """Multiplied with activations: what is pruned and quantized."""
+    """Multiplied with activations; pruned and quantized."""
     BIAS = "bias"
     SCALE = "scale"
-    """Of a normalization."""
+    """Scale or shift of a normalization."""
     TABLE = "table"
-    """Rows that are looked up."""
+    """Embedding table."""
 
 
 SLOTS: dict[str, dict[int, Kind]] = {
@@ -39,27 +39,27 @@ SLOTS: dict[str, dict[int, Kind]] = {
     "RMSNormalization": {1: Kind.SCALE},
     "PRelu": {1: Kind.SCALE},
 }
-"""By operator, the inputs that are trained where they are constant. What else is constant, like the mask that
-an Add applies or the exponent of a Pow, is arithmetic and stays."""
+"""The trainable constant inputs, by operator. Other constants, such as the exponent of a Pow, are not
+trained."""
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 
 
 @dataclass(frozen=True, slots=True)
 class Trainable:
-    """A constant that may be trained."""
+    """A trainable constant."""
 
     key: str
     kind: Kind
     op_type: str
-    """Of the first node that reads it."""
+    """Name of the first node that consumes it."""
     node: str
     shape: tuple[int, ...]
     output_axis: int
-    """The axis of a weight that outputs lie along."""
+    """The output axis of a weight."""
 
 
 def keys_of(model: ir.Model) -> dict[ir.Value, str]:
-    """A key for each constant: its name; bodies may repeat names, then a number tells them apart."""
+    """A key for each constant: its name, with a number where subgraphs repeat names."""
     seen: dict[str, int] = {}
     keys: dict[ir.Value, str] = {}
     for graph in model.graphs():
@@ -73,7 +73,7 @@ def keys_of(model: ir.Model) -> dict[ir.Value, str]:
 
 
 def source_of(value: ir.Value | None) -> ir.Value | None:
-    """The initializer or output of a Constant node that ``value`` is, Identity seen through."""
+    """The initializer or Constant output behind ``value``, through Identity nodes; ``None`` if computed."""
     while value is not None:
         node = value.producer()
         if node is None:
@@ -90,7 +90,7 @@ def _slots(node: ir.Node) -> dict[int, Kind]:
     if node.domain not in ("", "ai.onnx"):
         return {}
     if node.op_type == "Add" and len(node.inputs) == 2:
-        # The bias of a product is the constant that its result alone meets.
+        # A constant that is added to the output of a matrix product is its bias.
         makers = [v.producer() if v is not None else None for v in node.inputs]
         return {
             1 - i: Kind.BIAS for i, made in enumerate(makers) if made is not None and made.op_type in PRODUCTS
@@ -99,7 +99,7 @@ def _slots(node: ir.Node) -> dict[int, Kind]:
 
 
 def trainables(model: ir.Model) -> dict[str, Trainable]:
-    """The float constants that training may change, by key, in the order of their first readers."""
+    """The trainable float constants by key, in the order of their first consumers."""
     keys = keys_of(model)
     found: dict[str, Trainable] = {}
     for node in walk_nodes(model.graph):
@@ -133,14 +133,14 @@ def _tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def array_of(value: ir.Value) -> Array:
-    """The content of a constant that :func:`keys_of` lists."""
+    """The array of a constant that :func:`keys_of` lists."""
     tensor = _tensor(value)
     assert tensor is not None, f"{value.name} has no content"
     return tensor.numpy()
 
 
 def with_weights(model: ir.Model, content: Mapping[str, Array]) -> ir.Model:
-    """A copy of ``model`` with other contents of the constants named by key; all else is the same.
+    """A copy of ``model`` with new contents of the constants in ``content``, by key.
 
     Given: ``y = Conv(x, w)``, ``w`` initializer or Constant. Result: the same nodes, names and types.
     """

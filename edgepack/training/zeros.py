@@ -1,4 +1,4 @@
-"""Zeros that training makes: chosen anew on the way, until one choice is final."""
+"""Pruning during training: masks are updated at intervals until a final update."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,118 +9,126 @@ from torch import Tensor
 
 from edgepack.config.training import Sparsify
 from edgepack.training.coupled import Coupled
-from edgepack.training.held import Parameters
 from edgepack.training.masks import PATTERNS, Past, joined, patterned, unstructured, whole_channels
+from edgepack.training.parameters import Parameters
 from edgepack.training.sparsify import is_last, wanted_exchange, wanted_sparsity
 
 FADING = 1.0
-"""What weights that are out and go on learning lose in a step, as a multiple of the learning rate. They come
-back where gradients agree, not because an optimizer that takes steps of one size has moved them far."""
+"""Decay of masked weights in a step, as a multiple of the learning rate. They regrow where gradients agree,
+not because Adam has moved them far by steps of one size."""
 
 
 @dataclass(slots=True, eq=False)
 class Zeros:
-    """What is known of them between two steps."""
+    """The pruning state between two steps."""
 
     settings: Sparsify
     given: Mapping[str, Tensor]
-    """Masks of the zeros that the model came with."""
+    """Masks of the zeros in the given model."""
     coupled: Coupled | None = None
-    """Whole channels, where these are what is taken out."""
+    """Set if whole channels are pruned."""
     final: bool = False
-    """Whether those that the settings ask for stay where they are; a model may have had others before."""
+    """Whether the final masks are chosen."""
     gradients: dict[str, Tensor] = field(default_factory=dict)
-    """Of weights that masks remove and others beside them, summed since the last choice."""
+    """Gradients of all masked tensors, summed since the last update."""
     alive: Tensor | None = None
-    """Which classes of channels are in, bool."""
+    """The classes of channels that remain, bool."""
 
-    def choose(self, held: Parameters, optimizer: Any, step: int, progress: float) -> float:
-        """Choose anew where it is time to; gives the share of zeros now."""
+    def choose(self, parameters: Parameters, optimizer: Any, step: int, progress: float) -> float:
+        """Update the masks if an update is due; return the current sparsity."""
         sparsity = wanted_sparsity(self.settings, progress)
         last = is_last(self.settings, progress)
         due = not self.final if last else step % self.settings.every == 0
         if sparsity and due:
-            before = dict(held.masks)
-            held.masks = self._masks(held, sparsity, wanted_exchange(self.settings, progress), last=last)
-            held.returning, self.final = not last, last
+            before = dict(parameters.masks)
+            parameters.masks = self._masks(
+                parameters, sparsity, wanted_exchange(self.settings, progress), last=last
+            )
+            parameters.returning, self.final = not last, last
             if self._by_gradient:
-                _begin_at_zero(held, optimizer, before)
+                _begin_at_zero(parameters, optimizer, before)
                 self.gradients = {}
         return sparsity
 
-    def after_backward(self, held: Parameters) -> None:
-        """Weights that come back by gradient alone do not learn while they are out."""
-        if not (held.returning and self._by_gradient):
+    def after_backward(self, parameters: Parameters) -> None:
+        """With regrowth by gradient, clear the gradients of masked weights."""
+        if not (parameters.returning and self._by_gradient):
             return
-        for key, mask in held.masks.items():
-            gradient = held.tensors[key].grad
+        for key, mask in parameters.masks.items():
+            gradient = parameters.tensors[key].grad
             if gradient is not None:
                 self.gradients[key] = self.gradients.get(key, 0) + gradient
                 gradient.mul_(mask)
 
-    def after_step(self, held: Parameters, rate: float) -> None:
-        """Weights that learn while they are out fade."""
-        if held.returning and not self._by_gradient:
-            held.fade(FADING * rate)
+    def after_step(self, parameters: Parameters, rate: float) -> None:
+        """With straight-through regrowth, decay masked weights."""
+        if parameters.returning and not self._by_gradient:
+            parameters.fade(FADING * rate)
 
     def known(self) -> tuple[bool, dict[str, Tensor], Tensor | None]:
-        """What a run that is taken up again must :meth:`know`."""
+        """The state for a checkpoint, see :meth:`know`."""
         return self.final, self.gradients, self.alive
 
-    def know(self, told: tuple[bool, dict[str, Tensor], Tensor | None]) -> None:
-        """Go on where another stopped."""
-        self.final, self.gradients, self.alive = told
+    def know(self, state: tuple[bool, dict[str, Tensor], Tensor | None]) -> None:
+        """Restore the state of a checkpoint."""
+        self.final, self.gradients, self.alive = state
 
     @property
     def _by_gradient(self) -> bool:
         return self.settings.regrowth == "gradient"
 
-    def _masks(self, held: Parameters, sparsity: float, exchanged: float, *, last: bool) -> dict[str, Tensor]:
+    def _masks(
+        self, parameters: Parameters, sparsity: float, exchanged: float, *, last: bool
+    ) -> dict[str, Tensor]:
         if self.coupled is not None:
-            return self._channels(held, self.coupled, sparsity, exchanged, last=last)
-        weights = {key: held.dense(key).detach() for key in held.weights() if key not in held.places}
+            return self._channels(parameters, self.coupled, sparsity, exchanged, last=last)
+        weights = {
+            key: parameters.dense(key).detach()
+            for key in parameters.weights()
+            if key not in parameters.places
+        }
         if self.settings.pattern not in PATTERNS:
-            return unstructured(weights, sparsity, self._past(held, weights, exchanged, rows=False))
-        rows = {key: held.rows(key, w) for key, w in weights.items()}
-        past = self._past(held, weights, exchanged, rows=True)
+            return unstructured(weights, sparsity, self._past(parameters, weights, exchanged, rows=False))
+        rows = {key: parameters.rows(key, w) for key, w in weights.items()}
+        past = self._past(parameters, weights, exchanged, rows=True)
         masks = patterned(rows, sparsity / self.settings.sparsity, self.settings.pattern, past)
-        return {key: held.from_rows(key, mask) for key, mask in masks.items()}
+        return {key: parameters.from_rows(key, mask) for key, mask in masks.items()}
 
     def _past(
-        self, held: Parameters, weights: Mapping[str, Tensor], exchanged: float, *, rows: bool
+        self, parameters: Parameters, weights: Mapping[str, Tensor], exchanged: float, *, rows: bool
     ) -> Past | None:
-        """What was until now, in the order in which ``weights`` are compared. Gradients are those of trained
-        tensors, whose groups make them alike: what the loss gains by steps of one size."""
+        """The previous masks and gradients, in the order of ``weights``. Gradients are those of the trained
+        tensors, whose units make them comparable between layers."""
         if not self._by_gradient:
             return None
 
         def in_order(parts: Mapping[str, Tensor], other: float) -> Tensor:
             found = {k: parts.get(k, torch.full_like(w, other)) for k, w in weights.items()}
-            return joined({k: held.rows(k, part) for k, part in found.items()} if rows else found)
+            return joined({k: parameters.rows(k, part) for k, part in found.items()} if rows else found)
 
         known = exchanged if self.gradients else 0.0
-        return Past(in_order(held.masks, 1.0) == 0, in_order(self.gradients, 0.0), known)
+        return Past(in_order(parameters.masks, 1.0) == 0, in_order(self.gradients, 0.0), known)
 
     def _channels(
-        self, held: Parameters, coupled: Coupled, sparsity: float, exchanged: float, *, last: bool
+        self, parameters: Parameters, coupled: Coupled, sparsity: float, exchanged: float, *, last: bool
     ) -> dict[str, Tensor]:
         alive = torch.ones(len(coupled.groups), dtype=torch.bool) if self.alive is None else self.alive
         past = None
         if self._by_gradient:
             past = Past(~alive, coupled.gradients(self.gradients), exchanged if self.gradients else 0.0)
-        scores = coupled.scores({key: held.dense(key).detach() for key in held.weights()})
+        scores = coupled.scores({key: parameters.dense(key).detach() for key in parameters.weights()})
         multiple = (self.settings.multiple or 1) if last else 1
         self.alive = whole_channels(scores, coupled.groups, sparsity, multiple, past)
-        masks = coupled.masks(self.alive.float(), held.trained, final=last)
+        masks = coupled.masks(self.alive.float(), parameters.trained, final=last)
         return {**self.given, **{k: m * self.given[k] if k in self.given else m for k, m in masks.items()}}
 
 
-def _begin_at_zero(held: Parameters, optimizer: Any, before: Mapping[str, Tensor]) -> None:
-    """What is out, or was until now, is zero, and so is what the optimizer knows of it."""
+def _begin_at_zero(parameters: Parameters, optimizer: Any, before: Mapping[str, Tensor]) -> None:
+    """Set masked and regrown weights to zero, and their optimizer state as well."""
     with torch.no_grad():
-        for key, mask in held.masks.items():
+        for key, mask in parameters.masks.items():
             stayed = mask * before[key] if key in before else mask
-            tensor = held.tensors[key]
+            tensor = parameters.tensors[key]
             tensor.mul_(stayed)
             for known in optimizer.state.get(tensor, {}).values():
                 if isinstance(known, Tensor) and known.shape == tensor.shape:

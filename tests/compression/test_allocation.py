@@ -43,7 +43,7 @@ def test_noise_rises_by_one_price_a_zero() -> None:
     # Of g·s² the least sum at s₁ + s₂ = 1 has s₁ / s₂ = g₂ / g₁.
     shares = allocate({"a": curve(100, 1.0, 2), "b": curve(100, 3.0, 2)}, 0.5, 0.95)
     assert shares["a"] == pytest.approx(0.75, abs=0.01)
-    # Twice as many weights for the same noise are worth twice as much of it.
+    # Twice as many weights justify twice the noise.
     shares = allocate({"a": curve(100, 1.0, 2), "b": curve(200, 1.0, 2)}, 0.5, 0.95)
     assert shares["b"] == pytest.approx(2 * shares["a"], abs=0.02)
 
@@ -90,12 +90,12 @@ def test_few_samples_do_not_flatter(tmp_path: Path) -> None:
     for name in few:
         assert len(few[name].noise) == len(SHARES) and few[name].values == many[name].values
         assert np.all(np.diff(few[name].noise) >= 0)
-        # Fitted to the samples that judge it would be next to nothing.
+        # Evaluated on the samples of the fit, it would be near zero.
         assert few[name].noise[MIDDLE] > 0.02
-        # What five samples ask for is believed less than what five hundred do.
+        # Five samples get a stronger damping than five hundred.
         assert few[name].damping >= many[name].damping
     assert few["Gemm2"].damping > 0
-    # The last layer's error is that of the output: its noise is what was found on the other half.
+    # The last layer's error is the error of the output: its noise equals the cross-validated error.
     assert many["Gemm2"].noise[MIDDLE] < few["Gemm2"].noise[MIDDLE]
 
 

@@ -60,7 +60,7 @@ def check_sizes(model: ir.Model) -> None:
 def assert_right(model: ir.Model, feeds: dict[str, Array], share: float, seed: int = 0) -> int:
     pruned, masked, gone = cut_some(model, share, seed)
     check_sizes(pruned)
-    # Sizes without what the model states of inner values: the runtime checks what it finds.
+    # Run without the declared shapes of inner values: the runtime infers them.
     assert difference(run(masked, feeds), run(pruned, feeds)) < 1e-4
     return gone
 
@@ -95,7 +95,7 @@ REFUSED = {
     ),
     "an unknown operator": (
         f"{CONV} l = LRN <size = 3> (h) y = Conv (l, v)",
-        "is not known to keep channels apart",
+        "has no channel rule",
     ),
     "an output": (f"{CONV} y = Relu (h)", "is an output of the model"),
 }
@@ -122,7 +122,7 @@ def test_kept_by_name() -> None:
     first = channels.makers[0][0].name
     assert first is not None
     groups = find_groups(channels, frozenset([first]))
-    assert [len(g.classes) for g in groups[:2]] == [0, 12] and "is kept" in groups[0].pinned
+    assert [len(g.classes) for g in groups[:2]] == [0, 12] and "is excluded by `keep`" in groups[0].pinned
 
 
 # --- attention -------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def test_zeros_are_as_many_as_asked_for_and_the_rest_makes_up_for_them(
 ) -> None:
     matrix, second = weight(1, outputs, columns, seed=seed), moments(columns, seed)
     with pytest.MonkeyPatch.context() as patch:
-        # A damped fit is for samples that are not here, and may lose a little on those that are.
+        # A damped fit generalizes better and may lose a little on the samples of the fit.
         patch.setattr("edgepack.compression.sparse.FIT_DAMPING", 0.0)
         sparse = prune_obs(matrix, second, sparsity, Pattern())
     assert abs((sparse == 0).sum() - sparsity * matrix.size) <= -(-columns // 64)
@@ -106,7 +106,7 @@ def test_the_better_method_loses_less(tmp_path: Path) -> None:
     x = [{"x": weight(1, 6, 10, 10, seed=i)} for i in range(40, 100)]  # correlated by nothing: a hard case
     fidelity = {}
     for method in ("l1", "second_order"):
-        # As many zeros in each layer: rates by layer are another matter.
+        # The same sparsity in each layer; rates by layer are tested elsewhere.
         model, sparse, _ = pruned(tmp_path, method=method, sparsity=0.5, scope="layer")
         fidelity[method] = sqnr_db([run(model, f)["y"] for f in x], [run(sparse, f)["y"] for f in x])
     assert fidelity["second_order"] > fidelity["l1"] + 0.5

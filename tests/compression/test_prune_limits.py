@@ -61,7 +61,7 @@ def test_a_budget_is_kept_and_used(cluster: list[Any], tmp_path: Path) -> None:
 
 
 def test_a_budget_out_of_reach_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="max_bytes: 99% zeros still take"):
+    with pytest.raises(ConfigError, match="max_bytes: with 99% zeros the packed int8 model takes"):
         built(tmp_path / "p", [{"prune": {"max_bytes": 100}}])
 
 
@@ -104,7 +104,7 @@ def test_measured_rates_do_no_worse(tmp_path: Path) -> None:
     assert lost["measured"] <= lost["global"] * (1 + 1e-6)
 
 
-def test_noise_of_one_unit_alone_is_its_own(tmp_path: Path) -> None:
+def test_noise_of_one_group_alone_is_its_own(tmp_path: Path) -> None:
     samples = data(tmp_path)
     model, sparse, rows = pruned(tmp_path, scope="layer", sparsity=0.6)
     reference = outputs_of(model, samples, 1)

@@ -38,13 +38,13 @@ def weights(noise: float = 0.0) -> dict[str, Any]:
 
 
 def test_equal_constants_become_one_and_near_ones_within_the_error() -> None:
-    tied, ties = share(parse(SHARED_SCALE, weights=weights()), Share())
-    assert {(t.gone, t.kept, t.error) for t in ties} == {("t2", "t1", 0.0), ("w2", "w1", 0.0)}
-    assert set(tied.graph.initializers) == {"t1", "w1"}
+    shared, replaced = share(parse(SHARED_SCALE, weights=weights()), Share())
+    assert {(t.gone, t.kept, t.error) for t in replaced} == {("t2", "t1", 0.0), ("w2", "w1", 0.0)}
+    assert set(shared.graph.initializers) == {"t1", "w1"}
     model = parse(SHARED_SCALE, weights=weights(0.01))
     assert share(model, Share())[1] == () and share(model, Share(within=0.001))[1] == ()
-    _, ties = share(model, Share(within=0.05))
-    assert len(ties) == 2 and all(0 < t.error <= 0.05 for t in ties)
+    _, replaced = share(model, Share(within=0.05))
+    assert len(replaced) == 2 and all(0 < t.error <= 0.05 for t in replaced)
     assert set(model.graph.initializers) == {"t1", "t2", "w1", "w2"}
 
 

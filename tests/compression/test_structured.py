@@ -155,23 +155,25 @@ def test_multiples_that_kernels_like(samples: Samples) -> None:
 def test_no_more_than_a_share_of_a_layer(samples: Samples) -> None:
     _, report = pruned(samples, macs=0.05, at_most=0.5, reconstruct=False)
     assert left(report) == [(32, 16), (24, 12), (5, 5)]
-    assert "no more channels can go" in structured_notes(report, Structured(macs=0.05))[1]
+    assert "no more channels can be pruned" in structured_notes(report, Structured(macs=0.05))[1]
     notes = structured_notes(report, Structured(macs=0.9))
-    assert notes[0].startswith("28 of 61 channels have gone from 2 groups,")
-    assert notes[1] == "1 groups stay: 'y' is an output of the model"
+    assert notes[0].startswith("28 of 61 channels removed from 2 groups,")
+    assert notes[1] == "1 groups not pruned: 'y' is an output of the model"
 
 
 def test_kept_layers_and_names_that_are_none(samples: Samples) -> None:
     names = [n.name or "" for n in net().graph if n.op_type == "Conv"]
     _, report = pruned(samples, macs=0.8, keep=[names[0]], reconstruct=False)
-    assert report.groups[0].left == 32 and "is kept" in report.groups[0].reason
-    with pytest.raises(ConfigError, match="structured: keep: no node that makes channels is named 'nobody'"):
+    assert report.groups[0].left == 32 and "is excluded by `keep`" in report.groups[0].reason
+    with pytest.raises(
+        ConfigError, match="structured: keep: no node that produces channels is named 'nobody'"
+    ):
         pruned(samples, keep=["nobody"])
     with pytest.raises(ConfigError, match="structured: keep_types: the model has no 'conv', did you mean"):
         pruned(samples, keep_types=["conv"])
-    with pytest.raises(ConfigError, match=r"no channel of the model can go: .* is kept"):
+    with pytest.raises(ConfigError, match=r"no channel of the model can be pruned: .* is excluded by `keep`"):
         pruned(samples, keep_types=["Conv"])
-    with pytest.raises(ConfigError, match=r"no channel of the model can go: .* is kept"):
+    with pytest.raises(ConfigError, match=r"no channel of the model can be pruned: .* is excluded by `keep`"):
         pruned(samples, keep=["*"])
 
 
@@ -183,7 +185,7 @@ def test_a_build_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     )
     original, slim, quantized = report.waterfall
     assert [s.name for s in (original, slim, quantized)] == ["original", "structured", "quantized"]
-    assert slim.raw_bytes < 0.8 * original.raw_bytes and "channels have gone" in slim.notes[0]
+    assert slim.raw_bytes < 0.8 * original.raw_bytes and "channels removed" in slim.notes[0]
     assert slim.sqnr_db is not None and slim.sqnr_db > 3
     assert (output / "model.onnx").stat().st_size == quantized.raw_bytes
 

@@ -96,14 +96,14 @@ def test_trained_integers_are_better_and_floats_stay(granularity: Granularity, t
     for name in ("gain", "shift"):
         kept, before = (constant(m.graph.initializers[name]) for m in (built, model))
         assert kept is not None and before is not None and np.array_equal(kept, before)
-    assert any("stored weights are others" in note for note in found.notes)
+    assert any("stored weights differ" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("granularity", list(Granularity))
 def test_trained_ranges_give_the_scales_that_were_trained(granularity: Granularity, tmp_path: Path) -> None:
     model = net()
     calibrated = ranges_of(model, target(), {"x": pictures(2)}, tmp_path)
-    # Twice as wide as they should be: there is something to learn.
+    # Ranges twice as wide as needed, so that training can improve them.
     wide = {n: replace(r, low=2 * r.low, high=2 * r.high) for n, r in calibrated.items()}
     plan, _ = all_static(model, tmp_path, granularity, wide)
     path = npz(tmp_path / "x.npz", x=pictures(2))
@@ -124,7 +124,7 @@ def test_trained_ranges_give_the_scales_that_were_trained(granularity: Granulari
     assert fidelity(model, built, pictures(2)) > fidelity(model, fixed, pictures(2)) + 2
 
 
-def test_other_forms_are_rounded_as_before(tmp_path: Path) -> None:
+def test_other_candidates_are_rounded_as_before(tmp_path: Path) -> None:
     model = net()
     plan, _ = all_static(model, tmp_path, Granularity.PER_CHANNEL)
     rounder = Rounder(model)
@@ -149,7 +149,7 @@ def test_nothing_to_train_is_refused(tmp_path: Path) -> None:
     samples = open_samples(Data(path=str(path)), "training", input_specs(model), {}, base=tmp_path)
     device = target()
     plan = make_plan(model, [], {}, device, {})
-    with pytest.raises(ConfigError, match="no weight of this model has an integer form"):
+    with pytest.raises(ConfigError, match="no weight of this model runs in static int8"):
         train_integers(model, plan, {}, Rounder(model), samples, AwareTune(steps=1), TrainingRun(0))
 
 

@@ -30,8 +30,8 @@ from edgepack.errors import ConfigError
 from edgepack.graph.normalize import normalize
 from edgepack.ir.inputs import input_specs
 from edgepack.training.coupled import couple
-from edgepack.training.held import hold
 from edgepack.training.masks import LEAST_CHANNELS, Past, whole_channels
+from edgepack.training.parameters import trainable_parameters
 from edgepack.training.train import TrainingRun, tune
 from edgepack.training.weights import array_of, keys_of
 from edgepack.training.zeros import Zeros
@@ -103,51 +103,53 @@ def test_all_that_belongs_to_a_channel_is_zero(samples: Samples) -> None:
 @pytest.mark.parametrize("regrowth", ["straight_through", "gradient"])
 def test_a_channel_that_is_needed_comes_back(tmp_path: Path, regrowth: str) -> None:
     """One that was least when the first choice was made, and has a large gradient."""
-    held = hold(RESIDUAL)
+    parameters = trainable_parameters(RESIDUAL)
     zeros = Zeros(
-        share(sparsity=0.9, start=0, end=0.9, every=1, regrowth=regrowth), {}, couple(RESIDUAL, held)
+        share(sparsity=0.9, start=0, end=0.9, every=1, regrowth=regrowth), {}, couple(RESIDUAL, parameters)
     )
-    optimizer = torch.optim.SGD(list(held.tensors.values()), lr=0.5)
+    optimizer = torch.optim.SGD(list(parameters.tensors.values()), lr=0.5)
     with torch.no_grad():
-        held.tensors["v"][:, 3] = 0.01  # [5, 12, 1, 1] reads the sum of both convolutions
-    zeros.choose(held, optimizer, 1, 0.02)
+        parameters.tensors["v"][:, 3] = 0.01  # [5, 12, 1, 1] consumes the sum of both convolutions
+    zeros.choose(parameters, optimizer, 1, 0.02)
     assert zeros.alive is not None and (~zeros.alive).nonzero().flatten().tolist() == [3]
-    made = {key: tensor.detach().clone() for key, tensor in held.tensors.items() if key != "v"}
+    made = {key: tensor.detach().clone() for key, tensor in parameters.tensors.items() if key != "v"}
     for step in range(2, 9):
         optimizer.zero_grad()
-        ((held.value("v")[:, 3] - 5.0).square().sum() + 0 * held.value("w").sum()).backward()
-        zeros.after_backward(held)
+        ((parameters.value("v")[:, 3] - 5.0).square().sum() + 0 * parameters.value("w").sum()).backward()
+        zeros.after_backward(parameters)
         optimizer.step()
-        zeros.after_step(held, 0.5)
-        zeros.choose(held, optimizer, step, 0.02)
+        zeros.after_step(parameters, 0.5)
+        zeros.choose(parameters, optimizer, step, 0.02)
     assert zeros.alive[3] and int((~zeros.alive).sum()) == 1
-    assert all(torch.equal(held.tensors[key], tensor) for key, tensor in made.items()), "what makes it stays"
+    assert all(torch.equal(parameters.tensors[key], tensor) for key, tensor in made.items()), (
+        "what makes it stays"
+    )
 
 
 def test_channels_of_weights_that_are_kept_or_shared_stay() -> None:
-    whole = couple(RESIDUAL, hold(RESIDUAL))
+    whole = couple(RESIDUAL, trainable_parameters(RESIDUAL))
     assert len(whole.groups) == 12 and {p.key for p in whole.places} == {"w", "b", "w2", "v"}
-    with pytest.raises(ConfigError, match="no channel of the model can go: 'w2' is kept"):
-        couple(RESIDUAL, hold(RESIDUAL, ["w2"]))
+    with pytest.raises(ConfigError, match="can be pruned: 'w2' is excluded by `keep`"):
+        couple(RESIDUAL, trainable_parameters(RESIDUAL, ["w2"]))
     twice = model_of(
         f"{IMAGE} {{ h = Conv (x, w2) q = Relu (x) k = Conv (q, w2) c = Concat <axis = 1> (h, k)"
         " y = Conv (c, v24) }"
     )
-    with pytest.raises(ConfigError, match="'w2' has several readers"):
-        couple(twice, hold(twice))
-    # The same weight reads a tracked value in one place and the input in the other.
+    with pytest.raises(ConfigError, match="'w2' has several consumers"):
+        couple(twice, trainable_parameters(twice))
+    # The same weight consumes a tracked value in one node and the input in the other.
     text = "a = Conv (x, s3) h = Conv (a, s3) c = Concat <axis = 1> (h, a) y = Conv (c, v12)"
     weights = {"s3": weight(6, 6, 1, 1), "v12": weight(5, 12, 1, 1)}
     apart = model_of(f"{IMAGE} {{ {text} }}", weights)
-    with pytest.raises(ConfigError, match="'s3' has several readers"):
-        couple(apart, hold(apart))
+    with pytest.raises(ConfigError, match="'s3' has several consumers"):
+        couple(apart, trainable_parameters(apart))
 
 
 def test_scores_compare_within_groups() -> None:
     model = model_of(f"{IMAGE} {{ {PRUNED['squeeze and excitation']} }}")
-    held = hold(model)
-    coupled = couple(model, held)
-    weights = {key: held.dense(key).detach() for key in held.weights()}
+    parameters = trainable_parameters(model)
+    coupled = couple(model, parameters)
+    weights = {key: parameters.dense(key).detach() for key in parameters.weights()}
     scores = coupled.scores(weights)
     for group in coupled.groups.unique():
         assert scores[coupled.groups == group].mean() == pytest.approx(1.0)
@@ -196,13 +198,13 @@ def test_a_multiple_of_what_is_left_may_be_asked_for(tmp_path: Path) -> None:
     assert compact(masked, Compact(), Multiples())[1] == CompactReport(12, 4, 4)
     _, report = compact(masked, Compact(), Multiples(dense=5))
     assert report == CompactReport(12, 4, 2)
-    assert compact_notes(report)[1].startswith("2 more are read by nothing")
+    assert compact_notes(report)[1].startswith("2 more are unused and stay")
     assert compact(masked, Compact(multiple=16), Multiples())[1].gone == 0
 
 
 def test_a_model_without_such_channels_stays() -> None:
     small, report = compact(RESIDUAL, Compact(), Multiples())
     assert report == CompactReport(12, 0, 0) and compact_notes(report) == [
-        "0 of 12 channels have gone, nothing read them"
+        "0 of 12 channels removed, no weight uses them"
     ]
     assert difference(run(RESIDUAL, X), run(small, X)) == 0

@@ -101,7 +101,7 @@ def test_channels_that_training_takes_out_leave_with_the_next_pass(tmp_path: Pat
     assert made.returncode in (0, 1), made.stderr
     steps = {row["name"]: row for row in json.loads(made.stdout)["waterfall"]}
     assert list(steps) == ["original", "tune", "compact", "quantized"]
-    assert steps["compact"]["notes"] == ["8 of 24 channels have gone, nothing read them"]
+    assert steps["compact"]["notes"] == ["8 of 24 channels removed, no weight uses them"]
     assert steps["compact"]["raw_bytes"] < 0.9 * steps["tune"]["raw_bytes"]
     assert steps["compact"]["sqnr_db"] == pytest.approx(steps["tune"]["sqnr_db"], abs=0.01)
 

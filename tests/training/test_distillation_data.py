@@ -46,7 +46,7 @@ def test_samples_are_stacked_only_where_that_changes_nothing(tmp_path: Path) -> 
             "net (float x) => (float y) { y = Abs (x) }",
             [{"x": np.asarray(i, np.float32)} for i in range(2)],
         ),
-        # Answers of other shapes: one sample after another have no common stack either.
+        # Teacher outputs of different shapes cannot be stacked either.
         (
             "net (float[a, 4] x) => (int64[2, n] y) { y = NonZero (x) }",
             [{"x": f32([[1, 0, 0, 0]])}, {"x": f32([[1, 1, 0, 0]])}],

@@ -76,7 +76,7 @@ def test_stochastic_rounding_is_unbiased(seed: int, bits: Any, block: int | None
     coded = torch.stack([coder.receive(0, coder.send(0, values, lost, noise)) for _ in range(many)])
     scale = float(values.abs().max()) / (2 ** (bits - 1) - 1)
     assert ((coded - values).abs() <= scale * 1.001).all()
-    # The noise of one coding has at most a quarter of a squared step as its variance.
+    # The variance of one stochastic rounding is at most a quarter of a squared step.
     error = (coded.double().mean(0) - values.double()).abs()
     assert (error <= 6 * scale / 2 / many**0.5).all()
     assert (error <= 6 * coded.double().std(0) / many**0.5 + scale / many * 20).all()
@@ -175,9 +175,9 @@ def together(count: int, command: list[str], folder: Path, **more: str) -> list[
 
 
 def finished(processes: list[subprocess.Popen[str]]) -> list[tuple[str, str]]:
-    told = [process.communicate(timeout=120) for process in processes]
-    assert [p.returncode for p in processes] == [0] * len(told), [errors[-2000:] for _, errors in told]
-    return told
+    results = [process.communicate(timeout=120) for process in processes]
+    assert [p.returncode for p in processes] == [0] * len(results), [errors[-2000:] for _, errors in results]
+    return results
 
 
 @pytest.mark.parametrize(
@@ -185,22 +185,22 @@ def finished(processes: list[subprocess.Popen[str]]) -> list[tuple[str, str]]:
 )
 def test_workers_get_the_sum_of_their_gradients(tmp_path: Path, count: int, bits: str, most: float) -> None:
     finished(together(count, [sys.executable, "-c", MEMBER, bits, str(tmp_path)], tmp_path))
-    told = [np.load(tmp_path / f"{rank}.npz") for rank in range(count)]
-    assert all(np.array_equal(t["got"], told[0]["got"]) for t in told)
-    wanted, size = sum(t["given"] for t in told), 4025
+    results = [np.load(tmp_path / f"{rank}.npz") for rank in range(count)]
+    assert all(np.array_equal(t["got"], results[0]["got"]) for t in results)
+    wanted, size = sum(t["given"] for t in results), 4025
     if bits == "float":
-        assert np.allclose(told[0]["got"], wanted, atol=1e-4)
+        assert np.allclose(results[0]["got"], wanted, atol=1e-4)
     else:
-        # Whatever is missing after six steps is what the workers still hold.
-        held = np.zeros(count * len(told[0]["lost0"]))
-        for rank, t in enumerate(told):
-            held += np.concatenate([t[f"lost{k}"] for k in range(count)])
+        # What is missing after six steps is the quantization error that the workers still have.
+        still_lost = np.zeros(count * len(results[0]["lost0"]))
+        for rank, t in enumerate(results):
+            still_lost += np.concatenate([t[f"lost{k}"] for k in range(count)])
             length = len(t["lost0"])
-            held[rank * length : (rank + 1) * length] += t[f"lost{count}"]
-        assert np.allclose(wanted - told[0]["got"], held[:size], atol=1e-3)
-        assert np.abs(held).max() > 1e-3
-    assert told[0]["floats"] == 6 * (2 * (count - 1) * size * 4 // count)
-    assert told[0]["sent"] <= most * told[0]["floats"]
+            still_lost[rank * length : (rank + 1) * length] += t[f"lost{count}"]
+        assert np.allclose(wanted - results[0]["got"], still_lost[:size], atol=1e-3)
+        assert np.abs(still_lost).max() > 1e-3
+    assert results[0]["floats"] == 6 * (2 * (count - 1) * size * 4 // count)
+    assert results[0]["sent"] <= most * results[0]["floats"]
 
 
 def project(folder: Path, **gradients: Any) -> Path:
@@ -228,17 +228,17 @@ def content(path: Path) -> dict[str, Any]:
 def test_two_workers_train_one_model(tmp_path: Path, bits: int | None) -> None:
     folder = project(tmp_path, **({"bits": bits, "block": None} if bits else {}))
     first, second = finished(together(2, command("both.onnx", "run"), folder))
-    told = json.loads(first[0])
+    results = json.loads(first[0])
     assert second[0] == "" and (folder / "both.onnx").exists()
-    assert told["workers"]["workers"] == 2 and told["last_loss"] < told["first_loss"]
-    share = told["workers"]["sent_bytes"] / told["workers"]["float_bytes"]
+    assert results["workers"]["workers"] == 2 and results["last_loss"] < results["first_loss"]
+    share = results["workers"]["sent_bytes"] / results["workers"]["float_bytes"]
     assert share <= {None: 1.0, 8: 0.27, 4: 0.15}[bits]
     a, b = (content(folder / "run" / name) for name in ("checkpoint.pt", "checkpoint-1.pt"))
     assert all(torch.equal(a["tensors"][key], b["tensors"][key]) for key in a["tensors"])
     lines = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
-    assert lines[-1]["sent_bytes"] == told["workers"]["sent_bytes"]
+    assert lines[-1]["sent_bytes"] == results["workers"]["sent_bytes"]
     if bits is None:
-        # Both halves together make the step that one worker makes.
+        # Both halves together give the step of a single worker.
         finished(together(1, command("one.onnx", "alone"), folder))
         alone = content(folder / "alone" / "checkpoint.pt")["tensors"]
         assert all(torch.allclose(a["tensors"][k], alone[k], rtol=1e-3, atol=1e-4) for k in alone)
@@ -253,9 +253,9 @@ def test_workers_with_other_settings_are_refused(tmp_path: Path) -> None:
     )
     script += "--teacher model.onnx"
     processes = together(2, ["sh", "-c", script, sys.executable], folder)
-    told = [process.communicate(timeout=120) for process in processes]
+    results = [process.communicate(timeout=120) for process in processes]
     assert [p.returncode for p in processes] == [2, 2]
-    assert all("worker 1 of 2 differs from worker 0" in errors for _, errors in told)
+    assert all("worker 1 of 2 differs from worker 0" in errors for _, errors in results)
 
 
 def test_half_an_environment_is_refused(tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder, round_weights
 from edgepack.training.fake_quant import QuantizedStudent
 from edgepack.training.graph import as_tensor, compile_model, run_program
-from edgepack.training.held import hold
 from edgepack.training.objective import choose_objective
+from edgepack.training.parameters import trainable_parameters
 from edgepack.training.start import start_from
 from edgepack.training.train import TrainingRun, tune
 from edgepack.training.weights import array_of, keys_of, trainables, with_weights
@@ -79,20 +79,25 @@ def test_the_file_computes_what_was_trained(name: str, granularity: Granularity,
     samples = open_samples(Data(path=str(path)), "calibration", input_specs(model), {}, base=tmp_path)
     settings = Tune(steps=40, learning_rate=5e-3, held_out=0.0, batch=8)
     made = tune(
-        model, moved(model), samples, settings, TrainingRun(0), form=partial(QuantizedStudent, plan=plan)
+        model,
+        moved(model),
+        samples,
+        settings,
+        TrainingRun(0),
+        make_student=partial(QuantizedStudent, plan=plan),
     )
     assert np.mean([e.loss for e in made.log[-5:]]) < np.mean([e.loss for e in made.log[:5]])
 
     after = make_plan(made.model, groups, ranges, device, methods)
     built = apply_plan(made.model, after, Rounder(made.model)(after))
     save_model(built, tmp_path / "int8.onnx")
-    held = hold(made.model)
-    student = QuantizedStudent(made.model, held, after)
+    parameters = trainable_parameters(made.model)
+    student = QuantizedStudent(made.model, parameters, after)
     trained, stored, floats = [], [], []
     for sample in samples:
         feeds = {k: as_tensor(v) for k, v in sample.feeds.items()}
         with torch.no_grad():
-            trained.append(student(feeds, held, [])["y"].numpy())
+            trained.append(student(feeds, parameters, [])["y"].numpy())
         stored.append(run(tmp_path / "int8.onnx", sample.feeds, optimize=False)["y"])
         floats.append(run(made.model, sample.feeds)["y"])
     assert sqnr_db(stored, trained) > 45
@@ -115,27 +120,27 @@ def test_training_starts_from_the_integers_that_it_is_given(granularity: Granula
     start = start_from(model, plan, given)
 
     save_model(apply_plan(model, plan, given), tmp_path / "given.onnx")
-    held = hold(start.model)
-    student = QuantizedStudent(start.model, held, plan, start)
+    parameters = trainable_parameters(start.model)
+    student = QuantizedStudent(start.model, parameters, plan, start)
     for sample in samples:
         with torch.no_grad():
-            made = student({k: as_tensor(v) for k, v in sample.feeds.items()}, held, [])["y"].numpy()
+            made = student({k: as_tensor(v) for k, v in sample.feeds.items()}, parameters, [])["y"].numpy()
         assert sqnr_db(run(tmp_path / "given.onnx", sample.feeds, optimize=False)["y"], made) > 45
     untouched = start.stored(start.model)
     assert all(np.array_equal(untouched[n].integers, given[n].integers) for n in given)
 
     settings = Tune(steps=40, learning_rate=5e-3, held_out=0.2, batch=8)
-    form = partial(QuantizedStudent, plan=plan, start=start)
-    made = tune(start.model, moved(model), samples, settings, TrainingRun(0), form=form)
+    make_student = partial(QuantizedStudent, plan=plan, start=start)
+    made = tune(start.model, moved(model), samples, settings, TrainingRun(0), make_student=make_student)
     assert made.kept_step > 0
     after = start.stored(made.model)
     assert any(not np.array_equal(after[n].integers, given[n].integers) for n in given)
     save_model(apply_plan(made.model, plan, after), tmp_path / "trained.onnx")
-    held = hold(made.model)
-    student = QuantizedStudent(made.model, held, plan, start)
+    parameters = trainable_parameters(made.model)
+    student = QuantizedStudent(made.model, parameters, plan, start)
     feeds = next(iter(samples)).feeds
     with torch.no_grad():
-        trained = student({k: as_tensor(v) for k, v in feeds.items()}, held, [])["y"].numpy()
+        trained = student({k: as_tensor(v) for k, v in feeds.items()}, parameters, [])["y"].numpy()
     assert sqnr_db(run(tmp_path / "trained.onnx", feeds, optimize=False)["y"], trained) > 45
 
 
@@ -147,14 +152,14 @@ def test_what_q_clamps_is_not_compared_before_it(tmp_path: Path) -> None:
     groups = find_fusion_groups(model, device.kernels)
     ranges = ranges_of(model, device, {"x": x}, tmp_path)
     plan = make_plan(model, groups, ranges, device, {u.name: Request(Precision.STATIC) for u in groups})
-    held = hold(model)
-    student = QuantizedStudent(model, held, plan)
+    parameters = trainable_parameters(model)
+    student = QuantizedStudent(model, parameters, plan)
     assert "Clip" not in {n.op_type for n in student.model.graph}
     objective = choose_objective(student.model, model, Tune(), model)
     assert objective.features
     feeds = {"x": as_tensor(x[0])}
     with torch.no_grad():
-        made = student(feeds, held, objective.mine)
+        made = student(feeds, parameters, objective.mine)
         meant = run_program(compile_model(model), feeds, keep=objective.teachers)
     for pair in (*objective.outputs, *objective.features):
         assert sqnr_db(meant[pair.teachers].numpy(), made[pair.mine].numpy()) > 20
@@ -172,14 +177,14 @@ def test_what_q_clamps_before_the_last_product_is_compared_behind_it(tmp_path: P
     groups = find_fusion_groups(model, device.kernels)
     ranges = ranges_of(model, device, {"x": x}, tmp_path)
     plan = make_plan(model, groups, ranges, device, {u.name: Request(Precision.STATIC) for u in groups})
-    held = hold(model)
-    student = QuantizedStudent(model, held, plan)
+    parameters = trainable_parameters(model)
+    student = QuantizedStudent(model, parameters, plan)
     assert "Relu" not in {n.op_type for n in student.model.graph}
     objective = choose_objective(student.model, model, Tune(), model)
     (pair,) = objective.features
     assert pair.teachers == "r"
     with torch.no_grad():
-        made = student({"x": as_tensor(x[0])}, held, objective.mine)
+        made = student({"x": as_tensor(x[0])}, parameters, objective.mine)
         meant = run_program(compile_model(model), {"x": as_tensor(x[0])}, keep=objective.teachers)
     assert sqnr_db(meant["r"].numpy(), made[pair.mine].numpy()) > 30
 
@@ -193,9 +198,9 @@ def test_every_stored_weight_is_trained_and_nothing_is_shared(tmp_path: Path) ->
         model, groups, ranges_of(model, device, {"x": x}, tmp_path), device,
         {u.name: Request(Precision.STATIC) for u in groups},
     )  # fmt: skip
-    held = hold(model)
-    student = QuantizedStudent(model, held, plan)
+    parameters = trainable_parameters(model)
+    student = QuantizedStudent(model, parameters, plan)
     assert len(student.groups) == 3
     feeds = {"x": as_tensor(x[0])}
-    student(feeds, held, [])["y"].sum().backward()
-    assert all(t.grad is not None and bool(t.grad.any()) for t in held.tensors.values())
+    student(feeds, parameters, [])["y"].sum().backward()
+    assert all(t.grad is not None and bool(t.grad.any()) for t in parameters.tensors.values())

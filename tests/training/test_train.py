@@ -25,8 +25,8 @@ from edgepack.ir.inputs import input_specs
 from edgepack.ir.numerics import short_scale
 from edgepack.quantization.weights.codebook_scales import KEY, set_codebook_scales
 from edgepack.training.distillation_data import prepare_distillation
-from edgepack.training.held import hold
 from edgepack.training.objective import choose_objective
+from edgepack.training.parameters import trainable_parameters
 from edgepack.training.train import TrainingRun, Tuned, tune
 from edgepack.training.weights import array_of, keys_of, with_weights
 
@@ -36,7 +36,7 @@ def samples(tmp_path: Path) -> Samples:
     return random_pictures(tmp_path)
 
 
-def test_a_model_learns_to_answer_as_its_teacher(samples: Samples) -> None:
+def test_a_model_learns_the_outputs_of_its_teacher(samples: Samples) -> None:
     start = noisy(conv_net())
     before = fingerprint(start)
     made = trained(start, samples, steps=150)
@@ -78,7 +78,7 @@ def test_shared_values_stay_shared(tmp_path: Path) -> None:
     assert all(abs(float(values[i][0]) - float(codebook[i])) > 1e-3 for i in (0, 2, 3))
 
 
-def on_a_grid(model: ir.Model, key: str, scale: Array, shape: tuple[int, ...]) -> Array:
+def on_a_codebook(model: ir.Model, key: str, scale: Array, shape: tuple[int, ...]) -> Array:
     """Put integers times ``scale``, one an output, into the weight ``key``; gives the integers."""
     codes = np.random.default_rng(2).choice(f32([-90, 0, 33, 71, 120]), (len(scale), *shape[1:]))
     (value,) = [v for v, k in keys_of(model).items() if k == key]
@@ -87,31 +87,35 @@ def on_a_grid(model: ir.Model, key: str, scale: Array, shape: tuple[int, ...]) -
     return codes
 
 
-def test_weights_on_a_grid_stay_on_one(samples: Samples) -> None:
+def test_weights_keep_their_codebook_scales(samples: Samples) -> None:
     start = conv_net()
     key, before = next((k, v) for k, v in held_arrays(start).items() if v.ndim == 4)
     scale = short_scale(f32(np.geomspace(0.001, 0.01, len(before))))
-    codes = on_a_grid(start, key, scale, before.shape)
-    assert np.array_equal(hold(start).arrays()[key], held_arrays(start)[key])
+    codes = on_a_codebook(start, key, scale, before.shape)
+    assert np.array_equal(trainable_parameters(start).arrays()[key], held_arrays(start)[key])
     made = trained(start, samples, steps=200)
     (value,) = [v for v, k in keys_of(made.model).items() if k == key]
-    after, grid = array_of(value), value.meta[KEY]
-    integers = np.rint(after / grid.reshape(-1, 1, 1, 1))
-    assert np.array_equal(integers * grid.reshape(-1, 1, 1, 1), after)
+    after, scales = array_of(value), value.meta[KEY]
+    integers = np.rint(after / scales.reshape(-1, 1, 1, 1))
+    assert np.array_equal(integers * scales.reshape(-1, 1, 1, 1), after)
     for code in np.unique(codes):
         (now,) = np.unique(integers[codes == code])
         assert abs(now) <= 127 and (now != code) == (code != 0), code
-    assert (grid > 0).all() and not np.array_equal(grid, scale) and np.array_equal(grid, short_scale(grid))
+    assert (
+        (scales > 0).all()
+        and not np.array_equal(scales, scale)
+        and np.array_equal(scales, short_scale(scales))
+    )
     further = trained(made.model, samples, held_out=0.5, learning_rate=1e-9, steps=1)
     assert np.array_equal(held_arrays(further.model)[key], after)
 
 
-def test_a_weight_that_left_its_grid_is_trained_freely(samples: Samples) -> None:
+def test_a_weight_off_its_codebook_is_trained_freely(samples: Samples) -> None:
     start = conv_net()
     key, before = next((k, v) for k, v in held_arrays(start).items() if v.ndim == 4)
-    on_a_grid(start, key, f32(np.full(len(before), 0.01)), before.shape)
-    held = hold(with_weights(start, {key: before}))
-    assert not held.scales and np.array_equal(held.arrays()[key], before)
+    on_a_codebook(start, key, f32(np.full(len(before), 0.01)), before.shape)
+    parameters = trainable_parameters(with_weights(start, {key: before}))
+    assert not parameters.scales and np.array_equal(parameters.arrays()[key], before)
 
 
 def test_the_same_seed_gives_the_same_weights(samples: Samples) -> None:
@@ -181,13 +185,13 @@ def test_a_checkpoint_of_another_run_is_refused(samples: Samples, tmp_path: Path
                 TrainingRun(0, checkpoints=tmp_path / "c"),
             )
     path.write_bytes(b"no")
-    with pytest.raises(ConfigError, match="cut short"):
+    with pytest.raises(ConfigError, match="truncated"):
         tune(
             noisy(conv_net()), conv_net(), samples, Tune(**QUICK), TrainingRun(1, checkpoints=tmp_path / "c")
         )
 
 
-def test_views_teach_and_those_of_held_out_pictures_do_not(samples: Samples, tmp_path: Path) -> None:
+def test_no_augmented_copy_of_a_held_out_image_is_trained_on(samples: Samples, tmp_path: Path) -> None:
     objective = choose_objective(conv_net(), conv_net(), Tune())
     (tmp_path / "l").mkdir()
     seen = augmented(samples, 2, seed=0)
@@ -253,7 +257,7 @@ def test_labels_are_learned_without_a_teachers_help(samples: Samples) -> None:
 def test_what_is_not_trained_stays_to_the_last_bit() -> None:
     rng = np.random.default_rng(0)
     uneven = changed(conv_net(), lambda key, v: f32(v * 10 ** rng.uniform(-9, 5, v.shape)))
-    for key, array in hold(uneven).arrays().items():
+    for key, array in trainable_parameters(uneven).arrays().items():
         assert np.array_equal(array, held_arrays(uneven)[key]), key
 
 
@@ -266,7 +270,7 @@ def test_what_cannot_be_trained_is_said_first(samples: Samples) -> None:
     with pytest.raises(ModelError, match="Bernoulli"):
         tune(model, model, samples, Tune(**QUICK), TrainingRun(0))
     with pytest.raises(ConfigError, match="no weight is named 'bn_scal', did you mean"):
-        hold(conv_net(), ["bn_scal"])
+        trainable_parameters(conv_net(), ["bn_scal"])
 
 
 def test_a_tied_table_stays_tied(tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ def proto(path: Path) -> onnx.ModelProto:
 
 def scaled(model: ir.Model, factor: float = 0.5) -> ir.Model:
     keys = trainables(model)
-    held = {key: array_of(value) for value, key in keys_of(model).items()}
-    return with_weights(model, {key: held[key] * factor for key in keys})
+    contents = {key: array_of(value) for value, key in keys_of(model).items()}
+    return with_weights(model, {key: contents[key] * factor for key in keys})
 
 
 def test_weights_are_chosen_by_the_slots_of_their_readers() -> None:

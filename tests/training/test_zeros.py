@@ -19,8 +19,8 @@ from edgepack.config.training import Sparsify, Tune
 from edgepack.data.samples import Samples, open_samples
 from edgepack.errors import ConfigError
 from edgepack.ir.inputs import input_specs
-from edgepack.training.held import hold
 from edgepack.training.masks import patterned, unstructured
+from edgepack.training.parameters import trainable_parameters
 from edgepack.training.sparsify import wanted_exchange, wanted_sparsity
 from edgepack.training.train import TrainingRun, tune
 from edgepack.training.zeros import Zeros
@@ -63,17 +63,17 @@ def test_a_model_with_some_zeros_gets_those_that_are_asked_for(samples: Samples,
 
 
 def test_a_dynamic_choice_lets_weights_come_back(samples: Samples) -> None:
-    held = hold(conv_net())
+    parameters = trainable_parameters(conv_net())
     key = "w2"
-    held.masks = {key: torch.zeros(held.trained[key].shape)}
-    held.returning = True
-    held.value(key).sum().backward()
-    assert held.tensors[key].grad.all()
-    assert not held.arrays()[key].any()
-    held.returning = False
-    held.tensors[key].grad = None
-    held.value(key).sum().backward()
-    assert not held.tensors[key].grad.any()
+    parameters.masks = {key: torch.zeros(parameters.trained[key].shape)}
+    parameters.returning = True
+    parameters.value(key).sum().backward()
+    assert parameters.tensors[key].grad.all()
+    assert not parameters.arrays()[key].any()
+    parameters.returning = False
+    parameters.tensors[key].grad = None
+    parameters.value(key).sum().backward()
+    assert not parameters.tensors[key].grad.any()
 
 
 def a_row_is_missing(tmp_path: Path) -> tuple[ir.Model, ir.Model, Samples]:
@@ -114,28 +114,30 @@ def test_zeros_that_are_needed_come_back(tmp_path: Path, way: dict[str, Any]) ->
 
 
 def test_by_gradient_weights_begin_at_zero_and_nothing_moves_those_that_are_out() -> None:
-    held = hold(conv_net())
+    parameters = trainable_parameters(conv_net())
     zeros = Zeros(Sparsify(sparsity=0.8, start=0, end=0.9, every=1, regrowth="gradient", exchanged=0.5), {})
-    optimizer = torch.optim.Adam(list(held.tensors.values()), lr=0.1)
+    optimizer = torch.optim.Adam(list(parameters.tensors.values()), lr=0.1)
     came_back = 0
     for step in range(12):
-        before = {key: mask.clone() for key, mask in held.masks.items()}
+        before = {key: mask.clone() for key, mask in parameters.masks.items()}
         seen = dict(zeros.gradients)
-        zeros.choose(held, optimizer, step, 0.3 + step / 100)
-        for key, mask in held.masks.items():
+        zeros.choose(parameters, optimizer, step, 0.3 + step / 100)
+        for key, mask in parameters.masks.items():
             back = (mask == 1) & (before.get(key, mask) == 0)
             came_back += int(back.sum())
             nothing = (mask == 0) | back
-            assert not held.tensors[key][nothing].any()
+            assert not parameters.tensors[key][nothing].any()
             if step:
                 assert seen[key][back].all(), "gradients are those of the whole weight"
-                state = optimizer.state[held.tensors[key]]
+                state = optimizer.state[parameters.tensors[key]]
                 assert not state["exp_avg"][nothing].any() and not state["exp_avg_sq"][nothing].any()
         optimizer.zero_grad()
-        torch.stack([(held.value(key) - 0.3).square().sum() for key in held.weights()]).sum().backward()
-        zeros.after_backward(held)
+        torch.stack(
+            [(parameters.value(key) - 0.3).square().sum() for key in parameters.weights()]
+        ).sum().backward()
+        zeros.after_backward(parameters)
         optimizer.step()
-        assert not any(held.tensors[key][mask == 0].any() for key, mask in held.masks.items())
+        assert not any(parameters.tensors[key][mask == 0].any() for key, mask in parameters.masks.items())
     assert came_back > 5
 
 
@@ -197,9 +199,9 @@ def test_a_cubic_schedule() -> None:
 def test_patterns_lie_along_the_inputs_of_each_output() -> None:
     body = "net (float[1, 8] x) => (float[1, 3] y) { y = MatMul (x, w) }"
     weight = f32(np.arange(1, 25).reshape(8, 3))
-    held = hold(parse(body, weights={"w": weight}))
-    rows = {"w": held.rows("w", held.dense("w").detach())}
-    mask = held.from_rows("w", patterned(rows, 1.0, "2:4")["w"]).numpy()
+    parameters = trainable_parameters(parse(body, weights={"w": weight}))
+    rows = {"w": parameters.rows("w", parameters.dense("w").detach())}
+    mask = parameters.from_rows("w", patterned(rows, 1.0, "2:4")["w"]).numpy()
     assert mask[:, 0].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
     assert np.array_equal(mask, np.repeat(mask[:, :1], 3, axis=1))
 

@@ -1,9 +1,9 @@
-"""Which channels of a model must live or die together.
+"""Channel dependencies: which channels of a model must be kept or removed together.
 
-Every position along the channel axis of a value has an *atom*. Operators hand atoms on (activations, pools,
-transpositions), tie those of several values to each other (additions, gates, depthwise convolutions), put
-them into new order (concatenations, splits, channel shuffles) or pin them: atoms that reach a graph output,
-or an operator that works across channels, must stay. What is tied is one *class* (union-find).
+Every position along the channel axis of a value has an *atom*. Operators pass atoms on (activations, pooling,
+Transpose), merge those of several values (Add, Mul, depthwise convolutions), reorder them (Concat, Split,
+channel shuffles) or pin them: atoms that reach a graph output, or an operator that mixes channels, must stay.
+Merged atoms form one *class* (union-find).
 
 Given::
 
@@ -12,8 +12,8 @@ Given::
 
 Result: ``h`` has atoms 0 1 2 3, ``k`` the same, ``c`` has 0 1 2 3 0 1 2 3, ``y`` has pinned atoms of its own.
 
-Dependency groups of whole layers: G. Fang et al., "DepGraph: Towards Any Structural Pruning", 2023; atoms
-keep apart what a group of layers would tie together.
+G. Fang et al., "DepGraph: Towards Any Structural Pruning", 2023, has dependency groups of whole layers; atoms
+are finer.
 """
 
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Track:
-    """Where a value has channels: the axis, and the atom of each position there."""
+    """The channel axis of a value, and the atom of each position."""
 
     axis: int
     atoms: Atoms
@@ -38,7 +38,7 @@ class Track:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cut:
-    """Axis ``axis`` of the constant operand ``index`` of ``node`` has an element for each of ``atoms``."""
+    """Axis ``axis`` of the constant operand ``index`` of ``node`` has one element for each of ``atoms``."""
 
     node: ir.Node
     index: int
@@ -48,7 +48,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Product:
-    """What multiplies: its multiplications are proportional to the channels left of each of ``factors``."""
+    """A layer whose multiplications are proportional to the remaining channels of each of ``factors``."""
 
     node: ir.Node
     factors: tuple[Atoms, ...]
@@ -56,15 +56,15 @@ class Product:
 
 @dataclass(slots=True, eq=False)
 class Channels:
-    """What is known of the channels of a model. Atoms that are tied have the same :meth:`root`."""
+    """The channels of a model. Merged atoms have the same :meth:`root`."""
 
     tracks: dict[ir.Value, Track] = field(default_factory=dict)
     cuts: list[Cut] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     readers: list[tuple[ir.Node, Atoms]] = field(default_factory=list)
-    """Nodes whose weights mix the channels that they read, and the atoms of those."""
+    """Nodes whose weights consume channels, with the atoms of these."""
     makers: list[tuple[ir.Node, Atoms]] = field(default_factory=list)
-    """Nodes whose weights make channels, and the atoms of those."""
+    """Nodes whose weights produce channels, with the atoms of these."""
     parents: list[int] = field(default_factory=list)
     pins: dict[int, str] = field(default_factory=dict)
     """Why an atom must stay."""
@@ -76,7 +76,7 @@ class Channels:
         return np.arange(start, start + count)
 
     def root(self, atom: int) -> int:
-        """The one that stands for all atoms tied to ``atom``."""
+        """The representative of the class of ``atom``."""
         while self.parents[atom] != atom:
             self.parents[atom] = self.parents[self.parents[atom]]
             atom = self.parents[atom]
@@ -87,46 +87,47 @@ class Channels:
         return np.fromiter((self.root(a) for a in range(len(self.parents))), np.intp, len(self.parents))
 
     def tie(self, left: Atoms, right: Atoms) -> None:
-        """Each atom of ``left`` with its counterpart."""
+        """Merge each atom of ``left`` with the atom of ``right`` at the same position."""
         for a, b in zip(left.tolist(), right.tolist(), strict=True):
             first, second = self.root(a), self.root(b)
             self.parents[second] = first
 
     def tie_rows(self, table: Atoms) -> Atoms:
-        """All atoms of each row with each other; gives one of each row."""
+        """Merge the atoms of each row; return one atom of each row."""
         for column in table.T[1:]:
             self.tie(table[:, 0], column)
         return table[:, 0]
 
     def track(self, value: ir.Value, axis: int, atoms: Atoms) -> None:
-        """From now on ``value`` has ``atoms`` along ``axis``."""
+        """Record that ``value`` has ``atoms`` along ``axis``."""
         self.tracks[value] = Track(axis, atoms)
 
     def size(self, value: ir.Value, axis: int) -> int | None:
-        """The size of an axis, where it is known."""
+        """The size of an axis, if it is known."""
         if value.shape is None or not 0 <= axis < len(value.shape):
             return None
         found = value.shape[axis]
         return found if isinstance(found, int) else None
 
     def pin(self, value: ir.Value | None, reason: str) -> None:
-        """The channels of ``value``, if it has any, must stay."""
+        """Pin the channels of ``value``, if it has any."""
         track = None if value is None else self.tracks.get(value)
         if track is not None:
             self.pin_atoms(track.atoms, reason)
 
     def pin_atoms(self, atoms: Atoms, reason: str) -> None:
-        """These atoms must stay."""
+        """Pin these atoms."""
         for atom in atoms.tolist():
             self.pins.setdefault(atom, reason)
 
     def pin_inputs(self, node: ir.Node, why: str) -> None:
-        """The channels of all that ``node`` reads must stay."""
+        """Pin the channels of all inputs of ``node``."""
         for value in node.inputs:
             self.pin(value, f"{label(node)} {why}")
 
     def cut(self, node: ir.Node, index: int, axis: int, atoms: Atoms) -> None:
-        """Note that a constant operand goes with ``atoms``; an operand that is not there is none."""
+        """Record that a constant operand has one element for each of ``atoms``; absent operands are
+        ignored."""
         if index < len(node.inputs) and node.inputs[index] is not None:
             self.cuts.append(Cut(node, index, axis, atoms))
 
@@ -140,17 +141,17 @@ class Channels:
 
 
 def label(node: ir.Node) -> str:
-    """How messages call a node."""
+    """The name of a node in messages."""
     return f"{node.op_type} {node.name or node.outputs[0].name!r}"
 
 
 def is_constant(value: ir.Value | None) -> bool:
-    """Whether an operand is constant or not there."""
+    """Whether an operand is constant or absent."""
     return value is None or constant(value) is not None
 
 
 def output_axis(node: ir.Node) -> int:
-    """The axis of a weight that its outputs are on."""
+    """The output axis of a weight."""
     if node.op_type in ("ConvTranspose", "MatMul"):
         return 1
     return 1 if node.op_type == "Gemm" and not node.attributes.get_int("transB", 0) else 0
@@ -158,23 +159,23 @@ def output_axis(node: ir.Node) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """Layers whose channels cannot be chosen apart: ``classes`` of atoms that may go, each a root."""
+    """Layers whose channels are pruned together: prunable ``classes`` of atoms, each given by its root."""
 
     name: str
-    """Of the first node that makes the channels."""
+    """Name of the first node that produces the channels."""
     makers: tuple[ir.Node, ...]
     widest: Atoms
-    """Roots of the channels of the maker with the most of them."""
+    """Roots of the channels of the node that produces the most of them."""
     classes: Atoms
     pinned: str
-    """Why the others must stay, if there are others."""
+    """Why the other classes are pinned; empty without any."""
 
 
 def find_groups(channels: Channels, keep: frozenset[str] = frozenset()) -> tuple[Group, ...]:
-    """Groups in the order of the graph. Channels that the nodes named ``keep`` make are left alone."""
+    """Groups in the order of the graph. Channels that the nodes named in ``keep`` produce are pinned."""
     for node, atoms in channels.makers:
         if node.name in keep:
-            channels.pin_atoms(atoms, f"{label(node)} is kept")
+            channels.pin_atoms(atoms, f"{label(node)} is excluded by `keep`")
     unread = np.ones(len(channels.parents), np.bool_)
     roots = channels.roots()
     for _, atoms in channels.readers:
@@ -184,7 +185,7 @@ def find_groups(channels: Channels, keep: frozenset[str] = frozenset()) -> tuple
     for members in _sharing(channels, roots):
         classes = np.unique(np.concatenate([roots[atoms] for _, atoms in members]))
         pinned = [
-            reasons.get(int(c)) or ("no weights read its channels" if unread[c] else "") for c in classes
+            reasons.get(int(c)) or ("no weights consume its channels" if unread[c] else "") for c in classes
         ]
         widest = max((roots[atoms] for _, atoms in members), key=len)
         free = classes[[not reason for reason in pinned]]
@@ -195,7 +196,7 @@ def find_groups(channels: Channels, keep: frozenset[str] = frozenset()) -> tuple
 
 
 def _sharing(channels: Channels, roots: Atoms) -> list[list[tuple[ir.Node, Atoms]]]:
-    """The makers, those together that share a class."""
+    """The producers, grouped by shared classes."""
     owner: dict[int, int] = {}
     sets: dict[int, list[tuple[ir.Node, Atoms]]] = {}
     for place, (node, atoms) in enumerate(channels.makers):
@@ -209,20 +210,20 @@ def _sharing(channels: Channels, roots: Atoms) -> list[list[tuple[ir.Node, Atoms
 
 
 def tracked(found: Channels, node: ir.Node) -> tuple[ir.Value, Track, int] | None:
-    """The first input, its channels and its rank; others are pinned, and all are where that is unknown."""
+    """The first input with its channels and rank; pins other inputs, and all if the rank is unknown."""
     x = node.inputs[0]
     for value in node.inputs[1:]:
-        found.pin(value, f"{label(node)} reads it as a setting")
+        found.pin(value, f"{label(node)} takes it as a parameter")
     if x is None or x.shape is None or x not in found.tracks:
         return None
     return x, found.tracks[x], len(x.shape)
 
 
 def numbers(node: ir.Node, index: int, attribute: str = "") -> list[int] | None:
-    """Integers in a constant operand, or in an attribute that took its place in older opsets."""
+    """Integers of a constant operand, or of the attribute in older opsets."""
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None:
         found = node.attributes.get_ints(attribute, ()) if attribute else ()
         return list(found) or None
-    held = constant(value)
-    return None if held is None else [int(n) for n in held.reshape(-1)]
+    content = constant(value)
+    return None if content is None else [int(n) for n in content.reshape(-1)]

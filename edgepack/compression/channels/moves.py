@@ -1,4 +1,4 @@
-"""What operators that move data do to channels; see :mod:`edgepack.compression.channels.atoms`."""
+"""Channel rules of operators that move data; see :mod:`edgepack.compression.channels.atoms`."""
 
 from collections.abc import Callable, Sequence
 
@@ -34,7 +34,7 @@ def _concat(found: Channels, node: ir.Node) -> None:
             found.track(output, _axis(tracks), whole[0])
             return
     if any(t is not None and t.axis != axis for t in tracks) or None in sizes:
-        found.pin_inputs(node, "joins them along another axis with others")
+        found.pin_inputs(node, "concatenates them along another axis")
         return
     pieces = []
     for value, track, size in zip(values, tracks, sizes, strict=True):
@@ -70,7 +70,7 @@ def _split(found: Channels, node: ir.Node) -> None:
 
 
 def slice_of(node: ir.Node, axis: int, rank: int) -> slice | None:
-    """What a Slice takes of an axis: a slice, all of it where it says nothing; ``None`` where unknown."""
+    """The slice that a Slice takes of an axis; ``None`` if it is not constant."""
     starts, ends = numbers(node, 1), numbers(node, 2)
     if starts is None or ends is None:
         return None
@@ -92,11 +92,11 @@ def _slice(found: Channels, node: ir.Node) -> None:
     x, track, rank = known
     taken = slice_of(node, track.axis, rank)
     if taken is None or taken.step not in (None, 1):
-        found.pin(x, f"{label(node)} takes of its channels what is not known before, or not in a row")
+        found.pin(x, f"{label(node)} slices its channels with unknown bounds, or with a step")
         return
     atoms = track.atoms[taken]
     if not len(atoms):
-        found.pin(x, f"{label(node)} takes nothing")
+        found.pin(x, f"{label(node)} has an empty result")
         return
     found.track(node.outputs[0], track.axis, atoms)
 
@@ -113,7 +113,7 @@ def _gather(found: Channels, node: ir.Node) -> None:
         return
     wanted = constant(indices)
     if axis != track.axis or wanted is None or wanted.ndim != 1 or not wanted.size:
-        found.pin(x, f"{label(node)} takes of its channels what is not known before, or a single one")
+        found.pin(x, f"{label(node)} gathers its channels by indices that are not constant, or a single one")
         return
     found.track(node.outputs[0], axis, track.atoms[wanted])
 
@@ -166,9 +166,9 @@ def _resize(found: Channels, node: ir.Node) -> None:
     axes = [a % rank for a in node.attributes.get_ints("axes", tuple(range(rank)))]
     scales = numbers(node, 2) if len(node.inputs) > 2 else None
     if scales is not None:
-        held = constant(node.inputs[2])
-        whole = held is not None and (
-            track.axis not in axes or float(held.reshape(-1)[axes.index(track.axis)]) == 1
+        content = constant(node.inputs[2])
+        whole = content is not None and (
+            track.axis not in axes or float(content.reshape(-1)[axes.index(track.axis)]) == 1
         )
     else:
         sizes = numbers(node, 3)
@@ -179,13 +179,13 @@ def _resize(found: Channels, node: ir.Node) -> None:
         node.attributes.get_string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
     )
     if not whole or cropped or node.attributes.get_string("keep_aspect_ratio_policy", "stretch") != "stretch":
-        found.pin(x, f"{label(node)} resizes across its channels, or to what is not known before")
+        found.pin(x, f"{label(node)} resizes its channels, or to an unknown size")
         return
     found.track(node.outputs[0], track.axis, track.atoms)
 
 
 def _shape(found: Channels, node: ir.Node) -> None:
-    """Sizes of axes that are no channels do not change."""
+    """Shape: pins the channels unless only the sizes of other axes are gathered."""
     if (known := tracked(found, node)) is None:
         return
     x, track, rank = known
@@ -194,7 +194,7 @@ def _shape(found: Channels, node: ir.Node) -> None:
     for use in node.outputs[0].uses():
         taken = constant(use.node.inputs[1]) if use.node.op_type == "Gather" and use.idx == 0 else None
         if taken is None or track.axis - start in {int(i) % (rank - start) for i in taken.reshape(-1)}:
-            found.pin(x, f"{label(node)} is asked for the number of channels")
+            found.pin(x, f"{label(node)} returns the number of channels")
 
 
 MOVES: dict[str, Callable[[Channels, ir.Node], None]] = {

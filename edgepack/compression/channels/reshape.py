@@ -1,4 +1,4 @@
-"""What a Reshape, and operators like it, do to channels."""
+"""Channel rules of Reshape and similar operators."""
 
 from collections.abc import Hashable, Sequence
 
@@ -10,12 +10,12 @@ from edgepack.ir.model import constant, only_consumer
 
 
 def shape_entries(node: ir.Node) -> list[int | None] | None:
-    """The shape that a Reshape is given; entries that are computed are ``None``; all are if not even their
-    number is known."""
+    """The target shape of a Reshape; computed entries are ``None``; ``None`` as a whole if the rank is
+    unknown."""
     value = node.inputs[1]
-    held = constant(value)
-    if held is not None:
-        return [int(n) for n in held]
+    content = constant(value)
+    if content is not None:
+        return [int(n) for n in content]
     producer = None if value is None else value.producer()
     if producer is None or producer.op_type != "Concat":
         return None
@@ -32,13 +32,13 @@ def shape_entries(node: ir.Node) -> list[int | None] | None:
 
 
 def _dims(value: ir.Value) -> list[Hashable]:
-    """Sizes: numbers, names of free sizes, and for unknown ones an object that equals no other."""
+    """Sizes: numbers, names of symbolic dimensions, and a unique object for each unknown one."""
     assert value.shape is not None
     return [d if isinstance(d, int) else (d.value or object()) for d in value.shape]
 
 
 def _asked_for(value: ir.Value) -> int | None:
-    """The size of the last axis that the only reader, a matrix product, needs."""
+    """The size of the last axis that the only consumer, a MatMul, needs."""
     reader = only_consumer(value)
     matrix = constant(reader.inputs[1]) if reader is not None and reader.op_type == "MatMul" else None
     return matrix.shape[0] if matrix is not None and matrix.ndim == 2 else None
@@ -52,7 +52,7 @@ def reshape(found: Channels, node: ir.Node) -> None:
     output = node.outputs[0]
     entries = shape_entries(node) if node.op_type == "Reshape" else []
     if output.shape is None or entries is None or node.attributes.get_int("allowzero", 0) > 0:
-        found.pin(x, f"{label(node)} gives it a shape that is not known before")
+        found.pin(x, f"{label(node)} gives it an unknown shape")
         return
     before, after = _dims(x), _dims(output)
     for place, entry in enumerate(entries):
@@ -72,7 +72,7 @@ def reshape(found: Channels, node: ir.Node) -> None:
 
 
 def _can_be_restated(node: ir.Node, entries: list[int | None], before: int, after: int) -> bool:
-    """Whether a Reshape whose channels move from one axis to another can be given the new number."""
+    """Whether the target shape of a Reshape that moves channels to another axis can be updated."""
     if before < len(entries) and entries[before] == 0 and after != before:
         return False
     if entries[after] in (-1, 0):
@@ -85,7 +85,7 @@ def _can_be_restated(node: ir.Node, entries: list[int | None], before: int, afte
 def _place_of(
     found: Channels, node: ir.Node, track: Track, before: list[Hashable], after: list[Hashable]
 ) -> tuple[int, Atoms] | None:
-    """Where the channels are afterwards, and their atoms; ``None`` if that cannot be told."""
+    """The channel axis and atoms of the result; ``None`` if they cannot be determined."""
     for sources, results in segments(before, after):
         if track.axis not in sources:
             continue
@@ -105,11 +105,10 @@ def _place_of(
 
 
 def segments(before: Sequence[Hashable], after: Sequence[Hashable]) -> list[tuple[list[int], list[int]]]:
-    """Axes before and after a Reshape that hold the same elements, from the front and from the back.
+    """Runs of axes before and after a Reshape that hold the same elements, matched from both ends.
 
-    In row-major order a run of axes holds what another holds when their products are equal and those of all
-    axes before them (or behind them) are. Axes of size 1 do not matter and are left out. A middle that
-    cannot be told is left out too.
+    In row-major order two runs of axes hold the same elements if their sizes have equal products and so have
+    all axes before (or after) them. Axes of size 1 are skipped, and so is a middle that cannot be matched.
     """
     left = [a for a, d in enumerate(before) if d != 1]
     right = [a for a, d in enumerate(after) if d != 1]
@@ -140,8 +139,8 @@ def _walk(
 
 
 def _part(node: ir.Node, results: Sequence[int], parts: Sequence[int]) -> int:
-    """Which of the axes that channels become has the channels from now on: that of attention heads, or else
-    the longest. The others are tied."""
+    """Which of the axes that channels are split into is the new channel axis: that of attention heads, or
+    else the longest. Atoms along the others are merged."""
     for number, axis in enumerate(results):
         if parts[number] > 1 and _is_batch(node.outputs[0], axis):
             return number
@@ -149,7 +148,7 @@ def _part(node: ir.Node, results: Sequence[int], parts: Sequence[int]) -> int:
 
 
 def _is_batch(value: ir.Value, axis: int) -> bool:
-    """Whether an axis numbers the products of a MatMul of two computed values further on."""
+    """Whether an axis becomes a batch axis of a later MatMul of two computed values."""
     if value.shape is None:
         return False
     rank = len(value.shape)

@@ -1,4 +1,4 @@
-"""What each operator does to the channels of its operands; see :mod:`edgepack.compression.channels.atoms`."""
+"""Channel rules of operators; see :mod:`edgepack.compression.channels.atoms`."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ Rule = Callable[[Channels, ir.Node], None]
 
 
 def find_channels(model: ir.Model) -> Channels:
-    """The channels of a model, whose main graph is in topological order; shapes must have been inferred."""
+    """Find the channels of a model. The graph must be in topological order with inferred shapes."""
     found = Channels()
     for node in model.graph:
         standard = node.domain in ("", "ai.onnx")
@@ -22,7 +22,7 @@ def find_channels(model: ir.Model) -> Channels:
             LINEAR[node.op_type](found, node)
         elif any(v in found.tracks for v in node.inputs if v is not None):
             if rule is None:
-                found.pin_inputs(node, "is not known to keep channels apart")
+                found.pin_inputs(node, "has no channel rule")
             else:
                 rule(found, node)
     for value in model.graph.outputs:
@@ -30,7 +30,7 @@ def find_channels(model: ir.Model) -> Channels:
     captured = captured_values(model.graph)
     for value in list(found.tracks):
         if name_of(value) in captured:
-            found.pin(value, f"{value.name!r} is read inside of a branch or loop")
+            found.pin(value, f"{value.name!r} is used in a subgraph")
     return found
 
 
@@ -54,7 +54,7 @@ def _convolution(found: Channels, node: ir.Node) -> None:
     elif read is None:
         return
     else:
-        # A group of channels goes as a whole, with all that is made of it.
+        # The input channels of a convolution group and its outputs are removed together.
         made = np.repeat(found.tie_rows(read.reshape(groups, inputs // groups)), outputs // groups)
         found.cut(node, 1, 0, read if transposed else made)
         found.products.append(Product(node, (made,)))
@@ -79,7 +79,7 @@ def _gemm(found: Channels, node: ir.Node) -> None:
 
 
 def _dense(found: Channels, node: ir.Node, axis: int, axes: tuple[int, int]) -> Atoms:
-    """A matrix whose (output, input) are the axes ``axes`` of the weight, on axis ``axis`` of the input."""
+    """A dense layer on axis ``axis`` of the input; ``axes`` are the (output, input) axes of the weight."""
     weight = constant(node.inputs[1])
     assert weight is not None
     read = found.at(node, node.inputs[0], axis)
@@ -110,7 +110,7 @@ def _matmul(found: Channels, node: ir.Node) -> None:
 
 
 def _rows(found: Channels, node: ir.Node, last: int) -> None:
-    """Rows times a matrix; channels along another axis stay what they are."""
+    """Rows times a matrix; channels along another axis pass through."""
     track = found.tracks.get(node.inputs[0]) if node.inputs[0] is not None else None
     if track is not None and track.axis < last:
         found.products.append(Product(node, (track.atoms,)))
@@ -120,7 +120,8 @@ def _rows(found: Channels, node: ir.Node, last: int) -> None:
 
 
 def _product(found: Channels, node: ir.Node, a: ir.Value, b: ir.Value) -> None:
-    """A product of two values of one rank: channels may be those of the batch, or of an axis that remains."""
+    """A MatMul of two computed values of one rank: channels may be on a batch axis or an axis that
+    remains."""
     assert a.shape is not None
     batch = len(a.shape) - 2
     left, right = found.tracks.get(a), found.tracks.get(b)
@@ -153,16 +154,16 @@ def _product_or_rows(found: Channels, node: ir.Node) -> None:
 
 
 def _unary(found: Channels, node: ir.Node) -> None:
-    """What it computes of an element depends on that element alone."""
+    """Unary elementwise operators."""
     track = found.tracks.get(node.inputs[0]) if node.inputs[0] is not None else None
     for value in node.inputs[1:]:
-        found.pin(value, f"{label(node)} reads it as a setting")
+        found.pin(value, f"{label(node)} takes it as a parameter")
     if track is not None:
         found.track(node.outputs[0], track.axis, track.atoms)
 
 
 def _elementwise(found: Channels, node: ir.Node) -> None:
-    """Operands that are broadcast: channels of one axis, tied where several have them."""
+    """Elementwise operators with broadcasting: merges the channels of all operands on one axis."""
     output = node.outputs[0]
     if output.shape is None or any(v is None or v.shape is None for v in node.inputs):
         found.pin_inputs(node, "has operands of unknown rank")
@@ -200,7 +201,7 @@ def _elementwise(found: Channels, node: ir.Node) -> None:
 
 
 def _by_channel(found: Channels, node: ir.Node) -> None:
-    """Pools and normalizations that have one channel of axis 1 to itself, with constants for each."""
+    """Pooling and normalizations that treat channels (axis 1) independently, with constants for each."""
     x, track = node.inputs[0], None if node.inputs[0] is None else found.tracks.get(node.inputs[0])
     if track is None or track.axis != 1 or not all(is_constant(v) for v in node.inputs[1:]):
         found.pin(x, f"{label(node)} has its channels along another axis")
@@ -217,11 +218,11 @@ def _reduction(found: Channels, node: ir.Node) -> None:
     x = node.inputs[0]
     track = None if x is None else found.tracks.get(x)
     if track is None or x is None or x.shape is None:
-        found.pin_inputs(node, "reads channels as axes")
+        found.pin_inputs(node, "takes channels as its axes")
         return
     rank = len(x.shape)
-    held = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    axes = node.attributes.get_ints("axes", ()) if held is None else held.reshape(-1).tolist()
+    content = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    axes = node.attributes.get_ints("axes", ()) if content is None else content.reshape(-1).tolist()
     reduced = {int(a) % rank for a in axes}
     if not reduced or track.axis in reduced:
         found.pin(x, f"{label(node)} works across channels")
@@ -232,11 +233,11 @@ def _reduction(found: Channels, node: ir.Node) -> None:
 
 
 def _along_an_axis(found: Channels, node: ir.Node) -> None:
-    """Softmax and LayerNormalization work along their axis (and what follows it) and leave others apart."""
+    """Softmax and LayerNormalization mix their axis (and those after it) and keep others independent."""
     x = node.inputs[0]
     track = None if x is None else found.tracks.get(x)
     if track is None or x is None or x.shape is None:
-        found.pin_inputs(node, "reads channels as settings")
+        found.pin_inputs(node, "takes channels as a parameter")
         return
     axis = node.attributes.get_int("axis", -1) % len(x.shape)
     works_on = range(axis, len(x.shape)) if node.op_type == "LayerNormalization" else (axis,)
@@ -272,7 +273,7 @@ LINEAR: dict[str, Rule] = {
     "Gemm": _gemm,
     "MatMul": _product_or_rows,
 }
-"""Make channels of their own."""
+"""Operators that produce new channels."""
 RULES: dict[str, Rule] = {
     **dict.fromkeys(UNARY, _unary),
     **dict.fromkeys(BROADCAST, _elementwise),

@@ -1,1 +1,1 @@
-"""ONNX operators on torch, one module for each family; ``table`` maps operator types to functions."""
+"""Differentiable ONNX operators on torch, one module for each family; ``table`` lists them by type."""

@@ -10,7 +10,7 @@ from torch.nn import functional
 from edgepack.training.step import Operator, Step
 
 SOFTMAX_ALONG_AXIS = 13
-"""The opset from which the softmax family works along one axis; before, over all from the axis on."""
+"""The first opset in which Softmax normalizes one axis; earlier ones flatten from the axis on."""
 
 
 def relu(step: Step, x: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def leaky_relu(step: Step, x: Tensor) -> Tensor:
 
 
 def prelu(step: Step, x: Tensor, slope: Tensor) -> Tensor:
-    """PRelu; before opset 7 a vector of slopes is by channel."""
+    """PRelu; before opset 7 a vector of slopes applies by channel."""
     if step.opset < 7 and slope.dim() == 1 and x.dim() > 2:
         slope = slope.reshape(-1, *[1] * (x.dim() - 2))
     return torch.where(x < 0, x * slope, x)
@@ -82,7 +82,7 @@ def tanh(step: Step, x: Tensor) -> Tensor:
 
 
 def softplus(step: Step, x: Tensor) -> Tensor:
-    """Softplus, exact on both sides."""
+    """Softplus, numerically stable."""
     return torch.logaddexp(x, torch.zeros_like(x))
 
 
@@ -132,7 +132,7 @@ def hardmax(step: Step, x: Tensor) -> Tensor:
 
 
 def dropout(step: Step, x: Tensor, *unused: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
-    """Dropout of inference: the input, and a mask that keeps all."""
+    """Dropout in inference mode: the input, and a mask of ones."""
     return x if len(step.outputs) == 1 else (x, torch.ones(x.shape, dtype=torch.bool))
 
 

@@ -12,7 +12,7 @@ from edgepack.training.step import Operator, Step
 
 Binary = Callable[[Any, Any], Any]
 LEGACY_BROADCAST = 7
-"""The opset from which operands broadcast as in NumPy; before it, an axis says where the second begins."""
+"""The first opset with NumPy broadcasting; earlier ones have the attribute ``axis``."""
 
 
 def _two(function: Binary) -> Operator:
@@ -53,7 +53,7 @@ def mean(step: Step, *tensors: Tensor) -> Tensor:
 
 
 def mod(step: Step, a: Tensor, b: Tensor) -> Tensor:
-    """Mod: the sign is the divisor's, with ``fmod`` the dividend's."""
+    """Mod: the result has the sign of the divisor, with ``fmod`` that of the dividend."""
     return torch.fmod(a, b) if step.get("fmod", 0) else torch.remainder(a, b)
 
 

@@ -1,4 +1,4 @@
-"""Reading and writing at computed places."""
+"""Gather, scatter and selection."""
 
 import math
 
@@ -33,7 +33,7 @@ def gather_elements(step: Step, x: Tensor, indices: Tensor) -> Tensor:
 
 
 def _flat_places(indices: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Tuples of indices along the first axes as places in those axes flattened."""
+    """Index tuples into the first axes as indices into those axes flattened."""
     flat = torch.zeros(indices.shape[:-1], dtype=torch.long)
     for position, size in enumerate(shape):
         flat = flat * size + _positive(indices[..., position], size)
@@ -75,7 +75,7 @@ def scatter_nd(step: Step, x: Tensor, indices: Tensor, updates: Tensor) -> Tenso
 
 
 def tensor_scatter(step: Step, past: Tensor, update: Tensor, first: Tensor | None = None) -> Tensor:
-    """TensorScatter: a window of a cache is written."""
+    """TensorScatter: write a window of a cache."""
     axis, batch = step.get("axis", -2) % past.dim(), past.shape[0]
     start = torch.zeros(batch, dtype=torch.long) if first is None else first.long()
     places = start[:, None] + torch.arange(update.shape[axis])
@@ -86,7 +86,7 @@ def tensor_scatter(step: Step, past: Tensor, update: Tensor, first: Tensor | Non
 
 
 def one_hot(step: Step, indices: Tensor, depth: Tensor, values: Tensor) -> Tensor:
-    """OneHot: the two values are off and on."""
+    """OneHot; ``values`` are (off, on)."""
     count, axis = int(depth.reshape(-1)[0]), step.get("axis", -1)
     axis = axis % (indices.dim() + 1)
     places = indices.long().unsqueeze(axis)
@@ -96,7 +96,7 @@ def one_hot(step: Step, indices: Tensor, depth: Tensor, values: Tensor) -> Tenso
 
 
 def compress(step: Step, x: Tensor, condition: Tensor) -> Tensor:
-    """Compress: keep what the condition is true for."""
+    """Compress: keep the elements where the condition is true."""
     axis = step.get("axis")
     if axis is None:
         x, axis = x.reshape(-1), 0
@@ -109,7 +109,7 @@ def non_zero(step: Step, x: Tensor) -> Tensor:
 
 
 def reverse_sequence(step: Step, x: Tensor, lengths: Tensor) -> Tensor:
-    """ReverseSequence: the first ``lengths`` positions of each sample turn around."""
+    """ReverseSequence: reverse the first ``lengths`` positions of each sample."""
     time, batch = step.get("time_axis", 0), step.get("batch_axis", 1)
     positions, length = torch.arange(x.shape[time])[:, None], lengths.long()[None]
     places = torch.where(positions < length, length - 1 - positions, positions)

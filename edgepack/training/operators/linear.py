@@ -1,4 +1,4 @@
-"""Products: convolutions, matrix products and sums of products."""
+"""Convolutions, matrix products, Einsum and Det."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ CONV_TRANSPOSE: dict[int, Any] = {
 
 
 def conv(step: Step, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Conv; uneven padding goes before it."""
+    """Conv; asymmetric padding is applied first."""
     rank = weight.dim() - 2
     strides = list(step.get("strides", [1] * rank))
     dilations = list(step.get("dilations", [1] * rank))
@@ -30,7 +30,7 @@ def conv(step: Step, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 
 def conv_transpose(step: Step, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """ConvTranspose: the whole result, then cropped or grown to what pads or an output shape ask for."""
+    """ConvTranspose without padding, then cropped or padded to ``pads`` or ``output_shape``."""
     rank = weight.dim() - 2
     strides = list(step.get("strides", [1] * rank))
     dilations = list(step.get("dilations", [1] * rank))
@@ -66,7 +66,7 @@ def gemm(step: Step, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
 
 
 def matmul(step: Step, a: Tensor, b: Tensor) -> Tensor:
-    """MatMul with NumPy's rules."""
+    """MatMul, as ``numpy.matmul``."""
     return torch.matmul(a, b)
 
 

@@ -1,4 +1,4 @@
-"""Normalizations. Batch normalization uses the statistics of the file: they are frozen."""
+"""Normalizations. BatchNormalization uses the frozen statistics of the model."""
 
 import math
 
@@ -12,13 +12,13 @@ from edgepack.training.step import Operator, Step, spread
 def batch_normalization(
     step: Step, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor
 ) -> Tensor:
-    """BatchNormalization of inference."""
+    """BatchNormalization in inference mode."""
     kept = [v.to(x.dtype) for v in (mean, variance, scale, bias)]
     return functional.batch_norm(x, *kept, False, 0.0, step.get("epsilon", 1e-5))
 
 
 def instance_normalization(step: Step, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """InstanceNormalization over all axes behind the channels."""
+    """InstanceNormalization over all spatial axes."""
     axes = tuple(range(2, x.dim()))
     centred = x - x.mean(axes, keepdim=True)
     deviation = (centred.square().mean(axes, keepdim=True) + step.get("epsilon", 1e-5)).sqrt()
@@ -28,7 +28,7 @@ def instance_normalization(step: Step, x: Tensor, scale: Tensor, bias: Tensor) -
 def layer_normalization(
     step: Step, x: Tensor, scale: Tensor, bias: Tensor | None = None
 ) -> Tensor | tuple[Tensor, ...]:
-    """LayerNormalization, with mean and inverse deviation where they are asked for."""
+    """LayerNormalization, with the optional outputs mean and inverse standard deviation."""
     axes = tuple(range(step.get("axis", -1) % x.dim(), x.dim()))
     mean = x.mean(axes, keepdim=True)
     inverse = ((x - mean).square().mean(axes, keepdim=True) + step.get("epsilon", 1e-5)).rsqrt()
@@ -53,7 +53,7 @@ def group_normalization(step: Step, x: Tensor, scale: Tensor, bias: Tensor) -> T
 
 
 def local_response(step: Step, x: Tensor) -> Tensor:
-    """LRN over neighbouring channels."""
+    """LRN."""
     size = step.get("size")
     before, behind = (size - 1) // 2, math.ceil((size - 1) / 2)
     squares = functional.pad(x.square().flatten(2), (0, 0, before, behind))

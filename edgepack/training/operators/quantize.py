@@ -1,4 +1,4 @@
-"""Q and DQ: rounding lets gradients through, saturation stops them."""
+"""QuantizeLinear and DequantizeLinear: rounding is straight-through, saturated values get no gradient."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ RANGES: dict[torch.dtype, tuple[int, int]] = {
     torch.int16: (-32768, 32767),
     torch.int32: (-(2**31), 2**31 - 1),
 }
-"""What a stored type holds."""
+"""The range of an integer type."""
 
 
 def round_through(x: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def round_through(x: Tensor) -> Tensor:
 
 
 class _Quantize(torch.autograd.Function):  # type: ignore[misc]
-    """``clamp(round(x / scale) + zero)`` in one array; torch would keep five for the gradient."""
+    """``clamp(round(x / scale) + zero)``; saves one array for the gradient, where torch would save five."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor | None, low: int, high: int) -> Tensor:
@@ -41,7 +41,7 @@ class _Quantize(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _shaped(step: Step, values: Tensor, like: Tensor) -> Tensor:
-    """Scales or zero points so that they meet ``like``: one, one a channel, or one a block."""
+    """Scales or zero points (per tensor, channel or block), shaped to broadcast against ``like``."""
     axis = step.get("axis", 1)
     block = step.get("block_size", 0)
     if block:
@@ -50,7 +50,7 @@ def _shaped(step: Step, values: Tensor, like: Tensor) -> Tensor:
 
 
 def quantize_linear(step: Step, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
-    """QuantizeLinear. The integers come as float32, so that gradients pass."""
+    """QuantizeLinear. The integers are float32, so that they have gradients."""
     kind = zero.dtype if zero is not None else TYPES.get(step.get("output_dtype", 0), torch.uint8)
     low, high = RANGES[kind]
     shift, along = None if zero is None else _shaped(step, zero, x).float(), _shaped(step, scale, x)
@@ -67,7 +67,7 @@ def dequantize_linear(step: Step, x: Tensor, scale: Tensor, zero: Tensor | None 
 
 
 def dynamic_quantize_linear(step: Step, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """DynamicQuantizeLinear to uint8, the range found in ``x``."""
+    """DynamicQuantizeLinear to uint8 with the range of ``x``."""
     low, high = x.min().clamp(max=0), x.max().clamp(min=0)
     scale = ((high - low) / 255).detach()
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)

@@ -1,4 +1,4 @@
-"""RNN, GRU and LSTM, step by step, with all that their operators can say."""
+"""RNN, GRU and LSTM, step by step, with all attributes and optional inputs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from edgepack.training.step import Operator, Step
 Function = Callable[[Tensor], Tensor]
 State = tuple[Tensor, ...]
 Cell = Callable[[Tensor, State], State]
-"""``cell(x, state)``: the next state; its first tensor is the output."""
+"""``cell(x, state)`` returns the next state; its first tensor is the output."""
 
 
 def _activation(name: str, alpha: float | None, beta: float | None) -> Function:
@@ -38,7 +38,7 @@ def _activation(name: str, alpha: float | None, beta: float | None) -> Function:
 
 
 def _activations(step: Step, direction: int, defaults: tuple[str, ...]) -> list[Function]:
-    """The functions of one direction, each behind the clipping of its input."""
+    """The activation functions of one direction, with clipped inputs."""
     count = len(defaults)
     names = list(step.get("activations") or defaults * 2)[direction * count :][:count]
     limit = step.get("clip")

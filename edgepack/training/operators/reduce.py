@@ -1,4 +1,4 @@
-"""Reductions, running sums and selections of the largest."""
+"""Reductions, CumSum, ArgMax and TopK."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ Reduction = Callable[[Tensor, tuple[int, ...], bool], Tensor]
 
 
 def _reduction(function: Reduction, elementwise: Callable[[Tensor], Tensor] | None = None) -> Operator:
-    """``elementwise`` is what remains of the reduction over no axis at all."""
+    """``elementwise`` is the result of a reduction over no axis."""
 
     def operator(step: Step, x: Tensor, axes: Tensor | None = None) -> Tensor:
         chosen = axes_of(step, axes)

@@ -1,4 +1,4 @@
-"""Resampling: a product with a small matrix along each axis, whatever the mode."""
+"""Resize and other resampling; Resize is a matrix product along each axis."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from edgepack.graph.resampling import Floats, coordinates, nearest
 from edgepack.training.step import Operator, Step, integers, pick
 
 OLD_RESIZE = 11
-"""The opset in which Resize got its coordinate modes; before, it was asymmetric and rounded down."""
+"""The first opset with coordinate modes of Resize; earlier ones are asymmetric and round down."""
 
 
 def _triangle(distance: Floats) -> Floats:
@@ -49,7 +49,7 @@ def _matrix(step: Step, where: Floats, size: int, scale: float) -> Floats:
 def _along(
     step: Step, x: Tensor, axis: int, out: int, scale: float, region: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """``x`` resampled along one axis, and which positions of the result lie outside of it."""
+    """``x`` resampled along one axis, and which output positions lie outside of the input."""
     size, old = x.shape[axis], step.opset < OLD_RESIZE
     mode = step.get("coordinate_transformation_mode", "asymmetric" if old else "half_pixel")
     where = coordinates(mode, size, out, scale, region)

@@ -22,7 +22,7 @@ TYPES: dict[int, torch.dtype] = {
     11: torch.float64,
     16: torch.bfloat16,
 }
-"""By the number that ONNX has for a type; those that torch computes with."""
+"""torch types by ONNX data type."""
 PAD_MODES = {"edge": "edge", "reflect": "reflect", "wrap": "wrap"}
 
 
@@ -66,12 +66,12 @@ def unsqueeze(step: Step, x: Tensor, axes: Tensor | None = None) -> Tensor:
 
 
 def concat(step: Step, *tensors: Tensor) -> Tensor:
-    """Concat; axis 1 where old models leave it out."""
+    """Concat; the axis defaults to 1, as in opset 1."""
     return torch.cat(tensors, step.get("axis", 1))
 
 
 def split(step: Step, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Split, in parts of given sizes or nearly equal ones."""
+    """Split into given or nearly equal sizes."""
     axis = step.get("axis", 0)
     parts = step.get("split") if sizes is None else integers(sizes)
     if parts is None:
@@ -88,7 +88,7 @@ def slice_(
     axes: Tensor | None = None,
     steps: Tensor | None = None,
 ) -> Tensor:
-    """Slice; all is attributes before opset 10."""
+    """Slice; attributes before opset 10."""
     first = list(step.get("starts")) if starts is None else integers(starts) or []
     last = list(step.get("ends")) if ends is None else integers(ends) or []
     along = axes_of(step, axes) or list(range(len(first)))
@@ -103,7 +103,7 @@ def slice_(
 
 
 def expand(step: Step, x: Tensor, shape: Tensor) -> Tensor:
-    """Expand: broadcast both ways."""
+    """Expand, with bidirectional broadcasting."""
     return x.expand(torch.broadcast_shapes(x.shape, tuple(shape.tolist())))
 
 

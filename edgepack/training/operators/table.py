@@ -1,4 +1,4 @@
-"""The table of operators: what is not in it cannot be trained through."""
+"""The table of differentiable operators; a model with any other operator cannot be trained."""
 
 from edgepack.training.operators import (
     activation,
@@ -16,7 +16,7 @@ from edgepack.training.operators import (
 from edgepack.training.step import Operator
 
 CONTROL = frozenset({"If", "Loop", "Scan"})
-"""Operators with graphs inside, which :mod:`edgepack.training.graph` runs itself."""
+"""Operators with subgraphs, which :mod:`edgepack.training.graph` runs."""
 
 OPERATORS: dict[str, Operator] = {
     **activation.OPERATORS,

@@ -1,4 +1,4 @@
-"""Windows that slide: padding rules and pooling."""
+"""Padding rules and pooling."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ AVERAGE_POOL: dict[int, Any] = {1: functional.avg_pool1d, 2: functional.avg_pool
 def paddings(
     step: Step, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """What ``pads`` or ``auto_pad`` add before and behind each spatial axis."""
+    """Padding at the begin and end of each spatial axis, from ``pads`` or ``auto_pad``."""
     rank = len(kernel)
     auto = step.get("auto_pad", "NOTSET")
     if auto == "VALID":
@@ -54,7 +54,7 @@ class _Window:
         self.dilations = list(step.get("dilations", [1] * rank))
         self.begin, self.end = paddings(step, sizes, self.kernel, self.strides, self.dilations)
         self.rest = []
-        """Behind each axis: with it windows end where the padded input does, whatever the rounding."""
+        """Padding at the end of each axis with which the windows cover the input exactly."""
         same = step.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
         for size, k, s, d, b, e in zip(
             sizes, self.kernel, self.strides, self.dilations, self.begin, self.end, strict=True
@@ -82,7 +82,7 @@ class _Window:
 
 
 def max_pool(step: Step, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-    """MaxPool, with the places of the maxima where they are asked for."""
+    """MaxPool, with the optional output of indices."""
     window = _Window(step, x.shape[2:])
     rank = len(window.kernel)
     low = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
@@ -96,7 +96,7 @@ def max_pool(step: Step, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
 
 
 def _places(step: Step, places: Tensor, padded: Sequence[int], x: Tensor, begin: list[int]) -> Tensor:
-    """Places in the padded plane as places in the whole of ``x``."""
+    """Indices into the padded plane as indices into ``x`` flattened."""
     coordinates: list[Tensor] = []
     for size in reversed(padded):
         coordinates.insert(0, places % size)
@@ -113,7 +113,7 @@ def _places(step: Step, places: Tensor, padded: Sequence[int], x: Tensor, begin:
 
 
 def max_unpool(step: Step, x: Tensor, places: Tensor, shape: Tensor | None = None) -> Tensor:
-    """MaxUnpool: values go back to where they came from, the rest is zero."""
+    """MaxUnpool: write values to their indices, zero elsewhere."""
     kernel = step.get("kernel_shape")
     rank = len(kernel)
     strides = step.get("strides", [1] * rank)
@@ -132,7 +132,7 @@ def max_unpool(step: Step, x: Tensor, places: Tensor, shape: Tensor | None = Non
 
 
 def average_pool(step: Step, x: Tensor) -> Tensor:
-    """AveragePool; padding counts only where it is asked to."""
+    """AveragePool; padding counts only with ``count_include_pad``."""
     window = _Window(step, x.shape[2:])
     total = window.sums(window.padded(x, 0.0))
     ones = torch.ones([1, 1, *x.shape[2:]], dtype=x.dtype)

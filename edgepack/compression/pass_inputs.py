@@ -1,4 +1,4 @@
-"""What a pass works with, besides the model and its own settings."""
+"""The inputs of a pass besides the model and its settings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,38 +15,38 @@ from edgepack.data.samples import Samples
 FEWEST_SAMPLES = 32
 MOST_SAMPLES = 512
 SAMPLE_VALUES = 128 * 3 * 224 * 224
-"""Input values that passes look at. A product sees one row in a sample, a convolution many positions: the
-small inputs of nets with large products need more samples to tell as much."""
+"""Input values that passes use. A dense layer gets one row for each sample, a convolution many positions, so
+models with small inputs need more samples."""
 
 
 @dataclass(frozen=True)
 class PassInputs:
-    """What every pass gets."""
+    """The inputs that all passes share."""
 
     target: Target
     samples: Samples
-    """For calibration; a pass looks at :attr:`some` of them."""
+    """The calibration samples; a pass uses :attr:`some` of them."""
     training: Samples
     threads: int
     seed: int
     accurate: Callable[[ir.Model], bool] = lambda model: True
-    """Whether a model meets the gate and leaves room for what follows."""
+    """Whether a model meets the gate with a margin for later stages."""
     clusters: Cluster | None = None
-    """How weights are clustered by a later pass."""
+    """Settings of a later cluster pass."""
 
     @cached_property
     def some(self) -> Samples:
-        """The samples to look at."""
+        """The samples that passes use."""
         return some_samples(self.samples)
 
     @property
     def multiples(self) -> Multiples:
-        """Numbers of channels that the target's kernels like."""
+        """Channel multiples that the target's kernels prefer."""
         like = self.target.quantization
         return Multiples(like.pruned_channels_multiple, like.depthwise_channels_multiple)
 
 
 def some_samples(samples: Samples) -> Samples:
-    """The samples that passes look at, evenly spread: more where each holds little."""
+    """Evenly spaced samples for passes; more of them if each is small."""
     size = sum(prod(array.shape) for array in next(iter(samples)).feeds.values())
     return samples.spread(min(max(SAMPLE_VALUES // max(size, 1), FEWEST_SAMPLES), MOST_SAMPLES))

@@ -1,4 +1,4 @@
-"""The tensors that training changes: free, with zeros that stay, or shared values whose places stay."""
+"""The trained parameters: dense, masked (zeros stay zeros) or clustered (centroids with fixed indices)."""
 
 import fnmatch
 from collections.abc import Sequence
@@ -19,44 +19,43 @@ from edgepack.training.step import spread
 from edgepack.training.weights import Kind, Trainable, array_of, keys_of, trainables
 
 FEWEST_SHARED = 512
-"""Values of a weight below which equal ones are chance."""
+"""Smallest weight, in values, that can count as clustered."""
 PLACES_OF_ONE = 8
-"""Places that each value of a weight has on average, at least, where its values count as shared."""
+"""A weight counts as clustered if each distinct value occurs at least this often on average."""
 
 MOST_CODE = 127
 
 
 @dataclass(slots=True, eq=False)
 class Parameters:
-    """Trained tensors by key. ``values()`` is what the graph computes with.
+    """Trained tensors by key; :meth:`values` gives the weights that the graph computes with.
 
-    A tensor is trained in units of its own size, one for each output of a weight: where batch normalization
-    was folded in, channels differ by orders of magnitude, and steps of one size would ruin the small and not
-    move the large. Units are powers of two, so that what is not trained stays what it was to the last bit.
+    Each tensor is stored divided by ``units``, its magnitude for each output channel: after batch
+    normalization was folded, channels differ by orders of magnitude, and one step size would not suit all.
+    Units are powers of two, so that untrained values keep every bit.
 
-    Zeros of a weight stay zeros (a mask), and a weight of few different values keeps which value stands
-    where: its centroids are trained, each by the sum of the gradients of its places (Han et al., 2016). Where
-    the values are integers times a scale for each output, as clustering leaves them, the integers and the
-    scales are trained apart, and the values stay integers times a scale.
+    Zeros of a weight stay zeros (a mask). A clustered weight keeps its indices, and its centroids are trained
+    by the sum of the gradients of their places (Han et al., 2016). Where the values are integers times a
+    scale for each output (``codebook_scales``), the integers and the scales are trained separately.
     """
 
     trained: dict[str, Trainable]
     tensors: dict[str, Tensor] = field(default_factory=dict)
     units: dict[str, Tensor] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
-    """One where a weight is, zero where it is not."""
+    """1 for weights that remain, 0 for pruned ones."""
     places: dict[str, Tensor] = field(default_factory=dict)
-    """Of shared values: the index of the centroid at each place."""
+    """For clustered weights: the index of the centroid at each place."""
     scales: dict[str, Tensor] = field(default_factory=dict)
-    """Of weights on a grid (``codebook_scales``): the scale of each output at the start. What is
-    trained is its logarithm, under :func:`scale_key`."""
+    """Codebook scales at the start, one for each output. The trained tensor is the logarithm of the ratio to
+    them, under :func:`scale_key`."""
     apart: list[str] = field(default_factory=list)
-    """Keys of tensors that are no constants of the model: what a form of it trains besides."""
+    """Keys of tensors that are trained besides the constants of the model, such as activation scales."""
     returning: bool = False
-    """Whether weights that a mask removes go on learning, so that they may come back."""
+    """Whether masked weights still get gradients, so that they can be chosen again (straight-through)."""
 
     def values(self) -> dict[str, Tensor]:
-        """The weights as the graph reads them; gradients reach the trained tensors."""
+        """The weights of the graph, as functions of the trained tensors."""
         return {key: self.value(key) for key in self.trained}
 
     def value(self, key: str) -> Tensor:
@@ -78,24 +77,24 @@ class Parameters:
         return self._placed(key, _codes(whole)) * self._along(key, scale)
 
     def add_apart(self, key: str, tensor: Tensor) -> None:
-        """Train ``tensor`` as well, as it is."""
+        """Train ``tensor`` as well."""
         self.apart.append(key)
         self.tensors[key] = tensor.requires_grad_()
 
     def fade(self, share: float) -> None:
-        """Draw weights that masks remove towards zero, by a share of what they are (Zhou et al., 2021)."""
+        """Weight decay of masked weights: multiply them by ``1 - share`` (Zhou et al., 2021)."""
         with torch.no_grad():
             for key, mask in self.masks.items():
                 self.tensors[key].mul_(1 - share * (1 - mask))
 
     def scale(self, key: str) -> Tensor | None:
-        """The scales of a weight on a grid, one an output."""
+        """The codebook scales of a weight, one for each output; ``None`` without."""
         start = self.scales.get(key)
         return None if start is None else start * self.tensors[scale_key(key)].exp()
 
     def arrays(self) -> dict[str, Array]:
-        """Copies of the weights, for writing back, of the scales of grids under :func:`scale_key`, and of
-        what is trained besides."""
+        """Copies of the weights for writing back, of codebook scales under :func:`scale_key`, and of the
+        tensors in :attr:`apart`."""
         found = {key: self.tensors[key].detach().numpy().copy() for key in self.apart}
         with torch.no_grad():
             for key in self.trained:
@@ -124,15 +123,15 @@ class Parameters:
         return rows.reshape(moved).movedim(0, axis)
 
     def weights(self) -> list[str]:
-        """Keys of what is pruned and regularised."""
+        """Keys of the tensors that are pruned and regularized."""
         return [key for key, trained in self.trained.items() if trained.kind is Kind.WEIGHT]
 
 
-def hold(model: ir.Model, keep: Sequence[str] = ()) -> Parameters:
-    """The trainable constants of ``model`` as tensors, but those that ``keep`` names.
+def trainable_parameters(model: ir.Model, keep: Sequence[str] = ()) -> Parameters:
+    """The trainable constants of ``model`` as tensors, without those that match ``keep``.
 
     Raises:
-        ConfigError: a name to keep that no weight has, or nothing is left to train.
+        ConfigError: a pattern in ``keep`` matches no weight, or nothing is left to train.
     """
     found = trainables(model)
     for pattern in keep:
@@ -141,74 +140,75 @@ def hold(model: ir.Model, keep: Sequence[str] = ()) -> Parameters:
     chosen = {key: t for key, t in found.items() if not any(fnmatch.fnmatch(key, p) for p in keep)}
     if not chosen:
         raise ConfigError("tune: the model has no weights to train, or all are kept")
-    held = Parameters(chosen)
+    parameters = Parameters(chosen)
     values = {key: value for value, key in keys_of(model).items()}
     for key in chosen:
-        array, grid = array_of(values[key]), values[key].meta.get(KEY)
-        if grid is None or not _add_on_grid(held, key, array, grid):
-            _add(held, key, array)
-    return held
+        array, start = array_of(values[key]), values[key].meta.get(KEY)
+        if start is None or not _add_with_codebook_scales(parameters, key, array, start):
+            _add(parameters, key, array)
+    return parameters
 
 
 def scale_key(key: str) -> str:
-    """What the scales of a weight on a grid go by."""
+    """The key of the codebook scales of the weight ``key``."""
     return f"{key} scale"
 
 
 def _codes(values: Tensor) -> Tensor:
-    """The nearest integers that int8 holds."""
+    """Round to int8 codes, straight-through."""
     return round_through(values).clamp(-MOST_CODE, MOST_CODE)
 
 
-def _add_on_grid(held: Parameters, key: str, array: Array, grid: Array) -> bool:
-    """Hold a weight as integers and scales, if it is what its grid says: another pass may have moved it."""
-    shape, axis = held.trained[key].shape, held.trained[key].output_axis
-    if not shape or grid.shape != (shape[axis],):
+def _add_with_codebook_scales(parameters: Parameters, key: str, array: Array, start: Array) -> bool:
+    """Add a weight as codes and scales; return whether it still is codes times ``start``, since another pass
+    may have changed it."""
+    shape, axis = parameters.trained[key].shape, parameters.trained[key].output_axis
+    if not shape or start.shape != (shape[axis],):
         return False
-    along = np.moveaxis(np.broadcast_to(grid, (*np.delete(shape, axis), shape[axis])), -1, axis)
+    along = np.moveaxis(np.broadcast_to(start, (*np.delete(shape, axis), shape[axis])), -1, axis)
     codes, places = np.unique(np.rint(array / along), return_inverse=True)
     if np.abs(codes).max(initial=0) > MOST_CODE or not np.array_equal(
         codes[places].reshape(shape) * along, array
     ):
         return False
     kept = as_tensor(np.asarray(codes != 0, np.float32))
-    held.places[key] = as_tensor(places.reshape(-1))
-    held.scales[key] = as_tensor(grid)
-    _put(held, key, as_tensor(codes), _power_of_two(as_tensor(codes[codes != 0]).square().mean()))
-    held.tensors[key].register_hook(lambda gradient: gradient * kept)  # zeros stay zeros
-    _put(held, scale_key(key), torch.zeros(len(grid)), torch.ones(()))
+    parameters.places[key] = as_tensor(places.reshape(-1))
+    parameters.scales[key] = as_tensor(start)
+    _put(parameters, key, as_tensor(codes), _power_of_two(as_tensor(codes[codes != 0]).square().mean()))
+    parameters.tensors[key].register_hook(lambda gradient: gradient * kept)  # zeros stay zeros
+    _put(parameters, scale_key(key), torch.zeros(len(start)), torch.ones(()))
     return True
 
 
-def _add(held: Parameters, key: str, array: Array) -> None:
-    weight = held.trained[key].kind is Kind.WEIGHT
+def _add(parameters: Parameters, key: str, array: Array) -> None:
+    weight = parameters.trained[key].kind is Kind.WEIGHT
     if weight and array.size >= FEWEST_SHARED:
         centroids, places = np.unique(array, return_inverse=True)
         if len(centroids) <= array.size // PLACES_OF_ONE:
             kept = as_tensor(np.asarray(centroids != 0, np.float32))
-            held.places[key] = as_tensor(places.reshape(-1))
-            _put(held, key, as_tensor(centroids), _power_of_two(as_tensor(array).square().mean()))
-            held.tensors[key].register_hook(lambda gradient: gradient * kept)  # zeros stay zeros
+            parameters.places[key] = as_tensor(places.reshape(-1))
+            _put(parameters, key, as_tensor(centroids), _power_of_two(as_tensor(array).square().mean()))
+            parameters.tensors[key].register_hook(lambda gradient: gradient * kept)  # zeros stay zeros
             return
     tensor = as_tensor(array)
     if tensor.dim() == 4:
-        # Convolutions of torch take a third less time in this layout.
+        # torch convolutions take a third less time in channels-last layout.
         tensor = tensor.contiguous(memory_format=torch.channels_last)
     if weight and not array.all():
-        held.masks[key] = (tensor != 0).to(tensor.dtype)
+        parameters.masks[key] = (tensor != 0).to(tensor.dtype)
     size = tensor.square().mean()
     if weight and tensor.dim() > 1:
-        axes = [a for a in range(tensor.dim()) if a != held.trained[key].output_axis]
+        axes = [a for a in range(tensor.dim()) if a != parameters.trained[key].output_axis]
         size = tensor.square().mean(axes, keepdim=True)
-    _put(held, key, tensor, _power_of_two(size))
+    _put(parameters, key, tensor, _power_of_two(size))
 
 
 def _power_of_two(mean_square: Tensor) -> Tensor:
-    """The power of two nearest to the root, one where all is zero."""
+    """The power of two nearest to the square root; 1 for zero."""
     nearest: Tensor = (mean_square.clamp(min=1e-24).log2() / 2).round().exp2()
     return torch.where(mean_square > 0, nearest, torch.ones_like(nearest))
 
 
-def _put(held: Parameters, key: str, tensor: Tensor, unit: Tensor) -> None:
-    held.units[key] = unit
-    held.tensors[key] = (tensor / unit).requires_grad_()
+def _put(parameters: Parameters, key: str, tensor: Tensor, unit: Tensor) -> None:
+    parameters.units[key] = unit
+    parameters.tensors[key] = (tensor / unit).requires_grad_()
