@@ -26,9 +26,9 @@ class Prune(Strict):
     weights."""
     pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
     scope: Literal["measured", "global", "layer"] = "global"
-    """global: one threshold for all layers; measured: sparsity by layer, from the error that it causes in the
-    model's outputs on other samples than those that the zeros were chosen on (takes several times as long);
-    layer: the same sparsity in all layers."""
+    """global: one threshold on the importance relative to the layer's sum; measured: sparsity by layer, from
+    the error that it causes in the model's outputs on samples that the zeros were not chosen on (takes
+    several times as long); layer: the same sparsity in all layers."""
     views: Annotated[int, Field(ge=0)] = 0
     """Augmented copies of each image that are used too: crops, mirrored or not."""
     keep: tuple[str, ...] = ()

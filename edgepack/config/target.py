@@ -74,7 +74,8 @@ class Kernels(Strict):
     activation_products: bool = True
     """Whether a MatMul of two activations has an int8 kernel, too."""
     to_the_end: bool = False
-    """Whether elementwise and data-moving operators before outputs run in int8 too."""
+    """Whether elementwise and data-moving operators before outputs run in int8, even if no int8 kernel
+    follows."""
 
 
 class Tflite(Strict):

@@ -19,8 +19,8 @@ class Sparsify(Strict):
     when: Literal["dynamic", "once"] = "dynamic"
     """dynamic: sparsity rises, and each update of the mask may restore weights; once: all at one step."""
     pattern: Literal["unstructured", "2:4", "4:8", "channels"] = "unstructured"
-    """2:4, 4:8: N zeros of M consecutive inputs; the share of pruned groups rises during training. channels:
-    whole channels, in all layers that share them; the pass `compact` then removes them from the graph."""
+    """2:4, 4:8: N nonzero weights of M consecutive inputs; the share of pruned groups rises during training.
+    channels: whole channels, in all layers that share them; the pass `compact` then removes them."""
     multiple: Annotated[int, Field(ge=1)] | None = None
     """Each group keeps a multiple of this many channels; by default in a build what suits the target."""
     regrowth: Literal["gradient", "straight_through"] = "gradient"
@@ -70,7 +70,7 @@ class Tune(Strict):
     outputs for them (Beyer et al., 2022)."""
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """Peak learning rate, relative to the norm of a channel; linear warm-up, then cosine decay."""
+    """Peak learning rate, relative to the magnitude of a channel; linear warm-up, then cosine decay."""
     temperature: Annotated[float, Field(gt=0)] = 8.0
     """Temperature: the logits of both models are divided by it before the softmax."""
     logits: Weight = 1.0

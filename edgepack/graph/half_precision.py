@@ -175,7 +175,7 @@ def _foreign(model: ir.Model, half: dict[ir.Value, ir.DataType]) -> dict[ir.Node
             continue
         who = f"node {node.name or node.outputs[0].name!r} ({node.domain}::{node.op_type})"
         if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
-            raise ModelError(f"{who} has a body and computes in half precision: export the model in float32")
+            raise ModelError(f"{who} has a subgraph in half precision: export the model in float32")
         for value in node.outputs:
             if value.dtype is None and (value.uses() or value.is_graph_output()):
                 raise ModelError(

@@ -19,5 +19,5 @@ def prepare(original: ir.Model, target: Target) -> tuple[ir.Model, NormalizeNote
     model, notes = normalize(original, min_opset=target.min_opset, max_opset=target.max_opset)
     wide, count = pad_depthwise(model, target.quantization.depthwise_channels_multiple)
     if count:
-        notes = replace(notes, applied={**notes.applied, "widen_depthwise": count})
+        notes = replace(notes, applied={**notes.applied, "pad_depthwise": count})
     return wide, notes

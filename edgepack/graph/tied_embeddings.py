@@ -30,7 +30,7 @@ def tied_weights(graph: ir.Graph) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in graph if tables else ():
         weight = node.inputs[1] if node.op_type in ("MatMul", "Gemm") else None
-        if weight is None or (held := constant_tensor(weight)) is None or held.dtype != ir.DataType.FLOAT:
+        if weight is None or (tensor := constant_tensor(weight)) is None or tensor.dtype != ir.DataType.FLOAT:
             continue
         by_rows = node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
         for table in tables:

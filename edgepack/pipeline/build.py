@@ -219,7 +219,7 @@ def _measure(made: _Made, clock: Clock, scratch: Path) -> BuildReport:
         stages=tuple(clock.stages),
         environment={**environment(), "threads": job.target.runtime.threads},
         devices=devices,
-        notes=(*made.notes, *accuracy_notes(job.target)),
+        notes=(*accuracy_notes(job.target), *made.notes),
         fingerprints={
             "model": fingerprint(made.original),
             "calibration": made.table.samples_fingerprint,

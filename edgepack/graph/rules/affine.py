@@ -202,12 +202,12 @@ def fold_before(main: ir.Graph, node: ir.Node) -> Outcome:
 
 def _part_of_runtime_fusion(value: ir.Value) -> bool:
     """Whether Erf, Tanh or Sqrt is among the few elementwise nodes before: a GELU, a LayerNorm."""
-    front: list[ir.Value | None] = [value]
+    frontier: list[ir.Value | None] = [value]
     for _ in range(6):
-        nodes = [n for v in front if (n := producer(v, *_ELEMENTWISE)) is not None]
+        nodes = [n for v in frontier if (n := producer(v, *_ELEMENTWISE)) is not None]
         if any(n.op_type in _RUNTIME_FUSES for n in nodes):
             return True
-        front = [v for n in nodes for v in n.inputs]
+        frontier = [v for n in nodes for v in n.inputs]
     return False
 
 
