@@ -51,7 +51,7 @@ class Frontier:
     keys: list[str] = field(init=False)
     values: list[dict[str, Array | Path]] = field(init=False)
     open: set[ir.Node] = field(init=False)
-    """Nodes that are still to run."""
+    """Nodes that have not run yet."""
 
     def __post_init__(self) -> None:
         read = [(sample.key, sample.feeds) for sample in self.samples]
@@ -67,14 +67,14 @@ class Frontier:
             CalibrationError: the runtime fails on a sample.
         """
         live = self.values[0].keys()
-        part = self._needed_for([n for n in names if n not in live], stop=live)
-        if not part:
+        nodes = self._needed_for([n for n in names if n not in live], stop=live)
+        if not nodes:
             return
-        inside = set(part)
+        inside = set(nodes)
         self.open -= inside
-        made = [v for node in part for v in node.outputs if v.name]
+        made = [v for node in nodes for v in node.outputs if v.name]
         outputs = [v for v in made if v.name in names or self._is_needed(v)]
-        inputs = {v for node in part for v in node.inputs if v is not None and v.producer() not in inside}
+        inputs = {v for node in nodes for v in node.inputs if v is not None and v.producer() not in inside}
         feeds = sorted(name_of(v) for v in inputs if constant(v) is None)
         subgraph = self._subgraph(feeds, [name_of(v) for v in outputs], change)
         self._run(subgraph, feeds, [name_of(v) for v in outputs])
@@ -105,15 +105,15 @@ class Frontier:
     def _subgraph(self, inputs: Sequence[str], outputs: Sequence[str], change: Change) -> Path:
         graph = ir.convenience.extract(self.model.graph, inputs, outputs)
         change(graph)
-        path = self.folder / "part.onnx"
-        part = ir.Model(
+        path = self.folder / "subgraph.onnx"
+        subgraph = ir.Model(
             graph, ir_version=self.model.ir_version, functions=list(self.model.functions.values())
         )
-        save_model(part, path, check=False)
+        save_model(subgraph, path, check=False)
         return path
 
-    def _run(self, part: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        session = open_session(part, Runtime(threads=self.threads), lean=True)
+    def _run(self, subgraph: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        session = open_session(subgraph, Runtime(threads=self.threads), lean=True)
         in_memory = 0
         for number, values in enumerate(self.values):
             in_memory += sum(v.nbytes for v in values.values() if isinstance(v, np.ndarray))

@@ -91,7 +91,7 @@ def load_ranges(path: Path) -> RangeTable:
 
 
 def _range(entry: dict[str, Any]) -> Range:
-    """A range from its JSON; a table written by hand has no histograms."""
+    """A range from its JSON; the histogram is optional."""
     found = entry.pop("histogram", None)
     return Range(**entry, histogram=found and Histogram(**{**found, "counts": tuple(found["counts"])}))
 

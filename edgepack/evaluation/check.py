@@ -220,7 +220,7 @@ def compare_outputs(reference: Sequence[Outputs], runner: Runner, feeds: Sequenc
     for index, (expected, feed) in enumerate(zip(reference, feeds, strict=True)):
         try:
             found = runner.run(feed)
-        except Exception as error:  # the runtimes' exceptions share no base of their own
+        except Exception as error:  # the runtimes' exceptions have no common base class
             raise ModelError(f"the runtime fails to run it: {str(error).splitlines()[0]}") from error
         comparison.add(expected, found, f"probe {index}")
     return comparison
@@ -230,7 +230,7 @@ def _outputs(runner: Runner, model: Path, sample: Sample, failure: type[Edgepack
     """The outputs on one sample; a failure of the model raises ``failure``."""
     try:
         return runner.run(sample.feeds)
-    except Exception as error:  # the runtimes' exceptions share no base of their own
+    except Exception as error:  # the runtimes' exceptions have no common base class
         # An EdgepackError names the file already.
         place = "" if isinstance(error, EdgepackError) else f"{model} fails on it: "
         raise failure(f"sample {sample.key}: {place}{str(error).splitlines()[0]}") from error

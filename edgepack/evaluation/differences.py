@@ -90,9 +90,9 @@ def _to_nearest(rows: Array, others: Array) -> float:
     """Sum of squared distances from each of ``rows`` to the nearest of ``others``."""
     total, squares = 0.0, (others**2).sum(1)
     for start in range(0, len(rows), ROWS_AT_A_TIME):
-        part = rows[start : start + ROWS_AT_A_TIME]
-        nearest = (squares - 2 * part @ others.T).argmin(1)
-        total += float(((part - others[nearest]) ** 2).sum())
+        chunk = rows[start : start + ROWS_AT_A_TIME]
+        nearest = (squares - 2 * chunk @ others.T).argmin(1)
+        total += float(((chunk - others[nearest]) ** 2).sum())
     return total
 
 

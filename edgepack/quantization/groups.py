@@ -152,7 +152,7 @@ def _role(node: ir.Node, kernels: Kernels) -> tuple[Role, Reason]:
     if node.domain not in ("", "ai.onnx"):
         return _in_float(Cause.NO_KERNEL, f"operator of domain {node.domain}")
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
-        return _in_float(Cause.OPERATOR, "control flow: its bodies stay as they are")
+        return _in_float(Cause.OPERATOR, "control flow: its subgraphs stay in float")
     other = next(
         (v for v in (*_data_inputs(node), *_used(node.outputs)) if v is not None and not _is_float(v)), None
     )
@@ -172,7 +172,9 @@ def _role(node: ir.Node, kernels: Kernels) -> tuple[Role, Reason]:
     if op == "AveragePool" and (reason := _odd_average(node)):
         return _in_float(Cause.OPERATOR, reason)
     if any(_is_mask(constant(v)) for v in _data_inputs(node)):
-        return _in_float(Cause.OPERATOR, "a constant operand holds infinity, or a mask's substitute for it")
+        return _in_float(
+            Cause.OPERATOR, "a constant operand has infinity, or a large value for it, as masks do"
+        )
     return Role.LIGHT, NO_REASON
 
 
@@ -317,12 +319,12 @@ def consumers(model: ir.Model) -> Mapping[str, list[ir.Node]]:
     """
     found: dict[str, list[ir.Node]] = {}
     for node in model.graph:
-        bodies = (
+        subgraphs = (
             a.as_graphs() if a.type is ir.AttributeType.GRAPHS else [a.as_graph()]
             for a in node.attributes.values()
             if a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
         )
-        inner = (n for graphs in bodies for graph in graphs for n in walk_nodes(graph))
+        inner = (n for graphs in subgraphs for graph in graphs for n in walk_nodes(graph))
         for value in (v for n in (node, *inner) for v in n.inputs):
             if value is not None and value.name:
                 found.setdefault(value.name, []).append(node)

@@ -29,16 +29,16 @@ def storable(node: ir.Node) -> tuple[str, ...]:
 
 def storable_constants(node: ir.Node) -> Iterator[tuple[ir.Node, int, ir.Value]]:
     """Each use of such an initializer, in the node or its subgraphs: consumer, input index, value."""
-    bodies = (
+    subgraphs = (
         graph
         for a in node.attributes.values()
         if a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
         for graph in (a.as_graphs() if a.type is ir.AttributeType.GRAPHS else [a.as_graph()])
     )
-    for reader in (node, *(inner for graph in bodies for inner in walk_nodes(graph))):
-        for index, value in enumerate(reader.inputs):
+    for consumer in (node, *(inner for graph in subgraphs for inner in walk_nodes(graph))):
+        for index, value in enumerate(consumer.inputs):
             array = constant(value)
             if value is None or array is None or array.dtype != np.float32 or array.size < LEAST_ELEMENTS:
                 continue
             if sum(size > 1 for size in array.shape) > 1 and not holds_a_mask(array):
-                yield reader, index, value
+                yield consumer, index, value

@@ -42,7 +42,7 @@ def litert() -> Any:
 
 
 def litert_version() -> str | None:
-    """Name and version of the library that runs ``.tflite`` files here; ``None`` without one."""
+    """Name and version of the installed library that runs ``.tflite`` files; ``None`` without one."""
     found = [library.replace("_", "-") for library in LIBRARIES if find_spec(library)]
     return f"{found[0]} {version(found[0])}" if found else None
 
@@ -52,8 +52,8 @@ def _library() -> str:
         if find_spec(library):
             return library
     raise ConfigError(
-        'nothing here runs .tflite files: pip install "edgepack[tflite]" (or ai-edge-litert, or on old '
-        "devices tflite-runtime)"
+        'no library that runs .tflite files is installed: pip install "edgepack[tflite]" (or '
+        "ai-edge-litert, or on old devices tflite-runtime)"
     )
 
 
@@ -90,7 +90,7 @@ class Port:
     def stored(self, array: Array) -> Array:
         """``array`` from the axis order of the ONNX model to that of the file."""
         turned = array.transpose(self.order)
-        return np.ascontiguousarray(turned).reshape(turned.shape)  # NumPy makes a row of a scalar
+        return np.ascontiguousarray(turned).reshape(turned.shape)  # ascontiguousarray gives a scalar one axis
 
     def native(self, array: Array) -> Array:
         """``array`` from the axis order of the file to that of the ONNX model."""
@@ -139,10 +139,10 @@ class LitertRunner:
             )
         if port.params is not None and np.issubdtype(array.dtype, np.floating):
             return port.stored(quantize(array, port.params))
-        narrowed = array.astype(port.dtype, copy=False)
-        if not np.array_equal(narrowed, array):
+        cast = array.astype(port.dtype, copy=False)
+        if not np.array_equal(cast, array):
             raise ModelError(f"{self.path}: its input {port.name!r} is {port.dtype}, some values do not fit")
-        return port.stored(narrowed)
+        return port.stored(cast)
 
     def call(self, prepared: Feeds) -> list[Array]:
         """Run inference in the types of the file."""

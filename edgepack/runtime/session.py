@@ -69,7 +69,7 @@ def open_session(
             providers=[runtime.provider],
             disabled_optimizers=list(runtime.disabled_optimizers) or None,
         )
-    except Exception as error:  # onnxruntime's exceptions share no base of their own
+    except Exception as error:  # onnxruntime's exceptions have no common base class
         name = "the model" if isinstance(model, bytes) else model
         raise ModelError(f"{name}: onnxruntime refuses it: {str(error).splitlines()[0]}") from error
 

@@ -1,4 +1,4 @@
-"""What readers see of a value, and ranges that cover no more than that."""
+"""Effective ranges: functions that consume a value, and ranges with the least error at their outputs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,9 @@ def value_in(model: ir.Model, name: str) -> ir.Value:
     return next(v for node in model.graph for v in node.outputs if v.name == name)
 
 
-def read_by(*nodes: str, outputs: str = "float[N] y", constants: dict[str, Array] | None = None) -> ir.Model:
+def consumed_by(
+    *nodes: str, outputs: str = "float[N] y", constants: dict[str, Array] | None = None
+) -> ir.Model:
     body = f"net (float[N] x) => ({outputs}) {{ h = Neg (x) {' '.join(nodes)} }}"
     return parse(body, weights=constants)
 
@@ -38,14 +40,14 @@ def read_by(*nodes: str, outputs: str = "float[N] y", constants: dict[str, Array
 @pytest.mark.parametrize("op", UNARY)
 def test_each_function_is_that_of_the_operator(op: str) -> None:
     node = f"y = {op} {ATTRIBUTES.get(op, '')} (h{EXTRA.get(op, '')})"
-    model = read_by(node, constants={"low": f32(-1.5), "high": f32(2)} if op == "Clip" else None)
+    model = consumed_by(node, constants={"low": f32(-1.5), "high": f32(2)} if op == "Clip" else None)
     x = np.linspace(-12, 12, 101, dtype=np.float32)
     (function,) = consumer_functions(value_in(model, "h"))
     np.testing.assert_allclose(function((-x).astype(np.float64)), run(model, {"x": x})["y"], atol=2e-6)
 
 
-def test_a_gated_value_is_seen_through_the_product() -> None:
-    model = read_by("s = Sigmoid (h)", "y = Mul (h, s)")
+def test_a_gate_and_its_mul_are_one_function() -> None:
+    model = consumed_by("s = Sigmoid (h)", "y = Mul (h, s)")
     (function,) = consumer_functions(value_in(model, "h"))
     x = np.linspace(-12, 12, 101)
     np.testing.assert_allclose(function(x), x / (1 + np.exp(-x)), atol=1e-12)
@@ -61,10 +63,17 @@ def test_a_gated_value_is_seen_through_the_product() -> None:
         (["s = Sigmoid (h)", "y = Mul (h, s)", "z = Relu (s)"], "float[N] y, float[N] z"),
         (["s = Sigmoid (h)", "y = Mul (h, s)"], "float[N] y, float[N] s"),
     ],
-    ids=["another reader", "an output", "its square", "bounds of the run", "a shared gate", "a gate told"],
+    ids=[
+        "another consumer",
+        "an output",
+        "its square",
+        "bounds of the run",
+        "a shared gate",
+        "a gate that is an output",
+    ],
 )
-def test_who_sees_the_value_itself(nodes: list[str], outputs: str) -> None:
-    assert consumer_functions(value_in(read_by(*nodes, outputs=outputs), "h")) == ()
+def test_values_with_a_consumer_that_is_not_unary(nodes: list[str], outputs: str) -> None:
+    assert consumer_functions(value_in(consumed_by(*nodes, outputs=outputs), "h")) == ()
 
 
 def swish(x: Array) -> Array:
@@ -72,7 +81,7 @@ def swish(x: Array) -> Array:
 
 
 @given(spread=st.floats(4, 40), seed=st.integers(0, 99))
-def test_behind_a_function_the_range_is_never_worse(spread: float, seed: int) -> None:
+def test_the_effective_range_never_has_a_larger_error(spread: float, seed: int) -> None:
     x = (np.random.default_rng(seed).standard_normal(3000) * spread).astype(np.float32)
     stats = measured(x)
     plain = OBSERVERS["mse"](stats, Calibration(), 255)

@@ -1,4 +1,4 @@
-"""Histograms that grow, and the ranges that observers make of them."""
+"""Growing histograms, and the ranges that observers compute from them."""
 
 import time
 
@@ -82,7 +82,7 @@ def test_a_far_narrow_distribution_keeps_the_spacing_of_float32() -> None:
 
 
 @pytest.mark.parametrize("bad, what", [(np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "infinity")])
-def test_values_that_no_range_holds_are_refused(bad: float, what: str) -> None:
+def test_nan_and_infinity_are_errors(bad: float, what: str) -> None:
     with pytest.raises(ValueError, match=what):
         measured([0.0, bad, 1.0])
 
@@ -98,7 +98,7 @@ def test_an_empty_array_changes_nothing() -> None:
     [[0.0], [0.0] * 9, [3.0], [-3.0] * 4, [1e-38, -1e-38], [3e38, -3e38], [0.0, 1e-45], [1000.0, 1000.0625]],
     ids=str,
 )
-def test_extreme_tensors_have_a_finite_range_inside_what_was_seen(observer: str, x: list[float]) -> None:
+def test_extreme_tensors_have_a_finite_range_within_the_extremes(observer: str, x: list[float]) -> None:
     low, high = bounds(observer, x)
     seen = [0.0, *np.asarray(x, np.float32).tolist()]
     assert min(seen) <= low <= high <= max(seen)
@@ -107,7 +107,7 @@ def test_extreme_tensors_have_a_finite_range_inside_what_was_seen(observer: str,
 @pytest.mark.parametrize("observer", OBSERVERS)
 @given(samples=st.lists(arrays(np.float32, 20, elements=tame), min_size=1, max_size=3))
 @settings(max_examples=25, deadline=None)
-def test_ranges_lie_inside_what_was_seen(observer: str, samples: list[Array]) -> None:
+def test_ranges_lie_within_the_extremes(observer: str, samples: list[Array]) -> None:
     low, high = bounds(observer, *samples)
     x = np.concatenate(samples)
     assert min(float(x.min()), 0.0) <= low <= high <= max(float(x.max()), 0.0)
@@ -214,7 +214,7 @@ def test_entropy_keeps_most_of_a_gaussian(one_sided: bool) -> None:
 @pytest.mark.parametrize("sigma", [0.5, 1.0])
 def test_entropy_does_not_take_spikes_for_information(sigma: float) -> None:
     skewed = np.exp(np.random.default_rng(0).normal(0, sigma, 100_000))
-    # What a quiet input leaves behind a bias: some values that return over and over.
+    # Constant inputs after a bias give a few values many times.
     stats = measured(np.append(skewed, np.repeat(skewed[:20], 2000)))
     values, counts = stats.histogram.centers, stats.histogram.counts
     ends = [OBSERVERS[name](stats, CONFIG, LEVELS)[1] for name in ("entropy", "mse")]
@@ -262,7 +262,7 @@ def plain_divergence(masses: npt.NDArray[np.float64], used: int, steps: int) -> 
 
 
 @pytest.mark.parametrize("observer", ["entropy", "mse", "percentile"])
-def test_a_range_is_found_in_a_blink(observer: str) -> None:
+def test_observers_are_fast(observer: str) -> None:
     stats = measured(normal(100_000))
     took = []
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""The calibration run: ranges of a model's values over samples, and the table they are kept in."""
+"""The calibration run: ranges of a model's values over samples, and the saved table."""
 
 import json
 import tracemalloc
@@ -115,7 +115,7 @@ def test_names_given_twice_and_none_at_all(tmp_path: Path) -> None:
     assert table_of(tmp_path, varying(2), []).ranges == {}
 
 
-def test_progress_is_told_once_a_sample(tmp_path: Path) -> None:
+def test_progress_is_reported_once_per_sample(tmp_path: Path) -> None:
     model = parse(NET, weights=CONSTANTS)
     samples = opened(model, folder_of(tmp_path / "data", varying(4)))
     seen: list[int] = []
@@ -181,7 +181,9 @@ def with_range(**changes: Any) -> Mapping[str, Any]:
         (json.dumps(with_range(minimum=2.0)), "'a' has no usable range"),
     ],
 )
-def test_what_is_no_table_is_refused_with_its_path(tmp_path: Path, written: str, says: str) -> None:
+def test_a_file_that_is_not_a_range_table_is_an_error_with_its_path(
+    tmp_path: Path, written: str, says: str
+) -> None:
     path = tmp_path / "ranges.json"
     path.write_text(written, encoding="utf-8")
     with pytest.raises(CalibrationError, match=says) as error:
@@ -194,7 +196,7 @@ def test_a_missing_file_is_a_calibration_error(tmp_path: Path) -> None:
         load_ranges(tmp_path / "none.json")
 
 
-def test_a_table_is_refused_for_another_model_or_with_a_tensor_missing() -> None:
+def test_a_table_of_another_model_or_with_a_tensor_missing_is_an_error() -> None:
     table = RangeTable({"a": Range(0, 1, 0, 1)}, "mse", "m" * 64, "s", 1)
     table.require(["a"], "m" * 64, "here")
     with pytest.raises(CalibrationError, match="another model"):

@@ -1,4 +1,4 @@
-"""Check: built models against the original and against each other."""
+"""Comparison of built models with the original and with each other."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def test_a_built_model_that_fails_where_the_original_does_not(tmp_path: Path, sa
     assert "\n" not in str(caught.value)
 
 
-def test_a_form_that_fails_on_a_probe_is_the_fault_of_the_form(tmp_path: Path, samples: Samples) -> None:
+def test_a_candidate_that_fails_on_a_probe_is_a_model_error(tmp_path: Path, samples: Samples) -> None:
     feeds = [sample.feeds for sample in samples]
     expected = [open_model(tmp_path / "any.onnx", Runtime()).run(feed) for feed in feeds]
     with pytest.raises(ModelError, match=r"the runtime fails to run it: .*[Rr]eshape"):

@@ -1,4 +1,4 @@
-"""What outputs are compared as: numbers, answers, and rows in any order and number."""
+"""Differences of numeric and discrete outputs, and of rows in any order and number."""
 
 import numpy as np
 import pytest
@@ -30,8 +30,8 @@ def compared(expected: Array, got: Array, **more: tuple[Array, Array]) -> Compar
     return found
 
 
-def test_classes_alone_are_answers() -> None:
-    """A model that ends with an ArgMax is not equal to its original because it gives no floats."""
+def test_integer_classes_alone_are_discrete() -> None:
+    """A model that ends with an ArgMax is compared too: its outputs are not equal only for being integers."""
     classes = i64(np.arange(100).reshape(1, 10, 10) % 7)
     other = classes.copy()
     other[0, 0, :5] = 9
@@ -41,13 +41,13 @@ def test_classes_alone_are_answers() -> None:
     assert compared(classes, classes).sqnr_db == np.inf
 
 
-def test_pictures_alone_are_numbers() -> None:
+def test_images_alone_are_numeric() -> None:
     picture = np.full((1, 3, 8, 8), 100, np.uint8)
     found = compared(picture, picture + np.uint8(1))
     assert found.sqnr_db == pytest.approx(40)
 
 
-def test_answers_beside_numbers_do_not_count() -> None:
+def test_discrete_outputs_beside_numeric_ones_do_not_count() -> None:
     found = compared(f32([[1, 2]]), f32([[1, 2]]), classes=(i64([3]), i64([4])))
     assert found.sqnr_db == np.inf
     assert compared_outputs({"y": f32([1]), "n": i64([1])}) == (["y"], True)
@@ -56,7 +56,7 @@ def test_answers_beside_numbers_do_not_count() -> None:
 
 @given(st.permutations(range(3)), st.integers(0, 3))
 def test_boxes_in_another_order_or_number(order: list[int], missing: int) -> None:
-    """What was found is compared, not where it stands in the list."""
+    """Boxes are compared, not their position in the list."""
     moved = BOXES[order] + np.float32(0.01)
     assert numeric_row_difference(BOXES, moved).noise == pytest.approx(12 * 0.01**2, rel=1e-2)
     fewer = numeric_row_difference(BOXES, BOXES[order][missing:])
@@ -78,7 +78,7 @@ def test_one_box_more_does_not_end_the_comparison() -> None:
     assert nothing.sqnr_db == pytest.approx(0)
 
 
-def test_rows_of_answers() -> None:
+def test_discrete_rows() -> None:
     a, b = i64([[0, 1], [0, 2], [0, 2]]), i64([[0, 2], [0, 1]])
     found = discrete_row_difference(a, b)
     assert (found.signal, found.noise) == (3, 1)
@@ -92,8 +92,8 @@ def test_what_varies_in_outputs_without_floats() -> None:
     assert varying_power(pictures) == pytest.approx(2 * 4 * 50)
 
 
-def test_sizes_that_follow_from_data() -> None:
-    """Told by the original's own runs: two on equal shapes that give another number of rows."""
+def test_data_dependent_sizes() -> None:
+    """Found in the original's runs: inputs of equal shapes with different numbers of rows."""
     x, wide = {"x": np.zeros((1, 4))}, {"x": np.zeros((1, 8))}
     mask = {"m": np.zeros((2, 9))}
     runs = [(x, {"y": BOXES, **mask}), (wide, {"y": BOXES[:1], **mask}), (x, {"y": BOXES[:2], **mask})]
@@ -101,7 +101,7 @@ def test_sizes_that_follow_from_data() -> None:
     assert data_dependent_axes(runs[:2]) == {}, "of another input"
 
 
-def test_another_form_of_output_is_refused() -> None:
+def test_an_output_of_another_shape_is_an_error() -> None:
     assert open_axis(BOXES, BOXES[:, :2]) == 1
     for other in (BOXES[:2, :2], BOXES[None]):
         with pytest.raises(ExportError, match=r"output 'y' on sample probe 0: shape"):

@@ -1,4 +1,4 @@
-"""The gate: each limit against what was measured."""
+"""The gate: each limit and the measured figure."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Fidelity of what varies: constant parts of outputs are no signal."""
+"""Fidelity by the varying power: constant parts of outputs are no signal."""
 
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def test_outputs_of_a_hundred_and_a_small_signal() -> None:
 
 
 def test_sizes_that_differ_share_a_mean_by_what_they_have_in_common() -> None:
-    """Text lines of all widths: a mean for each letter, over places and lines."""
+    """Text lines of different widths: one mean per letter, over positions and lines."""
     rng = np.random.default_rng(0)
     letters = np.array([5.0, -3.0, 0.0])
     lines = [letters + rng.normal(size=(1, width, 3)) for width in (4, 9, 30, 2)]
@@ -78,7 +78,7 @@ def test_one_sample_is_taken_by_its_rows_or_by_its_values() -> None:
 
 
 def test_outputs_that_do_not_vary() -> None:
-    """Held against their whole power where none varies; beside others they are no signal."""
+    """Compared with their whole power where none varies; beside others they are no signal."""
     still = outputs(*[f32([[3, 4]])] * 5)
     assert varying_power(still) == pytest.approx(125)
     assert compared(still, still).centred_sqnr_db == np.inf
@@ -102,7 +102,7 @@ def test_infinite_values_are_left_out() -> None:
     assert finite(float("inf")) is finite(float("nan")) is None
 
 
-def test_the_gate_and_the_floor_have_a_limit_of_it() -> None:
+def test_the_gate_and_the_floor_have_a_limit_on_it() -> None:
     found = Fidelity(9, 40.0, 1.0, None, None, 14.0)
     assert Floor(None, None, None, None, 14.0).on_evaluation(found)
     assert not Floor(None, None, None, None, 14.1).on_evaluation(found)
@@ -114,7 +114,7 @@ def test_the_gate_and_the_floor_have_a_limit_of_it() -> None:
     assert not leaves_room(Gate(min_centred_sqnr_db=11.1), found, found)
 
 
-def test_noise_costs_by_what_varies() -> None:
+def test_noise_is_compared_with_the_varying_power() -> None:
     assert Cost("balance", 1, 20.0).of_noise(45.0) == Cost("balance", 1).of_noise(25.0)
 
 
@@ -127,7 +127,7 @@ def warm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def built(folder: Path, *, more: dict[str, Array], **recipe: Any) -> BuildReport:
-    """The tiny project with other weights, nothing but fidelity to judge it."""
+    """The tiny project with other weights, without a metric."""
     tiny.project(folder, gate=None, **recipe)
     save_model(parse(tiny.NET, weights={**tiny.weights(), **more}), folder / "model.onnx")
     job = Job(load_recipe(folder / "edgepack.yaml", {}), load_target("x86-cpu"), folder, "edgepack build")
@@ -139,7 +139,7 @@ THOUSAND = {"b1": tiny.weights()["b1"] + f32(1000)}
 
 
 def test_a_large_offset_no_longer_passes(tmp_path: Path) -> None:
-    """No signal is left, and that has more than 50 dB."""
+    """No varying signal is left, at an SQNR of more than 50 dB."""
     report = built(tmp_path / "p", more=THOUSAND)
     found = report.models[1].fidelity
     assert found is not None and found.sqnr_db is not None and found.centred_sqnr_db is not None
@@ -151,7 +151,7 @@ def test_a_large_offset_no_longer_passes(tmp_path: Path) -> None:
     assert f"{found.centred_sqnr_db:.1f} dB" in text(report)
 
 
-def test_asked_to_choose_a_build_finds_a_form_that_keeps_the_signal(tmp_path: Path) -> None:
+def test_a_build_with_method_auto_finds_a_candidate_that_keeps_the_signal(tmp_path: Path) -> None:
     report = built(tmp_path / "p", more=THOUSAND, quantize={"method": "auto"})
     assert report.passed
     assert next(c.name for c in report.candidates if c.chosen) != "static"

@@ -1,4 +1,4 @@
-"""Apply: the integer model computes what the float one does, whatever shares what with whom."""
+"""Plans applied to graphs: the quantized model computes what the float one does, with shared values too."""
 
 from collections import Counter
 from pathlib import Path
@@ -26,7 +26,7 @@ def ops(model: ir.Model) -> Counter[str]:
     return Counter(n.op_type for n in model.graph)
 
 
-def test_result_is_deterministic_and_leaves_its_input_alone(tmp_path: Path) -> None:
+def test_result_is_deterministic_and_the_input_model_unchanged(tmp_path: Path) -> None:
     made = build(tmp_path, net("c = Conv(x, w) r = Relu(c) y = Conv(r, v)"), CONV)
     before = fingerprint(made.model)
     again = [apply_plan(made.model, made.plan, Rounder(made.model)(made.plan)) for _ in range(2)]
@@ -42,7 +42,7 @@ def test_outputs_keep_their_order(tmp_path: Path) -> None:
     assert made.sqnr_db > 33
 
 
-def test_an_input_that_feeds_several_units_is_quantized_once(tmp_path: Path) -> None:
+def test_an_input_with_several_integer_consumers_is_quantized_once(tmp_path: Path) -> None:
     made = build(
         tmp_path, net("a = Conv(x, w) b = Conv(x, v) y = Add(a, b) z = Conv(y, w)", f"{ANY} z"), CONV
     )
@@ -51,7 +51,7 @@ def test_an_input_that_feeds_several_units_is_quantized_once(tmp_path: Path) -> 
     assert made.sqnr_db > 33
 
 
-def test_a_value_that_float_nodes_read_too_is_theirs_as_it_was(tmp_path: Path) -> None:
+def test_float_consumers_get_the_value_before_quantization(tmp_path: Path) -> None:
     body = net("t = Tanh(x) y = Conv(t, w) z = Exp(t)", f"{ANY} y, {ANY} z, {ANY} t")
     made = build(tmp_path, body, CONV | {})
     feeds = {"x": np.random.default_rng(5).normal(size=(1, 4, 8, 8)).astype(np.float32)}
@@ -61,7 +61,7 @@ def test_a_value_that_float_nodes_read_too_is_theirs_as_it_was(tmp_path: Path) -
     assert sqnr_db(expected["y"], got["y"]) > 35
 
 
-def test_a_value_that_is_output_and_input_of_integer_units(tmp_path: Path) -> None:
+def test_a_value_between_integer_groups_that_is_a_graph_output(tmp_path: Path) -> None:
     body = net("c = Conv(x, w) y = Relu(c) z = Conv(y, v)", f"{ANY} y, {ANY} z")
     made = build(tmp_path, body, CONV)
     assert made.fused.integer_kernels == {"QLinearConv": 2}
@@ -69,8 +69,8 @@ def test_a_value_that_is_output_and_input_of_integer_units(tmp_path: Path) -> No
     assert made.sqnr_db > 34
 
 
-def test_a_float_activation_of_a_float_product_is_not_rounded_for_float_readers(tmp_path: Path) -> None:
-    # Nothing integer reads c, so the product's output is float, and so is what Relu makes of it.
+def test_a_float_activation_of_a_float_matmul_is_not_rounded_for_float_consumers(tmp_path: Path) -> None:
+    # No integer group consumes c, so the MatMul has a float output, and so has the Relu.
     body = """net (float[5,16] x) => (float[a,b] z, float[c,d] r, float[e,f] c) {
         c = MatMul(x, w) r = Relu(c) z = MatMul(r, v) }"""
     made = build(tmp_path, body, {"w": weight(16, 12), "v": weight(12, 4)})
@@ -101,7 +101,7 @@ def test_shared_matrices(methods: tuple[Precision, Precision], tmp_path: Path) -
     assert made.sqnr_db > 32
 
 
-def test_a_weight_that_a_float_node_uses_stays_for_it(tmp_path: Path) -> None:
+def test_a_weight_with_a_float_consumer_stays_in_float_too(tmp_path: Path) -> None:
     body = (
         "net (float[5,8] x, float[8,8] k) => (float[5,8] y, float[8,8] z) { y = MatMul(x, w) z = Sub(k, w) }"
     )
@@ -123,7 +123,7 @@ CAPTURE = """net (float[1,4,8,8] x, bool p) => (float[a,b,c,d] y) {{
 
 @pytest.mark.parametrize("other", ["r", "d", "x"])
 @pytest.mark.parametrize("branch", [True, False])
-def test_bodies_see_the_values_that_they_captured(other: str, branch: bool, tmp_path: Path) -> None:
+def test_subgraphs_get_the_outer_values_that_they_consume(other: str, branch: bool, tmp_path: Path) -> None:
     body = CAPTURE.format(any="float[1,4,8,8]", other=other)
     made = build(tmp_path, body, CONV, feeds={"p": np.asarray(branch)})
     assert list(made.precisions().values()).count("static") >= 2
@@ -132,7 +132,7 @@ def test_bodies_see_the_values_that_they_captured(other: str, branch: bool, tmp_
 
 
 @pytest.mark.parametrize("precision", [STATIC, DYNAMIC, WEIGHT_ONLY])
-def test_a_corrected_bias_is_used_in_every_form(precision: Precision, tmp_path: Path) -> None:
+def test_a_corrected_bias_is_used_at_every_precision(precision: Precision, tmp_path: Path) -> None:
     body = "net (float[5,16] x) => (float[a,b] y) { y = Gemm<transB=1>(x, w, b) }"
     made = build(tmp_path, body, {"w": weight(12, 16), "b": weight(12)}, precision=precision)
     (name,) = (u.group.name for u in made.plan.groups)
@@ -147,7 +147,7 @@ def test_a_corrected_bias_is_used_in_every_form(precision: Precision, tmp_path: 
 
 
 @pytest.mark.parametrize("then", ["Relu(c)", "Clip(c, zero, six)"])
-def test_an_implied_activation_is_gone_and_its_name_stays(then: str, tmp_path: Path) -> None:
+def test_an_implied_activation_is_removed_and_its_name_kept(then: str, tmp_path: Path) -> None:
     bounds = {"zero": f32(0), "six": f32(6)} if "Clip" in then else {}
     made = build(tmp_path, net(f"c = Conv(x, w) y = {then}"), {"w": CONV["w"]} | bounds)
     assert ops(made.quantized) == {"QuantizeLinear": 2, "DequantizeLinear": 3, "Conv": 1}
@@ -155,14 +155,14 @@ def test_an_implied_activation_is_gone_and_its_name_stays(then: str, tmp_path: P
     assert values.min() == 0
 
 
-def test_a_symmetric_scheme_clips_integers_and_is_right(tmp_path: Path) -> None:
+def test_a_symmetric_scheme_clips_quantized_values(tmp_path: Path) -> None:
     device = target(S8, symmetric=True)
     made = build(tmp_path, net("c = Conv(x, w) r = Relu(c) y = Conv(r, v)"), CONV, device=device)
     assert (ops(made.quantized)["Relu"], ops(made.quantized)["Clip"]) == (0, 1)
     assert made.sqnr_db > 30
 
 
-def test_small_models_are_lean(tmp_path: Path) -> None:
+def test_small_models_have_little_overhead(tmp_path: Path) -> None:
     body = net(
         "c = Conv(x, w, b) m = MaxPool<kernel_shape=[2,2]>(c) t = Transpose<perm=[0,1,3,2]>(m) y = Conv(t, v)"
     )
@@ -179,7 +179,7 @@ def test_small_models_are_lean(tmp_path: Path) -> None:
     assert made.path.stat().st_size < 1800
 
 
-def test_names_of_the_model_are_not_taken(tmp_path: Path) -> None:
+def test_new_names_do_not_collide_with_names_of_the_model(tmp_path: Path) -> None:
     body = net("x_q = Conv(x, w) x_dq = Relu(x_q) x_s = Sigmoid(x_dq) y = Conv(x_s, v)")
     made = build(tmp_path, body, CONV)
     names = [v.name for n in made.quantized.graph for v in n.outputs]
@@ -188,7 +188,7 @@ def test_names_of_the_model_are_not_taken(tmp_path: Path) -> None:
     assert made.sqnr_db > 33
 
 
-def test_the_emitter_shares_by_content_and_keeps_types_apart() -> None:
+def test_the_emitter_shares_initializers_by_content_and_type() -> None:
     graph = parse("net (float[2] x) => (float[2] y) { y = Relu(x) }").graph
     emit = Emitter(graph)
     one = emit.initializer("a", np.zeros((2, 2), np.int8))
@@ -203,7 +203,7 @@ def test_the_emitter_shares_by_content_and_keeps_types_apart() -> None:
     assert "axis" not in emit.restore(one, along_one, "a").attributes
 
 
-def test_a_dead_network_is_still_a_network(tmp_path: Path) -> None:
+def test_a_model_with_constant_zero_activations(tmp_path: Path) -> None:
     zeros = np.zeros((4, 4, 1, 1), np.float32)
     made = build(
         tmp_path,
@@ -214,13 +214,13 @@ def test_a_dead_network_is_still_a_network(tmp_path: Path) -> None:
     assert np.array_equal(values, np.zeros_like(values))
 
 
-def test_a_pool_without_weights_is_left_alone(tmp_path: Path) -> None:
+def test_a_pool_alone_is_not_changed(tmp_path: Path) -> None:
     made = build(tmp_path, net("y = MaxPool<kernel_shape=[2,2]>(x)"), {})
     assert ops(made.quantized) == {"MaxPool": 1}
     assert made.sqnr_db == np.inf
 
 
-def test_a_table_read_twice(tmp_path: Path) -> None:
+def test_a_table_with_two_consumers(tmp_path: Path) -> None:
     body = (
         "net (int64[3] i, int64[2] j) => (float[a,b] y, float[c,d] z) { y = Gather(t, i) z = Gather(t, j) }"
     )
@@ -232,7 +232,7 @@ def test_a_table_read_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("granularity", list(Granularity))
-def test_a_tied_table_that_is_a_weight_too(granularity: Granularity, tmp_path: Path) -> None:
+def test_tied_embeddings(granularity: Granularity, tmp_path: Path) -> None:
     body = "net (int64[3] i) => (float[a,b] y) { e = Gather(t, i) r = Tanh(e) y = Gemm<transB=1>(r, t) }"
     made = build(
         tmp_path,
@@ -248,8 +248,10 @@ def test_a_tied_table_that_is_a_weight_too(granularity: Granularity, tmp_path: P
 
 @pytest.mark.parametrize("precision", [FLOAT, WEIGHT_ONLY])
 @pytest.mark.parametrize("granularity", list(Granularity))
-def test_a_float_gemm_behind_a_table(granularity: Granularity, precision: Precision, tmp_path: Path) -> None:
-    """The DequantizeLinear of a table states no zero point, and is a trap like any other."""
+def test_a_float_gemm_after_an_embedding(
+    granularity: Granularity, precision: Precision, tmp_path: Path
+) -> None:
+    """The DequantizeLinear of a table has no zero point; the runtime would quantize the Gemm all the same."""
     body = "net (int64[3] i) => (float[a,b] y) { e = Gather(t, i) d = Gemm(e, u, b) y = Gemm(d, v) }"
     weights = {"t": weight(20, 8), "u": weight(8, 6), "b": weight(6), "v": weight(6, 3)}
     made = build(
@@ -277,7 +279,7 @@ def test_a_float_gemm_behind_a_table(granularity: Granularity, precision: Precis
 def test_an_activation_that_saturation_does_not_imply_clips_integers(
     main: str, then: str, bounds: dict[str, Array], activation: QuantType, tmp_path: Path
 ) -> None:
-    """In float it would keep the runtime from making an integer kernel of what is before it."""
+    """In float it would prevent the integer kernel of the operator before it."""
     sides = "p = Conv(x, w) q = Conv(x, v)" if main.startswith("Add") else ""
     body = net(f"{sides} c = {main} r = {then} y = Conv(r, v)", f"{ANY} y, {ANY} r")
     made = build(tmp_path, body, CONV | bounds, device=target(activation, symmetric=True))
@@ -302,10 +304,10 @@ def test_a_clip_to_one_side_of_zero(low: float, high: float, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("sizes", ["2,4,8", "n,t,8"])
 @pytest.mark.parametrize("precision", [DYNAMIC, FLOAT])
-def test_a_sum_before_a_layer_normalization_is_not_fused_with_it(
+def test_an_add_before_a_layer_normalization_is_not_fused_with_it(
     precision: Precision, sizes: str, tmp_path: Path
 ) -> None:
-    """SkipLayerNormalization takes six times as long on the CPU, and comes where the shapes are known."""
+    """SkipLayerNormalization, fused where shapes are known, takes six times as long on the CPU."""
     body = f"""net (float[{sizes}] x) => (float[{sizes}] y) {{
         p = MatMul(x, w) s = Add(p, x) n = LayerNormalization<axis = -1>(s, g, b) y = MatMul(n, v)
     }}"""
@@ -320,7 +322,7 @@ def test_a_sum_before_a_layer_normalization_is_not_fused_with_it(
 
 
 @pytest.mark.parametrize("granularity", list(Granularity))
-def test_rows_of_a_table_are_restored_by_what_is_quick(granularity: Granularity, tmp_path: Path) -> None:
+def test_rows_of_a_table_are_dequantized_by_cast_and_mul(granularity: Granularity, tmp_path: Path) -> None:
     body = "net (int64[3] i) => (float[a,b] y) { y = Gather(t, i) }"
     made = build(
         tmp_path,

@@ -1,4 +1,4 @@
-"""Plans written into graphs: shared constants, bodies of control flow, and shapes at the edge."""
+"""Plans applied to graphs: shared initializers, subgraphs of control flow, and edge cases of shapes."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ STATIC, DYNAMIC, WEIGHT_ONLY = Precision.STATIC, Precision.DYNAMIC, Precision.WE
 @pytest.mark.parametrize(
     "nodes", ["c = MatMul(x, w) e = Tanh(c) y = MatMul(e, w)", "c = MatMul(x, w) y = MatMul(c, w)"]
 )
-def test_products_that_share_a_stored_weight_share_its_float_form(nodes: str, tmp_path: Path) -> None:
-    """The runtime fuses a DequantizeLinear with one reader; with more it would run anew each time."""
+def test_matmuls_that_share_a_stored_weight_share_its_dequantized_value(nodes: str, tmp_path: Path) -> None:
+    """The runtime fuses a DequantizeLinear with one consumer; with more it would run in every inference."""
     body = f"net (float[2,5,16] x) => (float[a,b,c] y) {{ {nodes} }}"
     made = build(tmp_path, body, {"w": weight(16, 16)}, precision=WEIGHT_ONLY)
     assert made.fused.leftover_dequantize == 0
@@ -27,8 +27,8 @@ def test_products_that_share_a_stored_weight_share_its_float_form(nodes: str, tm
     assert [n.op_type for n in made.quantized.graph].count("Cast") == 1
 
 
-def test_a_weight_that_a_body_reads_is_not_stored_twice(tmp_path: Path) -> None:
-    # Nodes without names get some, unique in their graph only: the body's product is called like ours.
+def test_a_weight_with_a_consumer_in_a_subgraph_is_not_stored_twice(tmp_path: Path) -> None:
+    # Nodes without names get some, unique in their graph only: the MatMul in the subgraph has the same one.
     body = """net (float[5,8] x, bool p) => (float[a,b] y) {
         c = MatMul(x, w)
         i = If(p) <then_branch = a () => (float[5,8] t) { t = MatMul(c, w) },
@@ -42,7 +42,9 @@ def test_a_weight_that_a_body_reads_is_not_stored_twice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", [STATIC, DYNAMIC, WEIGHT_ONLY])
 @pytest.mark.parametrize("branch", [True, False])
-def test_bodies_see_products_of_every_form(branch: bool, precision: Precision, tmp_path: Path) -> None:
+def test_subgraphs_consume_matmuls_of_every_precision(
+    branch: bool, precision: Precision, tmp_path: Path
+) -> None:
     body = """net (float[5,8] x, bool p) => (float[a,b] y) {
         c = MatMul(x, w)
         d = MatMul(c, u)
@@ -77,7 +79,7 @@ def test_empty_arrays(precision: Precision, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shapes", [("5,16", "12"), ("16", "12,5"), ("16", "12")])
-def test_products_of_two_activations_that_are_vectors(shapes: tuple[str, str], tmp_path: Path) -> None:
+def test_matmuls_of_two_activations_that_are_vectors(shapes: tuple[str, str], tmp_path: Path) -> None:
     dims = {("16", "12"): ""}.get(shapes, "[a]")
     nodes = "c = MatMul(x, w) y = MatMul(c, k)"
     body = f"net (float[{shapes[0]}] x, float[{shapes[1]}] k) => (float{dims} y) {{ {nodes} }}"
@@ -86,7 +88,7 @@ def test_products_of_two_activations_that_are_vectors(shapes: tuple[str, str], t
     assert made.sqnr_db > 33
 
 
-def test_added_channels_of_an_input_that_others_read_too(tmp_path: Path) -> None:
+def test_channel_padding_of_an_input_with_other_consumers(tmp_path: Path) -> None:
     base = target()
     wide = base.quantization.model_copy(update={"input_channels_multiple": 4})
     device = base.model_copy(update={"quantization": wide})

@@ -1,4 +1,4 @@
-"""Concatenations on one scale: everything tied to them has it, where their ranges allow it."""
+"""Shared concat scales: inputs and output have one scale where their ranges allow it."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ SMALL = weight(4, 4, 1, 1)
 TWICE = {"w": SMALL, "u": SMALL * 1.7, "v": weight(3, 8, 1, 1, seed=2)}
 
 
-def made(folder: Path, inner: str, weights: dict[str, Array], *, tied: bool = True) -> Built:
+def made(folder: Path, inner: str, weights: dict[str, Array], *, shared: bool = True) -> Built:
     body = f"net (float[1, 4, 6, 6] x) => (float[a, b, c, d] y) {{ {inner} y = Conv(o, v) }}"
-    return build(folder, body, weights, precision={"o": Precision.SHARED_SCALE} if tied else {})
+    return build(folder, body, weights, precision={"o": Precision.SHARED_SCALE} if shared else {})
 
 
 def scales(built: Built, *names: str) -> set[float]:
@@ -23,18 +23,18 @@ def scales(built: Built, *names: str) -> set[float]:
 
 def test_inputs_and_output_get_one_scale(tmp_path: Path) -> None:
     inner = "a = Conv(x, w) b = Conv(x, u) o = Concat<axis=1>(a, b)"
-    for name in ("tied", "free"):
+    for name in ("shared", "free"):
         (tmp_path / name).mkdir()
-    tied = made(tmp_path / "tied", inner, TWICE)
-    free = made(tmp_path / "free", inner, TWICE, tied=False)
-    assert len(scales(tied, "a", "b", "o")) == 1
+    shared = made(tmp_path / "shared", inner, TWICE)
+    free = made(tmp_path / "free", inner, TWICE, shared=False)
+    assert len(scales(shared, "a", "b", "o")) == 1
     assert len(scales(free, "a", "b", "o")) > 1
-    assert tied.fused.integer_kernels == free.fused.integer_kernels
-    assert scales(tied, "o") >= {max(scales(free, "a", "b"))}
-    assert tied.sqnr_db > 33  # nothing is rounded twice: more than without, if the ranges are alike
+    assert shared.fused.integer_kernels == free.fused.integer_kernels
+    assert scales(shared, "o") >= {max(scales(free, "a", "b"))}
+    assert shared.sqnr_db > 33  # no requantization: better than without, where ranges are similar
 
 
-def test_ties_go_through_moves_and_other_concatenations(tmp_path: Path) -> None:
+def test_shared_scales_pass_moving_operators_and_other_concats(tmp_path: Path) -> None:
     inner = """a = Conv(x, w) m = MaxPool<kernel_shape=[1,1]>(a) b = Conv(m, u)
         p = Concat<axis=2>(m, b) q = Transpose<perm=[0,1,3,2]>(p) r = Conv(q, w) o = Concat<axis=1>(q, r)"""
     built = build(
@@ -50,17 +50,25 @@ def test_ties_go_through_moves_and_other_concatenations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inner", "factor"),
     [
-        ("a = Conv(x, w) b = Conv(x, u) o = Concat<axis=1>(a, b)", 20.0),  # one would use a twentieth
+        (
+            "a = Conv(x, w) b = Conv(x, u) o = Concat<axis=1>(a, b)",
+            20.0,
+        ),  # one would use a twentieth of the range
         ("a = Conv(x, w) h = Conv(x, u) b = Relu(h) o = Concat<axis=1>(a, b)", 1.0),  # saturation is its Relu
-        ("a = Conv(x, w) h = Conv(x, u) b = Sigmoid(h) o = Concat<axis=1>(a, b)", 1.0),  # it has its own
+        (
+            "a = Conv(x, w) h = Conv(x, u) b = Sigmoid(h) o = Concat<axis=1>(a, b)",
+            1.0,
+        ),  # it has a fixed range
         ("a = Conv(x, w) b = Conv(x, u) o = Concat<axis=1>(a, x)", 1.0),  # the input is not computed
     ],
 )
-def test_what_does_not_allow_it_stays(inner: str, factor: float, tmp_path: Path) -> None:
+def test_concats_whose_ranges_do_not_allow_it_are_not_changed(
+    inner: str, factor: float, tmp_path: Path
+) -> None:
     weights = TWICE | {"u": SMALL * factor}
-    for name in ("tied", "free"):
+    for name in ("shared", "free"):
         (tmp_path / name).mkdir()
-    tied = made(tmp_path / "tied", inner, weights)
-    free = made(tmp_path / "free", inner, weights, tied=False)
-    assert tied.plan.activations == free.plan.activations
-    assert tied.sqnr_db == free.sqnr_db
+    shared = made(tmp_path / "shared", inner, weights)
+    free = made(tmp_path / "free", inner, weights, shared=False)
+    assert shared.plan.activations == free.plan.activations
+    assert shared.sqnr_db == free.sqnr_db

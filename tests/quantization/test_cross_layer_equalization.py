@@ -42,7 +42,7 @@ THROUGH = {"relu": "Relu ({})", "leaky": "LeakyRelu <alpha = 0.2> ({})", "prelu"
 
 
 def net(one: str, two: str, seed: int = 0, spread: float = 1.5) -> ir.Model:
-    """Channels of the weights differ in range by ``e^spread``, about."""
+    """A network whose weight channels differ in range by about ``e^spread``."""
     rng = np.random.default_rng(seed)
     weights = {}
     shape: tuple[int, ...]
@@ -60,7 +60,7 @@ def samples_of(folder: Path, model: ir.Model, x: dict[str, Array]) -> Samples:
 
 
 def with_rounded_weights(model: ir.Model) -> ir.Model:
-    """Every weight with one scale, and back to float."""
+    """The model with each weight quantized with one scale, and dequantized."""
     scheme = target(U8, Granularity.PER_TENSOR).quantization.weight
     rounded = model.clone()
     for node in rounded.graph:
@@ -83,7 +83,7 @@ def with_rounded_weights(model: ir.Model) -> ir.Model:
     seed=st.integers(0, 1000),
     spread=st.floats(0.0, 3.0),
 )
-def test_the_function_stays(tmp_path: Path, one: str, two: str, seed: int, spread: float) -> None:
+def test_outputs_are_not_changed(tmp_path: Path, one: str, two: str, seed: int, spread: float) -> None:
     model = net(THROUGH[one], THROUGH[two], seed, spread)
     drawn = draw(model, {})
     before = fingerprint(model)
@@ -105,7 +105,7 @@ def test_one_scale_for_a_weight_gets_finer(tmp_path: Path) -> None:
     assert finer > plain + 6
 
 
-def test_even_channels_are_left_alone(tmp_path: Path) -> None:
+def test_channels_of_equal_range_are_not_changed(tmp_path: Path) -> None:
     weights = {"w0": f32(np.ones((4, 6, 1, 1))), "w1": f32(np.ones((5, 4, 1, 1)))}
     body = "net (float[1, 6, 4, 4] x) => (float y) { a = Conv (x, w0) b = Relu (a) y = Conv (b, w1) }"
     model = normalize(parse(body, weights=weights), min_opset=13, max_opset=23)[0]

@@ -1,4 +1,4 @@
-"""Float groups between integer ones, which the runtime must not make integers of."""
+"""Float islands: float groups between integer ones, which the runtime must not quantize."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from edgepack.runtime.fused import fusion_report
 
 
 def test_a_float_pool_stays_in_float(tmp_path: Path) -> None:
-    """Given the choice, the runtime pools stored integers, channels first: ten times as slow."""
+    """The runtime would run an int8 pool, channels-first: ten times as slow."""
     body = """net (float[1, 4, 8, 8] x) => (float[a, b, c, d] y) {
         c = Conv(x, w)  o = MaxPool<kernel_shape=[2,2],strides=[2,2]>(c)  y = Conv(o, v) }"""
     weights = {"w": weight(6, 4, 1, 1), "v": weight(3, 6, 1, 1, seed=2)}
@@ -38,7 +38,9 @@ def test_a_float_pool_stays_in_float(tmp_path: Path) -> None:
         ("q = Slice(c, one, six) o = Sigmoid(q) e = Identity(o)", "QLinearSigmoid"),
     ],
 )
-def test_a_float_unit_behind_moves_stays_in_float(inner: str, integer: str, tmp_path: Path) -> None:
+def test_a_float_group_after_moving_operators_stays_in_float(
+    inner: str, integer: str, tmp_path: Path
+) -> None:
     body = f"net (float[1, 4, 6, 6] x) => (float[a, b, c, d] y) {{ c = Conv(x, w) {inner} y = Conv(e, v) }}"
     weights = {"w": weight(8, 4, 1, 1), "v": weight(3, 8, 1, 1, seed=2), "s": i64([8, 36])}
     more = {"r": i64([1, 8, 6, 6]), "one": i64([0, 0, 0, 1]), "six": i64([1, 8, 6, 6])}
@@ -47,8 +49,8 @@ def test_a_float_unit_behind_moves_stays_in_float(inner: str, integer: str, tmp_
     assert made.fused.float_operators["Max"] == 1
 
 
-def test_a_float_convolution_behind_moves_stays_in_float(tmp_path: Path) -> None:
-    """The runtime would quantize its weights, per tensor and unasked."""
+def test_a_float_convolution_after_moving_operators_stays_in_float(tmp_path: Path) -> None:
+    """The runtime would quantize its weights, per tensor."""
     body = """net (float[1, 4, 6, 6] x) => (float[a, b, c, d] y) {
         c = Conv(x, w)  q = Transpose<perm=[0,1,3,2]>(c)  o = Conv(q, z)  y = Conv(o, v) }"""
     weights = {"w": weight(8, 4, 1, 1), "v": weight(3, 8, 1, 1, seed=2), "z": weight(8, 8, 1, 1, seed=4)}
@@ -75,7 +77,7 @@ ISLAND_METHODS = [FLOAT, WEIGHT_ONLY]
         ("MatMul(c, u)", {"u": weight(8, 8, seed=9)}, "MatMul"),
     ],
 )
-def test_float_islands_between_integer_units_stay_float(
+def test_float_islands_between_integer_groups_stay_float(
     node: str,
     weights: dict[str, Array],
     float_op: str,
@@ -88,9 +90,9 @@ def test_float_islands_between_integer_units_stay_float(
     made = build(tmp_path, body, CONV | weights, precision={"d": precision}, device=device)
     assert made.fused.integer_kernels == {"QLinearConv": 2}
     assert made.fused.float_operators == {float_op: 1}
-    # And they compute the same as where the runtime is told not to touch them.
-    told = device.runtime.model_copy(update={"disabled_optimizers": ("WeightBiasQuantization",)})
-    assert fusion_report(made.path, told).float_operators == {float_op: 1}
+    # And they compute the same as without optimizations of the runtime.
+    without = device.runtime.model_copy(update={"disabled_optimizers": ("WeightBiasQuantization",)})
+    assert fusion_report(made.path, without).float_operators == {float_op: 1}
     assert made.sqnr_db > 30
 
 
@@ -106,8 +108,8 @@ def test_a_float_gemm_between_integer_ones(trans_b: int, precision: Precision, t
     assert made.fused.float_operators in ({"FusedGemm": 1}, {"Gemm": 1}, {"Gemm": 1, "Relu": 1})
 
 
-def test_the_trap_that_islands_are_guarded_against(tmp_path: Path) -> None:
-    """Without the guard the runtime quantizes the weight, unasked: the day it stops, the guard can go."""
+def test_the_runtime_quantizes_float_islands_without_the_guard(tmp_path: Path) -> None:
+    """Without the guard the runtime quantizes the weight. Once it does not, the guard can be removed."""
     body = net("c = Conv(x, w) d = Conv(c, u) y = Conv(d, v)")
     made = build(tmp_path, body, CONV | {"u": weight(4, 4, 3, 3)}, precision={"d": FLOAT})
     model = load_model(made.path)

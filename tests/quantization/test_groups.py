@@ -1,4 +1,4 @@
-"""Groups: what belongs together, what it can become, and the reason where it can become nothing."""
+"""Fusion groups: their nodes, their roles, and the reasons for float."""
 
 import numpy as np
 import onnx_ir as ir
@@ -29,7 +29,7 @@ def groups(body: str, weights: dict[str, Array] | None = None) -> dict[str, Fusi
 CONV = {"w": weight(4, 4, 1, 1), "b": weight(4)}
 
 
-def test_a_convolution_takes_its_bias_and_activation_along() -> None:
+def test_a_convolution_is_grouped_with_its_bias_and_activation() -> None:
     found = groups("net (float[1,4,8,8] x) => (float[1,4,8,8] y) { c = Conv(x, w, b) y = Relu(c) }", CONV)
     group = found["c"]
     assert (group.role, group.inputs, group.outputs) == (Role.HEAVY, ("x",), ("y",))
@@ -40,18 +40,18 @@ def test_a_convolution_takes_its_bias_and_activation_along() -> None:
 @pytest.mark.parametrize(
     "rest",
     [
-        "c = Conv(x, w) y = Relu(c) z = Sigmoid(c)",  # read twice
+        "c = Conv(x, w) y = Relu(c) z = Sigmoid(c)",  # two consumers
         "z = Conv(x, w) y = Relu(z)",  # an output of the model itself
     ],
 )
-def test_an_activation_stays_apart_where_its_input_is_needed(rest: str) -> None:
+def test_an_activation_is_its_own_group_where_its_input_has_other_consumers(rest: str) -> None:
     body = f"net (float[1,4,8,8] x) => (float[1,4,8,8] y, float[1,4,8,8] z) {{ {rest} }}"
     found = groups(body, {"w": CONV["w"]})
     assert found["y"].op_type == "Relu"
     assert found["y"].reason.text == "the target's runtime has no integer kernel for Relu"
 
 
-def test_an_activation_inside_a_body_is_not_taken_out_of_it() -> None:
+def test_an_activation_in_a_subgraph_is_not_grouped_with_an_outer_node() -> None:
     body = """net (float[1,4,8,8] x, bool p) => (float[1,4,8,8] y) {
         c = Conv(x, w)
         y = If(p) <then_branch = a () => (float[1,4,8,8] t) { t = Relu(c) },
@@ -59,7 +59,7 @@ def test_an_activation_inside_a_body_is_not_taken_out_of_it() -> None:
     }"""
     found = groups(body, {"w": CONV["w"]})
     assert found["c"].activation is None
-    assert found["y"].reason.text == "control flow: its bodies stay as they are"
+    assert found["y"].reason.text == "control flow: its subgraphs stay in float"
 
 
 def test_bounds_of_activations() -> None:
@@ -131,11 +131,11 @@ REASONS = {
     ),
     "minus infinity": (
         "net (bool[1,4] m, float[1,4] x) => (float[1,4] y) { y = Where(m, x, k) }", {"k": f32(-np.inf)},
-        "a constant operand holds infinity, or a mask's substitute for it",
+        "a constant operand has infinity, or a large value for it, as masks do",
     ),
     "a mask": (
         "net (bool[1,4] m, float[1,4] x) => (float[1,4] y) { y = Where(m, x, k) }", {"k": f32(-3.4e38)},
-        "a constant operand holds infinity, or a mask's substitute for it",
+        "a constant operand has infinity, or a large value for it, as masks do",
     ),
     "no kernel": (
         "net (float[1,4] x) => (float[1,4] y) { y = LayerNormalization(x, s) }", {"s": f32([1, 2, 3, 4])},
@@ -145,13 +145,13 @@ REASONS = {
 
 
 @pytest.mark.parametrize("name", REASONS)
-def test_a_unit_that_must_stay_float_says_why(name: str) -> None:
+def test_a_group_that_must_stay_float_has_a_reason(name: str) -> None:
     body, weights, reason = REASONS[name]
     group = groups(body, weights)["y"]
     assert (group.role, group.reason.text) == (Role.FLOAT, reason)
 
 
-def test_a_split_with_an_output_that_nothing_reads_stays_float() -> None:
+def test_a_split_with_an_unused_output_stays_float() -> None:
     # Not normalized: that may remove the output.
     model = parse(
         "net (float[1,4] x) => (float[1,2] y) { y, z = Split<axis=1>(x, s) }", weights={"s": i64([2, 2])}
@@ -163,7 +163,7 @@ def test_a_split_with_an_output_that_nothing_reads_stays_float() -> None:
     assert group.outputs == ("y",)
 
 
-def test_ranges_are_measured_only_where_integers_can_flow() -> None:
+def test_ranges_are_measured_only_where_integer_groups_can_be() -> None:
     body = """net (float[1,4,8] x, bool[1,4,4] m) => (float[1,4,4] y) {
         q = MatMul(x, w)
         t = Transpose<perm=[0,2,1]>(q)

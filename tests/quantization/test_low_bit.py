@@ -1,4 +1,4 @@
-"""Weights of fewer than eight bits: who has them, their scales, rounding layer by layer, what is written."""
+"""Low-bit weights: which groups have them, their scales, layer-by-layer rounding, the written file."""
 
 from pathlib import Path
 from typing import Any
@@ -70,12 +70,12 @@ def samples_of(folder: Path, model: ir.Model, x: Floats) -> Samples:
     return open_samples(Data(path=str(folder / "x.npz")), "calibration", input_specs(model), {}, base=folder)
 
 
-def weight_only(model: ir.Model, groups: tuple[FusionGroup, ...], few: dict[str, LowBit]) -> QuantPlan:
+def weight_only(model: ir.Model, groups: tuple[FusionGroup, ...], low_bit: dict[str, LowBit]) -> QuantPlan:
     methods = {u.name: Request(Precision.WEIGHT_ONLY) for u in groups}
-    return make_plan(model, groups, {}, target(), methods, WeightPreparation(low_bit=few))
+    return make_plan(model, groups, {}, target(), methods, WeightPreparation(low_bit=low_bit))
 
 
-def few_of(model: ir.Model, groups: tuple[FusionGroup, ...], bits: int) -> dict[str, LowBit]:
+def low_bit_of(model: ir.Model, groups: tuple[FusionGroup, ...], bits: int) -> dict[str, LowBit]:
     return dict(
         bits_of_groups(model, groups, Quantize.model_validate({"weight_bits": bits}), target()).low_bit
     )
@@ -88,18 +88,18 @@ def outputs(path: Path, x: Floats) -> list[Any]:
 
 def db(folder: Path, model: ir.Model, plan: QuantPlan, rounder: Rounder) -> float:
     save_model(model, folder / "float.onnx")
-    save_model(apply_plan(model, plan, rounder(plan)), folder / "few.onnx")
+    save_model(apply_plan(model, plan, rounder(plan)), folder / "low_bit.onnx")
     x = inputs(8, 9)
-    return sqnr_db(outputs(folder / "float.onnx", x), outputs(folder / "few.onnx", x))
+    return sqnr_db(outputs(folder / "float.onnx", x), outputs(folder / "low_bit.onnx", x))
 
 
 @pytest.mark.parametrize("bits, floor_db", [(4, 14.0), (6, 26.0)])
-def test_few_bits_rounded_layer_by_layer_beat_rounding_to_nearest(
+def test_low_bit_weights_rounded_layer_by_layer_beat_rounding_to_nearest(
     tmp_path: Path, bits: int, floor_db: float
 ) -> None:
     model = net()
     groups = find_fusion_groups(model, target().kernels)
-    plan = weight_only(model, groups, few_of(model, groups, bits))
+    plan = weight_only(model, groups, low_bit_of(model, groups, bits))
     nearest = db(tmp_path, model, plan, Rounder(model))
     samples = samples_of(tmp_path, model, inputs(24, 1))
     rounder = round_weights(model, plan, samples, gptq=True, threads=1, seed=0)
@@ -112,28 +112,30 @@ def test_few_bits_rounded_layer_by_layer_beat_rounding_to_nearest(
     assert found > max(nearest + 3, floor_db)
 
 
-def test_four_bits_are_int4_tensors_that_the_runtime_multiplies_or_unfolds(tmp_path: Path) -> None:
+def test_four_bits_are_int4_tensors_that_the_runtime_multiplies_or_dequantizes_at_load(
+    tmp_path: Path,
+) -> None:
     model = net()
     groups = find_fusion_groups(model, target().kernels)
-    plan = weight_only(model, groups, few_of(model, groups, 4))
+    plan = weight_only(model, groups, low_bit_of(model, groups, 4))
     quantized = apply_plan(model, plan, Rounder(model)(plan))
     stored = [v for v in quantized.graph.initializers.values() if v.name and v.name.endswith("_q")]
     assert len(stored) == 4
     assert {v.const_value.dtype for v in stored if v.const_value is not None} == {ir.DataType.INT4}
-    save_model(quantized, tmp_path / "few.onnx")
-    again = load_model(tmp_path / "few.onnx")
+    save_model(quantized, tmp_path / "low_bit.onnx")
+    again = load_model(tmp_path / "low_bit.onnx")
     names = {v.name for v in stored}
     kept = [v.const_value for v in again.graph.initializers.values() if v.name in names]
     packed = sum(tensor.nbytes for tensor in kept if tensor is not None)
     assert packed == sum(np.prod(s) for s in SHAPES.values()) // 2
-    fused = fusion_report(tmp_path / "few.onnx", target().runtime)
+    fused = fusion_report(tmp_path / "low_bit.onnx", target().runtime)
     assert "MatMulNBits" in str(fused.as_dict())
 
 
-def test_six_bits_and_integer_units_are_stored_as_int8(tmp_path: Path) -> None:
+def test_six_bits_and_integer_groups_are_stored_as_int8(tmp_path: Path) -> None:
     model = net()
     groups = find_fusion_groups(model, target().kernels)
-    plan = weight_only(model, groups, few_of(model, groups, 6))
+    plan = weight_only(model, groups, low_bit_of(model, groups, 6))
     quantized = apply_plan(model, plan, Rounder(model)(plan))
     kinds = {
         v.const_value.dtype
@@ -143,7 +145,7 @@ def test_six_bits_and_integer_units_are_stored_as_int8(tmp_path: Path) -> None:
     assert kinds == {ir.DataType.INT8}
 
 
-def test_what_a_target_does_not_have_is_refused_with_its_name() -> None:
+def test_bits_that_a_target_does_not_support_are_an_error_with_its_name() -> None:
     model = net()
     groups = find_fusion_groups(model, target().kernels)
     bare = target(weight_bits={})  # type: ignore[arg-type]
@@ -158,7 +160,7 @@ def test_what_a_target_does_not_have_is_refused_with_its_name() -> None:
         bits_of_groups(model, groups, by_type, some)
 
 
-def test_an_override_speaks_for_units_by_name_before_type() -> None:
+def test_an_override_by_name_wins_over_one_by_type() -> None:
     model = net()
     groups = find_fusion_groups(model, target().kernels)
     first = next(u.name for u in groups if u.op_type == "Conv")
@@ -166,14 +168,14 @@ def test_an_override_speaks_for_units_by_name_before_type() -> None:
         weight_bits=8,
         overrides=(Override(op_types=("Conv",), bits=4), Override(nodes=(first,), bits=6)),
     )
-    few = bits_of_groups(model, groups, wanted, target()).low_bit
-    assert {few[u.name].bits for u in groups if u.name in few and u.name != first} == {4}
-    assert few[first].bits == 6
-    assert not any(u.name in few for u in groups if u.op_type == "MatMul")
+    low_bit = bits_of_groups(model, groups, wanted, target()).low_bit
+    assert {low_bit[u.name].bits for u in groups if u.name in low_bit and u.name != first} == {4}
+    assert low_bit[first].bits == 6
+    assert not any(u.name in low_bit for u in groups if u.op_type == "MatMul")
 
 
 @given(seed=st.integers(0, 100), bits=st.sampled_from([4, 6]), per_tensor=st.booleans())
-def test_scales_by_error_never_lose_to_the_whole_range(seed: int, bits: int, per_tensor: bool) -> None:
+def test_scales_by_error_are_never_worse_than_the_full_range(seed: int, bits: int, per_tensor: bool) -> None:
     rng = np.random.default_rng(seed)
     w, most = f32(rng.standard_t(3, size=(2, 3, 12))), (1 << bits - 1) - 1
     second = np.einsum("gi,ij->gij", f32(rng.random((2, 12))), np.eye(12, dtype=np.float32))
@@ -193,20 +195,20 @@ def test_scales_by_error_never_lose_to_the_whole_range(seed: int, bits: int, per
     assert error(found) <= error(np.asarray(scale)) * (1 + 1e-4) + 1e-9
 
 
-def test_a_front_computes_what_the_whole_model_does(tmp_path: Path) -> None:
+def test_a_frontier_computes_what_the_whole_model_does(tmp_path: Path) -> None:
     model = net()
     samples = samples_of(tmp_path, model, inputs(3, 2))
     names = ["b", "d", "g"]
     expected = [arrays for _, arrays in stream_activations(model, samples, names, threads=1)]
-    (tmp_path / "front").mkdir()
-    frontier = Frontier(model, samples, names, tmp_path / "front", threads=1)
+    (tmp_path / "frontier").mkdir()
+    frontier = Frontier(model, samples, names, tmp_path / "frontier", threads=1)
     for name in names:
         frontier.advance([name])
         for number, arrays in enumerate(expected):
             np.testing.assert_allclose(f32(frontier.value(number, name)), arrays[name], rtol=1e-5, atol=1e-5)
 
 
-def test_a_front_keeps_in_files_what_memory_does_not_hold(
+def test_a_frontier_keeps_in_files_what_does_not_fit_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgepack.calibration.frontier.MEMORY_BYTES", 0)
@@ -221,14 +223,14 @@ def test_a_front_keeps_in_files_what_memory_does_not_hold(
     np.testing.assert_array_equal(frontier.value(1, "y"), -np.maximum(x[1], 0))
 
 
-def test_stages_follow_what_is_read() -> None:
+def test_stages_follow_dependencies() -> None:
     model = net()
     heavy = {n.name: n for n in model.graph if n.op_type in ("Conv", "MatMul") and n.name}
     assert [len(s) for s in stages(heavy, model.graph)] == [1, 1, 1, 1]
     assert supports_frontier(model)
 
 
-def test_drift_is_made_up_for_and_zeros_stay_zeros() -> None:
+def test_drift_is_compensated_and_zeros_stay_zeros() -> None:
     rng = np.random.default_rng(0)
     w, meant = f32(rng.normal(size=(1, 4, 6))), f32(rng.normal(size=(1, 6, 5000)))
     w[0, 1, 2] = 0
@@ -254,7 +256,7 @@ def test_a_build_writes_four_bits(tmp_path: Path, preset: str) -> None:
     assert sorted(tuple(v.shape or ()) for v in int4) == [(4, 24), (24, 16)]
 
 
-def test_a_tflite_is_refused_with_its_reason(tmp_path: Path) -> None:
+def test_a_tflite_without_support_is_an_error_with_its_reason(tmp_path: Path) -> None:
     folder = tiny.project(tmp_path / "p", target="mobile", quantize={"method": "static", "weight_bits": 6})
     done = tiny.run(folder, "build")
     assert "model.tflite is not built" in done.stderr

@@ -23,7 +23,7 @@ from edgepack.quantization.weights.params import weight_axis
 from edgepack.results import Cause, Reason
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-# Stated here, so that golden plans do not follow the shipped targets.
+# Defined here, so that golden plans do not depend on the shipped targets.
 GOLDEN_TARGET = target(
     dynamic=("MatMul", "Gemm", "LSTM"),
     weight_only=("Gather", "MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU"),
@@ -39,7 +39,7 @@ def plan(
     ranges: dict[str, tuple[float, float]] | None = None,
     methods: dict[str, Precision] | None = None,
 ) -> tuple[QuantPlan, ir.Model]:
-    """A plan with ranges [-1, 1] but for those given; ``methods`` by the first output of the main node."""
+    """A plan with ranges [-1, 1] except those given; ``methods`` by first output of the main node."""
     device = device or target()
     model, _ = normalize(parse(body, weights=weights), min_opset=13, max_opset=21)
     found = find_fusion_groups(model, device.kernels)
@@ -67,7 +67,7 @@ def by_output(made: QuantPlan) -> dict[str, tuple[str, str]]:
 
 
 def text(made: QuantPlan) -> str:
-    """A plan as lines: one a group, one a quantized activation."""
+    """A plan as lines: one per group, one per quantized activation."""
     lines = []
     for u in made.groups:
         parts = [f"{u.precision:11s} {u.group.op_type}"]
@@ -142,7 +142,7 @@ MODELS: dict[str, tuple[str, dict[str, Array]]] = {
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("precision", [Precision.STATIC, Precision.DYNAMIC, Precision.WEIGHT_ONLY])
 def test_golden_plans(name: str, precision: Precision) -> None:
-    """After a change that is wanted: ``EDGEPACK_GOLDEN=write pytest tests/quantization/test_plan.py``."""
+    """After an intended change: ``EDGEPACK_GOLDEN=write pytest tests/quantization/test_plan.py``."""
     made, _ = plan(*MODELS[name], precision, GOLDEN_TARGET)
     path = GOLDEN / f"{name}_{precision}.txt"
     if os.environ.get("EDGEPACK_GOLDEN") == "write":
@@ -152,7 +152,7 @@ def test_golden_plans(name: str, precision: Precision) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("precision", list(Precision))
-def test_what_is_float_has_a_reason(name: str, precision: Precision) -> None:
+def test_float_groups_have_a_reason(name: str, precision: Precision) -> None:
     made, _ = plan(*MODELS[name], precision)
     assert all(u.reason for u in made.of(Precision.FLOAT))
 
@@ -168,7 +168,7 @@ def test_what_is_float_has_a_reason(name: str, precision: Precision) -> None:
         ("Clip(c, one, six)", (1, 6), False),
     ],
 )
-def test_saturation_stands_for_an_activation_only_where_it_does_the_same(
+def test_saturation_replaces_an_activation_only_where_it_does_the_same(
     then: str, bounds: tuple[float, float], implied: bool, activation: object, symmetric: bool
 ) -> None:
     numbers = {"zero": f32(0), "six": f32(6), "minus": f32(-1), "one": f32(1)}
@@ -176,18 +176,18 @@ def test_saturation_stands_for_an_activation_only_where_it_does_the_same(
     used = {"w": CONV["w"]} | {n: a for n, a in numbers.items() if n in then}
     device = target(S8 if activation is S8 else U8, symmetric=symmetric)
     made, _ = plan(body, used, device=device, ranges={"y": bounds})
-    # A symmetric range reaches below zero, where the activation does not.
+    # A symmetric range covers values below zero, the activation does not.
     assert made.groups[0].drop_activation is (implied and not symmetric)
 
 
-def test_moves_share_the_parameters_of_what_they_move() -> None:
+def test_moving_groups_have_the_parameters_of_their_input() -> None:
     body = """net (float[1,4,8,8] x) => (float[a,b,c,d] y) {
         c = Conv(x, w) m = MaxPool<kernel_shape=[2,2]>(c) t = Transpose<perm=[0,1,3,2]>(m) y = Conv(t, v) }"""
     made, _ = plan(body, CONV, ranges={"c": (-2, 3), "m": (0, 1), "t": (0, 1)})
     assert made.activations["c"] == made.activations["m"] == made.activations["t"]
 
 
-def test_light_units_are_integer_only_between_integer_units() -> None:
+def test_light_groups_are_integer_only_between_integer_groups() -> None:
     body = """net (float[1,4,8,8] x) => (float[a,b,c,d] y, float[e,f,g,h] z) {
         s = Sigmoid(x) c = Conv(s, w) y = Sigmoid(c) t = Tanh(c) u = Add(c, t) z = Conv(u, v) }"""
     precisions = by_output(plan(body, CONV)[0])
@@ -197,7 +197,7 @@ def test_light_units_are_integer_only_between_integer_units() -> None:
     assert precisions["c"][0] == precisions["z"][0] == "static"
 
 
-def test_a_value_that_no_sample_reached_leaves_its_units_in_float() -> None:
+def test_groups_of_a_value_that_no_sample_reached_are_float() -> None:
     device = target()
     body = "net (float[1,4,8,8] x) => (float[a,b,c,d] y) { c = Conv(x, w) s = Sigmoid(c) y = Conv(s, v) }"
     model, _ = normalize(parse(body, weights=CONV), min_opset=13, max_opset=21)
@@ -212,7 +212,7 @@ def test_a_value_that_no_sample_reached_leaves_its_units_in_float() -> None:
     assert precisions["c"][0] == "static"
 
 
-def test_the_reason_is_that_of_the_request_only_for_what_was_asked() -> None:
+def test_the_reason_is_that_of_the_request_only_where_it_is_met() -> None:
     body = """net (float[6,8,8] x) => (float[a,b,c,d] y, float[e,f,g] z) {
         y = LSTM<hidden_size=10>(x, w, r) z = MatMul(x, x) }"""
     weights = {"w": weight(1, 40, 8), "r": weight(1, 40, 10)}
@@ -224,27 +224,27 @@ def test_the_reason_is_that_of_the_request_only_for_what_was_asked() -> None:
     assert asked(Precision.STATIC, "y") == ("dynamic", "no static kernel for LSTM")
     assert asked(Precision.STATIC, "z") == ("static", "asked here")
     assert asked(Precision.DYNAMIC, "z") == ("float", "two activations: no dynamic kernel")
-    # Asked for by a choice that measured it to be faster in float: that reason stays.
+    # Requested by the search, which measured float to be faster: that reason stays.
     assert asked(Precision.WEIGHT_ONLY, "z") == ("float", "asked here")
 
 
-def test_a_product_with_nothing_integer_behind_it_keeps_a_float_output() -> None:
+def test_a_matmul_without_integer_consumers_has_a_float_output() -> None:
     made, _ = plan("net (float[5,16] x) => (float[a,b] y) { y = MatMul(x, w) }", {"w": weight(16, 12)})
     assert set(made.activations) == {"x"}
 
 
-def test_weights_that_stay_in_the_file_are_not_stored_twice() -> None:
+def test_weights_that_the_file_needs_in_float_are_not_stored_twice() -> None:
     body = (
         "net (float[5,8] x, float[8,8] k) => (float[5,8] y, float[8,8] z) { y = MatMul(x, w) z = Sub(k, w) }"
     )
     stored = by_output(plan(body, {"w": weight(8, 8)}, Precision.WEIGHT_ONLY)[0])
     assert stored["y"][0] == "float"
     assert "needs 'w' in float" in stored["y"][1]
-    # Speed is worth the bytes.
+    # Speed has priority over bytes.
     assert by_output(plan(body, {"w": weight(8, 8)}, Precision.STATIC)[0])["y"][0] == "static"
 
 
-def test_a_bias_widens_the_scale_of_weights_too_small_for_it() -> None:
+def test_a_large_bias_increases_the_scale_of_small_weights() -> None:
     tiny = np.full((4, 4, 1, 1), 1e-9, np.float32)
     body = "net (float[1,4,8,8] x) => (float[a,b,c,d] y) { y = Conv(x, w, b) }"
     made, _ = plan(body, {"w": tiny, "b": f32([0, 1, 100, -100])})

@@ -1,6 +1,6 @@
-"""Every operator of the targets' kernel lists, quantized and run: right numbers, on the kernels planned.
+"""Every operator of the targets' kernel lists, quantized and run: correct outputs, on the planned kernels.
 
-Floors are what was measured, rounded down by about 1 dB: a form that loses more has become wrong.
+Floors are measured figures less about 1 dB: a larger loss is an error.
 """
 
 from pathlib import Path
@@ -95,7 +95,7 @@ _K = weight(4, 1, 1, seed=4)  # some negative
 
 
 def between(nodes: str, kernel: str = "", floor: float = 30, convs: int = 2, **constants: Array) -> Case:
-    """Nodes from ``c`` to ``o`` between two convolutions: integer all the way."""
+    """Nodes from ``c`` to ``o`` between two convolutions, all integer."""
     body = f"net (float[1,4,8,8] x) => (float[a,b,c,d] y) {{ c = Conv(x, w0) {nodes} y = Conv(o, w1) }}"
     used = {name: array for name, array in _INNER.items() if f" {name})" in body}
     return Case(body, used | constants, {"QLinearConv": convs} | ({kernel: 1} if kernel else {}), floor)
@@ -171,11 +171,11 @@ BETWEEN = {
     "Tile": between("o = Tile(c, r)", floor=33, r=i64([1, 1, 2, 1])),
 }
 
-# Sigmoid before and LeakyRelu behind keep the constant from being folded into a convolution.
+# Sigmoid before and LeakyRelu after prevent the fusion of the constant into a convolution.
 _GUARDED = "s = Sigmoid(c) e = {} (s, k) o = LeakyRelu<alpha=0.5>(e)"
 CONSTANT_OPERANDS = {
     f"{op} {what}": (op, constant)
-    for op in ("Add", "Mul", "Div")  # normalization makes a Mul of Div
+    for op in ("Add", "Mul", "Div")  # normalization replaces Div by Mul
     for what, constant in {"scalar": f32(0.6), "negative": f32(-1.7), "by channel": _K}.items()
 }
 
@@ -183,7 +183,7 @@ CONSTANT_OPERANDS = {
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("name", [*CONVOLUTIONS, *PRODUCTS])
-def test_static_units_run_on_integers(
+def test_static_groups_run_on_integer_kernels(
     name: str, activation: QuantType, granularity: Granularity, tmp_path: Path
 ) -> None:
     case = (CONVOLUTIONS | PRODUCTS)[name]
@@ -194,7 +194,7 @@ def test_static_units_run_on_integers(
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("name", BETWEEN)
-def test_light_and_moving_units_between_convolutions_run_on_integers(
+def test_light_and_moving_groups_between_convolutions_run_on_integer_kernels(
     name: str, activation: QuantType, tmp_path: Path
 ) -> None:
     case = BETWEEN[name]
@@ -221,8 +221,8 @@ LEFT_IN_FLOAT = {
 
 
 @pytest.mark.parametrize("name", LEFT_IN_FLOAT)
-def test_what_integer_kernels_do_otherwise_stays_float(name: str, tmp_path: Path) -> None:
-    """As integer kernels the first does not load, and the second gives other numbers (11 dB)."""
+def test_attributes_that_integer_kernels_do_not_support_stay_float(name: str, tmp_path: Path) -> None:
+    """With integer kernels the first does not load, and the second has wrong outputs (11 dB)."""
     node, opset = LEFT_IN_FLOAT[name]
     case = between(f"o = {node}")
     made = build(tmp_path, case.body, case.weights, opset=opset)
@@ -238,7 +238,7 @@ def test_what_integer_kernels_do_otherwise_stays_float(name: str, tmp_path: Path
         "GlobalAveragePool(c)", "Sigmoid(c)", "LeakyRelu(c)", "Softmax(c)",
     ],
 )  # fmt: skip
-def test_light_units_that_are_asked_to_be_float_are(node: str, tmp_path: Path) -> None:
+def test_light_groups_requested_in_float_are_float(node: str, tmp_path: Path) -> None:
     case = between(f"o = {node}")
     made = build(tmp_path, case.body, case.weights, precision={"o": FLOAT})
     assert made.fused.integer_kernels == {"QLinearConv": 2}
@@ -248,7 +248,7 @@ def test_light_units_that_are_asked_to_be_float_are(node: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_dynamic_products(name: str, granularity: Granularity, tmp_path: Path) -> None:
+def test_dynamic_matmuls(name: str, granularity: Granularity, tmp_path: Path) -> None:
     case = PRODUCTS[name]
     made = build(tmp_path, case.body, case.weights, precision=DYNAMIC, device=target(granularity=granularity))
     weighted = sum(u.group.weight is not None for u in made.plan.groups)
@@ -267,7 +267,7 @@ def test_stored_weights_compute_in_float(name: str, granularity: Granularity, tm
         tmp_path, case.body, case.weights, precision=WEIGHT_ONLY, device=target(granularity=granularity)
     )
     assert set(made.fused.integer_kernels) <= {"MatMulNBits"}
-    # Nothing is dequantized anew in every run: it is folded, or the kernel reads the bytes.
+    # No DequantizeLinear runs in an inference: it is folded, or the kernel consumes int8.
     assert made.fused.leftover_dequantize == 0
     assert made.sqnr_db >= case.weight_only_db
     stored = {v.const_value.dtype.name for v in made.quantized.graph.initializers.values() if v.const_value}
@@ -329,15 +329,17 @@ PRODUCT_SHAPES = {"5,16": "a,b", "2,5,16": "a,b,c", "2,s,16": "a,b,c", "n,s,16":
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("shape", PRODUCT_SHAPES)
 @pytest.mark.parametrize("precision", [STATIC, DYNAMIC, WEIGHT_ONLY])
-def test_a_product_with_a_float_add_behind_it_stays_integer(
+def test_a_matmul_with_a_float_add_after_it_stays_integer(
     precision: Precision, shape: str, granularity: Granularity, bias: tuple[int, ...], tmp_path: Path
 ) -> None:
-    """The runtime makes a Gemm of MatMul and Add where it knows the shapes, and must find an integer one."""
+    """The runtime fuses MatMul and Add to Gemm where it knows the shapes; it must be an integer one."""
     nodes = "c = MatMul(x, w) d = Add(c, b) y = Tanh(d)"
     body = f"net (float[{shape}] x) => (float[{PRODUCT_SHAPES[shape]}] y) {{ {nodes} }}"
     weights = {"w": weight(16, 12, scale=0.1), "b": weight(*bias, seed=3)}
     made = build(tmp_path, body, weights, precision=precision, device=target(granularity=granularity))
-    if precision is WEIGHT_ONLY and shape == "5,16":  # normalization makes a Gemm of it, folded at load
+    if (
+        precision is WEIGHT_ONLY and shape == "5,16"
+    ):  # normalization makes it a Gemm, whose weight is dequantized at load
         assert made.fused.leftover_dequantize == 0
     else:
         assert sum(made.fused.integer_kernels.values()) == 1

@@ -1,4 +1,4 @@
-"""LSTM and GRU: ranges found at run time, stored weights."""
+"""LSTM and GRU: dynamic precision and weight-only."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from edgepack.quantization.plan.types import Precision
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("outputs", ["y, h", ", h"])
-def test_lstm_with_ranges_found_at_run_time(
+def test_lstm_with_ranges_computed_at_run_time(
     outputs: str, directions: int, granularity: Granularity, tmp_path: Path
 ) -> None:
     case = recurrent("LSTM", directions, outputs)

@@ -1,4 +1,4 @@
-"""What flows into weights, GPTQ, and biases that make up for rounding."""
+"""Moments of the inputs of weights, GPTQ, and bias correction."""
 
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def test_weight_times_its_inputs_is_the_convolution(
 
 
 @pytest.mark.parametrize("images", [1, 3, 40])
-def test_of_many_positions_some_are_looked_at(images: int) -> None:
+def test_of_many_positions_some_are_sampled(images: int) -> None:
     rng = np.random.default_rng(0)
     x, weight = f32(rng.normal(size=(images, 3, 20, 20))), f32(rng.normal(size=(5, 3, 3, 3)))
     model = conv(f"{images}, 3, 20, 20", weight, "pads = [1, 1, 1, 1]")
@@ -110,7 +110,7 @@ def test_convolution_weights_go_to_groups_and_back() -> None:
 
 
 @pytest.mark.parametrize("groups, columns", [(1, 40), (3, 7), (20, 2)])
-def test_moments_are_averages_whatever_waits(groups: int, columns: int) -> None:
+def test_moments_are_averages_with_any_buffering(groups: int, columns: int) -> None:
     rng = np.random.default_rng(0)
     parts = [f32(rng.normal(size=(groups, columns, n))) for n in (3, 0, 11, 1, 64, 5)]
     moments = InputMoments(
@@ -127,7 +127,7 @@ def test_moments_are_averages_whatever_waits(groups: int, columns: int) -> None:
 
 
 def correlated(columns: int, count: int, rng: np.random.Generator) -> Floats:
-    """Inputs ``[K, count]`` of a few common causes, with means."""
+    """Correlated inputs ``[K, count]`` with nonzero means."""
     causes = rng.normal(size=(max(columns // 4, 1), count))
     mixed = rng.normal(size=(columns, len(causes))) @ causes
     return f32(mixed + 0.1 * rng.normal(size=(columns, count)) + rng.normal(size=(columns, 1)))
@@ -180,7 +180,7 @@ def test_is_nearest_where_inputs_are_independent(columns: int, seed: int) -> Non
     )
 
 
-def test_groups_are_rounded_each_for_itself() -> None:
+def test_groups_are_rounded_independently() -> None:
     weight, second, scale = problem(3, 4, 70, 1)
     together = round_gptq(weight, second, scale, 7)
     alone = [round_gptq(weight[[g]], second[[g]], scale[[g]], 7)[0] for g in range(3)]
@@ -188,7 +188,7 @@ def test_groups_are_rounded_each_for_itself() -> None:
 
 
 def test_follows_the_method_column_by_column() -> None:
-    """The plain algorithm in double precision, with the inverse taken anew for the columns still open."""
+    """The plain algorithm in double precision, with a new inverse for the columns left at each step."""
     weight, second, scale = problem(1, 5, 100, 2)
     left = weight[0].astype(np.float64)
     damped = second[0] + np.eye(100) * 0.01 * np.trace(second[0]) / 100
@@ -202,7 +202,7 @@ def test_follows_the_method_column_by_column() -> None:
         left[:, still] -= np.outer(error / inverse[0, 0], inverse[0])
         still = still[1:]
     found = round_gptq(weight, second, scale, 7)[0]
-    # Single precision may round a column the other way now and then, and what follows makes up for it.
+    # Single precision may round a column differently now and then; later columns compensate.
     errors = [output_error(weight, f32(q)[None] * scale, second).sum() for q in (found, expected)]
     assert (found == expected).mean() > 0.9
     assert errors[0] == pytest.approx(errors[1], rel=0.05)
@@ -258,7 +258,7 @@ def test_the_mean_error_of_the_output_is_taken_out(tmp_path: Path, kind: str, gp
     if "b)" not in body:
         del weights["b"]
     model = parse(f"net (float[1, 6, 8, 8] x) => (float[1, C, H, W] y) {{ {body} }}", weights=weights)
-    x = f32(rng.normal(size=(5, 1, 6, 8, 8)) + 2)  # 64 positions or less: all are looked at
+    x = f32(rng.normal(size=(5, 1, 6, 8, 8)) + 2)  # 64 positions or fewer: all are sampled
     model, plan, samples = prepared(tmp_path, model, x)
     rounder = rounder_of(model, plan, samples, gptq=gptq)
     (group,) = (u for u in plan.groups if u.weight is not None)
@@ -274,7 +274,7 @@ def test_the_mean_error_of_the_output_is_taken_out(tmp_path: Path, kind: str, gp
     assert errors.std() > 1e-3  # the rest of the error is still there
 
 
-def test_second_order_lowers_the_error_of_real_outputs(tmp_path: Path) -> None:
+def test_gptq_lowers_the_error_of_real_outputs(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     mixing, weight = f32(rng.normal(size=(8, 48))), f32(rng.normal(size=(48, 24)))
     model = parse(

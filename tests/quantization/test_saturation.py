@@ -1,4 +1,4 @@
-"""Weights that stay within 16 bits where a processor adds pairs of products in as many."""
+"""Weights whose sums of two products fit 16 bits on processors that add pairs in int16."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,12 +55,12 @@ def node_of(body: str, **shapes: tuple[int, ...]) -> tuple[ir.Node, Array]:
 
 def test_neighbours_are_channels_of_one_tap() -> None:
     node, w = node_of("n (float[1,3,4,4] x) => (float[a,b,c,d] y) { y = Conv(x, w) }", w=(2, 3, 1, 2))
-    # Columns are (channel, tap): 0 1 | 2 3 | 4 5; the kernel reads the channels of tap 0, then of tap 1.
+    # Columns are (channel, tap): 0 1 | 2 3 | 4 5; the kernel takes the channels of tap 0, then of tap 1.
     assert weight_pairs(node, w).tolist() == [[0, 2], [4, 1], [3, 5]]
     assert weight_pairs(node, w, added_channels=1).tolist() == [[0, 2], [4, -1], [1, 3], [5, -1]]
 
 
-def test_neighbours_of_products_and_none_of_depthwise() -> None:
+def test_neighbours_of_matmuls_and_none_of_depthwise() -> None:
     node, w = node_of("n (float[2,5] x) => (float[2,3] y) { y = MatMul(x, w) }", w=(5, 3))
     assert weight_pairs(node, w).tolist() == [[0, 1], [2, 3], [4, -1]]
     node, w = node_of("n (float[2,4] x) => (float[2,3] y) { y = Gemm<transB=1>(x, w) }", w=(3, 4))
@@ -113,7 +113,7 @@ def avx2() -> Target:
     )
 
 
-def material(folder: Path) -> tuple[ir.Model, Mapping[str, Range], Samples]:
+def build_inputs(folder: Path) -> tuple[ir.Model, Mapping[str, Range], Samples]:
     """A network with outputs that saturate and outputs that do not, its ranges and samples."""
     rng = np.random.default_rng(5)
     w = rng.normal(size=(16, 8, 3, 3)).astype(np.float32)
@@ -134,7 +134,7 @@ def material(folder: Path) -> tuple[ir.Model, Mapping[str, Range], Samples]:
 
 
 def planned(folder: Path, device: Target) -> tuple[ir.Model, QuantPlan, Rounder, Samples]:
-    model, ranges, samples = material(folder)
+    model, ranges, samples = build_inputs(folder)
     groups = find_fusion_groups(model, device.kernels)
     reduced_range = {}
     if device.quantization.saturates:
@@ -146,7 +146,7 @@ def planned(folder: Path, device: Target) -> tuple[ir.Model, QuantPlan, Rounder,
 
 
 def cut_off(model: ir.Model, plan: QuantPlan, rounder: Rounder, samples: Samples, name: str) -> Array:
-    """By output, the largest magnitude that saturating pairs lose on the samples, as the processor adds."""
+    """By output, the largest magnitude that pairs lose to saturation on the samples."""
     node = next(n for n in model.graph if n.outputs[0].name == name)
     group_plan = next(u for u in plan.groups if u.group.name == node.name)
     rows = to_groups(node, rounder(plan)[node.name or ""].integers).astype(int)
@@ -162,7 +162,7 @@ def cut_off(model: ir.Model, plan: QuantPlan, rounder: Rounder, samples: Samples
     return lost
 
 
-def test_what_saturates_loses_a_bit_and_nothing_else(tmp_path: Path) -> None:
+def test_only_outputs_that_saturate_have_reduced_range(tmp_path: Path) -> None:
     model, plan, rounder, samples = planned(tmp_path, target())
     lost = cut_off(model, plan, rounder, samples, "c") > 0
     assert lost[:4].all()
@@ -182,8 +182,8 @@ def test_what_saturates_loses_a_bit_and_nothing_else(tmp_path: Path) -> None:
     assert reduced_range_notes(plan)[0].endswith("have 7-bit weights: 8 would saturate")
 
 
-def test_weights_that_no_integer_kernel_reads_keep_their_bits(tmp_path: Path) -> None:
-    model, ranges, _ = material(tmp_path)
+def test_weights_without_an_integer_kernel_keep_eight_bits(tmp_path: Path) -> None:
+    model, ranges, _ = build_inputs(tmp_path)
     groups = find_fusion_groups(model, avx2().kernels)
     for precision, expected in ((Precision.WEIGHT_ONLY, False), (Precision.DYNAMIC, True)):
         plan = make_plan(model, groups, ranges, avx2(), {u.name: Request(precision) for u in groups})

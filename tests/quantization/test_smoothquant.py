@@ -21,7 +21,7 @@ def factors_for(w: Floats, x: Floats) -> Floats | None:
 
 
 def dynamic(w: Floats, x: Floats) -> Floats:
-    """The product as the runtime computes it: u8 per tensor against s8 per output."""
+    """The MatMul as the runtime computes it: u8 per tensor times s8 per output."""
     low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
     step = (high - low) / 255
     stored = np.clip(np.rint(x / step) - np.rint(low / step), 0, 255) + np.rint(low / step)
@@ -29,7 +29,7 @@ def dynamic(w: Floats, x: Floats) -> Floats:
     return np.asarray((stored * step) @ (np.rint(w / scale) * scale).T, np.float32)
 
 
-def test_outliers_are_smoothed_and_the_product_gets_closer() -> None:
+def test_outliers_are_smoothed_and_the_error_is_smaller() -> None:
     spread = np.ones(64, np.float32)
     spread[[3, 40]] = 60.0
     w, x = weight(32, 64), rows(spread)
@@ -41,13 +41,13 @@ def test_outliers_are_smoothed_and_the_product_gets_closer() -> None:
     assert smooth > plain + 6
 
 
-def test_even_channels_are_left_alone() -> None:
-    """A division that gains nothing would cost a pass over the activation."""
+def test_channels_of_equal_range_are_not_changed() -> None:
+    """SmoothQuant without gain would cost a pass over the activation."""
     assert factors_for(weight(32, 64), rows(np.ones(64, np.float32))) is None
 
 
 @given(seed=st.integers(0, 50), peak=st.floats(1, 1e4))
-def test_the_product_is_the_same(seed: int, peak: float) -> None:
+def test_the_float_output_is_the_same(seed: int, peak: float) -> None:
     spread = np.ones(16, np.float32)
     spread[seed % 16] = peak
     w, x = weight(8, 16, seed=seed), rows(spread, seed)

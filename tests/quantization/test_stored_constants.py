@@ -1,4 +1,4 @@
-"""Constants of groups without an integer form: stored as int8, folded to float when the file is loaded."""
+"""Initializers of groups without an integer kernel: stored as int8, dequantized when the file is loaded."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ CASES = {
 
 
 def stored_bytes(model: ir.Model) -> dict[str, int]:
-    """Bytes of constants by type, bodies included."""
+    """Bytes of initializers by type, with subgraphs."""
     found: dict[str, int] = {}
     for graph in (model.graph, *model.graph.subgraphs()):
         for value in graph.initializers.values():
@@ -44,7 +44,9 @@ def stored_bytes(model: ir.Model) -> dict[str, int]:
 
 @pytest.mark.parametrize("granularity", Granularity)
 @pytest.mark.parametrize("name", CASES)
-def test_what_no_kernel_takes_is_stored(name: str, granularity: Granularity, tmp_path: Path) -> None:
+def test_initializers_without_an_integer_kernel_are_stored_as_int8(
+    name: str, granularity: Granularity, tmp_path: Path
+) -> None:
     body, weights = CASES[name]
     small = {k: w for k, w in weights.items() if w.size < 1024}
     made = build(tmp_path, body, weights, device=target(granularity=granularity))
@@ -62,7 +64,7 @@ def test_what_no_kernel_takes_is_stored(name: str, granularity: Granularity, tmp
 @pytest.mark.parametrize(
     "precision", [Precision.STATIC, Precision.DYNAMIC, Precision.WEIGHT_ONLY, Precision.STORED]
 )
-def test_stored_in_every_form_but_float(precision: Precision, tmp_path: Path) -> None:
+def test_stored_at_every_precision_but_float(precision: Precision, tmp_path: Path) -> None:
     body, weights = CASES["einsum"]
     assert build(tmp_path, body, weights, precision=precision).precisions() == {"y": "stored"}
     assert build(tmp_path, body, weights, precision=Precision.FLOAT).precisions() == {"y": "float"}
@@ -73,7 +75,7 @@ def test_stored_in_every_form_but_float(precision: Precision, tmp_path: Path) ->
     [f32(np.triu(np.full((64, 64), -1e9), 1)), weight(4096, 1), weight(8, 64), i64(np.zeros((64, 64)))],
     ids=["a mask", "a vector", "small", "integers"],
 )
-def test_what_is_left_as_it_is(constant: Array) -> None:
+def test_initializers_that_are_not_stored_as_int8(constant: Array) -> None:
     value = ir.Value(name="w", const_value=ir.tensor(constant))
     graph = ir.Graph([], [], nodes=[], initializers=[value])
     node = ir.Node("", "Add", [ir.Value(name="x"), value])
@@ -81,7 +83,7 @@ def test_what_is_left_as_it_is(constant: Array) -> None:
     assert storable(node) == ()
 
 
-def test_a_constant_that_is_needed_in_float_is_not_stored_besides(tmp_path: Path) -> None:
+def test_an_initializer_needed_in_float_is_not_stored_as_int8_too(tmp_path: Path) -> None:
     body = f'{STORED} a = Einsum <equation = "bij,bjk->bik"> (x, w) b = MatMul (x, w) y = Sub (a, b) }}'
     made = build(tmp_path, body, {"w": weight(2, 64, 48)}, precision={"b": Precision.FLOAT})
     assert "INT8" not in stored_bytes(made.quantized)
@@ -91,7 +93,7 @@ def test_a_constant_that_is_needed_in_float_is_not_stored_besides(tmp_path: Path
 
 
 def branches() -> ir.Model:
-    """Both have a constant called ``w``, another one each; the second reads one from outside as well."""
+    """Each has its own initializer called ``w``; the second consumes an outer one too."""
 
     def body(name: str, seed: int, *, outer: bool) -> onnx.GraphProto:
         tensor = onnx.numpy_helper.from_array(weight(64, 64, seed=seed) * 10.0**seed, "w")
@@ -112,7 +114,7 @@ def branches() -> ir.Model:
     return ir.from_proto(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8))
 
 
-def test_constants_of_bodies_are_stored() -> None:
+def test_initializers_of_subgraphs_are_stored_as_int8() -> None:
     model, _ = normalize(branches(), min_opset=13, max_opset=23)
     device = target()
     groups = find_fusion_groups(model, device.kernels)
@@ -127,7 +129,7 @@ def test_constants_of_bodies_are_stored() -> None:
         assert np.abs(got - expected).max() < 0.02 * np.abs(expected).max()
 
 
-def test_a_table_may_be_unfolded_too(tmp_path: Path) -> None:
+def test_a_table_may_be_dequantized_at_load_too(tmp_path: Path) -> None:
     body = "net (int64[2, 5] ids) => (float[2, 5, 32] y) { e = Gather (t, ids) y = MatMul (e, w) }"
     weights = {"t": weight(100, 32), "w": weight(32, 32)}
     feeds = {"ids": i64(np.arange(10).reshape(2, 5))}
@@ -139,7 +141,7 @@ def test_a_table_may_be_unfolded_too(tmp_path: Path) -> None:
     assert stored.sqnr_db > FLOOR_DB
 
 
-def test_what_an_ort_holds_more(tmp_path: Path) -> None:
+def test_bytes_that_an_ort_has_more(tmp_path: Path) -> None:
     body = "net (int64[2, 5] ids) => (float[2, 5, 32] y) { e = Gather (t, ids) y = MatMul (e, w) }"
     weights = {"t": weight(100, 32), "w": weight(32, 32)}
     feeds = {"ids": i64(np.arange(10).reshape(2, 5))}
@@ -149,7 +151,7 @@ def test_what_an_ort_holds_more(tmp_path: Path) -> None:
     assert unfolded_bytes(looked_up.quantized) == 0
 
 
-def test_it_is_a_form_of_the_whole_model_where_it_differs() -> None:
+def test_stored_is_a_candidate_where_it_differs() -> None:
     body, weights = CASES["einsum"]
     model, _ = normalize(parse(body, weights=weights), min_opset=13, max_opset=23)
     device = target()

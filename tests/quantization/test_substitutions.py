@@ -1,4 +1,4 @@
-"""Averages as depthwise convolutions and nearest resizing as picking: the same integers, on other kernels."""
+"""Kernel substitution: AveragePool as a depthwise convolution, nearest Resize as Gather; equal outputs."""
 
 from pathlib import Path
 
@@ -50,35 +50,35 @@ def test_averages_are_convolutions(name: str, activation: QuantType, tmp_path: P
     assert own.fused.integer_kernels == {"QLinearConv": 2, "QLinearAveragePool": 1}
     assert other.fused.integer_kernels == {"QLinearConv": 3}
     assert other.fused.float_operators == {}
-    assert abs(own.sqnr_db - other.sqnr_db) < 0.5  # ties of a half round either way
+    assert abs(own.sqnr_db - other.sqnr_db) < 0.5  # halves may round either way
     assert "o" in {n.name for n in other.quantized.graph} | {
         v.name for n in other.quantized.graph for v in n.outputs
     }
 
 
 @pytest.mark.parametrize("name", OTHER_AVERAGES)
-def test_averages_that_a_convolution_is_not(name: str, tmp_path: Path) -> None:
-    """They compute in float, as a clock would have it, before a convolution; one window is as quick."""
+def test_averages_without_a_substitute(name: str, tmp_path: Path) -> None:
+    """Before a convolution they compute in float, which is faster; one window is as fast in int8."""
     own, other = both(tmp_path, OTHER_AVERAGES[name])
     assert not any(u.substituted for u in other.plan.groups)
     assert abs(own.sqnr_db - other.sqnr_db) < 0.5
     assert own.precisions()["o"] == "static"
     assert other.precisions()["o"] == ("static" if name == "one window" else "float")
-    # The Max keeps the runtime from fusing the conversions back into its integer kernel.
+    # The Max prevents the fusion of the conversions into the integer kernel.
     pools = {"AveragePool": 1, "Max": 1} if name != "one window" else {}
     assert other.fused.float_operators == pools
 
 
-def test_a_slow_average_among_integers_that_are_no_convolutions_stays(tmp_path: Path) -> None:
-    """In float it would take the addition with it."""
+def test_a_slow_average_before_a_light_group_stays_integer(tmp_path: Path) -> None:
+    """In float the Add after it would be float too."""
     body = BODY.replace("o = {o} y", "p = {p} o = Add(p, c) y")
     device = target(stand_ins=("AveragePool",))
     built = build(tmp_path, body.format(n="n", p=OTHER_AVERAGES["border left out"]), WEIGHTS, device=device)
     assert built.precisions()["p"] == built.precisions()["o"] == "static"
 
 
-def test_many_ones_are_a_shape_in_the_file(tmp_path: Path) -> None:
-    """The runtime fills it when it loads the file, and makes the same kernel of it."""
+def test_a_large_weight_of_ones_is_a_constant_of_shape(tmp_path: Path) -> None:
+    """The runtime folds it when it loads the file, and uses the same kernel."""
     body = "net (float[n, 64, 9, 8] x) => (float[a, b, c, d] y) { c = Conv(x, w) o = {o} y = Conv(o, v) }"
     wide = {"w": weight(64, 64, 1, 1), "v": weight(3, 64, 1, 1, seed=2)}
     body = body.replace("{o}", AVERAGES["3 x 3, its border counted"])
@@ -113,7 +113,7 @@ def test_nearest_by_scales(scales: tuple[float, float], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("axes", ["2,3", "-2,-1"])
 def test_nearest_of_some_axes_whose_sizes_no_scale_gives(axes: str) -> None:
-    """In the model as it is: normalization speaks of all axes where it can."""
+    """Without normalization, which makes scales of all axes where it can."""
     body = f"net (float[n, 6, 9, 8] x) => (float[n, 6, 18, 24] y) {{ y = Resize<axes=[{axes}]>(x, , , s) }}"
     node = parse(body, opset=19, weights={"s": i64([18, 24])}).graph[0]
     assert has_substitute(node)
@@ -121,7 +121,7 @@ def test_nearest_of_some_axes_whose_sizes_no_scale_gives(axes: str) -> None:
     np.testing.assert_array_equal(sources(node, 3, 8, 24), np.repeat(np.arange(8), 3))
 
 
-def test_what_keeps_the_aspect_ratio_stays() -> None:
+def test_a_resize_that_keeps_the_aspect_ratio_has_no_substitute() -> None:
     body = """net (float[1, 6, 9, 8] x) => (float[1, 6, 18, 16] y) {
         y = Resize<axes=[2,3], keep_aspect_ratio_policy="not_larger">(x, , , s) }"""
     assert not has_substitute(parse(body, opset=19, weights={"s": i64([18, 24])}).graph[0])

@@ -1,4 +1,4 @@
-"""What an ARM core computes from a built model: the same bits on every core, nearly the host's values.
+"""Outputs of built models on ARM cores: equal bits on every core, close to those of the host.
 
 Run with ``pytest -m rig`` after ``python tests/rig/arm.py --install`` (as root, once).
 """
@@ -61,17 +61,17 @@ def signed(tmp_path_factory: pytest.TempPathFactory, network: Path) -> Path:
 def on_arm(core: str, model: Path, inputs: Path) -> Arrays:
     """Outputs of an emulated core, checked against the digest that it printed."""
     saved = model.with_name(f"{model.name}-{CORES.index(core)}.npz")
-    told = json.loads(run_arm(root_folder(), core, SCRIPT, [model, inputs, saved]).stdout)
-    assert told["machine"] == "aarch64"
+    printed = json.loads(run_arm(root_folder(), core, SCRIPT, [model, inputs, saved]).stdout)
+    assert printed["machine"] == "aarch64"
     with np.load(saved) as archive:
         outputs = dict(archive)
-    assert digest(outputs) == told["sha256"]
-    assert len(outputs) == told["samples"] == 8
+    assert digest(outputs) == printed["sha256"]
+    assert len(outputs) == printed["samples"] == 8
     return outputs
 
 
 def on_host(model: Path, inputs: Path) -> Arrays:
-    """Outputs of this host, with exact integer products as on ARM."""
+    """Outputs of this host, with integer kernels that do not saturate, as on ARM."""
     runner = open_model(model, for_accuracy(load_target("arm-cpu")))
     with np.load(inputs) as archive:
         samples = by_sample(archive)
@@ -109,7 +109,7 @@ def test_int8_on_arm_is_faithful_to_the_float_network(network: Path, built: Path
 def test_the_ort_file_loads_on_arm_and_computes_the_same_bits(
     network: Path, inputs: Path, method: str
 ) -> None:
-    """A float one that was written on x86 in its NCHWc layout would not load."""
+    """A float .ort written on x86 in NCHWc layout would not load."""
     model = build(network, "mobile", network.with_name(f"mobile-{method}"), method)
     ort = on_arm("cortex-a76", model.with_suffix(".ort"), inputs)
     assert digest(ort) == digest(on_arm("cortex-a76", model, inputs))

@@ -1,4 +1,4 @@
-"""Integer products that are exact on every host, in each form that is built."""
+"""Integer kernels that do not saturate on any host, for each precision and file format."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ CONV, GEMM = "Conv <pads = [1, 1, 1, 1]>", "Gemm <transB = 1>"
 
 
 def large(*shape: int) -> Array:
-    """Weights near their largest, whose products saturate in pairs."""
+    """Weights near the largest magnitude, whose sums of two products saturate."""
     rng = np.random.default_rng(sum(shape))
     signs = np.sign(rng.normal(size=shape))
     return np.asarray(signs * rng.uniform(0.8, 1, size=shape), np.float32)
@@ -36,7 +36,7 @@ def net(sizes: str, nodes: str) -> str:
     return f"net (float[{sizes}] x) => (float y) {{ r = Relu (x) {nodes} }}"
 
 
-STATIC_FORMS: dict[str, tuple[str, dict[str, Array]]] = {
+STATIC_CASES: dict[str, tuple[str, dict[str, Array]]] = {
     "convolution": (net("1, 16, 6, 6", f"y = {CONV} (r, w)"), {"w": large(32, 16, 3, 3)}),
     "grouped": (net("1, 16, 6, 6", "y = Conv <group = 4> (r, w)"), {"w": large(16, 4, 3, 3)}),
     "odd channels": (net("1, 15, 6, 6", "y = Conv (r, w)"), {"w": large(7, 15, 1, 1)}),
@@ -51,7 +51,7 @@ STATIC_FORMS: dict[str, tuple[str, dict[str, Array]]] = {
     ),
     "matmul": (net("2, 8, 64", "y = MatMul (r, w)"), {"w": large(64, 32)}),
 }  # fmt: skip
-DYNAMIC_FORMS: dict[str, tuple[str, dict[str, Array]]] = {
+DYNAMIC_CASES: dict[str, tuple[str, dict[str, Array]]] = {
     "matmul": (net("2, 8, 64", "y = MatMul (r, w)"), {"w": large(64, 32)}),
     "gemm": (net("4, 64", f"y = {GEMM} (r, w, b)"), {"w": large(32, 64), "b": large(32)}),
     "one weight twice": (
@@ -77,7 +77,7 @@ def outputs(model: Path, runtime: Runtime) -> list[Array]:
 
 
 def as_written(model: Path) -> list[Array]:
-    """What the nodes of the file say, Q and DQ around float operators."""
+    """Outputs of the nodes as written: Q and DQ around float operators."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
@@ -90,13 +90,16 @@ def exactly(runtime: Runtime) -> ExactRuntime:
 
 @pytest.mark.parametrize("granularity", [CHANNEL, TENSOR])
 @pytest.mark.parametrize("activation", [U8, S8])
-@pytest.mark.parametrize("form", STATIC_FORMS)
-def test_static_products(form: str, activation: QuantType, granularity: Granularity, tmp_path: Path) -> None:
-    body, weights = STATIC_FORMS[form]
+@pytest.mark.parametrize("case", STATIC_CASES)
+def test_static_kernels(case: str, activation: QuantType, granularity: Granularity, tmp_path: Path) -> None:
+    body, weights = STATIC_CASES[case]
     device = target(activation, granularity)
     built = quantizing.build(tmp_path, body, weights, precision=STATIC, device=device)
     expected = as_written(built.path)
-    for runtime in (device.runtime, Runtime()):  # int8 activations as they are, or as the runtime turns them
+    for runtime in (
+        device.runtime,
+        Runtime(),
+    ):  # int8 activations as they are, or as the runtime converts them
         assert sqnr_db(expected, outputs(built.path, exactly(runtime))) > 100
     assert integer_kernels(built) >= 1
 
@@ -105,17 +108,17 @@ def integer_kernels(built: Built) -> int:
     return sum(built.fused.integer_kernels.values())
 
 
-@pytest.mark.parametrize("form", DYNAMIC_FORMS)
-def test_dynamic_products(form: str, tmp_path: Path) -> None:
-    body, weights = DYNAMIC_FORMS[form]
+@pytest.mark.parametrize("case", DYNAMIC_CASES)
+def test_dynamic_matmuls(case: str, tmp_path: Path) -> None:
+    body, weights = DYNAMIC_CASES[case]
     built = quantizing.build(tmp_path, body, weights, precision=DYNAMIC)
     got = outputs(built.path, exactly(Runtime()))
     assert sqnr_db(outputs(tmp_path / "float.onnx", Runtime()), got) > 40, "saturated: 19 to 37 dB"
 
 
 @pytest.mark.parametrize("precision", [STATIC, DYNAMIC])
-def test_the_sums_are_those_of_integers(precision: Precision, tmp_path: Path) -> None:
-    """255 times 127, twice: beyond 16 bits, and known without any runtime."""
+def test_sums_are_exact(precision: Precision, tmp_path: Path) -> None:
+    """255 times 127, twice: does not fit 16 bits, and needs no runtime to compute."""
     body = "net (float[1, 4] x) => (float[1, 2] y) { y = MatMul (x, w) }"
     weights = {"w": np.asarray([[1, -1]] * 4, np.float32)}
     ones = {"x": np.ones((1, 4), np.float32)}
@@ -125,12 +128,12 @@ def test_the_sums_are_those_of_integers(precision: Precision, tmp_path: Path) ->
 
 
 FORMS = [
-    *((body, weights, STATIC) for body, weights in STATIC_FORMS.values()),
-    *((body, weights, DYNAMIC) for body, weights in DYNAMIC_FORMS.values()),
+    *((body, weights, STATIC) for body, weights in STATIC_CASES.values()),
+    *((body, weights, DYNAMIC) for body, weights in DYNAMIC_CASES.values()),
 ]
 IDS = [
     f"{kind} {name}"
-    for kind, precisions in (("static", STATIC_FORMS), ("dynamic", DYNAMIC_FORMS))
+    for kind, precisions in (("static", STATIC_CASES), ("dynamic", DYNAMIC_CASES))
     for name in precisions
 ]
 
@@ -149,7 +152,7 @@ def test_an_ort_computes_what_its_onnx_computes(
 
 
 @pytest.mark.skipif(not cpu()[1], reason="this system does not tell the processor's instruction sets")
-@pytest.mark.parametrize(("body", "weights"), [STATIC_FORMS["convolution"], STATIC_FORMS["gemm"]])
+@pytest.mark.parametrize(("body", "weights"), [STATIC_CASES["convolution"], STATIC_CASES["gemm"]])
 def test_the_host_computes_as_its_instruction_sets_tell(
     body: str, weights: dict[str, Array], tmp_path: Path
 ) -> None:
@@ -157,15 +160,15 @@ def test_the_host_computes_as_its_instruction_sets_tell(
     assert (sqnr_db(as_written(built.path), outputs(built.path, Runtime())) < 60) is overflows()
 
 
-def test_a_float_model_is_opened_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    body, weights = STATIC_FORMS["gemm"]
+def test_a_float_model_is_not_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body, weights = STATIC_CASES["gemm"]
     save_model(parse(body, weights=weights), tmp_path / "model.onnx")
     monkeypatch.setattr("edgepack.ir.files.save_model", lambda *_, **__: pytest.fail("a copy is written"))
     outputs(tmp_path / "model.onnx", exactly(Runtime()))
 
 
 def test_int8_activations_that_the_runtime_keeps_need_int8_weights(tmp_path: Path) -> None:
-    body, weights = STATIC_FORMS["gemm"]
+    body, weights = STATIC_CASES["gemm"]
     model = load_model(quantizing.build(tmp_path, body, weights, device=target(S8)).path)
     assert not make_weights_unsigned(clone(model), int8_activations=True)
     assert make_weights_unsigned(model, int8_activations=False)
@@ -176,12 +179,12 @@ def test_int8_activations_that_the_runtime_keeps_need_int8_weights(tmp_path: Pat
 
 
 def test_weights_that_are_used_in_float_stay(tmp_path: Path) -> None:
-    body, weights = STATIC_FORMS["matmul"]
+    body, weights = STATIC_CASES["matmul"]
     built = quantizing.build(tmp_path, body, weights, precision=quantizing.WEIGHT_ONLY)
     assert not make_weights_unsigned(load_model(built.path), int8_activations=False)
 
 
-def test_what_is_no_model_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_a_file_that_is_no_model_is_an_error_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "no.onnx").write_bytes(b"no model")
     with pytest.raises(ModelError, match=r"no\.onnx"):
         open_model(tmp_path / "no.onnx", exactly(Runtime()))

@@ -1,4 +1,4 @@
-"""What the runtime made of a model, and where its time goes."""
+"""The graph that the runtime executes, and the times of its nodes."""
 
 import json
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_an_operator_without_integer_kernel_shows_with_its_name_and_its_conversi
     assert [c.op_type for c in found.leftover if not c.at_border] == ["DequantizeLinear", "QuantizeLinear"]
 
 
-def test_pooling_of_stored_integers_is_integer_and_moves_are_nothing(tmp_path: Path) -> None:
+def test_pooling_of_quantized_tensors_is_integer_and_moves_do_not_count(tmp_path: Path) -> None:
     model = qdq("""
         a = Conv (d0, dw) q1 = QuantizeLinear (a, s, z) d1 = DequantizeLinear (q1, s, z)
         c = MaxPool <kernel_shape = [2, 2]> (d1)""")
@@ -132,7 +132,7 @@ def test_what_profiling_adds_is_the_same_for_every_node() -> None:
 
 def test_a_busy_machine_makes_all_nodes_slower_and_none_vanish() -> None:
     quiet = np.asarray([500.0, 200.0, 40.0, 10.0])
-    # Others had the core half of the time; the clock of the run did not count that, the profiler's did.
+    # Other processes had the core half of the time: in the profiler's times, not in that of the run.
     left, _ = without_profiling(2 * quiet + 2, float(quiet.sum()))
     np.testing.assert_allclose(left, quiet, rtol=0.2)
     assert left.sum() == pytest.approx(quiet.sum())
@@ -159,7 +159,7 @@ def test_a_branch_counts_as_part_of_its_if(tmp_path: Path) -> None:
 
 
 def conv_groups() -> tuple[ir.Model, dict[str, str]]:
-    """Conv and Relu, Sigmoid, Gemm and Relu, HardSwish; and the names of groups by what they are."""
+    """Conv and Relu, Sigmoid, Gemm and Relu, HardSwish; and the names of the groups by kind."""
     body = """net (float[1, 4, 8, 8] x) => (float[1, 4] y) {
         [conv] a = Conv (x, w) [relu] b = Relu (a)
         [conv2] c = Conv (b, w) [sigmoid] d = Sigmoid (c)
@@ -193,7 +193,7 @@ def conv_groups() -> tuple[ir.Model, dict[str, str]]:
         ("unknown", "Erf", ("u",), None),
     ],
 )
-def test_what_the_runtime_calls_a_node(
+def test_names_that_the_runtime_gives_nodes(
     name: str, op_type: str, outputs: tuple[str, ...], group: str | None
 ) -> None:
     model, _ = conv_groups()
@@ -204,7 +204,7 @@ def test_what_the_runtime_calls_a_node(
     assert found.overhead_us == (5.0 if group is None else 0.0)
 
 
-def test_nodes_without_a_name_belong_to_what_reads_them() -> None:
+def test_nodes_without_a_name_belong_to_their_consumer() -> None:
     model, _ = conv_groups()
     groups = find_fusion_groups(model, load_target("x86-cpu").kernels)
     nodes = (

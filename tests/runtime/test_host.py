@@ -1,4 +1,4 @@
-"""Which hosts saturate, and with which settings a model is opened there."""
+"""Hosts that saturate, and the settings with which a model is opened there."""
 
 import platform
 

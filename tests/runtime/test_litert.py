@@ -1,4 +1,4 @@
-"""``.tflite`` files under LiteRT: fed and read like the ONNX model that they were made of."""
+"""``.tflite`` files in LiteRT: inputs and outputs as those of their ONNX model."""
 
 import sys
 from dataclasses import replace
@@ -23,7 +23,7 @@ from edgepack.runtime.tflite_metadata import read_metadata
 
 X = np.random.default_rng(5).normal(size=(1, 3, 8, 8)).astype(np.float32)
 LEAST_DB = 25.0
-"""Eight bits give about 30 dB here; another order of axes gives none."""
+"""Eight bits give about 30 dB here; a wrong order of axes gives about 0."""
 
 
 @pytest.mark.parametrize("io", ["float", "int8"])
@@ -51,8 +51,8 @@ def test_xnnpack_and_the_interpreters_own_kernels_agree(tmp_path: Path) -> None:
     assert sqnr_db(quick.run({"x": X})["y"], plain.run({"x": X})["y"]) > LEAST_DB
 
 
-def test_what_a_delegate_took_is_what_its_pieces_need() -> None:
-    """Three operators in two pieces, around one that is left: 0 -> A -> 2 -> B -> 3 -> C -> 4 -> D -> 5."""
+def test_delegated_operators_are_those_between_inputs_and_outputs_of_partitions() -> None:
+    """Three operators in two partitions, one not delegated: 0 -> A -> 2 -> B -> 3 -> C -> 4 -> D -> 5."""
     operators = [
         {"op_name": "CONV_2D", "inputs": [0, 1], "outputs": [2]},
         {"op_name": "ADD", "inputs": [2, 2], "outputs": [3]},
@@ -76,7 +76,7 @@ def test_metadata_and_the_order_of_axes_are_in_the_file(tmp_path: Path) -> None:
     assert port.stored(X).shape == (1, 8, 8, 3)
 
 
-def test_integers_are_narrowed_only_where_none_is_lost(tmp_path: Path) -> None:
+def test_int64_is_cast_only_where_values_fit(tmp_path: Path) -> None:
     body = "net (int64[batch, 2] ids) => (float[batch, 2, 4] y) { y = Gather (table, ids) }"
     table = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
     model = parse(body, weights={"table": table})
@@ -118,7 +118,7 @@ def test_without_a_library_the_message_says_what_to_install(
         open_model(tmp_path / "any.tflite", Runtime())
 
 
-def test_the_first_library_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_installed_library_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     old = SimpleNamespace(name="stands for tflite_runtime.interpreter")
     monkeypatch.setitem(sys.modules, "tflite_runtime", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "tflite_runtime.interpreter", old)

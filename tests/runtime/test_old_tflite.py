@@ -1,4 +1,4 @@
-"""Emitted .tflite files on tflite-runtime 2.14, which many devices still carry.
+"""Exported .tflite files in tflite-runtime 2.14, which many devices still have.
 
 Run with ``pytest -m rig`` after ``python tests/rig/old_tflite.py``.
 """
@@ -29,7 +29,7 @@ LEAST_DB = 25.0
 
 
 def agrees(original: Path, built: Path, name: str, x: np.ndarray, folder: Path) -> None:
-    """The old runtime loads ``built`` and gives what today's gives, and nearly what the float model gives."""
+    """Outputs of ``built`` in the old runtime equal those of the current one, nearly those in float."""
     runner = open_tflite(built, 1)
     np.savez(folder / "feed.npz", allow_pickle=False, **runner.prepare({name: x}))
     run_old(built, folder / "feed.npz", folder / "outputs.npz")

@@ -86,9 +86,9 @@ def _unmeasured(what: str, value: str) -> Reason:
     return Reason(Cause.UNMEASURED, f"no sample reached {what}{value!r}")
 
 
-def in_float(group: FusionGroup, asked: Precision) -> Precision:
+def in_float(group: FusionGroup, requested: Precision) -> Precision:
     """The precision of a group that computes in float: STORED where it has initializers to store as int8."""
-    return Precision.STORED if group.stored and asked is not Precision.FLOAT else Precision.FLOAT
+    return Precision.STORED if group.stored and requested is not Precision.FLOAT else Precision.FLOAT
 
 
 def _heavy_precision(
@@ -100,7 +100,7 @@ def _heavy_precision(
     integer precision was requested and another results, the reason is that of the plan.
     """
     kernels, op = target.kernels, group.op_type
-    asked_integer = precision in INTEGER_PRECISIONS
+    requested_integer = precision in INTEGER_PRECISIONS
     if precision is Precision.STATIC and op in kernels.integer and op not in RECURRENT_OPS:
         unmeasured = [name for name in (*group.inputs, *group.outputs) if name not in ranges]
         if unmeasured:
@@ -109,7 +109,7 @@ def _heavy_precision(
     refusal = no_kernel(precision, op)
     if group.weight is None:
         refusal = Reason(Cause.NO_KERNEL, f"two activations: no {precision} kernel")
-    elif asked_integer and op in kernels.dynamic and op in DYNAMIC_OPS:
+    elif requested_integer and op in kernels.dynamic and op in DYNAMIC_OPS:
         no_static = Reason(Cause.NO_KERNEL, f"no static kernel for {op}", "no static kernel")
         return Request(Precision.DYNAMIC, why if precision is Precision.DYNAMIC else no_static)
     elif precision is Precision.STORED and op == "MatMul" and kernels.folds_constants:
@@ -118,5 +118,5 @@ def _heavy_precision(
         )  # weight-only precision of other operators dequantizes at load anyway
     elif op in kernels.weight_only:
         stored = Reason(Cause.NO_KERNEL, f"no {precision} kernel for {op}; weights stored as int8")
-        return Request(Precision.WEIGHT_ONLY, stored if asked_integer else why)
-    return Request(Precision.FLOAT, refusal if asked_integer else why or refusal)
+        return Request(Precision.WEIGHT_ONLY, stored if requested_integer else why)
+    return Request(Precision.FLOAT, refusal if requested_integer else why or refusal)

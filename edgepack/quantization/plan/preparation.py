@@ -16,7 +16,7 @@ class WeightPreparation:
     """By static group, the outputs whose weights have reduced range (seven bits), see
     :mod:`edgepack.quantization.weights.saturation`."""
     low_bit: Mapping[str, LowBit] = field(default_factory=dict)
-    """Groups whose weights have fewer than eight bits, see :mod:`edgepack.quantization.weights.low_bit`."""
+    """Low-bit weights (fewer than eight) by group, see :mod:`edgepack.quantization.weights.low_bit`."""
 
 
 NOTHING_PREPARED = WeightPreparation()

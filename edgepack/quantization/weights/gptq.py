@@ -108,7 +108,7 @@ def _inverse_factor(second: Matrix, order: npt.NDArray[np.intp]) -> Matrix:
 
 
 def _inverse_of_upper(upper: Matrix) -> Matrix:
-    """By halves: ``[[A, B], [0, C]]⁻¹ = [[A⁻¹, -A⁻¹ B C⁻¹], [0, C⁻¹]]``."""
+    """Inverse by recursive halves: ``[[A, B], [0, C]]⁻¹ = [[A⁻¹, -A⁻¹ B C⁻¹], [0, C⁻¹]]``."""
     size = upper.shape[-1]
     if size <= SMALL:
         return np.linalg.inv(upper)

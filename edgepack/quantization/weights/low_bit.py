@@ -88,7 +88,7 @@ def _refusal(group: FusionGroup, node: ir.Node, bits: int, target: Target) -> st
         return f"target {target.name!r} has no {bits}-bit weights for {group.op_type}"
     weight = node.inputs[1]
     if weight is not None and len(weight.uses()) > 1:
-        return f"weight {group.weight!r} is read by several nodes"
+        return f"weight {group.weight!r} has several consumers"
     return None
 
 

@@ -176,17 +176,17 @@ def _patches(node: ir.Node, x: Floats, rng: np.random.Generator) -> Floats:
     picked = np.unravel_index(_pick(int(np.prod(outputs)), most, rng), outputs)
     taps = np.unravel_index(np.arange(int(np.prod(kernel))), kernel)
     # Input index of each kernel element at each position, [taps, positions]; in the padding inputs are zero.
-    read = np.zeros((len(taps[0]), len(picked[0])), np.intp)
-    inside = np.ones(read.shape, np.bool_)
+    index = np.zeros((len(taps[0]), len(picked[0])), np.intp)
+    inside = np.ones(index.shape, np.bool_)
     for axis in range(rank):
         at = taps[axis][:, None] * dilations[axis] + picked[axis] * strides[axis] - pads[axis][0]
         inside &= (at >= 0) & (at < sizes[axis])
-        read = read * sizes[axis] + np.clip(at, 0, sizes[axis] - 1)
-    patches = x.reshape(images, channels, -1).take(read.reshape(-1), axis=2)
+        index = index * sizes[axis] + np.clip(at, 0, sizes[axis] - 1)
+    patches = x.reshape(images, channels, -1).take(index.reshape(-1), axis=2)
     if not inside.all():
         patches *= inside.reshape(-1)
     group = attributes.get_int("group", 1)
-    columns = patches.reshape(images, group, channels // group * len(read), -1).transpose(1, 2, 0, 3)
+    columns = patches.reshape(images, group, channels // group * len(index), -1).transpose(1, 2, 0, 3)
     return columns.reshape(group, columns.shape[1], -1)
 
 

@@ -53,7 +53,7 @@ def _params(array: Array, scheme: QuantScheme) -> QuantParams:
 def store_constants(emit: Emitter, node: ir.Node, stored: tuple[tuple[str, QuantParams], ...]) -> None:
     """Replace initializers of a node and its subgraphs by dequantized int8 ones."""
     params = dict(stored)
-    for reader, index, value in list(storable_constants(node)):
+    for consumer, index, value in list(storable_constants(node)):
         if name_of(value) not in params:
             continue
         array, p = constant(value), params[name_of(value)]
@@ -62,7 +62,7 @@ def store_constants(emit: Emitter, node: ir.Node, stored: tuple[tuple[str, Quant
         if p.axis is not None:
             shape[p.axis] = -1
         scale = p.scale.reshape(shape if p.axis is not None else ())
-        reader.replace_input_with(index, emit.unfolded(node, name_of(value), quantize(array, p), scale))
+        consumer.replace_input_with(index, emit.unfolded(node, name_of(value), quantize(array, p), scale))
 
 
 def unfolded_bytes(model: ir.Model) -> int:
