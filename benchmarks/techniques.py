@@ -3,7 +3,8 @@
     python benchmarks/techniques.py SUITE_FOLDER TASK [--form static] [--target x86-cpu] [--samples 1000]
 
 All fusion groups that support the precision use it. Prints a table in Markdown: dB over the evaluation
-samples, the task's metric on them, and how many dB the technique is worth."""
+samples, the task's metric on them, and how many dB the technique is worth.
+"""
 
 import argparse
 from collections.abc import Iterator

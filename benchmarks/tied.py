@@ -4,7 +4,8 @@
 
 FOLDER is that of ``train_words.py``. Its model is quantized in each precision, unchanged and with one value
 of the last MatMul's weight changed, which needs two copies. Times are the least of many, of the CPU, one
-thread, taking turns."""
+thread, timed alternately.
+"""
 
 import sys
 import time
