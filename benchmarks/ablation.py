@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py SUITE_FOLDER TASK [--target x86-cpu] [--samples 1000]
 
-All groups that have an integer form take it. Prints a table in Markdown: dB over the evaluation
+All fusion groups that can run in int8 do. Prints a table in Markdown: dB over the evaluation
 samples, and the task's metric on them.
 """
 
@@ -95,7 +95,7 @@ def measured(
     reference: Baseline,
     metric: Metric | None,
 ) -> tuple[Fidelity, int]:
-    """What a form of the model keeps, and the bytes of its file."""
+    """The SQNR and metric of a candidate, and the bytes of its file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(apply_plan(model, plan, rounder(plan)), path, {}, names_of(model))

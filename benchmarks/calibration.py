@@ -5,7 +5,7 @@
 Each side runs in a process of its own on the same calibration samples and all cores. Both read them, run
 the float model over them, find ranges with the same kind of observer, quantize per channel and save. The
 stock side's preprocessing is done before its clock starts. The whole `edgepack build`, with rounding by
-GPTQ, the choice between forms, check and bench, is timed besides.
+GPTQ, the choice between candidates, check and bench, is timed besides.
 """
 
 import argparse

@@ -27,7 +27,7 @@ def pss_bytes() -> int:
     return next(int(row.split()[1]) * 1024 for row in rows if row.startswith("Pss:"))
 
 
-def hold(path: str, settings: str, ready: Any, told: Any) -> None:
+def open_and_run(path: str, settings: str, ready: Any, results: Any) -> None:
     """Open a model, run it once, and say what it takes when all others have done the same."""
     import onnxruntime  # noqa: F401, PLC0415
 
@@ -39,21 +39,21 @@ def hold(path: str, settings: str, ready: Any, told: Any) -> None:
     session = open_session(Path(path), runtime)
     run(session, feed)
     ready.wait()
-    told.put(pss_bytes() - before)
+    results.put(pss_bytes() - before)
     ready.wait()
 
 
 def together(models: Sequence[Path], runtime: Runtime) -> int:
     """Bytes that the models add to as many processes, all running."""
     spawn = mp.get_context("spawn")
-    ready, told = spawn.Barrier(len(models)), spawn.Queue()
+    ready, results = spawn.Barrier(len(models)), spawn.Queue()
     processes = [
-        spawn.Process(target=hold, args=(str(path), runtime.model_dump_json(), ready, told))
+        spawn.Process(target=open_and_run, args=(str(path), runtime.model_dump_json(), ready, results))
         for path in models
     ]
     for process in processes:
         process.start()
-    total = sum(int(told.get()) for _ in processes)
+    total = sum(int(results.get()) for _ in processes)
     for process in processes:
         process.join()
     return total
@@ -61,7 +61,7 @@ def together(models: Sequence[Path], runtime: Runtime) -> int:
 
 def main(one: str, two: str) -> None:
     models = [Path(one), Path(two)]
-    print("| form | on disk | resident, two processes | the same, without prepacking |")
+    print("| model | on disk | resident, two processes | the same, without prepacking |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         pool = make_pool(models, Path(folder) / "pool")

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--task", default="efficientnet_lite0")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.3, 0.5])
     parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--views", type=int, default=0, help="other views of each picture to look at")
+    parser.add_argument("--views", type=int, default=0, help="augmented copies of each image for the moments")
     parser.add_argument("--scope", default="global", help="rates by layer: global, measured or layer")
     arguments = parser.parse_args()
     recipe = Recipe.model_validate(yaml.safe_load(recipe_for(arguments.suite, arguments.task)))

@@ -4,7 +4,7 @@
 
 For each task: `edgepack build --target x86-cpu` with the default preset and with the best one, and each
 rival in benchmarks/rival_tools.py in a virtual environment of its own, made once in the cache folder with the
-versions below. All models are checked on the evaluation data and timed taking turns, on one thread. What does
+versions below. All models are checked on the evaluation data and timed alternately, on one thread. What does
 not install, fails, or writes a file that onnxruntime refuses has a line with the reason. Prints Markdown.
 """
 

@@ -5,7 +5,7 @@
 
 MODEL.onnx comes from ``benchmarks/train_cifar10.py`` and CIFAR10.zip is what that script takes; every tenth
 picture of its training part is used for calibration, all of the test part for the accuracy. The three builds
-are timed in one run, taking turns, on one thread; the ratio is the median over the rounds.
+are timed alternately in one run, on one thread; the ratio is the median over the rounds.
 """
 
 import argparse
@@ -90,12 +90,14 @@ def main() -> int:
 def measure(recipe: dict[str, Any], macs: float, multiple: int | None, folder: Path) -> None:
     """Build, time and print."""
     settings: dict[str, Any] = {"macs": macs} | ({"multiple": multiple} if multiple else {})
-    forms: dict[str, list[Any]] = {
+    candidates: dict[str, list[Any]] = {
         "all channels": [],
         "cut": [{"structured": {**settings, "reconstruct": False}}],
         "cut and fitted": [{"structured": settings}],
     }
-    reports = {name: built(recipe, name.replace(" ", "_"), passes, folder) for name, passes in forms.items()}
+    reports = {
+        name: built(recipe, name.replace(" ", "_"), passes, folder) for name, passes in candidates.items()
+    }
     files = {name: path / "model.onnx" for name, (_, path) in reports.items()}
     latencies = bench(files, load_target("x86-cpu").runtime, probes(recipe), warmup=20, runs=ROUNDS)
     for name, (report, _) in reports.items():

@@ -2,8 +2,8 @@
 
     python benchmarks/techniques.py SUITE_FOLDER TASK [--form static] [--target x86-cpu] [--samples 1000]
 
-All groups that have a form take it. Prints a table in Markdown: dB over the evaluation samples, the task's
-metric on them, and how many dB the technique is worth.
+All fusion groups that support the precision use it. Prints a table in Markdown: dB over the evaluation
+samples, the task's metric on them, and how many dB the technique is worth.
 """
 
 import argparse
@@ -31,12 +31,12 @@ from edgepack.quantization.weights.rounding import Rounder, round_weights
 from edgepack.runtime.host import for_accuracy
 
 
-def forms(
+def variants(
     model: ir.Model, samples: Samples, target: Target, form: Precision, seed: int
 ) -> Iterator[tuple[str, QuantPlan, Rounder]]:
     """Every row of the table: what is left out, and the plan and the rounder without it."""
     groups = find_fusion_groups(model, target.kernels)
-    # Operators without a dynamic form are static in both.
+    # Operators without a dynamic kernel are static in both.
     methods = {u.name: Request(form if u.op_type in DYNAMIC_OPS else Precision.STATIC) for u in groups}
     names, threads = tensors_to_observe(groups), target.runtime.threads
     mse, minmax = (
@@ -78,7 +78,9 @@ def main() -> None:
     parser.add_argument("task")
     parser.add_argument("--form", choices=("static", "dynamic"), default="static")
     parser.add_argument("--target", default="x86-cpu")
-    parser.add_argument("--equalize", action="store_true", help="equalize layers first; pays per tensor")
+    parser.add_argument(
+        "--equalize", action="store_true", help="cross-layer equalization first; useful per tensor"
+    )
     parser.add_argument("--samples", type=int, default=1000, help="evaluation samples, at most")
     arguments = parser.parse_args()
     target = load_target(arguments.target)
@@ -91,7 +93,7 @@ def main() -> None:
     head = f"{arguments.task}, {arguments.form}, {len(evaluation)} samples: without"
     print(f"| {head} | dB{'' if metric is None else f' / {metric.name}'} | worth, dB |\n|---|---|---|")
     all_db = None
-    for name, plan, rounder in forms(model, calibration, target, Precision(arguments.form), recipe.seed):
+    for name, plan, rounder in variants(model, calibration, target, Precision(arguments.form), recipe.seed):
         found, _ = measured(model, plan, rounder, evaluation, target, reference, metric)
         all_db = found.sqnr_db if all_db is None else all_db
         worth = "" if None in (all_db, found.sqnr_db) else f"{all_db - found.sqnr_db:.1f}"  # type: ignore[operator]

@@ -1,10 +1,10 @@
-"""A language model with tied embeddings: one copy of the table in a file, beside two.
+"""A language model with tied embeddings: one copy of the table in a file, compared with two.
 
     python benchmarks/tied.py FOLDER
 
-FOLDER is that of ``train_words.py``. Its model is quantized in each form, as it is and with one number of the
-last product's weight nudged, which makes two constants of one. Times are the
-least of many, of the CPU, one thread, taking turns.
+FOLDER is that of ``train_words.py``. Its model is quantized in each precision, unchanged and with one value
+of the last MatMul's weight changed, which needs two copies. Times are the least of many, of the CPU, one
+thread, timed alternately.
 """
 
 import sys
@@ -42,12 +42,12 @@ LOADS, RUNS = 7, 100
 
 
 def nudge(model: ir.Model) -> None:
-    """Change one number of the last product's weight, in place."""
+    """Change one value of the last MatMul's weight, in place."""
     product = next(n for n in reversed(list(model.graph)) if n.op_type == "MatMul")
-    weight, held = product.inputs[1], constant(product.inputs[1])
+    weight, array = product.inputs[1], constant(product.inputs[1])
     assert weight is not None
-    assert held is not None
-    nudged = held.copy()
+    assert array is not None
+    nudged = array.copy()
     nudged[0, 0] += 1e-3
     set_constant(model, name_of(weight), nudged)
 
@@ -57,8 +57,8 @@ def samples_of(folder: Path, part: str, model: ir.Model) -> Samples:
     return open_samples(Data(path=str(folder / f"{part}.npz")), part, input_specs(model), {}, base=folder)
 
 
-def forms(folder: Path, copies: int) -> dict[str, Path]:
-    """Files of all forms by name."""
+def candidates(folder: Path, copies: int) -> dict[str, Path]:
+    """Files of all candidates by name."""
     original = load_model(folder / "model.onnx")
     model, _ = normalize(original, min_opset=TARGET.min_opset, max_opset=TARGET.max_opset)
     if copies == 2:
@@ -103,9 +103,9 @@ def main(folder: Path) -> None:
     evaluation = samples_of(folder, "eval", load_model(path))
     reference = baseline(path, evaluation, for_accuracy(TARGET), None)
     feed = next(iter(evaluation)).feeds
-    print("| form | copies | bytes | packed | dB | load, ms | run, ms | integer kernels |")
+    print("| precision | copies | bytes | packed | dB | load, ms | run, ms | int8 kernels |")
     print("|---|---|---|---|---|---|---|---|")
-    made = {copies: forms(folder, copies) for copies in (2, 1)}
+    made = {copies: candidates(folder, copies) for copies in (2, 1)}
     for name in made[1]:
         files = [made[copies][name] for copies in made]
         for copies, file, (load, run) in zip(made, files, cpu_ms(files, feed), strict=True):

@@ -53,7 +53,7 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """A convolution, three blocks, a mean and a linear layer: 60 million products a picture."""
+    """A convolution, three blocks, a mean and a linear layer: 60 million multiplications per image."""
 
     def __init__(self, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()

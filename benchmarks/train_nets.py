@@ -37,9 +37,9 @@ def spoken_digits(paths):
     counts = [len(part["label"]) for part in parts]
     x = (x - x[: counts[0]].mean()) / x[: counts[0]].std()
     order = np.random.default_rng(0).permutation(counts[0])
-    train, held = order[LENET_HELD_OUT:], order[:LENET_HELD_OUT]
-    held = np.concatenate([held, np.arange(counts[0], len(y))])
-    return (x[train], y[train]), (x[held], y[held])
+    train, evaluation = order[LENET_HELD_OUT:], order[:LENET_HELD_OUT]
+    evaluation = np.concatenate([evaluation, np.arange(counts[0], len(y))])
+    return (x[train], y[train]), (x[evaluation], y[evaluation])
 
 
 def cifar(path):
@@ -58,7 +58,7 @@ def lenet():
 
 
 def vgg():
-    """VGG-type (Simonyan and Zisserman, 2015): 3 × 3 convolutions, pooling, three large products."""
+    """VGG-type (Simonyan and Zisserman, 2015): 3 × 3 convolutions, pooling, three large dense layers."""
     layers, channels = [], 3
     for width in (32, "pool", 64, "pool", 128, 128, "pool"):
         if width == "pool":
@@ -174,18 +174,18 @@ def main():
     torch.set_num_threads(1)
     kind, out = arguments.kind, arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    (x, y), held = spoken_digits(arguments.data) if kind == "lenet" else cifar(arguments.data[0])
+    (x, y), evaluation = spoken_digits(arguments.data) if kind == "lenet" else cifar(arguments.data[0])
     if not arguments.samples_only:
-        make(kind, (x, y), held, out)
+        make(kind, (x, y), evaluation, out)
     torch.manual_seed(1)
     pictures, labels = distillation(torch.from_numpy(x), torch.from_numpy(y), VIEWS[kind], **MOVES[kind])
     held_out = 1 / (1 + (JUDGES - 1) * VIEWS[kind])
     np.savez(out / "train.npz", x=pictures[:, None], label=labels, held_out=held_out)
 
 
-def make(kind, data, held, out):
+def make(kind, data, evaluation, out):
     """Train a net and write it, with calibration and evaluation data."""
-    (x, y), (test_x, test_y) = data, held
+    (x, y), (test_x, test_y) = data, evaluation
     if kind == "lenet":
         net, settings = lenet(), {"epochs": 60, "rate": 0.03, "decay": 2e-3}
     else:

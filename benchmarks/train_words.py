@@ -1,4 +1,4 @@
-"""Train a small language model with one weight for its first look-up and its last product. Needs torch.
+"""Train a small language model with tied embeddings. Needs torch.
 
     python benchmarks/train_words.py OUT_FOLDER
 
@@ -30,7 +30,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
 
     def forward(self, x, mask):
-        """Attention and a product of two layers, each added to ``x`` [batch, LENGTH, WIDTH]."""
+        """Attention and an MLP of two layers, each added to ``x`` [batch, LENGTH, WIDTH]."""
         parts = self.qkv(self.first(x)).reshape(-1, LENGTH, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
         q, k, v = parts.unbind(0)
         scores = (q @ k.transpose(-1, -2) / math.sqrt(WIDTH // HEADS) + mask).softmax(-1)

@@ -5,7 +5,7 @@
     python benchmarks/tune_cifar10.py cifar10.zip FOLDER channels [--seeds 0 1 2] [--sparsity 0.3 0.5]
 
 students: nets of half the channels, from the same start weights and in as many steps, trained on labels
-alone or to answer as the full net. zeros: the full net with L1, with L2, or with zeros that are chosen anew
+alone or on the outputs of the full net. zeros: the full net with L1, with L2, or with masks that are updated
 on the way. channels: the full net without channels that were taken out on the way, against group lasso,
 removal of as much work by GPTQ, and training again, in as many steps.
 
@@ -117,7 +117,7 @@ class Bench:
     def known(
         self, name: str, seed: int, settings: Any, make: Callable[[], ir.Model], **more: Any
     ) -> dict[str, Any]:
-        """One run, or what is known of it; both parts judge it, and the one that was asked for is told."""
+        """Run once, or return the stored result; both splits are evaluated, the requested one is returned."""
         key = hashlib.sha256(f"{seed} {json.dumps(settings)}".encode()).hexdigest()[:8]
         result = self.folder / f"{name}-{seed}-{key}.json"
         if not result.exists():
@@ -131,11 +131,11 @@ class Bench:
                 facts = {part: self.accuracy(path, part) for part in self.judged}
                 facts |= {"zeros": zeros_of(path), "macs": self.macs(path), "train_s": took}
             result.write_text(json.dumps(facts), encoding="utf-8")
-        told: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-        told["accuracy"] = told[self.part]
-        told = {k: v for k, v in told.items() if k not in self.judged}
-        print(json.dumps({"run": name, "seed": seed, **told}), file=sys.stderr, flush=True)
-        return told
+        outcome: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        outcome["accuracy"] = outcome[self.part]
+        outcome = {k: v for k, v in outcome.items() if k not in self.judged}
+        print(json.dumps({"run": name, "seed": seed, **outcome}), file=sys.stderr, flush=True)
+        return outcome
 
     def macs(self, path: Path) -> int:
         """Multiplications of a file for one picture."""
@@ -159,15 +159,15 @@ class Bench:
         """A net of half the channels; alone it has no teacher but itself, unheard."""
         start = self.net(f"start-{seed}.onnx", HALF, seed, "--untrained")
         teacher, settings = self.full() if STUDENTS[way]["logits"] else start, STUDENTS[way]
-        told = _merged(settings, self.given)
-        return self.known(way, seed, told, lambda: self.tuned(load_model(start), teacher, settings, seed))
+        used = _merged(settings, self.given)
+        return self.known(way, seed, used, lambda: self.tuned(load_model(start), teacher, settings, seed))
 
     def sparse(self, way: str, sparsity: float, seed: int) -> dict[str, Any]:
         """The full net with zeros; its teacher is itself without."""
         start, settings = self.full(), _merged(WAYS[way], {"sparsify": {"sparsity": sparsity}})
-        told = _merged(settings, self.given)
+        used = _merged(settings, self.given)
         return self.known(
-            f"{way}-{sparsity}", seed, told, lambda: self.tuned(load_model(start), start, settings, seed)
+            f"{way}-{sparsity}", seed, used, lambda: self.tuned(load_model(start), start, settings, seed)
         )
 
     def slim(self, way: str, sparsity: float, seed: int) -> dict[str, Any]:
@@ -227,8 +227,8 @@ def require_same_nodes(before: ir.Model, after: ir.Model) -> None:
 def row(name: str, cells: Sequence[str], runs: Sequence[dict[str, Any]]) -> str:
     found = np.array([r["accuracy"] for r in runs])
     spread = f"{found.std(ddof=1):.2%}" if len(found) > 1 else ""
-    told = [f"{found.mean():.2%}", spread, " ".join(f"{a:.2%}" for a in found)]
-    return f"| {' | '.join([name, *cells, *told])} |"
+    figures = [f"{found.mean():.2%}", spread, " ".join(f"{a:.2%}" for a in found)]
+    return f"| {' | '.join([name, *cells, *figures])} |"
 
 
 def students(bench: Bench, only: str, seeds: list[int]) -> None:

@@ -3,7 +3,7 @@
     python benchmarks/tune_classifier.py SUITE_FOLDER TASK pruned [--views 4] [--seeds 0 1 2] [--folder DIR]
     python benchmarks/tune_classifier.py SUITE_FOLDER TASK quantized [--seeds 0 1 2]
 
-pruned: second-order pruning, then distillation; agreement with the original in float and as int8. With a
+pruned: OBS pruning, then distillation; agreement with the original in float and as int8. With a
 folder, a run that was stopped goes on from what is there.
 quantized: int8 with one scale a weight, by rounding alone and after quantization-aware training that starts
 from what GPTQ has rounded to.
@@ -85,17 +85,17 @@ class Task:
         return {name: round(score, 4) for name, score in scores.items()}
 
     def ranges(self, model: ir.Model, target: Target) -> Mapping[str, Range]:
-        """Of all that an integer form observes."""
+        """Ranges of all values that can be int8."""
         names = tensors_to_observe(find_fusion_groups(model, target.kernels))
         return calibrate(model, self.calibration, names, Calibration(), threads=self.threads).ranges
 
     def plan(self, model: ir.Model, target: Target, ranges: Mapping[str, Range]) -> QuantPlan:
-        """Every group in its integer form."""
+        """Every fusion group in int8."""
         groups = find_fusion_groups(model, target.kernels)
         return make_plan(model, groups, ranges, target, {u.name: Request(Precision.STATIC) for u in groups})
 
     def rounded(self, model: ir.Model, target: Target, seed: int) -> ir.Model:
-        """The int8 form by GPTQ, as a build makes it."""
+        """The int8 model with GPTQ, as in a build."""
         plan = self.plan(model, target, self.ranges(model, target))
         some: Samples = some_samples(self.calibration)
         rounder = round_weights(model, plan, some, gptq=True, threads=self.threads, seed=seed)
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("what", choices=["pruned", "quantized"])
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--scope", default="measured", help="of pruning, rates by layer")
-    parser.add_argument("--views", type=int, default=4, help="of each picture, that pruning looks at")
+    parser.add_argument("--views", type=int, default=4, help="augmented copies of each image for pruning")
     parser.add_argument("--folder", type=Path, help="for what is found on the way")
     parser.add_argument("--keep-type", action="append", default=[], help="operators that stay dense")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

@@ -97,7 +97,7 @@ def loopback_bytes() -> int:
 
 def learn(data: Path, way: str, seed: int, epochs: int) -> dict[str, Any] | None:
     """One run, or the part in it of this worker; the first has the result."""
-    held, model = np.load(data.with_name("held.npz")), untrained(seed)
+    evaluation, model = np.load(data.with_name("held.npz")), untrained(seed)
     described = Data(path=str(data), labels=Labels(array="label"))
     samples = open_samples(described, "calibration", input_specs(model), {}, base=Path())
     steps = epochs * -(-len(samples) // int(LEARNING["batch"]))
@@ -107,7 +107,7 @@ def learn(data: Path, way: str, seed: int, epochs: int) -> dict[str, Any] | None
         made = tune(model, model, samples, settings, TrainingRun(seed, workers=workers))
     sent = made.traffic
     return None if not workers.first else {
-        "accuracy": accuracy(made.model, held["x"], held["label"]),
+        "accuracy": accuracy(made.model, evaluation["x"], evaluation["label"]),
         "loss": made.log[-1].loss,
         "train_s": round(time.perf_counter() - started, 1),
         "sent_bytes": sent.sent_bytes if sent else 0,
@@ -137,10 +137,10 @@ def _learned(data: Path, way: str, seed: int, epochs: int) -> Any:
         subprocess.Popen(call, env={**os.environ, **place, "RANK": str(rank)}, stdout=subprocess.PIPE)
         for rank in range(count)
     ]
-    told = [worker.communicate()[0] for worker in workers]
+    outputs = [worker.communicate()[0] for worker in workers]
     if any(worker.returncode for worker in workers):
         raise SystemExit(f"{way}, seed {seed}: a worker failed")
-    return json.loads(told[0])
+    return json.loads(outputs[0])
 
 
 def row(way: str, runs: list[dict[str, Any]]) -> str:

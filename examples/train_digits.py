@@ -10,7 +10,7 @@ It needs ``torch`` and ``onnx`` and takes about seven minutes on one core. ``fea
   recordings are padded with silence at the end. The front end on the device must be the one used here.
 - ``label``, integers ``[N]``: the digit.
 
-The samples are divided by label into training, calibration and evaluation; no sample is in two parts. The
+The samples are split by label into training, calibration and evaluation; the splits are disjoint. The
 same seed, torch version and machine give the same network.
 """
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepack.compression.channels.atoms import Atoms, Channels, Group, output_axis
-from edgepack.compression.eliminate import Floats, Reader, eliminate, order_of, salience_of
+from edgepack.compression.eliminate import Consumer, Floats, eliminate, order_of, salience_of
 from edgepack.compression.refit import bias_of
 from edgepack.compression.sample_run import SampleRun
 from edgepack.config.passes import Structured
@@ -28,10 +28,14 @@ def orders(
     """For each group the pruning order of its classes (as indices into ``classes``) and the losses."""
     if config.method in ("l1", "l2"):
         return [order_of(_magnitudes(channels, roots, group, config.method)) for group in groups]
-    readers = _readers(model, channels, roots, groups, run)
+    consumers = _consumers(model, channels, roots, groups, run)
     found = []
     for group in groups:
-        mine = [_owned(reader, read, group) for reader, read in readers if np.isin(group.classes, read).any()]
+        mine = [
+            _owned(consumer, read, group)
+            for consumer, read in consumers
+            if np.isin(group.classes, read).any()
+        ]
         if config.method == "activation":
             found.append(order_of(salience_of(mine, len(group.classes))))
         else:
@@ -44,7 +48,7 @@ def _magnitudes(channels: Channels, roots: Atoms, group: Group, method: str) -> 
     place = {int(c): i for i, c in enumerate(group.classes)}
     costs = np.zeros(len(group.classes), np.float32)
     for cut in channels.cuts:
-        if cut.node not in group.makers or cut.index != 1 or cut.axis != output_axis(cut.node):
+        if cut.node not in group.producers or cut.index != 1 or cut.axis != output_axis(cut.node):
             continue
         weight = np.abs(np.moveaxis(weight_of(cut.node), cut.axis, 0)).reshape(len(cut.atoms), -1)
         rows = (weight if method == "l1" else weight**2).sum(1)
@@ -54,12 +58,12 @@ def _magnitudes(channels: Channels, roots: Atoms, group: Group, method: str) -> 
     return costs
 
 
-def _readers(
+def _consumers(
     model: ir.Model, channels: Channels, roots: Atoms, coupled: Sequence[Group], run: SampleRun
-) -> list[tuple[Reader, Atoms]]:
+) -> list[tuple[Consumer, Atoms]]:
     """Consumers of prunable channels, each with the root of every input."""
     free = np.concatenate([each.classes for each in coupled])
-    wanted = [(node, roots[atoms]) for node, atoms in channels.readers if np.isin(roots[atoms], free).any()]
+    wanted = [(node, roots[atoms]) for node, atoms in channels.consumers if np.isin(roots[atoms], free).any()]
     read_by = [
         FusionGroup(
             name=node.name or "",
@@ -72,7 +76,7 @@ def _readers(
         if node.op_type != "ConvTranspose" and node.inputs[0] is not None
     ]
     second = {}
-    for reader, moments in stream_moments(
+    for consumer, moments in stream_moments(
         model,
         read_by,
         run.samples,
@@ -81,7 +85,7 @@ def _readers(
         seed=run.seed,
         on_sample=run.on_sample,
     ):
-        second[reader.name] = moments
+        second[consumer.name] = moments
     found = []
     for node, read in wanted:
         weight = _columns(node)
@@ -97,7 +101,7 @@ def _readers(
             # With few rows, correlations between inputs are less reliable than their variances.
             trust = moments_of.count / (moments_of.count + len(table))
             table = trust * table + (1 - trust) * np.diag(np.diagonal(table))
-        found.append((Reader(weight, table, np.repeat(read, taps)), read))
+        found.append((Consumer(weight, table, np.repeat(read, taps)), read))
     return found
 
 
@@ -109,8 +113,8 @@ def _columns(node: ir.Node) -> Floats:
     return np.asarray(to_groups(node, weight)[0])
 
 
-def _owned(reader: Reader, read: Atoms, group: Group) -> Reader:
+def _owned(consumer: Consumer, read: Atoms, group: Group) -> Consumer:
     """The consumer with indices into the group's classes in place of roots."""
-    place = np.searchsorted(group.classes, reader.owner)
+    place = np.searchsorted(group.classes, consumer.owner)
     place = np.clip(place, 0, len(group.classes) - 1)
-    return replace(reader, owner=np.where(group.classes[place] == reader.owner, place, -1))
+    return replace(consumer, owner=np.where(group.classes[place] == consumer.owner, place, -1))

@@ -62,7 +62,7 @@ def compact(model: ir.Model, config: Compact, multiples: Multiples) -> tuple[ir.
 def _silent(channels: Channels, roots: Atoms) -> Mask:
     """Mask of the roots that no weight consumes [atoms]."""
     silent = np.ones(len(roots), np.bool_)
-    for node, read in channels.readers:
+    for node, read in channels.consumers:
         axis = next(c.axis for c in channels.cuts if c.node is node and c.index == 1 and c.atoms is read)
         weight = np.moveaxis(weight_of(node), axis, 0).reshape(len(read), -1)
         silent[roots[read[weight.any(1)]]] = False

@@ -23,7 +23,7 @@ STEPS = 64
 
 
 @dataclass(slots=True, eq=False)
-class Reader:
+class Consumer:
     """One matrix that consumes a group's channels: ``weight`` [M, K], ``second`` [K, K] (centered if its bias
     compensates the mean) and ``owner`` [K], the class of each input, or -1."""
 
@@ -43,19 +43,19 @@ def order_of(costs: Floats) -> tuple[Indices, Floats]:
     return order, np.concatenate([[0.0], np.cumsum(costs[order])]).astype(np.float32)
 
 
-def salience_of(readers: Sequence[Reader], count: int) -> Floats:
+def salience_of(consumers: Sequence[Consumer], count: int) -> Floats:
     """For each class its share of the output energy of its consumers, without updates of other weights."""
     costs = np.zeros(count)
-    for reader in readers:
-        own = (reader.weight**2).sum(0) * np.diagonal(reader.second)
-        mine = reader.owner >= 0
-        np.add.at(costs, reader.owner[mine], own[mine] / max(reader.energy, 1e-12))
+    for consumer in consumers:
+        own = (consumer.weight**2).sum(0) * np.diagonal(consumer.second)
+        mine = consumer.owner >= 0
+        np.add.at(costs, consumer.owner[mine], own[mine] / max(consumer.energy, 1e-12))
     return costs.astype(np.float32)
 
 
-def eliminate(readers: Sequence[Reader], count: int) -> tuple[Indices, Floats]:
+def eliminate(consumers: Sequence[Consumer], count: int) -> tuple[Indices, Floats]:
     """As :func:`order_of`, with an OBS update of the remaining weights after each removal."""
-    states = [_State(reader, count) for reader in readers]
+    states = [_State(consumer, count) for consumer in consumers]
     left = np.ones(count, np.bool_)
     order: list[int] = []
     losses = [0.0]
@@ -76,13 +76,13 @@ def eliminate(readers: Sequence[Reader], count: int) -> tuple[Indices, Floats]:
 class _State:
     """A consumer during pruning: its remaining weight and the inverse of its moments."""
 
-    def __init__(self, reader: Reader, count: int) -> None:
-        self.energy = max(reader.energy, 1e-12)
-        self.weight = reader.weight.astype(np.float64)
-        damped = reader.second.astype(np.float64)
+    def __init__(self, consumer: Consumer, count: int) -> None:
+        self.energy = max(consumer.energy, 1e-12)
+        self.weight = consumer.weight.astype(np.float64)
+        damped = consumer.second.astype(np.float64)
         damped[np.diag_indices_from(damped)] += DAMPING * max(float(np.trace(damped)) / len(damped), 1e-12)
         self.inverse = np.linalg.inv(damped)
-        self.columns = [np.flatnonzero(reader.owner == one) for one in range(count)]
+        self.columns = [np.flatnonzero(consumer.owner == one) for one in range(count)]
         self.left = {one for one in range(count) if len(self.columns[one])}
         self.count = count
 

@@ -105,7 +105,7 @@ def prune_structured(
 
 def _changes(channels: Channels, alive: Mask) -> tuple[frozenset[str], dict[str, Atoms]]:
     """Names of the nodes that consume fewer channels; kept output indices of those that produce fewer."""
-    cut = {node.name or "" for node, atoms in channels.readers if not alive[atoms].all()}
+    cut = {node.name or "" for node, atoms in channels.consumers if not alive[atoms].all()}
     kept = {
         c.node.name or "": np.flatnonzero(alive[c.atoms])
         for c in channels.cuts
@@ -115,16 +115,16 @@ def _changes(channels: Channels, alive: Mask) -> tuple[frozenset[str], dict[str,
 
 
 def _kept_names(channels: Channels, config: Structured) -> frozenset[str]:
-    names = [node.name or "" for node, _ in channels.makers]
+    names = [node.name or "" for node, _ in channels.producers]
     for pattern in config.keep:
         if not fnmatch.filter(names, pattern):
             raise ConfigError(
                 f"structured: keep: no node that produces channels is named {pattern!r}, "
                 + did_you_mean(pattern, names)
             )
-    require_types("structured", config.keep_types, {node.op_type for node, _ in channels.makers})
+    require_types("structured", config.keep_types, {node.op_type for node, _ in channels.producers})
     named = {n for n in names if any(fnmatch.fnmatch(n, pattern) for pattern in config.keep)}
-    typed = {node.name or "" for node, _ in channels.makers if node.op_type in config.keep_types}
+    typed = {node.name or "" for node, _ in channels.producers if node.op_type in config.keep_types}
     return frozenset(named | typed)
 
 

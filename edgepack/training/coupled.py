@@ -37,7 +37,7 @@ class Place:
     classes: Tensor
     weight: bool
     """Whether the tensor is multiplied with activations; only such tensors count in the scores."""
-    reading: bool
+    consuming: bool
     """Whether ``axis`` is the input axis of a weight."""
 
     def sums(self, tensor: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Coupled:
         """Gradient norm of the weights that consume each class [classes]."""
         found = torch.zeros(len(self.groups), dtype=torch.float64)
         for place in self.places:
-            if place.reading and place.key in gradients:
+            if place.consuming and place.key in gradients:
                 self._add(found, place, place.sums(gradients[place.key].double().square()))
         return found.sqrt()
 
@@ -83,7 +83,7 @@ class Coupled:
         channels."""
         found: dict[str, Tensor] = {}
         for place in self.places:
-            if place.reading or final:
+            if place.consuming or final:
                 shape = shapes[place.key].shape
                 mask = place.mask(alive, len(shape)).expand(shape)
                 found[place.key] = found[place.key] * mask if place.key in found else mask.clone()
@@ -145,6 +145,6 @@ def _trained_cuts(model: ir.Model, channels: Channels, parameters: Parameters) -
 
 
 def _place(channels: Channels, cut: Cut, trained: Trainable, numbers: np.ndarray) -> Place:
-    reading = any(cut.node is node and cut.atoms is atoms for node, atoms in channels.readers)
+    consuming = any(cut.node is node and cut.atoms is atoms for node, atoms in channels.consumers)
     classes = torch.from_numpy(numbers[cut.atoms])
-    return Place(trained.key, cut.axis, classes, trained.kind is Kind.WEIGHT, reading and cut.index == 1)
+    return Place(trained.key, cut.axis, classes, trained.kind is Kind.WEIGHT, consuming and cut.index == 1)

@@ -119,10 +119,10 @@ def _features(model: ir.Model, teacher: ir.Model, settings: Tune, float_model: i
     ends = [name for name in block_ends(float_model) if name in here & there]
     if float_model is model:
         return [Pair(name, name) for name in ends]
-    makers, clamped = ({name_of(v): n for n in m.graph for v in n.outputs} for m in (float_model, model))
+    producers, clamped = ({name_of(v): n for n in m.graph for v in n.outputs} for m in (float_model, model))
     found = []
     for name in ends:
-        dropped = makers[name].op_type in CLAMPS and clamped[name].op_type not in CLAMPS
+        dropped = producers[name].op_type in CLAMPS and clamped[name].op_type not in CLAMPS
         seen = _restored(clamped[name].outputs[0]) if dropped else name
         found += [Pair(seen, name)] if seen is not None else []
     return found
@@ -146,14 +146,16 @@ def block_ends(model: ir.Model) -> list[str]:
     names = []
     for node in model.graph:
         value = node.outputs[0]
-        readers = [use.node for use in value.uses()]
+        consumers = [use.node for use in value.uses()]
         residual = (
             node.op_type == "Add" and _is_float(value) and all(constant(v) is None for v in node.inputs)
         )
         # The input of a Softmax may be scores with a mask of huge values.
-        residual = residual and SOFTMAXES.isdisjoint(n.op_type for n in readers)
-        bottleneck = node.op_type == "Conv" and CONTINUED.isdisjoint(n.op_type for n in readers)
-        before_last = any(n.op_type in ("Gemm", "MatMul") and n.outputs[0].is_graph_output() for n in readers)
+        residual = residual and SOFTMAXES.isdisjoint(n.op_type for n in consumers)
+        bottleneck = node.op_type == "Conv" and CONTINUED.isdisjoint(n.op_type for n in consumers)
+        before_last = any(
+            n.op_type in ("Gemm", "MatMul") and n.outputs[0].is_graph_output() for n in consumers
+        )
         if (residual or bottleneck or before_last) and not value.is_graph_output():
             names.append(name_of(value))
     return names

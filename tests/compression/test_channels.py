@@ -44,7 +44,7 @@ def cut_some(model: ir.Model, share: float, seed: int = 0) -> tuple[ir.Model, ir
                 alive, gone = without, gone + 1
     masked = clone(model)
     twins = dict(zip(model.graph, masked.graph, strict=True))
-    for node, atoms in channels.readers:
+    for node, atoms in channels.consumers:
         axis = next(c.axis for c in channels.cuts if c.node is node and c.index == 1 and c.atoms is atoms)
         content = np.moveaxis(weight_of(twins[node]).copy(), axis, 0)
         content[~alive[atoms]] = 0
@@ -119,7 +119,7 @@ def test_the_order_of_split_channels_is_followed() -> None:
 def test_kept_by_name() -> None:
     model = model_of(f"{IMAGE} {{ {CONV} k = Conv (x, w2) p = Conv (h, v) q = Conv (k, v) y = Add (p, q) }}")
     channels = find_channels(model)
-    first = channels.makers[0][0].name
+    first = channels.producers[0][0].name
     assert first is not None
     groups = find_groups(channels, frozenset([first]))
     assert [len(g.classes) for g in groups[:2]] == [0, 12] and "is excluded by `keep`" in groups[0].pinned

@@ -12,7 +12,7 @@ from support.onnx_models import Array, f32, parse, run
 from support.quantizing import weight
 
 from edgepack.benchmark.bench import ColdStart
-from edgepack.compression.eliminate import Reader, eliminate, order_of, salience_of
+from edgepack.compression.eliminate import Consumer, eliminate, order_of, salience_of
 from edgepack.compression.structured import Multiples, SlimReport, prune_structured, structured_notes
 from edgepack.config.passes import Structured
 from edgepack.config.recipe import Data, Recipe, load_recipe
@@ -93,7 +93,7 @@ def test_the_first_to_go_costs_what_least_squares_says(classes: int, outs: int, 
     x = rng.normal(size=(size, 3)) @ rng.normal(size=(3, 4 * size)) + rng.normal(size=(size, 4 * size))
     second, matrix = x @ x.T / x.shape[1], rng.normal(size=(outs, size))
     owner = np.repeat(np.arange(classes), taps)
-    order, losses = eliminate([Reader(f32(matrix), f32(second), owner)], classes)
+    order, losses = eliminate([Consumer(f32(matrix), f32(second), owner)], classes)
     assert sorted(order.tolist()) == list(range(classes))
     assert (np.diff(losses) >= 0).all() and losses[0] == 0
 
@@ -113,11 +113,11 @@ def test_the_first_to_go_costs_what_least_squares_says(classes: int, outs: int, 
 
 def test_readers_that_do_not_look_cost_nothing() -> None:
     matrix = f32([[1.0, 0.0, 2.0]])
-    reader = Reader(matrix, f32(np.eye(3)), np.asarray([0, 1, -1]))
-    assert salience_of([reader], 2).tolist() == pytest.approx([0.2, 0.0])
-    order, losses = order_of(salience_of([reader], 2))
+    consumer = Consumer(matrix, f32(np.eye(3)), np.asarray([0, 1, -1]))
+    assert salience_of([consumer], 2).tolist() == pytest.approx([0.2, 0.0])
+    order, losses = order_of(salience_of([consumer], 2))
     assert order.tolist() == [1, 0] and losses.tolist() == pytest.approx([0, 0, 0.2])
-    assert eliminate([reader], 2)[0].tolist() == [1, 0]
+    assert eliminate([consumer], 2)[0].tolist() == [1, 0]
 
 
 def test_the_refit_makes_up_for_what_has_gone(samples: Samples) -> None:

@@ -18,14 +18,14 @@ from edgepack.training.weights import array_of, keys_of, trainables, with_weight
 QUICK: dict[str, Any] = {"steps": 40, "learning_rate": 3e-3, "held_out": 0.0, "batch": 8}
 
 
-def held_arrays(model: ir.Model) -> dict[str, Array]:
+def trained_arrays(model: ir.Model) -> dict[str, Array]:
     """What is trained, by key."""
     return {key: array_of(value) for value, key in keys_of(model).items() if key in trainables(model)}
 
 
 def changed(model: ir.Model, function: Any) -> ir.Model:
     """The model with ``function(key, array)`` in place of what is trained."""
-    return with_weights(model, {k: function(k, v) for k, v in held_arrays(model).items()})
+    return with_weights(model, {k: function(k, v) for k, v in trained_arrays(model).items()})
 
 
 def noisy(model: ir.Model, noise: float = 0.1) -> ir.Model:

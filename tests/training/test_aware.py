@@ -160,9 +160,9 @@ def test_a_build_stores_what_was_trained(tmp_path: Path) -> None:
         folder = tiny.project(
             tmp_path / name,
             quantize={"method": "static", "weight_bits": 4, **quantize},
-            training_data={"path": "lessons.npz"},
+            training_data={"path": "training.npz"},
         )
-        np.savez(folder / "lessons.npz", x=tiny.samples(400, 9))
+        np.savez(folder / "training.npz", x=tiny.samples(400, 9))
         result = tiny.run(folder, "build", "--json")
         assert result.returncode in (0, 1), result.stderr
         made[name] = json.loads(result.stdout), load_model(folder / "dist" / "x86-cpu" / "model.onnx")

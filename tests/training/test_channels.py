@@ -15,7 +15,7 @@ from support.channel_nets import IMAGE, PRUNED, model_of
 from support.onnx_models import conv_net, difference, f32, run
 from support.quantizing import weight
 from support.sampling import npz
-from support.tuning import QUICK, held_arrays, random_pictures, trained
+from support.tuning import QUICK, random_pictures, trained, trained_arrays
 
 from edgepack.compression.channels.atoms import find_groups
 from edgepack.compression.channels.rules import find_channels
@@ -86,7 +86,7 @@ RESIDUAL = model_of(f"{IMAGE} {{ {PRUNED['residual']} }}")
 def test_all_that_belongs_to_a_channel_is_zero(samples: Samples) -> None:
     """Weights, biases and entries of normalizations, whatever the node; the file's own nodes stay."""
     made = trained(conv_net(), samples, sparsify=share(sparsity=0.5)).model
-    after = held_arrays(made)
+    after = trained_arrays(made)
     (gone,) = np.nonzero(~after["w3"].any(0))
     assert len(gone) == 2
     for key in ("w1", "w2", "b2", "bn_scale", "bn_bias"):

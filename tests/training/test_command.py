@@ -77,9 +77,9 @@ def test_a_build_trains_after_it_prunes(tmp_path: Path) -> None:
 def test_a_build_trains_what_it_clustered_and_the_few_values_stay_few(tmp_path: Path) -> None:
     tuning = {"steps": 100, "batch": 20, "held_out": 0.0, "labels": 1e-3, "threads": 1}
     passes = [{"prune": {"sparsity": 0.4}}, {"tune": tuning}, {"cluster": {"bits": 3}}, {"tune": tuning}]
-    distillation = {"path": "lessons.npz", "labels": {"array": "label"}}
+    distillation = {"path": "training.npz", "labels": {"array": "label"}}
     folder = tiny.project(tmp_path, passes=passes, training_data=distillation)
-    np.savez(tmp_path / "lessons.npz", x=tiny.samples(400, 7), label=np.arange(400) % tiny.CLASSES)
+    np.savez(tmp_path / "training.npz", x=tiny.samples(400, 7), label=np.arange(400) % tiny.CLASSES)
     made = tiny.run(folder, "build", "--json")
     assert made.returncode in (0, 1), made.stderr
     steps = {row["name"]: row for row in json.loads(made.stdout)["waterfall"]}
@@ -107,7 +107,7 @@ def test_channels_that_training_takes_out_leave_with_the_next_pass(tmp_path: Pat
 
 
 def test_what_judges_is_not_trained_on(tmp_path: Path) -> None:
-    folder = tiny.project(tmp_path, passes=["tune"], training_data="lessons.npz")
-    np.savez(folder / "lessons.npz", x=tiny.samples(12, 2))
+    folder = tiny.project(tmp_path, passes=["tune"], training_data="training.npz")
+    np.savez(folder / "training.npz", x=tiny.samples(12, 2))
     made = tiny.run(folder, "build")
     assert made.returncode == 3 and "12 evaluation samples are also training samples" in made.stderr

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="needs the extra `tune`")
 
 from support.onnx_models import Array, conv_net, f32, parse, run
 from support.sampling import npz
-from support.tuning import QUICK, changed, distance, held_arrays, noisy, random_pictures, trained
+from support.tuning import QUICK, changed, distance, noisy, random_pictures, trained, trained_arrays
 
 from edgepack.config.recipe import Data
 from edgepack.config.training import Gradients, Sparsify, Tune
@@ -54,8 +54,8 @@ def test_zeros_stay_and_statistics_are_frozen(samples: Samples) -> None:
         return value * (rng.random(value.shape) < 0.5) if key.startswith("w") else value
 
     start = changed(noisy(conv_net()), half)
-    after = held_arrays(trained(start, samples).model)
-    for key, value in held_arrays(start).items():
+    after = trained_arrays(trained(start, samples).model)
+    for key, value in trained_arrays(start).items():
         assert np.array_equal(value == 0, after[key] == 0), key
         assert not np.array_equal(value, after[key]), key
     assert {"bn_mean", "bn_var"}.isdisjoint(after)
@@ -71,7 +71,7 @@ def test_shared_values_stay_shared(tmp_path: Path) -> None:
     path = npz(tmp_path / "x.npz", x=f32(rng.normal(size=(32, 1, 32))))
     samples = open_samples(Data(path=str(path)), "calibration", input_specs(start), {}, base=tmp_path)
     made = tune(start, teacher, samples, Tune(**QUICK), TrainingRun(0))
-    after = held_arrays(made.model)["w"]
+    after = trained_arrays(made.model)["w"]
     values = [np.unique(after[places == i]) for i in range(4)]
     assert all(len(v) == 1 for v in values)
     assert values[1][0] == 0
@@ -89,10 +89,10 @@ def on_a_codebook(model: ir.Model, key: str, scale: Array, shape: tuple[int, ...
 
 def test_weights_keep_their_codebook_scales(samples: Samples) -> None:
     start = conv_net()
-    key, before = next((k, v) for k, v in held_arrays(start).items() if v.ndim == 4)
+    key, before = next((k, v) for k, v in trained_arrays(start).items() if v.ndim == 4)
     scale = short_scale(f32(np.geomspace(0.001, 0.01, len(before))))
     codes = on_a_codebook(start, key, scale, before.shape)
-    assert np.array_equal(trainable_parameters(start).arrays()[key], held_arrays(start)[key])
+    assert np.array_equal(trainable_parameters(start).arrays()[key], trained_arrays(start)[key])
     made = trained(start, samples, steps=200)
     (value,) = [v for v, k in keys_of(made.model).items() if k == key]
     after, scales = array_of(value), value.meta[KEY]
@@ -107,20 +107,20 @@ def test_weights_keep_their_codebook_scales(samples: Samples) -> None:
         and np.array_equal(scales, short_scale(scales))
     )
     further = trained(made.model, samples, held_out=0.5, learning_rate=1e-9, steps=1)
-    assert np.array_equal(held_arrays(further.model)[key], after)
+    assert np.array_equal(trained_arrays(further.model)[key], after)
 
 
 def test_a_weight_off_its_codebook_is_trained_freely(samples: Samples) -> None:
     start = conv_net()
-    key, before = next((k, v) for k, v in held_arrays(start).items() if v.ndim == 4)
+    key, before = next((k, v) for k, v in trained_arrays(start).items() if v.ndim == 4)
     on_a_codebook(start, key, f32(np.full(len(before), 0.01)), before.shape)
     parameters = trainable_parameters(with_weights(start, {key: before}))
     assert not parameters.scales and np.array_equal(parameters.arrays()[key], before)
 
 
 def test_the_same_seed_gives_the_same_weights(samples: Samples) -> None:
-    runs = [held_arrays(trained(noisy(conv_net()), samples).model) for _ in range(2)]
-    other = held_arrays(tune(noisy(conv_net()), conv_net(), samples, Tune(**QUICK), TrainingRun(2)).model)
+    runs = [trained_arrays(trained(noisy(conv_net()), samples).model) for _ in range(2)]
+    other = trained_arrays(tune(noisy(conv_net()), conv_net(), samples, Tune(**QUICK), TrainingRun(2)).model)
     assert all(np.array_equal(runs[0][k], runs[1][k]) for k in runs[0])
     assert not all(np.array_equal(runs[0][k], other[k]) for k in other)
 
@@ -159,7 +159,7 @@ def test_killed_and_resumed_it_gives_the_same_weights(
         with pytest.raises(Killed):
             go(tmp_path / "broken", die_at)
     again = go(tmp_path / "broken")
-    a, b = held_arrays(whole.model), held_arrays(again.model)
+    a, b = trained_arrays(whole.model), trained_arrays(again.model)
     assert all(np.array_equal(a[k], b[k]) for k in a)
     assert [(e.step, e.loss) for e in whole.log] == [(e.step, e.loss) for e in again.log]
     lines = (tmp_path / "broken" / "log.jsonl").read_text().splitlines()
@@ -224,7 +224,7 @@ def test_weights_between_start_and_end_are_kept_where_they_judge_best(samples: S
     for m in parts:
         assert m.kept_step == 12
         assert m.between in (0.25, 0.5, 0.75)
-        first, final = held_arrays(off), held_arrays(m.model)
+        first, final = trained_arrays(off), trained_arrays(m.model)
         assert any(not np.array_equal(first[key], final[key]) for key in first)
 
 
@@ -258,7 +258,7 @@ def test_what_is_not_trained_stays_to_the_last_bit() -> None:
     rng = np.random.default_rng(0)
     uneven = changed(conv_net(), lambda key, v: f32(v * 10 ** rng.uniform(-9, 5, v.shape)))
     for key, array in trainable_parameters(uneven).arrays().items():
-        assert np.array_equal(array, held_arrays(uneven)[key]), key
+        assert np.array_equal(array, trained_arrays(uneven)[key]), key
 
 
 def test_what_cannot_be_trained_is_said_first(samples: Samples) -> None:
@@ -285,7 +285,7 @@ def test_a_tied_table_stays_tied(tmp_path: Path) -> None:
     path = npz(tmp_path / "x.npz", ids=rng.integers(0, 64, (32, 1, 6)))
     words = open_samples(Data(path=str(path)), "calibration", input_specs(model), {}, base=tmp_path)
     made = tune(model, teacher, words, Tune(**QUICK), TrainingRun(0)).model
-    after = held_arrays(made)
+    after = trained_arrays(made)
     np.testing.assert_array_equal(after["t"], after["u"].T)
     assert not np.array_equal(after["t"], shaken)
     assert distance(made, teacher, words) < 0.7 * distance(model, teacher, words)

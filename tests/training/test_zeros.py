@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="needs the extra `tune`")
 
 from support.onnx_models import conv_net, f32, parse
 from support.sampling import npz
-from support.tuning import QUICK, changed, held_arrays, noisy, random_pictures, trained
+from support.tuning import QUICK, changed, noisy, random_pictures, trained, trained_arrays
 
 from edgepack.config.recipe import Data
 from edgepack.config.strict_yaml import parse as parse_settings
@@ -41,7 +41,7 @@ def test_training_makes_the_zeros_that_are_asked_for(
         Sparsify, {"sparsity": 0.5, "pattern": pattern, "when": when, "regrowth": regrowth, "every": 4}, "s"
     )
     made = trained(conv_net(), samples, sparsify=share)
-    after = {k: v for k, v in held_arrays(made.model).items() if k.startswith("w")}
+    after = {k: v for k, v in trained_arrays(made.model).items() if k.startswith("w")}
     if pattern == "unstructured":
         zeros = sum(int((v == 0).sum()) for v in after.values()) / sum(v.size for v in after.values())
         assert abs(zeros - 0.5) < 0.01
@@ -56,7 +56,7 @@ def test_a_model_with_some_zeros_gets_those_that_are_asked_for(samples: Samples,
     one_zero = changed(conv_net(), lambda key, v: v * (np.arange(v.size).reshape(v.shape) > 0))
     share = Sparsify(sparsity=0.5, when=when, every=1000, start=0.5)  # type: ignore[arg-type]
     made = trained(one_zero, samples, sparsify=share, held_out=0.25)
-    after = {k: v for k, v in held_arrays(made.model).items() if k.startswith("w")}
+    after = {k: v for k, v in trained_arrays(made.model).items() if k.startswith("w")}
     zeros = sum(int((v == 0).sum()) for v in after.values()) / sum(v.size for v in after.values())
     assert abs(zeros - 0.5) < 0.01
     assert made.kept_step > 20
@@ -107,7 +107,7 @@ def test_zeros_that_are_needed_come_back(tmp_path: Path, way: dict[str, Any]) ->
     def come_back(**given: Any) -> int:
         share = parse_settings(Sparsify, {"sparsity": 0.5, "start": 0, **given}, "sparsify")
         made = tune(start, teacher, samples, Tune(**NEEDED, sparsify=share), TrainingRun(0))
-        return int(np.count_nonzero(held_arrays(made.model)["w"][3]))
+        return int(np.count_nonzero(trained_arrays(made.model)["w"][3]))
 
     assert come_back(**way) > 6
     assert come_back(**{**way, "regrowth": "gradient", "exchanged": 0.0}) == 0
@@ -208,6 +208,6 @@ def test_patterns_lie_along_the_inputs_of_each_output() -> None:
 
 @pytest.mark.parametrize("penalty", ["l1", "l2", "group_lasso"])
 def test_penalties_make_weights_smaller(samples: Samples, penalty: str) -> None:
-    free = held_arrays(trained(conv_net(), samples).model)
-    drawn = held_arrays(trained(conv_net(), samples, **{penalty: 0.05}).model)
+    free = trained_arrays(trained(conv_net(), samples).model)
+    drawn = trained_arrays(trained(conv_net(), samples, **{penalty: 0.05}).model)
     assert np.abs(drawn["w2"]).sum() < np.abs(free["w2"]).sum()

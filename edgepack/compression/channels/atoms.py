@@ -61,9 +61,9 @@ class Channels:
     tracks: dict[ir.Value, Track] = field(default_factory=dict)
     cuts: list[Cut] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
-    readers: list[tuple[ir.Node, Atoms]] = field(default_factory=list)
+    consumers: list[tuple[ir.Node, Atoms]] = field(default_factory=list)
     """Nodes whose weights consume channels, with the atoms of these."""
-    makers: list[tuple[ir.Node, Atoms]] = field(default_factory=list)
+    producers: list[tuple[ir.Node, Atoms]] = field(default_factory=list)
     """Nodes whose weights produce channels, with the atoms of these."""
     parents: list[int] = field(default_factory=list)
     pins: dict[int, str] = field(default_factory=dict)
@@ -163,7 +163,7 @@ class Group:
 
     name: str
     """Name of the first node that produces the channels."""
-    makers: tuple[ir.Node, ...]
+    producers: tuple[ir.Node, ...]
     widest: Atoms
     """Roots of the channels of the node that produces the most of them."""
     classes: Atoms
@@ -173,12 +173,12 @@ class Group:
 
 def find_groups(channels: Channels, keep: frozenset[str] = frozenset()) -> tuple[Group, ...]:
     """Groups in the order of the graph. Channels that the nodes named in ``keep`` produce are pinned."""
-    for node, atoms in channels.makers:
+    for node, atoms in channels.producers:
         if node.name in keep:
             channels.pin_atoms(atoms, f"{label(node)} is excluded by `keep`")
     unread = np.ones(len(channels.parents), np.bool_)
     roots = channels.roots()
-    for _, atoms in channels.readers:
+    for _, atoms in channels.consumers:
         unread[roots[atoms]] = False
     reasons = {int(roots[atom]): why for atom, why in channels.pins.items()}
     found: list[Group] = []
@@ -190,8 +190,8 @@ def find_groups(channels: Channels, keep: frozenset[str] = frozenset()) -> tuple
         widest = max((roots[atoms] for _, atoms in members), key=len)
         free = classes[[not reason for reason in pinned]]
         why = next((reason for reason in pinned if reason), "")
-        makers = tuple(node for node, _ in members)
-        found.append(Group(makers[0].name or "", makers, widest, free, why))
+        producers = tuple(node for node, _ in members)
+        found.append(Group(producers[0].name or "", producers, widest, free, why))
     return tuple(found)
 
 
@@ -199,7 +199,7 @@ def _sharing(channels: Channels, roots: Atoms) -> list[list[tuple[ir.Node, Atoms
     """The producers, grouped by shared classes."""
     owner: dict[int, int] = {}
     sets: dict[int, list[tuple[ir.Node, Atoms]]] = {}
-    for place, (node, atoms) in enumerate(channels.makers):
+    for place, (node, atoms) in enumerate(channels.producers):
         mine = [(node, atoms)]
         for other in {owner[c] for c in roots[atoms].tolist() if c in owner}:
             mine = sets.pop(other) + mine

@@ -39,8 +39,8 @@ def _dims(value: ir.Value) -> list[Hashable]:
 
 def _asked_for(value: ir.Value) -> int | None:
     """The size of the last axis that the only consumer, a MatMul, needs."""
-    reader = only_consumer(value)
-    matrix = constant(reader.inputs[1]) if reader is not None and reader.op_type == "MatMul" else None
+    consumer = only_consumer(value)
+    matrix = constant(consumer.inputs[1]) if consumer is not None and consumer.op_type == "MatMul" else None
     return matrix.shape[0] if matrix is not None and matrix.ndim == 2 else None
 
 

@@ -45,11 +45,11 @@ def _convolution(found: Channels, node: ir.Node) -> None:
     read = found.at(node, x, 1)
     if groups == 1:
         made = found.fresh(outputs)
-        found.makers.append((node, made))
+        found.producers.append((node, made))
         found.cut(node, 1, 1 if transposed else 0, made)
         if read is not None:
             found.cut(node, 1, 0 if transposed else 1, read)
-            found.readers.append((node, read))
+            found.consumers.append((node, read))
         found.products.append(Product(node, (made,) if read is None else (read, made)))
     elif read is None:
         return
@@ -84,11 +84,11 @@ def _dense(found: Channels, node: ir.Node, axis: int, axes: tuple[int, int]) -> 
     assert weight is not None
     read = found.at(node, node.inputs[0], axis)
     made = found.fresh(weight.shape[axes[0]])
-    found.makers.append((node, made))
+    found.producers.append((node, made))
     found.cut(node, 1, axes[0], made)
     if read is not None:
         found.cut(node, 1, axes[1], read)
-        found.readers.append((node, read))
+        found.consumers.append((node, read))
     found.products.append(Product(node, (made,) if read is None else (read, made)))
     found.track(node.outputs[0], axis, made)
     return made
