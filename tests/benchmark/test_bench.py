@@ -198,7 +198,7 @@ def test_bench_of_files(tmp_path: Path) -> None:
         weights = {"w": np.zeros((size, size), np.float32)}
         save_model(parse(body.replace("N", str(size)), weights=weights), paths[name])
     with pytest.raises(
-        ExportError, match=r"small.onnx: cannot be run in a process of its own: .*INVALID_ARGUMENT.*file"
+        ExportError, match=r"small.onnx: cannot be run in a separate process: .*INVALID_ARGUMENT.*file"
     ):
         cold_start(paths["small"], Runtime(), {"file": np.zeros((1, 17), np.float32)})
     large = bench(

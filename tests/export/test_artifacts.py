@@ -234,6 +234,6 @@ def test_a_tflite_of_another_model_is_refused(folder: Path, monkeypatch: pytest.
     real = LitertRunner.run
     monkeypatch.setattr(LitertRunner, "run", upside_down)
     report, _ = run(folder)
-    assert "-6.0 dB from those of model.onnx" in report.refused[0].reason
+    assert "-6.0 dB against those of model.onnx" in report.refused[0].reason
     with pytest.raises(EdgepackError, match=r"-6\.0 dB"):
         run(folder, optional=())

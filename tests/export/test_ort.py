@@ -117,7 +117,7 @@ def test_a_file_that_computes_something_else_is_refused(
 
     monkeypatch.setattr("edgepack.export.ort.open_session", swapped)
     with pytest.raises(
-        ExportError, match=r"net\.ort: its outputs are -?\d+\.\d dB from those of .*net\.onnx"
+        ExportError, match=r"net\.ort: its outputs have an SQNR of -?\d+\.\d dB against those of .*net\.onnx"
     ):
         export_ort(net, tmp_path / "net.ort", Runtime(), FEEDS)
 
