@@ -1,4 +1,4 @@
-"""The line as a whole, through its library call."""
+"""The whole build, through its Python function."""
 
 import json
 import platform
@@ -29,7 +29,7 @@ def run(folder: Path, target: str = "x86-cpu", **options: Any) -> tuple[BuildRep
 
 @pytest.fixture(autouse=True)
 def warm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cold starts take processes of their own, most of a small build's time; test_bench.py has them."""
+    """Without cold starts, whose processes take most of a small build's time; test_bench.py has them."""
     monkeypatch.setattr("edgepack.benchmark.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
 
 
@@ -58,7 +58,7 @@ def test_the_package_and_its_report(folder: Path) -> None:
     assert set(json.loads(written)["fingerprints"]) == {"model", "calibration", "recipe", "target"}
 
 
-def test_units_have_times_and_errors(folder: Path) -> None:
+def test_groups_have_times_and_errors(folder: Path) -> None:
     report, _ = run(folder)
     assert {u.method for u in report.units} == {"static"}
     for group in report.units:
@@ -78,7 +78,7 @@ def test_the_model_tells_what_made_it(folder: Path) -> None:
 
 
 def test_names_of_constants_stay_where_the_recipe_asks_for_it(tmp_path: Path) -> None:
-    """Also those of weights that a normalization was folded into; ranges serve both builds."""
+    """Also weights with a folded BatchNormalization; ranges of either build serve the other."""
     known = set(tiny.weights())
     normed = tiny.NET.replace("r = Relu (h)", "n = BatchNormalization (h, b1, b1, b1, g) r = Relu (n)")
     weights = {**tiny.weights(), "g": np.ones(tiny.HIDDEN, np.float32)}
@@ -126,7 +126,7 @@ def test_without_evaluation_data_a_part_of_the_samples_is_held_out(tmp_path: Pat
         run(folder)
 
 
-def test_an_override_keeps_a_unit_in_float(tmp_path: Path) -> None:
+def test_an_override_keeps_a_group_in_float(tmp_path: Path) -> None:
     override = {"nodes": ["node_2"], "method": "float", "reason": "the last layer"}
     folder = tiny.project(tmp_path / "o", quantize={"method": "static", "overrides": [override]})
     report, _ = run(folder)
@@ -153,7 +153,7 @@ def test_the_packed_form_is_measured_and_shipped_where_the_target_asks(tmp_path:
 
 
 def test_the_gate_of_the_target_holds_where_the_recipe_has_none(tmp_path: Path) -> None:
-    """And then a limit on a metric that nobody measured is no failure."""
+    """And a limit on a metric that was not measured is no failure then."""
     folder = tiny.project(tmp_path / "g", gate=None)
     assert load_target("x86-cpu").gate.max_metric_drop is not None
     report, _ = run(folder)

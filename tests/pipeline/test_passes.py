@@ -1,4 +1,4 @@
-"""The passes of a recipe: how they are written, in which order they may stand, what the report says."""
+"""The passes of a recipe: syntax, allowed order, and their lines in the report."""
 
 import json
 from pathlib import Path
@@ -102,6 +102,6 @@ def test_lines_leave_out_what_nobody_measured() -> None:
 
 
 def test_every_pass_of_a_recipe_is_in_the_table() -> None:
-    """But `tune`, which the pipeline carries out itself."""
+    """Except `tune`, which the pipeline runs itself."""
     kinds = [get_args(field.annotation)[0] for field in Pass.model_fields.values()]
     assert set(kinds) - {Tune} == set(PASSES)
