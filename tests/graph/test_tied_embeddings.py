@@ -91,7 +91,7 @@ def test_the_runtime_fuses_what_it_fuses_of_two_copies(method: Method, tmp_path:
 
 def test_a_table_whose_product_stays_float_stays_float_and_is_stored_once(tmp_path: Path) -> None:
     made = build(tmp_path, BY_TRANSPOSE, weights(), feeds=feeds(BY_TRANSPOSE), method={"y": Method.FLOAT})
-    assert made.precisions()["e"] == "float"
+    assert made.forms()["e"] == "float"
     assert sizes(compact(made.quantized, ()), ir.DataType.FLOAT).count(ROWS * WIDTH) == 1
 
 

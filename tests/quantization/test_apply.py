@@ -93,7 +93,7 @@ def test_shared_weights_and_biases(first: Method, second: Method, tmp_path: Path
 def test_shared_matrices(methods: tuple[Method, Method], tmp_path: Path) -> None:
     body = "net (float[5,8] x) => (float[a,b] y) { c = MatMul(x, w) t = Tanh(c) y = MatMul(t, w) }"
     made = build(tmp_path, body, {"w": weight(8, 8)}, method=dict(zip(("c", "y"), methods, strict=True)))
-    assert sorted(made.precisions().values()) == sorted(["float", *methods])
+    assert sorted(made.forms().values()) == sorted(["float", *methods])
     stored = [v for v in made.quantized.graph.initializers.values() if (t := v.const_value) and t.size == 64]
     assert len(stored) == 1
     assert made.sqnr_db > 32
@@ -104,7 +104,7 @@ def test_a_weight_that_a_float_node_uses_stays_for_it(tmp_path: Path) -> None:
         "net (float[5,8] x, float[8,8] k) => (float[5,8] y, float[8,8] z) { y = MatMul(x, w) z = Sub(k, w) }"
     )
     made = build(tmp_path, body, {"w": weight(8, 8)})
-    assert made.precisions() == {"y": "static", "z": "float"}
+    assert made.forms() == {"y": "static", "z": "float"}
     feeds = {"x": weight(5, 8), "k": weight(8, 8, seed=3)}
     np.testing.assert_array_equal(run(made.path, feeds)["z"], run(made.model, feeds)["z"])
 
@@ -124,7 +124,7 @@ CAPTURE = """net (float[1,4,8,8] x, bool p) => (float[a,b,c,d] y) {{
 def test_bodies_see_the_values_that_they_captured(other: str, branch: bool, tmp_path: Path) -> None:
     body = CAPTURE.format(any="float[1,4,8,8]", other=other)
     made = build(tmp_path, body, CONV, feeds={"p": np.asarray(branch)})
-    assert list(made.precisions().values()).count("static") >= 2
+    assert list(made.forms().values()).count("static") >= 2
     assert made.sqnr_db > 30
     assert made.fused.integer_kernels["QLinearConv"] >= 2
 
@@ -239,8 +239,8 @@ def test_a_tied_table_that_is_a_weight_too(granularity: Granularity, tmp_path: P
         feeds={"i": i64([1, 2, 3])},
         device=target(granularity=granularity),
     )
-    assert made.precisions()["e"] == "weight_only"
-    assert made.precisions()["y"] == "static"
+    assert made.forms()["e"] == "weight_only"
+    assert made.forms()["y"] == "static"
     assert made.sqnr_db > 34
 
 

@@ -36,7 +36,7 @@ def test_a_weight_that_a_body_reads_is_not_stored_twice(tmp_path: Path) -> None:
         y = MatMul(i, v) }"""
     weights = {"w": weight(8, 8), "v": weight(8, 3)}
     made = build(tmp_path, body, weights, feeds={"p": np.asarray(True)}, method=WEIGHT_ONLY)
-    assert made.precisions()["c"] == "float"
+    assert made.forms()["c"] == "float"
     assert "needs 'w' in float" in next(u.reason.text for u in made.plan.groups if u.group.outputs == ("c",))
 
 
@@ -51,7 +51,7 @@ def test_bodies_see_products_of_every_form(branch: bool, method: Method, tmp_pat
         y = MatMul(i, v) }"""
     weights = {"w": weight(8, 8), "u": weight(8, 8, seed=4), "v": weight(8, 3)}
     made = build(tmp_path, body, weights, feeds={"p": np.asarray(branch)}, method=method)
-    assert list(made.precisions().values()).count(str(method)) == 3
+    assert list(made.forms().values()).count(str(method)) == 3
     assert made.sqnr_db > 32
 
 
@@ -82,7 +82,7 @@ def test_products_of_two_activations_that_are_vectors(shapes: tuple[str, str], t
     nodes = "c = MatMul(x, w) y = MatMul(c, k)"
     body = f"net (float[{shapes[0]}] x, float[{shapes[1]}] k) => (float{dims} y) {{ {nodes} }}"
     made = build(tmp_path, body, {"w": weight(16, 12)})
-    assert set(made.precisions().values()) == {"static"}
+    assert set(made.forms().values()) == {"static"}
     assert made.sqnr_db > 33
 
 

@@ -188,7 +188,7 @@ def test_static_units_run_on_integers(
 ) -> None:
     case = (CONVOLUTIONS | PRODUCTS)[name]
     made = build(tmp_path, case.body, case.weights, device=target(activation, granularity))
-    assert set(made.precisions().values()) == {"static"}
+    assert set(made.forms().values()) == {"static"}
     check(made, case, case.static_db)
 
 
@@ -283,7 +283,7 @@ def test_a_transposed_convolution_has_stored_weights(
     body = f"net (float[1,4,8,8] x) => (float[a,b,c,d] y) {{ {node} }}"
     weights = {"w": weight(4, 6 // group, 2, 2), "b": weight(6)}
     made = build(tmp_path, body, weights, device=target(granularity=granularity))
-    assert made.precisions() == {"y": "weight_only"}
+    assert made.forms() == {"y": "weight_only"}
     assert made.fused.float_operators == {"ConvTranspose": 1}
     assert made.sqnr_db >= 42
 
@@ -304,7 +304,7 @@ def test_tables_keep_int8_rows(name: str, granularity: Granularity, tmp_path: Pa
     ids, dims, axis, table, index = TABLES[name]
     body = f"net ({ids}) => (float[{dims}] y) {{ y = Gather{axis}(t, i) }}"
     made = build(tmp_path, body, {"t": table}, device=target(granularity=granularity), feeds={"i": index})
-    assert made.precisions() == {"y": "weight_only"}
+    assert made.forms() == {"y": "weight_only"}
     assert made.sqnr_db >= 42
 
 

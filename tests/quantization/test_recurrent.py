@@ -19,7 +19,7 @@ def test_lstm_with_ranges_found_at_run_time(
 ) -> None:
     case = recurrent("LSTM", directions, outputs)
     made = build(tmp_path, case.body, case.weights, device=target(granularity=granularity))
-    assert set(made.precisions().values()) == {"dynamic"}
+    assert set(made.forms().values()) == {"dynamic"}
     assert made.fused.integer_kernels == {"DynamicQuantizeLSTM": 1}
     assert made.sqnr_db >= (41 if granularity is CHANNEL else 38)
 
@@ -37,7 +37,7 @@ def test_states_lengths_and_peepholes(op: str, direction: str, method: Method, t
     given = f"float[6,2,8] x, int32[2] n, float[{directions},2,10] i"
     body = f"net ({given}) => (float[a,b,c,d] y, float[e,f,g] h) {{ {node} }}"
     made = build(tmp_path, body, weights, method=method, feeds={"n": np.asarray([6, 3], np.int32)})
-    assert made.precisions() == {"y": "dynamic" if (op, method) == ("LSTM", DYNAMIC) else "weight_only"}
+    assert made.forms() == {"y": "dynamic" if (op, method) == ("LSTM", DYNAMIC) else "weight_only"}
     assert made.sqnr_db >= 40
 
 
@@ -49,7 +49,7 @@ def test_recurrent_weights_are_stored(
     case = recurrent(op, directions)
     device = target(granularity=granularity, weight_only=STORABLE)
     made = build(tmp_path, case.body, case.weights, method=WEIGHT_ONLY, device=device)
-    assert set(made.precisions().values()) == {"weight_only"}
+    assert set(made.forms().values()) == {"weight_only"}
     assert made.fused.float_operators == {op: 1}
     assert made.sqnr_db >= 39
 

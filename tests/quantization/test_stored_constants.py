@@ -54,7 +54,7 @@ def test_what_no_kernel_takes_is_stored(name: str, granularity: Granularity, tmp
     held = stored_bytes(made.quantized)
     assert held["INT8"] == sum(w.size for w in weights.values())
     assert held["FLOAT"] <= held["INT8"] / 4
-    assert "stored" in made.precisions().values()
+    assert "stored" in made.forms().values()
     assert made.sqnr_db > (FLOOR_DB if granularity is Granularity.PER_CHANNEL else 15)
     assert made.fused.float_operators.keys() & {"Cast", "Mul"} == set(), "folded when loaded"
 
@@ -62,8 +62,8 @@ def test_what_no_kernel_takes_is_stored(name: str, granularity: Granularity, tmp
 @pytest.mark.parametrize("method", [Method.STATIC, Method.DYNAMIC, Method.WEIGHT_ONLY, Method.STORED])
 def test_stored_in_every_form_but_float(method: Method, tmp_path: Path) -> None:
     body, weights = CASES["einsum"]
-    assert build(tmp_path, body, weights, method=method).precisions() == {"y": "stored"}
-    assert build(tmp_path, body, weights, method=Method.FLOAT).precisions() == {"y": "float"}
+    assert build(tmp_path, body, weights, method=method).forms() == {"y": "stored"}
+    assert build(tmp_path, body, weights, method=Method.FLOAT).forms() == {"y": "float"}
 
 
 @pytest.mark.parametrize(
@@ -130,10 +130,10 @@ def test_a_table_may_be_unfolded_too(tmp_path: Path) -> None:
     weights = {"t": weight(100, 32), "w": weight(32, 32)}
     feeds = {"ids": i64(np.arange(10).reshape(2, 5))}
     stored = build(tmp_path, body, weights, method=Method.STORED, feeds=feeds)
-    assert stored.precisions() == {"e": "stored", "y": "stored"}
+    assert stored.forms() == {"e": "stored", "y": "stored"}
     assert stored.fused.float_operators.keys() & {"Cast", "Mul"} == set()
     looked_up = build(tmp_path, body, weights, method=Method.WEIGHT_ONLY, feeds=feeds)
-    assert looked_up.precisions() == {"e": "weight_only", "y": "weight_only"}
+    assert looked_up.forms() == {"e": "weight_only", "y": "weight_only"}
     assert stored.sqnr_db > FLOOR_DB
 
 

@@ -62,8 +62,8 @@ def test_averages_that_a_convolution_is_not(name: str, tmp_path: Path) -> None:
     own, other = both(tmp_path, OTHER_AVERAGES[name])
     assert not any(u.substituted for u in other.plan.groups)
     assert abs(own.sqnr_db - other.sqnr_db) < 0.5
-    assert own.precisions()["o"] == "static"
-    assert other.precisions()["o"] == ("static" if name == "one window" else "float")
+    assert own.forms()["o"] == "static"
+    assert other.forms()["o"] == ("static" if name == "one window" else "float")
     # The Max keeps the runtime from fusing the conversions back into its integer kernel.
     pools = {"AveragePool": 1, "Max": 1} if name != "one window" else {}
     assert other.fused.float_operators == pools
@@ -74,7 +74,7 @@ def test_a_slow_average_among_integers_that_are_no_convolutions_stays(tmp_path: 
     body = BODY.replace("o = {o} y", "p = {p} o = Add(p, c) y")
     device = target(stand_ins=("AveragePool",))
     built = build(tmp_path, body.format(n="n", p=OTHER_AVERAGES["border left out"]), WEIGHTS, device=device)
-    assert built.precisions()["p"] == built.precisions()["o"] == "static"
+    assert built.forms()["p"] == built.forms()["o"] == "static"
 
 
 def test_many_ones_are_a_shape_in_the_file(tmp_path: Path) -> None:

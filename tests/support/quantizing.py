@@ -1,4 +1,4 @@
-"""Quantizes a model in ONNX text for tests: calibration on samples, plan, rewrite, kernel fusion."""
+"""From a model in ONNX text to its integer form, for tests: ranges of real samples, plan, apply, fusion."""
 
 import functools
 from collections.abc import Mapping
@@ -42,9 +42,9 @@ def target(
     symmetric: bool = False,
     **kernels: tuple[str, ...],
 ) -> Target:
-    """The x86 target with other types, and all int8 kernels of the runtime, including slow ones.
+    """The x86 target with other arithmetic, and all integer kernels of the runtime, the slow ones too.
 
-    int8 activations are not converted to uint8, as on ARM.
+    int8 activations run as they are, as on ARM.
     """
     base = _shipped()
     all_kernels = {"integer": (*base.kernels.integer, "Softmax"), "stand_ins": ()}
@@ -66,7 +66,7 @@ def _shipped() -> Target:
 
 
 def draw(model: ir.Model, feeds: Mapping[str, Array], seed: int = 0) -> dict[str, Array]:
-    """Stacked samples of all inputs: those given, else normal floats."""
+    """Stacked samples of every input: those given, else normal floats."""
     rng = np.random.default_rng(seed)
     drawn: dict[str, Array] = {}
     for spec in input_specs(model):
@@ -82,7 +82,7 @@ def draw(model: ir.Model, feeds: Mapping[str, Array], seed: int = 0) -> dict[str
 def ranges_of(
     model: ir.Model, device: Target, stacked: Mapping[str, Array], folder: Path
 ) -> dict[str, Range]:
-    """Min-max ranges of all tensors that a plan may need."""
+    """Min-max ranges of all that a plan may need."""
     path = folder / "calibration.npz"
     np.savez(path, **stacked)  # type: ignore[arg-type]
     samples = open_samples(Data(path=str(path)), "calibration", input_specs(model), {}, base=folder)
@@ -92,7 +92,7 @@ def ranges_of(
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A float model, its plan, the quantized model, and its kernels."""
+    """A float model, its plan and integer form, and what became of it."""
 
     model: ir.Model
     plan: QuantPlan
@@ -101,8 +101,8 @@ class Built:
     fused: FusionReport
     sqnr_db: float
 
-    def precisions(self) -> dict[str, str]:
-        """Precision by the group's first output."""
+    def forms(self) -> dict[str, str]:
+        """Method by the group's first output."""
         return {u.group.outputs[0]: str(u.method) for u in self.plan.groups if u.group.outputs}
 
 
@@ -116,7 +116,7 @@ def build(
     opset: int = 17,
     feeds: Mapping[str, Array] | None = None,
 ) -> Built:
-    """Quantize a model; ``method`` is for all groups, or by a group's first output (default static)."""
+    """Quantize a model: ``method`` for all groups, or by the name of a group's first output (else static)."""
     device = device or target()
     model, _ = normalize(parse(body, opset=opset, weights=weights), min_opset=13, max_opset=23)
     stacked = draw(model, feeds or {})
