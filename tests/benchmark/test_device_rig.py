@@ -106,7 +106,7 @@ def test_a_full_disk_is_reported(
 
 
 @by_ssh
-def test_a_device_without_onnxruntime_is_told_what_to_install(
+def test_a_device_without_onnxruntime_says_what_to_install(
     package: Path, device: SshDevice, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["bench", str(package), "--device", device.address, "--target", "arm-cpu"]

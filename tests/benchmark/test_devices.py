@@ -304,15 +304,15 @@ def test_a_build_is_timed_on_its_device(
     (found,) = report.devices
     assert found.device == address(place)
     assert [m.latency_ms_p50 for m in report.models] == [m.p50_ms for m in found.models]
-    assert ssh.read_text().count("--watch") == 2, "forms once, artifacts once"
+    assert ssh.read_text().count("--watch") == 2, "candidates once, artifacts once"
     assert run(lambda: app([*words, "--device", "adb:-x"])) == 2
 
 
 def test_figures_that_a_device_does_not_report_are_none(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean is not the median; a cold start or memory that was not measured is not zero."""
     run = bench_on("local", [model], Runtime(), FEEDS, QUICK, python=sys.executable)
-    told = replace(run, models=(replace(run.models[0], p50_ms=2.0, mean_ms=3.0),))
-    monkeypatch.setattr(timing, "bench_on", lambda *_, **__: told)
+    reported = replace(run, models=(replace(run.models[0], p50_ms=2.0, mean_ms=3.0),))
+    monkeypatch.setattr(timing, "bench_on", lambda *_, **__: reported)
     found, _ = DeviceTiming("local").latencies({"original": model}, Runtime(), FEEDS, 3)
     latency = found["original"]
     assert (latency.p50_ms, latency.mean_ms) == (2.0, 3.0)
@@ -322,8 +322,8 @@ def test_figures_that_a_device_does_not_report_are_none(model: Path, monkeypatch
 def test_a_system_without_proc_reports_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_runner, "read", lambda path: "")
     assert device_runner.memory_bytes() is None
-    answer = subprocess.CompletedProcess([], 0, b'{"milliseconds": 5.0, "memory_bytes": null}', b"")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
+    done = subprocess.CompletedProcess([], 0, b'{"milliseconds": 5.0, "memory_bytes": null}', b"")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     assert device_runner.cold(tmp_path, {"models": [{"file": "m.onnx"}]}, 0) == (5.0, None)
 
 

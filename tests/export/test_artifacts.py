@@ -92,15 +92,15 @@ def test_all_files_are_checked_against_the_original_and_each_other(folder: Path)
 
 def test_what_the_runtime_does_with_the_tflite_is_reported(folder: Path) -> None:
     report, output = run(folder)
-    told = report.runtime["tflite"]
-    assert told["xnnpack"]["partitions"] == 1
-    assert told["xnnpack"]["delegated"] == told["xnnpack"]["operators"]
-    assert told["inputs"] == [{"name": "x", "type": "float32", "shape": [1, 16], "axes": [0, 1]}]
+    tflite = report.runtime["tflite"]
+    assert tflite["xnnpack"]["partitions"] == 1
+    assert tflite["xnnpack"]["delegated"] == tflite["xnnpack"]["operators"]
+    assert tflite["inputs"] == [{"name": "x", "type": "float32", "shape": [1, 16], "axes": [0, 1]}]
     page = text(report)
     assert "XNNPACK runs all" in page and "in 1 partition" in page
     assert "input x: float32 [1, 16]" in page
     assert str(report.environment["litert"]) in page
-    assert json.loads((output / "report.json").read_text())["runtime"]["tflite"] == told
+    assert json.loads((output / "report.json").read_text())["runtime"]["tflite"] == tflite
 
 
 def test_the_recipe_may_ask_for_int8_inputs_and_outputs(folder: Path) -> None:

@@ -68,7 +68,7 @@ def test_groups_have_times_and_errors(folder: Path) -> None:
     assert sum(u.parameters for u in report.units) == sum(w.size for w in tiny.weights().values())
 
 
-def test_the_model_tells_what_made_it(folder: Path) -> None:
+def test_the_model_has_its_origin_in_its_metadata(folder: Path) -> None:
     report, output = run(folder)
     facts = load_model(output / "model.onnx").metadata_props
     assert facts["edgepack.target"] == "x86-cpu"
@@ -143,7 +143,7 @@ def test_several_formats(folder: Path) -> None:
     assert json.loads((output / "report.json").read_text())["target"] == "mobile"
 
 
-def test_the_packed_form_is_measured_and_shipped_where_the_target_asks(tmp_path: Path) -> None:
+def test_the_packed_size_is_measured_and_shipped_where_the_target_asks(tmp_path: Path) -> None:
     folder = tiny.project(tmp_path / "p")
     target = load_target("x86-cpu").model_copy(update={"name": "packed", "formats": ("onnx", "epk")})
     (folder / "packed.yaml").write_text(target.model_dump_json())
@@ -184,13 +184,13 @@ def test_preset_best_searches_and_remembers(tmp_path: Path, monkeypatch: pytest.
     assert {row.name: row.sqnr_db for row in again.sensitivity}.keys() == rows
 
 
-def test_progress_is_told(folder: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    progress: Callable[[str, int, int], None] = lambda *step: told.append(step)  # noqa: E731
+def test_progress_is_reported(folder: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    progress: Callable[[str, int, int], None] = lambda *step: seen.append(step)  # noqa: E731
     run(folder, progress=progress)
-    assert ("calibrate", 24, 24) in told
-    assert ("check original", 12, 12) in told
-    assert {"load", "normalize", "round", "choose", "export", "bench"} <= {name for name, _, _ in told}
+    assert ("calibrate", 24, 24) in seen
+    assert ("check original", 12, 12) in seen
+    assert {"load", "normalize", "round", "choose", "export", "bench"} <= {name for name, _, _ in seen}
 
 
 def test_several_targets_need_a_place_each() -> None:

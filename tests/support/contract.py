@@ -188,7 +188,7 @@ def _place(value: Mapping[str, Any], path: str) -> str:
 def _kind(value: Mapping[str, Any], whole: Mapping[str, Any], path: str) -> tuple[str, Any, str]:
     """The type in words, and the schema and the name of a contained mapping with known keys."""
     if "anyOf" in value:
-        found = [_kind(form, whole, path) for form in value["anyOf"]]
+        found = [_kind(option, whole, path) for option in value["anyOf"]]
         inner = next((f for f in found if f[1] is not None), ("", None, ""))
         return " or ".join(f[0] for f in found), inner[1], inner[2]
     if "$ref" in value:

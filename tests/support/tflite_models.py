@@ -46,7 +46,7 @@ class Written:
     """Outputs of the float model."""
 
     def steps(self, *, delegate: bool = True, reference: list[dict[str, Array]] | None = None) -> float:
-        """The largest difference to the reference, in steps of the output's integers."""
+        """The largest difference to the reference, in steps of the output's int8 values."""
         worst = 0.0
         got = [run_tflite(self, sample, delegate=delegate) for sample in self.samples]
         for a, b in zip(got, reference or self.reference, strict=True):

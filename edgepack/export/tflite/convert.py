@@ -134,14 +134,14 @@ def _input(low: Lowering, value: ir.Value, io: Io) -> Order:
 def _is_image(value: ir.Value) -> bool:
     """Whether the first operator that is not elementwise reads NHWC."""
     while True:
-        readers = [use.node for use in value.uses()]
-        if not readers:
+        consumers = [use.node for use in value.uses()]
+        if not consumers:
             return False
-        if readers[0].op_type in SPATIAL:
+        if consumers[0].op_type in SPATIAL:
             return True
-        if readers[0].op_type not in _ENTRY_BY_ENTRY:
+        if consumers[0].op_type not in _ENTRY_BY_ENTRY:
             return False
-        value = readers[0].outputs[0]
+        value = consumers[0].outputs[0]
 
 
 def _output(low: Lowering, value: ir.Value, io: Io) -> Order:

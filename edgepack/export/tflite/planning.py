@@ -73,8 +73,8 @@ def _layer_normalizations(model: ir.Model) -> Sequence[str]:
     for node in model.graph:
         if node.op_type != "ReduceMean":
             continue
-        readers = [use.node for use in node.outputs[0].uses()]
-        if any(r.op_type == "Sub" and r.inputs[0] is node.inputs[0] for r in readers):
+        consumers = [use.node for use in node.outputs[0].uses()]
+        if any(r.op_type == "Sub" and r.inputs[0] is node.inputs[0] for r in consumers):
             found.append(name_of_node(node))
     return found
 
