@@ -126,7 +126,7 @@ def test_keep_leaves_the_bundle_that_runs_by_itself(model: Path, ssh: Path, plac
     [
         ("exit 127", "there is no .*--device-python"),
         ("exit 126", "does not run on its processor"),
-        ("echo 'sh: 1: python3: Exec format error' >&2; exit 2", "another architecture"),
+        ("echo 'sh: 1: python3: Exec format error' >&2; exit 2", "is not built for its processor"),
         (f'exec "{sys.executable}" -I -S "$@"', "lacks a library .numpy: .*install numpy and onnxruntime"),
         ("echo 'No space left on device' >&2; exit 11", "no space is left"),
         ("kill -9 $$", "exit code"),

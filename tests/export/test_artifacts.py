@@ -83,7 +83,7 @@ def test_all_files_are_checked_against_the_original_and_each_other(folder: Path)
     page = (output / "report.txt").read_text()
     start = page.index("parity")
     assert page[start:].splitlines()[0].split() == [
-        "parity", "to", "original", "to", "onnx", "to", "ort", "accuracy"
+        "parity", "against", "original", "against", "onnx", "against", "ort", "accuracy"
     ]  # fmt: skip
     assert "equal, 1.0000" in page[start:].splitlines()[2]
     assert f"{close.sqnr_db:.1f} dB" in page[start:].splitlines()[3]
