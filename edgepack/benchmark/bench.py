@@ -1,13 +1,13 @@
-"""Bench: latency of several models that take turns, so that what disturbs one disturbs all.
+"""Latency of several models, interleaved, so that a disturbance affects all of them.
 
 In a round every model has a turn on the same feed, and each round begins with another model. In a turn the
-model is called several times, each call clocked by itself; a mean over the turn would take in whatever else
-the machine did. The fastest call of a turn stands for the turn, the ratio of two models is taken within a
-round, and the median over the rounds is reported.
+model is called several times, and each call is timed separately; a mean would include other programs' time.
+The value of a turn is its fastest call. The ratio of two models is computed within a round, and the median
+over the rounds is reported.
 
-A model on one thread is compared by the time that this thread was running, so that what other programs take
-of the machine is not counted as the model's. What is left between two sessions of one file, measured on two
-busy cores with onnxruntime 1.32 (95% of repeats are nearer)::
+Models on one thread are compared by thread time (CPU time of the calling thread), which excludes other
+programs. Difference between two sessions of one file, on two busy cores with onnxruntime 1.32 (95% of repeats
+are below)::
 
     rounds                              10      25      50      100
     5 ms a call, wall clock, mean      31%     19%      10%      3%
@@ -15,10 +15,10 @@ busy cores with onnxruntime 1.32 (95% of repeats are nearer)::
     20 µs a call, wall clock, mean     21%    7.6%    1.2%     0.8%
     20 µs a call, as here             0.8%    0.4%    0.3%     0.2%
 
-Sessions of one file differ however long they are measured, by where their memory lies: the speed-up of a
-20 µs model has a standard deviation of 1.5% from one pair of sessions to the next, after 10 rounds and after
-50. Files are therefore measured in five sets of sessions, one after another: 0.7%, and 0.4% for a 5 ms model,
-at 25 rounds. That is within 1.5% and 1% in 95% of repeats; more rounds gain little.
+Sessions of one file differ by their memory addresses, however long they are measured: the speed-up of a 20 µs
+model has a standard deviation of 1.5% between pairs of sessions, after 10 rounds and after 50. Files are
+therefore measured in five sets of sessions, one after another: 0.7%, and 0.4% for a 5 ms model, at 25 rounds.
+That is within 1.5% and 1% in 95% of repeats; more rounds gain little.
 """
 
 import json
@@ -45,18 +45,18 @@ Times = npt.NDArray[np.float64]
 TURN_SECONDS = 1e-3
 """A fast model is called until this has passed; a slow one ``FEWEST_CALLS`` times."""
 FEWEST_CALLS = 2
-"""The first call of a turn finds the caches filled by another model, and is up to four times as slow."""
+"""The first call of a turn runs with another model's data in the caches, and is up to four times as slow."""
 MOST_CALLS = 50
 FEWEST_ROUNDS = 10
-"""However slow the models are."""
+"""Least number of rounds, also for slow models."""
 SESSIONS = 5
-"""Sets of sessions that the rounds on files are shared among."""
+"""Sets of sessions that the rounds on files are divided among."""
 COLD_STARTS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Times of one model, milliseconds per call by the wall clock; the first call of a turn is left out."""
+    """Times of one model, milliseconds per call, wall clock, without the first call of each turn."""
 
     p50_ms: float
     p90_ms: float
@@ -65,19 +65,19 @@ class Latency:
     runs: int
     """Rounds; a fast model is called many times in each."""
     speedup: float
-    """Median over rounds of the first model's time by this one's."""
+    """Median over rounds of the first model's time divided by this one's."""
     speedup_error: float
     """Standard error of ``speedup``."""
     cold_start_ms: float | None
     """Opening a session and the first call, in a new process; median of three, the file in the page cache.
-    ``None``, like the memory, where a device did not tell."""
+    ``None``, like the memory, where a device does not report it."""
     peak_memory_bytes: int | None
-    """Resident memory that opening and running the model adds to a process, at its peak."""
+    """Peak resident memory that opening and running the model adds to a process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How much faster than the first model, with what a repeat may differ by."""
+    """Speed relative to the first model, with its standard error."""
 
     speedup: float
     standard_error: float
@@ -85,10 +85,10 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rounds:
-    """Seconds of every round."""
+    """Seconds of all rounds."""
 
     best: Times
-    """``[rounds, models]``: the fastest call of each turn, by the clock that ratios are taken with."""
+    """``[rounds, models]``: the fastest call of each turn, by the clock for ratios."""
     calls: tuple[Times, ...]
     """For each model all calls but the first of each turn, by the wall clock."""
 
@@ -104,12 +104,12 @@ def bench(
 ) -> dict[str, Latency]:
     """Time ``models`` over ``runs`` rounds, on ``feeds`` in turn, after ``warmup`` calls of each session.
 
-    With ``seconds``, slow models take fewer rounds and one call of warming up, so that it takes about that;
-    not fewer than ``FEWEST_ROUNDS``.
+    With ``seconds``, slow models get fewer rounds, at least ``FEWEST_ROUNDS``, and one warm-up call, so that
+    the measurement takes about that time.
 
     Raises:
         ModelError: the runtime refuses a model.
-        ExportError: a model cannot be run in a process of its own.
+        ExportError: a model cannot be run in a separate process.
     """
     if seconds is not None:
         warmup, runs = _within(seconds, list(models.values()), runtime, feeds[0], warmup, runs)
@@ -135,7 +135,7 @@ def bench(
 def _within(
     seconds: float, models: Sequence[Path], runtime: Runtime, feed: Feeds, warmup: int, runs: int
 ) -> tuple[int, int]:
-    """Calls of warming up and rounds that take about so long."""
+    """Warm-up calls and rounds that take about ``seconds``."""
     call_seconds = 0.0
     for path in models:
         runner = open_model(path, runtime)
@@ -153,7 +153,7 @@ def _within(
 def quick_ratios(runners: Sequence[Runner], feeds: Sequence[Feeds], rounds: int) -> list[Ratio]:
     """Speed of open models relative to the first, with standard errors of the medians.
 
-    The error is that of these sessions: others of the same files may differ by 2% more, see the module.
+    The error holds for these sessions; others of the same files may differ by 2% more, see the module.
     """
     best = measure(runners, feeds, rounds).best
     return [_ratio(best[:, 0] / column) for column in best.T]
@@ -172,9 +172,9 @@ def file_ratios(models: Sequence[Path], runtime: Runtime, feeds: Sequence[Feeds]
 def _ratio(ratios: Times) -> Ratio:
     """The median, and its standard error: the greater of two estimates.
 
-    One is from the spread between quartiles, which outliers do not move, but takes rounds to be independent;
-    the other from medians of consecutive rounds, which sees a disturbance that lasts, and the difference of
-    one session from another where the rounds are of several.
+    The first uses the interquartile range, which is robust to outliers but assumes independent rounds. The
+    second uses medians of consecutive rounds, which includes lasting disturbances and differences between
+    sessions.
     """
     low, high = np.percentile(ratios, [25, 75])
     independent = 1.2533 * (high - low) / 1.349 / len(ratios) ** 0.5
@@ -188,7 +188,7 @@ def _ratio(ratios: Times) -> Ratio:
 def _measure_files(
     models: Sequence[Path], runtime: Runtime, feeds: Sequence[Feeds], rounds: int, warmup: int
 ) -> Rounds:
-    """Time files, in one set of sessions after another."""
+    """Time files over several sets of sessions."""
     parts = []
     for share in np.array_split(np.arange(rounds), min(SESSIONS, rounds)):
         runners = [open_model(path, runtime) for path in models]
@@ -201,10 +201,10 @@ def _measure_files(
 
 
 def measure(runners: Sequence[Runner], feeds: Sequence[Feeds], rounds: int, *, first: int = 0) -> Rounds:
-    """Time open models, which take turns; ``first`` is the number of the first round.
+    """Time open models, interleaved; ``first`` is the number of the first round.
 
-    What an application does to its data before it calls, as quantizing them for a file with integer inputs,
-    is not in the times.
+    The times exclude the application's preparation of inputs, such as quantizing them for a file with integer
+    inputs.
     """
     clock = _clock(runners)
     turns = [_calls_per_turn(runner, feeds[0]) for runner in runners]
@@ -231,13 +231,13 @@ def _turn(
         runner.call(prepared)
         ended = clock()
         wall.append(time.perf_counter() - started)
-        # A clock may stand still for a call shorter than its step; a ratio must not divide by zero.
+        # A call can be shorter than the clock's resolution; a ratio must not divide by zero.
         own.append(max(ended - began, 1e-9))
     return wall, own
 
 
 def _clock(runners: Sequence[Runner]) -> Callable[[], float]:
-    """This thread's running time where all work is done in this thread, else the wall clock."""
+    """Thread time where all models run in the calling thread only, else the wall clock."""
     return time.thread_time if all(runner.one_thread for runner in runners) else time.perf_counter
 
 
@@ -248,27 +248,27 @@ def _calls_per_turn(runner: Runner, feed: Feeds) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ColdStart:
-    """What a new process pays for the first result."""
+    """Time and memory of the first result in a new process."""
 
     milliseconds: float
     memory_bytes: int
 
 
 def cold_start(model: Path, runtime: Runtime, feed: Feeds) -> ColdStart:
-    """Open and run ``model`` once in processes of their own.
+    """Open and run ``model`` once in each of several new processes.
 
     Raises:
         ExportError: the process fails.
     """
     with tempfile.TemporaryDirectory(prefix="edgepack-cold-") as folder:
         inputs = Path(folder) / "feed.npz"
-        # By position: an input may be called like an argument of savez.
+        # By position: an input's name may be that of an argument of savez.
         np.savez(inputs, *map(plain, feed.values()))
         command = [
             sys.executable, "-P", "-m", "edgepack.benchmark.cold",
             str(model.absolute()), str(inputs), json.dumps(list(feed)), runtime.model_dump_json(),
         ]  # fmt: skip
-        # The same edgepack, however it came to be on the import path of this process.
+        # The same edgepack as this process imports.
         places = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
         results = []
@@ -276,7 +276,7 @@ def cold_start(model: Path, runtime: Runtime, feed: Feeds) -> ColdStart:
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
             if done.returncode:
                 reason = _reason(done.stderr) or f"exit code {done.returncode}"
-                raise ExportError(f"{model}: cannot be run in a process of its own: {reason}")
+                raise ExportError(f"{model}: cannot be run in a separate process: {reason}")
             results.append(json.loads(done.stdout))
     return ColdStart(
         float(np.median([r["milliseconds"] for r in results])), int(max(r["memory_bytes"] for r in results))
@@ -284,6 +284,6 @@ def cold_start(model: Path, runtime: Runtime, feed: Feeds) -> ColdStart:
 
 
 def _reason(stderr: str) -> str:
-    """The first line of the exception in a traceback: onnxruntime's have several, and advice at the end."""
+    """The first line of the exception in a traceback; onnxruntime's messages have several lines."""
     _, _, trace = stderr.partition("Traceback")
     return next((line for line in trace.splitlines()[1:] if line and not line[0].isspace()), "")

@@ -1,4 +1,4 @@
-"""Run as a process of its own: one cold start of a model, as one line of JSON."""
+"""Runs as a separate process: measures one cold start of a model, and prints it as JSON."""
 
 import json
 import resource
@@ -13,14 +13,14 @@ from edgepack.runtime.runner import load_library, open_model
 
 
 def main(model: str, inputs: str, names: str, runtime: str) -> None:
-    """Open ``model``, run it once, and write time and memory.
+    """Open ``model``, run it once, and print time and memory.
 
     ``inputs``: an .npz with the arrays of the feed; ``names``: their names, a JSON list; ``runtime``: JSON.
     """
     settings = Runtime.model_validate_json(runtime)
     with np.load(inputs) as arrays:
         feed = dict(zip(json.loads(names), (arrays[key] for key in arrays.files), strict=True))
-    load_library(Path(model))  # not the model's doing
+    load_library(Path(model))  # loading the library is not part of the model's time
     _forget_peak()
     before = _peak_bytes()
     started = time.perf_counter()
@@ -32,14 +32,14 @@ def main(model: str, inputs: str, names: str, runtime: str) -> None:
 
 
 def _forget_peak() -> None:
-    """Set the peak to what is resident now: that of the imports would hide a small model's."""
+    """Reset the peak to the present resident memory: the peak of the imports would hide a small model's."""
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5", encoding="ascii")
 
 
 def _peak_bytes() -> int:
-    # Not getrusage: its maximum is inherited from the process that started this one.
+    # Not getrusage: its maximum is inherited from the parent process.
     status = Path("/proc/self/status")
     if status.exists():
         line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))

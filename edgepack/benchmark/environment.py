@@ -1,4 +1,4 @@
-"""Where a measurement was made, so that nobody compares what cannot be compared."""
+"""The machine and the versions of a measurement."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "asimd", "asimddp", "i8m
 
 
 def environment() -> dict[str, Any]:
-    """CPU, cores, instruction sets that matter for int8, versions, load and time; no names, no paths."""
+    """CPU, cores, instruction sets for int8, versions, load and date; no host name, no paths."""
     name, flags = cpu()
     return {
         "cpu": name,
@@ -33,5 +33,5 @@ def environment() -> dict[str, Any]:
 
 
 def machine() -> dict[str, str]:
-    """What measurements of one machine have in common: the CPU and the versions that run on it."""
+    """The CPU and the versions: measurements with equal values are comparable."""
     return {"cpu": cpu()[0], "onnxruntime": version("onnxruntime"), "edgepack": __version__}

@@ -1,4 +1,4 @@
-"""Where a built model spends its time and loses its fidelity, group by group, against the float model."""
+"""Time and fidelity of each fusion group of a built model, against the float model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ PROFILED_RUNS = 20
 
 @dataclass(frozen=True, slots=True)
 class GroupFigures:
-    """Figures by group name; a group that the runtime fused into another has no time of its own."""
+    """Figures by group name; a group that the runtime fused into another has no time."""
 
     float_us: Mapping[str, float]
     built_us: Mapping[str, float]
     sqnr_db: Mapping[str, float]
-    """``inf`` where equal."""
+    """``inf`` for equal outputs."""
     conversions_us: float
-    """Time of the built model in quantizing, dequantizing and changes of layout."""
+    """Time of the built model in QuantizeLinear, DequantizeLinear and layout changes."""
 
 
 NOTHING_MEASURED = GroupFigures({}, {}, {}, 0.0)
@@ -41,7 +41,7 @@ NOTHING_MEASURED = GroupFigures({}, {}, {}, 0.0)
 def measure_groups(
     model: ir.Model, built: Path, plan: QuantPlan, samples: Samples, target: Target, folder: Path
 ) -> GroupFigures:
-    """Time and compare each group of ``plan`` in the float ``model`` and in the file ``built`` made of it.
+    """Time and compare each group of ``plan`` in the float ``model`` and in the quantized file ``built``.
 
     Raises:
         EdgepackError: see :func:`edgepack.benchmark.profile.profile_ops` and
@@ -68,12 +68,12 @@ def group_errors(
     threads: int,
     exact: bool = False,
 ) -> dict[str, float]:
-    """Fidelity in dB of the first output of each group, as the groups after it read it; ``inf`` where equal.
+    """SQNR in dB of the first output of each group, as its consumers get it; ``inf`` for equal outputs.
 
-    Errors of the groups before are in it: it falls along the network, and a group that hurts is where it
-    falls at once. Groups whose output has no counterpart in ``built``, or is not float, are left out.
+    It includes the errors of earlier groups, so it falls along the network; a noisy group causes a sudden
+    drop. Groups whose output has no counterpart in ``built``, or is not float, are left out.
 
-    ``exact``: integer products of ``built`` are exact on every host, see :mod:`edgepack.runtime.host`.
+    ``exact``: int8 matrix products of ``built`` do not saturate, see :mod:`edgepack.runtime.host`.
     """
     found = _counterparts(built)
     own = {v.name for node in model.graph for v in node.outputs}
@@ -95,14 +95,14 @@ def group_errors(
 def _add(signal: dict[str, float], noise: dict[str, float], name: str, a: Array, b: Array) -> None:
     if a.shape != b.shape or not (a.dtype.kind == b.dtype.kind == "f"):
         return
-    clean = np.isfinite(a) & np.isfinite(b)  # a mask of minus infinity is no signal
+    clean = np.isfinite(a) & np.isfinite(b)  # e.g. an attention mask of minus infinity
     wide = np.where(clean, a, 0).astype(np.float64)
     signal[name] += float((wide**2).sum())
     noise[name] += float(((wide - np.where(clean, b, 0)) ** 2).sum())
 
 
 def _counterparts(built: ir.Model) -> dict[str, str]:
-    """By a value's name the name of what its readers get: the value, or its dequantized form."""
+    """By a value's name the name that its consumers get: the value's, or that of its dequantized value."""
     names = {}
     for node in built.graph:
         for value in node.outputs:
@@ -116,7 +116,7 @@ def _restored(value: ir.Value) -> ir.Value:
         if store.op_type != "QuantizeLinear" or store.inputs[0] is not value:
             continue
         for restore in store.outputs[0].consumers():
-            # A second DequantizeLinear, with a scale for each channel, guards a float group.
+            # A DequantizeLinear with one scale per channel belongs to a float group.
             scale = constant_tensor(restore.inputs[1]) if restore.op_type == "DequantizeLinear" else None
             if scale is not None and scale.size == 1:
                 return restore.outputs[0]

@@ -1,22 +1,22 @@
-"""Profile: where the time of a run goes, by node of the graph that the runtime executes.
+"""Profile: the time of each node of the graph that the runtime executes.
 
-What onnxruntime 1.32 calls its nodes, by which they are matched to those of the model it was given:
+Nodes are matched to those of the original model by name. Names in onnxruntime 1.32:
 
-- a fused integer operator keeps the name of its float node (``QLinearAdd`` for ``Add``, ``QGemm`` for
-  ``Gemm``, ``QLinearMatMul`` for ``MatMul``); the QuantizeLinear and DequantizeLinear around it are gone;
-- a convolution or pooling that was moved to channels-last adds ``_token_7`` to it, whatever the number;
-- a float convolution in the NCHWc layout is called after the value that leaves it, activation included:
+- a fused int8 operator keeps the name of its float node (``QLinearAdd`` for ``Add``, ``QGemm`` for ``Gemm``,
+  ``QLinearMatMul`` for ``MatMul``); the QuantizeLinear and DequantizeLinear around it are removed;
+- a convolution or pooling in channels-last layout has a suffix such as ``_token_7``, with any number;
+- a float convolution in the NCHWc layout is named after its output, after the activation:
   ``relu_out_nchwc`` for ``conv -> relu -> relu_out``;
-- float fusions are called ``fused gemm``, ``mul/LayerNormFusion/``, ``matmul/MatMulScaleFusion/``, or have a
-  name of their own (``Gelu``, ``BiasGelu_token_5``); all keep the name of the value that leaves them;
-- operators without a kernel are unfolded to nodes without a name (``HardSwish`` to ``HardSigmoid`` and
-  ``Mul``); the profile calls these by operator and index, ``HardSigmoid_447``;
+- float fusions are named ``fused gemm``, ``mul/LayerNormFusion/``, ``matmul/MatMulScaleFusion/``, or by type
+  (``Gelu``, ``BiasGelu_token_5``); all keep the name of the output value;
+- operators without a kernel are expanded to nodes without a name (``HardSwish`` to ``HardSigmoid`` and
+  ``Mul``); the profile names these by operator and index, ``HardSigmoid_447``;
 - layout changes (``Transpose``, ``Transpose_token_27``, ``ReorderInput``, ``ReorderOutput``) are new nodes,
-  and a DequantizeLinear with several readers becomes several, ``x_DequantizeLinear/duplicated``.
+  and a DequantizeLinear with several consumers is duplicated, ``x_DequantizeLinear/duplicated``.
 
-Profiling costs about 2 µs a node, and a duration is a whole number of microseconds. The cost per node is
-found from runs without profiling and taken off, so that times do not add up to more than a run; what remains
-of a node under a microsecond is still a guess.
+Profiling costs about 2 µs per node, and durations are whole microseconds. The cost per node is computed from
+runs without profiling and subtracted, so that times do not add up to more than a run. Times below one
+microsecond are only estimates.
 """
 
 import json
@@ -51,18 +51,18 @@ CONVERSIONS = frozenset(
         "ReorderOutput",
     ]
 )
-"""What the runtime puts between nodes; matched only where the model has such a node itself."""
+"""Operators that the runtime inserts; matched only where the model has such a node itself."""
 MOST_PROFILING_US = 5.0
-"""What profiling can cost a node; what is more has another cause."""
+"""Most cost of profiling per node; a larger difference has another cause."""
 LONGEST_CHAIN = 4
-"""Nodes that one operator is unfolded to, and groups that are fused to one, at most."""
+"""Most nodes that one operator is expanded to, and most groups that are fused into one."""
 
 HEAVY_OPS = frozenset(["Conv", "ConvTranspose", "Gemm", "MatMul"])
-"""What the runtime fuses other groups into, and calls by the value that leaves the last of them."""
+"""Operators that the runtime fuses other groups into; the fused node is named after the last output."""
 
 
 class FusionGroup(Protocol):
-    """What is asked of the groups that a profile is matched with: nodes with the activation that follows."""
+    """A fusion group that a profile is matched with: a main node and the activation that follows."""
 
     @property
     def name(self) -> str:
@@ -70,19 +70,19 @@ class FusionGroup(Protocol):
 
     @property
     def op_type(self) -> str:
-        """The main node's operator."""
+        """The main node's operator type."""
 
     @property
     def activation(self) -> str | None:
-        """The name of the activation's node."""
+        """The name of the activation node."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Values that enter, without constants."""
+        """Input values without initializers."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Values that leave."""
+        """Output values."""
 
 
 Groups = Mapping[str, FusionGroup]
@@ -95,7 +95,7 @@ class NodeTime:
     name: str
     op_type: str
     us: float
-    """Median microseconds of a run."""
+    """Median microseconds per run."""
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
@@ -106,9 +106,9 @@ class OpProfile:
 
     nodes: tuple[NodeTime, ...]
     run_us: float
-    """A run without profiling, as the bench measures it."""
+    """Microseconds of a run without profiling."""
     profiling_us: float
-    """What profiling added to each node; taken off already."""
+    """Cost of profiling per node, which is subtracted already."""
 
     @property
     def by_op_type(self) -> dict[str, float]:
@@ -128,7 +128,7 @@ class GroupTimes:
     """A profile by groups of the float model."""
 
     us: dict[str, float]
-    """Microseconds by group name; a group that the runtime fused into another has none of its own."""
+    """Microseconds by group name, without groups that the runtime fused into another."""
     overhead: tuple[NodeTime, ...]
     """Nodes that belong to no group: conversions, layout changes."""
 
@@ -139,12 +139,12 @@ class GroupTimes:
 
 
 def profile_ops(model: Path, runtime: Runtime, feeds: Sequence[Feeds], *, runs: int = 20) -> OpProfile:
-    """Time each node of ``model`` over ``runs`` runs on ``feeds`` in turn, after one that does not count.
+    """Time each node of ``model`` over ``runs`` runs on ``feeds`` in turn, after one warm-up run.
 
     Nodes in the body of a Loop or If count as part of it.
 
     Raises:
-        ModelError: the runtime refuses the model, or its profile is not of the graph that it wrote.
+        ModelError: the runtime refuses the model, or its profile does not fit its optimized graph.
     """
     plain = float(np.median(measure([open_model(model, runtime)], feeds, runs).best)) * 1e6
     with tempfile.TemporaryDirectory(prefix="edgepack-profile-") as folder:
@@ -171,12 +171,12 @@ def profile_ops(model: Path, runtime: Runtime, feeds: Sequence[Feeds], *, runs: 
 
 
 def without_profiling(profiled_us: Doubles, run_us: float) -> tuple[Doubles, float]:
-    """Times ``profiled_us`` [nodes] without what profiling added to each, and that.
+    """Times ``profiled_us`` [nodes] without the cost of profiling, and that cost per node.
 
-    What the sum is over ``run_us``, the time of a run that is not profiled, is taken off evenly: writing an
-    event costs the same for every node, and no more than ``MOST_PROFILING_US``. What then is too much is not
-    the profiler's (nodes are timed by the wall clock, which runs on while others have the core) and grows
-    with the time of a node: it is taken off by share.
+    The excess of the sum over ``run_us``, a run without profiling, is subtracted evenly, since writing an
+    event costs the same for each node, but at most ``MOST_PROFILING_US`` per node. A remaining excess comes
+    from other programs (nodes are timed by the wall clock) and grows with the time of a node; times are
+    scaled down by it.
     """
     over = max(float(profiled_us.sum()) - run_us, 0.0)
     extra = min(over / max(len(profiled_us), 1), MOST_PROFILING_US)
@@ -185,7 +185,7 @@ def without_profiling(profiled_us: Doubles, run_us: float) -> tuple[Doubles, flo
 
 
 def _runs(events: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """The node events of one run after another: an event is written when what it times has ended."""
+    """The node events of each run; the event of a run follows those of its nodes."""
     found: list[dict[str, Any]] = []
     for event in events:
         if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
@@ -196,7 +196,7 @@ def _runs(events: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _aligned(nodes: Sequence[ir.Node], events: Sequence[dict[str, Any]], model: Path) -> list[float]:
-    """Microseconds of ``nodes`` in a run that gave ``events``; those of subgraphs are passed over."""
+    """Microseconds of ``nodes`` in a run with ``events``; events of subgraphs are skipped."""
     remaining = iter(events)
     times = []
     for node in nodes:
@@ -216,18 +216,18 @@ def _aligned(nodes: Sequence[ir.Node], events: Sequence[dict[str, Any]], model: 
 def match_groups(groups: Sequence[FusionGroup], profile: OpProfile) -> GroupTimes:
     """The times of ``profile`` by the ``groups`` of the float model.
 
-    The profile may be that of the float model or of any quantized form of it: both are matched by the same
-    groups, so their times can be set side by side. Where the runtime fuses several groups (a layer
-    normalization written as small operators) one of them has the time of all.
+    The profile may be that of the float model or of a quantized one: both are matched with the same groups,
+    so their times are comparable. Where the runtime fuses several groups (a layer normalization of small
+    operators), one of them gets the time of all.
     """
     by_name = {group.name: group for group in groups}
     by_name |= {group.activation: group for group in groups if group.activation is not None}
     by_value = {value: group for group in groups for value in group.outputs}
-    readers = {value: node for node in reversed(profile.nodes) for value in node.inputs}
+    consumers = {value: node for node in reversed(profile.nodes) for value in node.inputs}
     times: dict[str, float] = defaultdict(float)
     overhead = []
     for node in profile.nodes:
-        group = _group_of(node, by_name, by_value, readers)
+        group = _group_of(node, by_name, by_value, consumers)
         if group is None:
             overhead.append(node)
         else:
@@ -236,9 +236,9 @@ def match_groups(groups: Sequence[FusionGroup], profile: OpProfile) -> GroupTime
 
 
 def _group_of(
-    node: NodeTime, by_name: Groups, by_value: Groups, readers: Mapping[str, NodeTime]
+    node: NodeTime, by_name: Groups, by_value: Groups, consumers: Mapping[str, NodeTime]
 ) -> FusionGroup | None:
-    """The group that ``node`` came from, by its name, by the value that leaves it, or by who reads it."""
+    """The group that ``node`` came from, by its name, its outputs, or its consumers."""
     if node.op_type in CONVERSIONS:
         group = by_name.get(node.name)
         return group if group is not None and group.op_type == node.op_type else None
@@ -251,12 +251,12 @@ def _group_of(
         found = [by_name[n] for n in names if n in by_name] or [by_value[v] for v in values if v in by_value]
         if found:
             return found[0]
-        step = readers.get(step.outputs[0]) if step.outputs else None
+        step = consumers.get(step.outputs[0]) if step.outputs else None
     return None
 
 
 def _main(group: FusionGroup, node: NodeTime, by_value: Groups) -> FusionGroup:
-    """The heavy group behind ``group``, where the runtime fused that into it: Sigmoid into a convolution."""
+    """The heavy group that the runtime fused ``group`` into, such as a Sigmoid into a convolution."""
     op_type = node.op_type.removeprefix("Fused")
     step: FusionGroup | None = group
     for _ in range(LONGEST_CHAIN):
@@ -269,11 +269,11 @@ def _main(group: FusionGroup, node: NodeTime, by_value: Groups) -> FusionGroup:
 
 
 def _origins(name: str) -> Iterator[str]:
-    """Names of nodes or values that the node or value of this name may stand for, most likely first."""
+    """Possible names in the original model of the node or value ``name``, most likely first."""
     yield name
     name = re.sub(r"_token_\d+$", "", name)
     yield name
     yield re.sub(r"/\w+Fusion/?$", "", name.removeprefix("fused "))
     yield name.removesuffix("_nchwc")
-    # What quantization puts in the place of a float node is called after its value: relu_out_QuantizeLinear.
+    # Nodes that quantization inserts are named after the float value: relu_out_QuantizeLinear.
     yield re.sub(r"_[A-Z][A-Za-z]+(_output\d*)?(_\d+)?$", "", name)

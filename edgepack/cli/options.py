@@ -47,7 +47,9 @@ ObserverName = Annotated[
         help="Calibration observer: minmax, moving_average, percentile, entropy or mse. Default: mse.",
     ),
 ]
-SampleCount = Annotated[int | None, typer.Option(metavar="COUNT", help="Most calibration samples to use.")]
+SampleCount = Annotated[
+    int | None, typer.Option(metavar="COUNT", help="Maximum number of calibration samples.")
+]
 Ranges = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Use the ranges.json of an earlier build instead of calibrating."),

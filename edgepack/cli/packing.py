@@ -24,7 +24,7 @@ def pack(
         float,
         typer.Option(
             metavar="ERROR",
-            help="For a pool: also share tensors that differ by this relative error, e.g. 0.01.",
+            help="For a pool: also share tensors within this relative error, e.g. 0.01.",
         ),
     ] = 0.0,
     recipe: Annotated[

@@ -27,7 +27,7 @@ def tune(
     budget: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Training time. Default: 600.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(metavar="COUNT", help="Most training steps.")] = None,
+    steps: Annotated[int | None, typer.Option(metavar="COUNT", help="Maximum number of steps.")] = None,
     batch: Annotated[int | None, typer.Option(metavar="COUNT", help="Samples per step. Default: 10.")] = None,
     learning_rate: Annotated[
         float | None,

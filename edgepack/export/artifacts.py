@@ -1,4 +1,4 @@
-"""The files of a package, in every format of the target, from one set of ranges."""
+"""Writes the models of a package, in all formats of the target, from one set of ranges."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,24 +28,24 @@ FILES: Mapping[Format, str] = {
 }
 """The file of each format."""
 COMPANIONS: Mapping[str, str] = {"model.ort": "model.required_operators.config"}
-"""What is written beside a file."""
+"""Companion files, by artifact."""
 
 
 @dataclass(frozen=True, slots=True)
 class Artifacts:
-    """What was written, by format and the ``.onnx`` first, and what could not be."""
+    """Written files by format, the ``.onnx`` first, and formats that could not be written."""
 
     files: Mapping[str, Path]
     refused: tuple[Refusal, ...]
     tflite: Mapping[str, Any] | None
-    """What there is to say of the ``.tflite``; see :func:`.tflite_file.write_tflite`."""
+    """Facts of the ``.tflite``; see :func:`edgepack.export.tflite_artifact.write_tflite`."""
 
 
 def require_runtimes(target: Target) -> None:
-    """Refuse before anything is measured what could not be checked at the end.
+    """Check that the runtimes of the target's formats are installed.
 
     Raises:
-        ConfigError: a format must be written and nothing here runs it.
+        ConfigError: the runtime of a format that is not optional is missing.
     """
     if "tflite" in target.formats and "tflite" not in target.optional:
         litert()
@@ -63,25 +63,25 @@ def write_artifacts(inputs: ExportInputs, target: Target, feeds: Sequence[Feeds]
     facts = inputs.facts_of(inputs.choice.plan)
     kept_names = names_of(inputs.model, constants=inputs.keep_names)
     export_onnx(inputs.choice.model, files["onnx"], facts, kept_names)
-    refused, told = [], None
+    refused, tflite = [], None
     for name in (f for f in target.formats if f not in ("onnx", "epk")):
         path = package / FILES[name]
         try:
             if name == "ort":
                 export_ort(files["onnx"], path, target.runtime, feeds)
             else:
-                told = write_tflite(inputs, target, files["onnx"], path, feeds)
+                tflite = write_tflite(inputs, target, files["onnx"], path, feeds)
             files[name] = path
         except (ConfigError, ExportError, ModelError) as error:
             if name not in target.optional:
                 raise
             path.unlink(missing_ok=True)
             refused.append(Refusal(name, path.name, _without(error, package)))
-    return Artifacts(files, tuple(refused), told)
+    return Artifacts(files, tuple(refused), tflite)
 
 
 def _without(error: EdgepackError, package: Path) -> str:
-    """The message, without the place of a package that is not where it will be."""
+    """The message without the path of the temporary package."""
     return str(error).replace(f"{package}/", "")
 
 
@@ -93,7 +93,7 @@ def outdated(output: Path, package: Path) -> list[Path]:
         written = {line["file"] for line in lines} | {line.get("packed_file") for line in lines}
         written &= set(FILES.values())
     except (OSError, ValueError, LookupError, TypeError):
-        return []  # no report, or none of ours
+        return []  # no report, or not one of edgepack
     names = written | {COMPANIONS[name] for name in written if name in COMPANIONS}
     return [output / name for name in sorted(names) if not (package / name).exists()]
 
@@ -105,7 +105,7 @@ def figures_of(
     fidelity: Mapping[str, Fidelity],
     packed: Mapping[str, Packed],
 ) -> tuple[ModelFigures, ...]:
-    """Everything measured, a line for each file, the original first."""
+    """All figures of each file, the original first."""
     return tuple(
         ModelFigures(
             name=name,

@@ -1,4 +1,4 @@
-"""The ``.epk`` artifact: the ``.onnx`` packed to ship, and what each artifact takes when packed."""
+"""The ``.epk`` artifact: the packed ``.onnx``, and the packed size of each artifact."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +9,12 @@ from edgepack.pack.epk import SUFFIX, Packed, pack
 def export_epk(
     files: Mapping[str, Path], package: Path, scratch: Path, *, ship: bool, large: bool
 ) -> dict[str, Packed]:
-    """Each artifact in packed form, in the ``scratch`` folder but for an ``.onnx`` that is to ``ship``.
+    """Pack each artifact: with ``ship`` the ``.onnx`` into ``package``, all others into ``scratch``.
 
-    Packing takes about 0.2 s for each MB. A ``large`` model is packed only to ship.
+    Packing takes about 0.2 s per MB. A ``large`` model is packed only to ship.
 
     Raises:
-        ExportError: the disk refuses, or what is to ship does not come out as it went in.
+        ExportError: a file cannot be written, or the shipped file does not unpack to the same bytes.
     """
     packed = {}
     for name, path in files.items():

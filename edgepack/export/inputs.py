@@ -1,4 +1,4 @@
-"""What all files of a package are made of."""
+"""The inputs of the export, and the metadata of the files."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -13,30 +13,30 @@ from edgepack.quantization.weights.rounding import Rounding
 from edgepack.selection.choose import Choice
 
 Shapes = Mapping[str, frozenset[tuple[int, ...]]]
-"""The shapes that each input was fed with."""
+"""The shapes of the samples, by input."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExportInputs:
-    """What all files of a package are made of."""
+    """The inputs of the export of all formats."""
 
     original: Path
     model: ir.Model
     """Float, normalized."""
     choice: Choice
-    """The form of the ``.onnx`` and the ``.ort``."""
+    """The chosen candidate, for the ``.onnx`` and the ``.ort``."""
     fixed: Precisions
-    """What the recipe decided, by group; the ``.tflite`` keeps it too."""
+    """Precisions that the recipe sets, by group; they hold for the ``.tflite`` too."""
     table: RangeTable
     rounding: Rounding
     shapes: Shapes
     """Of the evaluation samples."""
     facts: Mapping[str, object]
-    """What made the package: metadata of the files that can hold it."""
+    """The origin of the package, for the metadata of formats that have some."""
     accurate: Callable[[Path], bool]
-    """Whether a file keeps, on the evaluation data, the accuracy that the gate asks for."""
+    """Whether a file keeps the gate's limits of accuracy on the evaluation data."""
     keep_names: bool = False
-    """Whether constants of the ``.onnx`` keep their names."""
+    """Whether initializers of the ``.onnx`` keep their names."""
 
     def facts_of(self, plan: QuantPlan) -> dict[str, object]:
         """The facts, with the ranges that ``plan`` uses."""
@@ -51,7 +51,7 @@ def digest_of(content: str) -> str:
 
 
 def facts_of(target: str, digests: Mapping[str, str], table: RangeTable) -> dict[str, object]:
-    """What made the package, for the metadata of its files."""
+    """The origin of the package, for the metadata of its files."""
     return {
         "target": target,
         **{f"{name}_digest": digest for name, digest in digests.items()},
@@ -61,5 +61,5 @@ def facts_of(target: str, digests: Mapping[str, str], table: RangeTable) -> dict
 
 
 def _short(bound: float) -> float:
-    """Six digits: what a file tells of a range; all digits are in ranges.json, which is reused."""
+    """A bound with six digits for the metadata; ``ranges.json`` has all digits."""
     return float(f"{bound:.6g}")

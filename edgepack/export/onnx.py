@@ -1,4 +1,4 @@
-"""The ``.onnx`` artifact: the quantized model with what made it written into its metadata."""
+"""The ``.onnx`` artifact: the quantized model, with its origin in the metadata."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -18,11 +18,11 @@ def export_onnx(
 ) -> None:
     """Write ``model`` to ``path``, checked; ``facts`` become metadata entries ``edgepack.<key>``.
 
-    The model's own metadata stay (a reader of text lines keeps its alphabet there), and so do the names of
-    the values in ``kept_names``, see :func:`edgepack.graph.compact.compact`.
+    The model's own metadata are kept (a text recognition model has its alphabet there), and the names of the
+    values in ``kept_names``, see :func:`edgepack.graph.compact.compact`.
 
     Raises:
-        ExportError: the checker refuses the model, or the disk does.
+        ExportError: the checker refuses the model, or the file cannot be written.
     """
     described = compact(model, kept_names)
     described.producer_name, described.producer_version = "edgepack", __version__

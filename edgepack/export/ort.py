@@ -1,4 +1,4 @@
-"""The ``.ort`` artifact: onnxruntime's own format, for its reduced builds on phones and boards."""
+"""The ``.ort`` artifact: onnxruntime's format for its reduced builds on phones and boards."""
 
 import tempfile
 from collections.abc import Sequence
@@ -14,25 +14,24 @@ from edgepack.ir.arrays import Feeds
 from edgepack.ir.model import walk_nodes
 from edgepack.runtime.session import OrtRunner, open_optimized, open_session
 
-# NCHWc layouts are laid out for the build host's vectors: a file with them fails to load on aarch64.
+# NCHWc layouts depend on the build host's vector width: a file with them fails to load on aarch64.
 HOST_ONLY_OPTIMIZERS = ("NchwcTransformer",)
 LEAST_SQNR_DB = 60.0
-"""The kernels in the file are those of the .onnx, and so are the bits; an operator may be random."""
+"""The file has the kernels of the .onnx and is bit-exact, but a model may have random operators."""
 
 
 def export_ort(model: Path, path: Path, runtime: Runtime, feeds: Sequence[Feeds] = ()) -> Path:
-    """Write ``model`` to ``path`` as ``.ort``, and check that it gives what ``model`` gives on ``feeds``.
+    """Write ``model`` to ``path`` as ``.ort``, and compare its outputs with those of ``model`` on ``feeds``.
 
-    All optimizations are done here (the fixed style): onnxruntime runs none of its optimizers on an .ort that
-    it loads. For targets whose kernels take s8 activations ``session.qdqisint8allowed`` is in ``runtime``;
-    without it a file written on x86 has u8 kernels.
+    All optimizations are applied here (the "Fixed" optimization style): onnxruntime does not optimize a
+    loaded .ort. For targets with kernels for int8 activations ``runtime`` has ``session.qdqisint8allowed``;
+    without it a file that is written on x86 has uint8 kernels.
 
-    Also writes ``<name>.required_operators.config`` beside, which a reduced build of onnxruntime takes;
-    its path is returned.
+    Also writes ``<name>.required_operators.config``, the input of a reduced build of onnxruntime, and returns
+    its path.
 
     Raises:
-        ExportError: the runtime cannot write the file, cannot load what it wrote, or computes something else
-            with it.
+        ExportError: the runtime cannot write the file, cannot load it, or gives other outputs with it.
     """
     portable = runtime.model_copy(
         update={"disabled_optimizers": (*runtime.disabled_optimizers, *HOST_ONLY_OPTIMIZERS)}
@@ -58,15 +57,15 @@ def _compare(model: Path, path: Path, runtime: Runtime, feeds: Sequence[Feeds]) 
     compared = compare_outputs([reference.run(feed) for feed in feeds], written, feeds)
     if compared.sqnr_db < LEAST_SQNR_DB:
         raise ExportError(
-            f"{path}: its outputs are {compared.sqnr_db:.1f} dB from those of {model} on the same kernels: "
-            "the runtime wrote another model than it ran"
+            f"{path}: its outputs have an SQNR of {compared.sqnr_db:.1f} dB against those of {model} on the "
+            "same kernels: the runtime wrote another model than it ran"
         )
 
 
 def required_operators(model: Path, runtime: Runtime) -> str:
-    """The operators of the optimized graph by the opset that brought their form, for a reduced build.
+    """The operators of the optimized graph by their "since version", for a reduced build.
 
-    A line ``domain;opset;Op1,Op2`` each, as onnxruntime's ``--include_ops_by_config`` reads them.
+    Lines ``domain;opset;Op1,Op2``, the format of onnxruntime's ``--include_ops_by_config``.
     """
     with tempfile.TemporaryDirectory(prefix="edgepack-ort-") as folder:
         _session, written = open_optimized(model, runtime, Path(folder))
@@ -79,10 +78,10 @@ def required_operators(model: Path, runtime: Runtime) -> str:
 
 
 def _since(node: ir.Node, opset: int) -> int:
-    """The opset in which the form of the operator appeared that ``opset`` has."""
+    """The "since version" of the operator in ``opset``."""
     try:
         schema = onnx.defs.get_schema(node.op_type, max_inclusive_version=opset, domain=node.domain)
     except onnx.defs.SchemaError:
-        # The runtime's own operators are at version 1, and so are those that it uses before ONNX had them.
+        # Operators that ONNX does not define, such as the runtime's own, have version 1.
         return 1
     return int(schema.since_version)

@@ -1,4 +1,4 @@
-"""The ``.tflite`` of a package: written, run, and where it is not accurate repaired."""
+"""The ``.tflite`` of a package: written, run, and repaired where it is not accurate."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,13 +24,13 @@ from edgepack.runtime.runner import Outputs, open_model
 from edgepack.selection.search import REPAIR_SECONDS
 
 LEAST_SQNR_DB = 3.0
-"""Of a .tflite to the .onnx on a few samples: with less, half of the signal is noise, and the file holds
-another model than the one that was asked for."""
+"""Least SQNR of the .tflite against the .onnx on a few samples; with less, more than half of the signal is
+noise."""
 
 
 @dataclass(slots=True, eq=False)
 class _File:
-    """The file, as it was written last."""
+    """The file in its last version, with its plan."""
 
     inputs: ExportInputs
     target: Target
@@ -41,7 +41,7 @@ class _File:
     summary: TfliteSummary = field(init=False)
 
     def write(self, changed: Precisions) -> None:
-        """Write it with some groups in other forms; what is fixed stays."""
+        """Write it with some groups in other precisions; those in ``fixed`` stay."""
         made = self.inputs
         self.plan = plan_tflite(made.model, made.table.ranges, self.target, {**changed, **self.fixed})
         self.summary = export_tflite(
@@ -55,28 +55,28 @@ class _File:
         )
 
     def noise_db(self, reference: Sequence[Outputs], feeds: Sequence[Feeds]) -> float:
-        """Signal to noise of what it computes, ``reference`` being right."""
+        """SQNR of its outputs against ``reference``."""
         return compare_outputs(reference, open_tflite(self.path, self.target.runtime.threads), feeds).sqnr_db
 
 
 def write_tflite(
     inputs: ExportInputs, target: Target, onnx: Path, path: Path, feeds: Sequence[Feeds]
 ) -> dict[str, Any]:
-    """Write the ``.tflite`` and run it on ``feeds``; what it holds, and how its runtime runs it.
+    """Write the ``.tflite`` and run it on ``feeds``; gives its facts for the report.
 
-    Where int8 throughout is less accurate than the gate asks, the noisiest groups compute in float.
+    Where full int8 misses the gate's limits of accuracy, the noisiest groups compute in float.
 
     Raises:
-        ConfigError: nothing here runs it.
-        ExportError: a node has no form, or the outputs have nothing to do with those of the ``.onnx``, or the
-            format is optional and not accurate enough.
+        ConfigError: LiteRT is not installed.
+        ExportError: a node cannot be written, or the outputs are unlike those of the ``.onnx``, or the format
+            is optional and not accurate enough.
         ModelError: the runtime refuses the file.
     """
     litert()
     if fewer := sorted(u.group.name for u in inputs.choice.plan.groups if u.bits < 8):
         raise ExportError(
-            f"{path}: is written with weights of 8 bits, and {fewer[0]!r} was asked for with fewer "
-            f"({len(fewer)} such in all): leave out `weight_bits` and `bits`, or the format"
+            f"{path}: has 8-bit weights only, and the recipe sets fewer bits for {fewer[0]!r} "
+            f"({len(fewer)} groups in all): leave out `weight_bits` and `bits`, or the format"
         )
     dims = fixed_sizes(input_specs(inputs.model), tflite_of(target).dims, inputs.shapes)
     file = _File(inputs, target, path, {**_too_noisy(inputs), **inputs.fixed}, dims)
@@ -94,11 +94,12 @@ def write_tflite(
 
 
 def _make_accurate(file: _File, onnx: Path, feeds: Sequence[Feeds]) -> None:
-    """Repair the file where it loses more than the gate allows, unless the ``.onnx`` does so as well: then
-    passes took the accuracy, and no form brings it back.
+    """Repair the file where it misses the gate's limits of accuracy and the ``.onnx`` does not.
+
+    Where the ``.onnx`` misses them too, the passes lost the accuracy, and no precision restores it.
 
     Raises:
-        ExportError: it computes something else, or it is optional and cannot be repaired.
+        ExportError: its outputs are unlike those of the ``.onnx``, or it is optional and cannot be repaired.
     """
     runtime, made = for_accuracy(file.target), file.inputs
     original, built = (
@@ -121,20 +122,20 @@ def _make_accurate(file: _File, onnx: Path, feeds: Sequence[Feeds]) -> None:
         return
     if (found_db := file.noise_db(built, feeds)) < LEAST_SQNR_DB:
         raise ExportError(
-            f"{file.path}: its outputs are {found_db:.1f} dB from those of {onnx.name} on {len(feeds)} "
-            "samples: int8 does not hold this model; keep the groups that need it in float with "
-            "`quantize: {overrides: ...}`"
+            f"{file.path}: its outputs have an SQNR of {found_db:.1f} dB against those of {onnx.name} on "
+            f"{len(feeds)} samples: int8 is too coarse for this model; keep its sensitive groups in float "
+            "with `quantize: {overrides: ...}`"
         )
     if "tflite" in file.target.optional:
         raise ExportError(
             f"{file.path}: loses more accuracy than the gate allows, also with its noisiest groups in float; "
-            "keep others in float with `quantize: {overrides: ...}`, or see what it loses: a copy of the "
-            "target without `optional: [tflite]` ships it all the same"
+            "keep others in float with `quantize: {overrides: ...}`; a copy of the target without "
+            "`optional: [tflite]` ships the file all the same"
         )
 
 
 def _too_noisy(inputs: ExportInputs) -> Precisions:
-    """Groups that the ``.onnx`` could not compute on integers without losing too much: no more can this."""
+    """Groups that are float in the ``.onnx`` since int8 was too noisy; they are float here too."""
     groups = inputs.choice.plan.groups
     return {
         u.group.name: Request(Precision.FLOAT, u.reason) for u in groups if u.reason.cause is Cause.NOISIER
@@ -142,7 +143,7 @@ def _too_noisy(inputs: ExportInputs) -> Precisions:
 
 
 def _described(port: Port) -> dict[str, Any]:
-    """An input or output as an application must feed or read it."""
+    """An input or output of the file, for applications."""
     described: dict[str, Any] = {
         "name": port.name,
         "type": port.dtype.name,
@@ -155,10 +156,10 @@ def _described(port: Port) -> dict[str, Any]:
 
 
 def fixed_sizes(inputs: Sequence[InputSpec], given: Mapping[str, int], shapes: Shapes) -> dict[str, int]:
-    """The size of each open dimension, as ``given`` or as all samples have it, by place (``x[3]``).
+    """The size of each symbolic dimension, by place (``x[3]``): as ``given``, or that of all samples.
 
     Raises:
-        ExportError: the samples differ in a dimension that no size is given for.
+        ExportError: the samples differ in a dimension without a given size.
     """
     sizes = dict(given)
     for spec in inputs:

@@ -1,7 +1,7 @@
-"""A ``.tflite`` that is int8 throughout and not accurate, repaired: its noisiest groups compute in float.
+"""Repair of a full-int8 ``.tflite`` that is not accurate: its noisiest groups compute in float.
 
-Each group is measured alone, int8 in a file that is float otherwise: the runtime itself tells what noise its
-kernel brings. The fewest of the noisiest that make the file accurate stay in float.
+The noise of each group is measured alone, with its int8 kernel in a file that is float otherwise. As few of
+the noisiest groups as make the file accurate stay in float.
 """
 
 import time
@@ -11,7 +11,7 @@ from edgepack.quantization.plan.types import Precision, Precisions, Request
 from edgepack.selection.search import too_noisy
 
 SHARE_FOR_NOISE = 0.7
-"""Of the time, until which groups are measured alone."""
+"""Share of the time for measuring groups alone."""
 REASON = too_noisy(Precision.STATIC)
 
 
@@ -24,9 +24,9 @@ def repair(
 ) -> int | None:
     """Leave the file with the fewest noisy ``groups`` in float that make it accurate.
 
-    ``write`` makes the file, with some groups in other forms; ``noise`` and ``accurate`` judge it as it is
-    then. Gives how many are in float; ``None`` where the file is not accurate with all that were measured in
-    float, or time ran out, and then they all are.
+    ``write`` writes the file, with some groups in other precisions; ``noise`` and ``accurate`` measure the
+    last version. Gives how many groups are in float. Gives ``None`` where the file is not accurate even with
+    all measured groups in float, or where time ran out; then all measured groups are in float.
     """
     started = time.monotonic()
 
@@ -52,7 +52,7 @@ def repair(
             enough = count
         else:
             too_few = count
-        # Doubled until enough, then halved between the bounds.
+        # Doubled until accurate, then a binary search between the bounds.
         count = min(count * 2, len(noisy)) if enough > len(noisy) else (too_few + enough) // 2
         if count in (too_few, enough):
             break

@@ -1,4 +1,4 @@
-"""Sessions and bench: what is called in which order, on which clock, and what becomes of the times."""
+"""Sessions and bench: order of calls, clocks, and statistics of the times."""
 
 import json
 import platform
@@ -34,7 +34,7 @@ FEED = {"x": np.ones((1, 4), np.float32)}
 
 
 class Work:
-    """Stands for an open model: burns processor time, sleeps, and writes down its calls."""
+    """A fake open model: uses CPU time, sleeps, and records its calls."""
 
     def __init__(
         self, name: str, log: list[tuple[str, Any]], *, busy: float = 0.0, naps: Sequence[float] = ()
@@ -57,7 +57,7 @@ class Work:
 
 
 def marked(*marks: int) -> list[dict[str, Array]]:
-    """Feeds that can be told apart."""
+    """Distinct feeds."""
     return [{"x": np.asarray(mark)} for mark in marks]
 
 
@@ -119,7 +119,7 @@ def test_models_take_turns_on_the_same_feed_and_each_begins_a_round() -> None:
     # 0.8 ms a call: two calls a turn.
     sessions: list[Any] = [Work(name, log, busy=8e-4) for name in "abc"]
     rounds = measure(sessions, marked(0, 1), 6)
-    turns = log[3 * len(sessions) :]  # those before find out how often to call
+    turns = log[3 * len(sessions) :]  # earlier calls determine the calls per turn
     assert turns[::2] == turns[1::2]
     assert "".join(name for name, _ in turns[::2]) == "abcbcacababcbcacab"
     assert [int(x) for _, x in turns[::6]] == [0, 1, 0, 1, 0, 1]
@@ -135,7 +135,7 @@ def test_a_fast_model_is_called_more_often() -> None:
 
 
 def test_the_first_call_of_a_turn_is_not_among_the_latencies() -> None:
-    # Three calls to find out how often to call, then two a turn.
+    # Three calls to determine the calls per turn, then two per turn.
     naps = [0.0, 0.0, 0.0, *([0.02, 0.0] * 20)]
     sessions: list[Any] = [Work("a", [], busy=1e-3, naps=naps)]
     calls = measure(sessions, marked(0), 5).calls[0]
@@ -144,7 +144,7 @@ def test_the_first_call_of_a_turn_is_not_among_the_latencies() -> None:
 
 def test_ratios_are_of_processor_time_where_one_thread_does_all() -> None:
     log: list[tuple[str, Any]] = []
-    # The second sleeps, as if another program had the processor: half the work, twice the time.
+    # The second sleeps, as if another program ran: half the CPU time, twice the wall time.
     sessions: list[Any] = [Work("a", log, busy=2e-3), Work("b", log, busy=1e-3, naps=[3e-3])]
     assert quick_ratios(sessions, marked(0), 5)[1].speedup == pytest.approx(2, rel=0.15)
     sessions[1].one_thread = False
@@ -166,14 +166,14 @@ def test_whether_a_session_computes_in_one_thread(add: Path) -> None:
     assert not OrtRunner(other).one_thread
 
 
-def test_a_ratio_is_not_moved_by_outliers_but_its_error_sees_what_lasts() -> None:
+def test_outliers_do_not_change_a_ratio_and_lasting_changes_raise_its_error() -> None:
     steady = np.full(50, 2.0)
     assert _ratio(steady) == _ratio(steady[::-1])
     assert (_ratio(steady).speedup, _ratio(steady).standard_error) == (2.0, 0.0)
     disturbed = steady.copy()
     disturbed[::5] = 40.0
     assert (_ratio(disturbed).speedup, _ratio(disturbed).standard_error) == (2.0, 0.0)
-    # One set of sessions of five is 10% faster: no spread between the quartiles, and yet a repeat differs.
+    # One of five sets of sessions is 10% faster: the interquartile range is 0, but a repeat differs.
     lasting = steady.copy()
     lasting[:10] = 2.2
     assert _ratio(lasting).standard_error == pytest.approx(0.2 / SESSIONS, rel=1e-6)
@@ -190,7 +190,7 @@ def test_the_error_is_about_that_of_repeats(seed: int, spread: float, rounds: in
 
 
 def test_bench_of_files(tmp_path: Path) -> None:
-    # The input is called like an argument of numpy's savez.
+    # The input has the name of an argument of numpy's savez.
     body = "net (float[1, N] file) => (float[1, N] y) { y = MatMul (file, w) }"
     paths = {}
     for name, size in (("large", 1500), ("small", 16)):
@@ -198,7 +198,7 @@ def test_bench_of_files(tmp_path: Path) -> None:
         weights = {"w": np.zeros((size, size), np.float32)}
         save_model(parse(body.replace("N", str(size)), weights=weights), paths[name])
     with pytest.raises(
-        ExportError, match=r"small.onnx: cannot be run in a process of its own: .*INVALID_ARGUMENT.*file"
+        ExportError, match=r"small.onnx: cannot be run in a separate process: .*INVALID_ARGUMENT.*file"
     ):
         cold_start(paths["small"], Runtime(), {"file": np.zeros((1, 17), np.float32)})
     large = bench(
@@ -216,7 +216,7 @@ def test_bench_of_files(tmp_path: Path) -> None:
     assert 0 < first.min_ms <= first.p50_ms <= first.p90_ms
     assert first.cold_start_ms is not None and first.peak_memory_bytes is not None
     assert first.cold_start_ms > first.min_ms
-    # 9 MB of weights are resident at least once, and a model without is not charged for the libraries.
+    # 9 MB of weights are resident at least once; the libraries do not count for a model without weights.
     assert first.peak_memory_bytes > 9e6
     assert 0 < small.memory_bytes < first.peak_memory_bytes - 5e6
 
@@ -228,7 +228,7 @@ def test_ratios_of_files_are_taken_over_several_sessions(add: Path) -> None:
     assert file_ratios([add], Runtime(), [FEED], 2)[0].speedup == 1.0
 
 
-def test_the_environment_says_what_and_not_whose(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_has_no_host_name(monkeypatch: pytest.MonkeyPatch) -> None:
     found = environment()
     text = json.dumps(found)
     assert {"cpu", "cores", "flags", "onnxruntime", "numpy", "edgepack", "load_average", "date"} <= set(found)

@@ -63,7 +63,7 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SshDevic
 
 
 @by_ssh
-def test_both_cores_go_into_the_report_with_the_same_bits(
+def test_both_cores_are_in_the_report_and_bit_exact(
     network: Path,
     package: Path,
     tmp_path: Path,
@@ -96,7 +96,9 @@ def test_both_cores_go_into_the_report_with_the_same_bits(
 
 
 @by_ssh
-def test_a_full_disk_is_said(package: Path, device: SshDevice, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_reported(
+    package: Path, device: SshDevice, capsys: pytest.CaptureFixture[str]
+) -> None:
     full = device.address.replace(str(device.folder), str(device.folder.with_name("full")))
     words = ["bench", str(package), "--device", full, "--target", "arm-cpu"]
     assert run(lambda: app(words)) == 5
@@ -104,7 +106,7 @@ def test_a_full_disk_is_said(package: Path, device: SshDevice, capsys: pytest.Ca
 
 
 @by_ssh
-def test_a_device_without_onnxruntime_is_told_what_to_install(
+def test_a_device_without_onnxruntime_says_what_to_install(
     package: Path, device: SshDevice, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["bench", str(package), "--device", device.address, "--target", "arm-cpu"]
@@ -133,7 +135,7 @@ def test_adb_runs_the_bundle(package: Path, tmp_path: Path, monkeypatch: pytest.
     folder.mkdir()
     python = emulated_python(tmp_path)
     environment = {"PATH": f"{python.parent}:/usr/bin:/bin", "QEMU_CPU": "cortex-a53"}
-    with socket.socket() as free:  # a bridge of its own: another one may run here
+    with socket.socket() as free:  # a separate adb server: another one may run here
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(free.getsockname()[1]))
     monkeypatch.setenv("HOME", str(tmp_path))

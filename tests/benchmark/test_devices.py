@@ -1,4 +1,4 @@
-"""The bench on a device, without a device: this machine behind a substitute for ssh, and every fault."""
+"""The benchmark on a device, without a device: this machine behind a fake ssh, and all faults."""
 
 import ast
 import json
@@ -53,7 +53,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program ``ssh`` that gives its last word to this machine's shell, as sshd would; returns its log."""
+    """A program ``ssh`` that runs its last argument in this machine's shell, as sshd does; gives its log."""
     programs, log = tmp_path / "bin", tmp_path / "ssh.log"
     programs.mkdir()
     substituted = programs / "ssh"
@@ -67,7 +67,7 @@ def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """The folder on the "device", with a name that a shell must not see."""
+    """The folder on the "device", with a name that needs quoting."""
     path = tmp_path / "a b'$(touch owned);&"
     path.mkdir()
     return path
@@ -126,13 +126,13 @@ def test_keep_leaves_the_bundle_that_runs_by_itself(model: Path, ssh: Path, plac
     [
         ("exit 127", "there is no .*--device-python"),
         ("exit 126", "does not run on its processor"),
-        ("echo 'sh: 1: python3: Exec format error' >&2; exit 2", "another architecture"),
+        ("echo 'sh: 1: python3: Exec format error' >&2; exit 2", "is not built for its processor"),
         (f'exec "{sys.executable}" -I -S "$@"', "lacks a library .numpy: .*install numpy and onnxruntime"),
         ("echo 'No space left on device' >&2; exit 11", "no space is left"),
         ("kill -9 $$", "exit code"),
     ],
 )
-def test_what_the_device_lacks_is_said_and_nothing_is_left(
+def test_missing_libraries_are_reported_and_nothing_is_left(
     model: Path, ssh: Path, place: Path, tmp_path: Path, text: str, message: str
 ) -> None:
     with pytest.raises(DeviceError, match=message):
@@ -140,7 +140,7 @@ def test_what_the_device_lacks_is_said_and_nothing_is_left(
     assert not list(place.iterdir())
 
 
-def test_a_device_without_onnxruntime_alone_is_told_so(
+def test_a_device_without_onnxruntime_is_reported(
     model: Path, ssh: Path, place: Path, tmp_path: Path
 ) -> None:
     site = tmp_path / "site"
@@ -163,14 +163,14 @@ def test_a_host_that_is_down_is_exit_code_5(model: Path, capsys: pytest.CaptureF
     assert "cannot be reached" in capsys.readouterr().err
 
 
-def test_a_full_device_is_said_and_cleaned(
+def test_a_full_device_is_reported_and_cleaned(
     model: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Files of this shell may have one block of 512 bytes: what a full disk does, for who may not mount one.
+    # A limit of 512 bytes per file acts as a full disk, without mounting one.
     device = ShellDevice(
         Shell("tight", ("sh", "-c", 'ulimit -f 1; trap "" XFSZ; eval "$1"', "sh")), str(place)
     )
-    with pytest.raises(DeviceError, match=r"bytes could not be written to .*make space"):
+    with pytest.raises(DeviceError, match=r"bytes could not be written to .*free some space"):
         bundle = tmp_path / "bundle"
         bundle.write_bytes(bytes(100_000))
         device.push(bundle, "bench.pyz")
@@ -193,7 +193,7 @@ def test_a_connection_cut_in_mid_run_leaves_nothing(model: Path, tmp_path: Path,
 def test_a_cut_connection_is_exit_code_5_and_says_so(
     model: Path, ssh: Path, place: Path, tmp_path: Path
 ) -> None:
-    """The way there dies in mid-run: ssh ends with 255."""
+    """The connection breaks during the run: ssh ends with 255."""
     program_path = ssh.parent / "bin" / "ssh"
     text = program_path.read_text().replace(
         'exec sh -c "$last"',
@@ -220,12 +220,12 @@ def wait_for(ready: Callable[[], bool], seconds: float = 20) -> None:
         "ssh://host?x", "adb:", "adb:-s", "docker:", "docker:-v", "telnet://host", "ssh:host", "lokal",
     ],
 )  # fmt: skip
-def test_what_cannot_be_an_address_is_refused(wrong: str) -> None:
+def test_invalid_addresses_are_refused(wrong: str) -> None:
     with pytest.raises(ConfigError, match="--device"):
         open_device(wrong)
 
 
-def test_an_address_becomes_words_of_ssh() -> None:
+def test_an_address_becomes_arguments_of_ssh() -> None:
     words, folder = ssh_words("ssh://pi@My-Board:2222/var/tmp/")
     assert words[-6:] == ("-p", "2222", "-l", "pi", "--", "My-Board")
     assert folder == "/var/tmp"
@@ -247,7 +247,7 @@ def test_any_name_of_a_folder_is_but_a_name(name: str) -> None:
         assert not list(parent.iterdir())
 
 
-def test_parity_tells_bits_from_values() -> None:
+def test_parity_distinguishes_bits_from_values() -> None:
     ones = {"0-0-0": np.ones(4, np.float32)}
     assert parity(ones, ones) == (True, np.inf)
     exact, db = parity(ones, {"0-0-0": np.full(4, 1.01, np.float32)})
@@ -258,7 +258,7 @@ def test_parity_tells_bits_from_values() -> None:
         parity(ones, {"0-0-0": np.full(4, np.nan, np.float32)})
 
 
-def test_the_runner_is_of_old_pythons_and_alone() -> None:
+def test_the_runner_needs_only_python_3_8() -> None:
     source = Path(device_runner.__file__).read_text()
     tree = ast.parse(source, feature_version=(3, 8))
     names = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
@@ -304,31 +304,31 @@ def test_a_build_is_timed_on_its_device(
     (found,) = report.devices
     assert found.device == address(place)
     assert [m.latency_ms_p50 for m in report.models] == [m.p50_ms for m in found.models]
-    assert ssh.read_text().count("--watch") == 2, "forms once, artifacts once"
+    assert ssh.read_text().count("--watch") == 2, "candidates once, artifacts once"
     assert run(lambda: app([*words, "--device", "adb:-x"])) == 2
 
 
-def test_what_a_device_does_not_tell_is_no_figure(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mean is its own and no median; a cold start or memory that was not measured is not zero."""
+def test_figures_that_a_device_does_not_report_are_none(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean is not the median; a cold start or memory that was not measured is not zero."""
     run = bench_on("local", [model], Runtime(), FEEDS, QUICK, python=sys.executable)
-    told = replace(run, models=(replace(run.models[0], p50_ms=2.0, mean_ms=3.0),))
-    monkeypatch.setattr(timing, "bench_on", lambda *_, **__: told)
+    reported = replace(run, models=(replace(run.models[0], p50_ms=2.0, mean_ms=3.0),))
+    monkeypatch.setattr(timing, "bench_on", lambda *_, **__: reported)
     found, _ = DeviceTiming("local").latencies({"original": model}, Runtime(), FEEDS, 3)
     latency = found["original"]
     assert (latency.p50_ms, latency.mean_ms) == (2.0, 3.0)
     assert latency.cold_start_ms is None and latency.peak_memory_bytes is None
 
 
-def test_a_system_without_proc_tells_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_proc_reports_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_runner, "read", lambda path: "")
     assert device_runner.memory_bytes() is None
-    answer = subprocess.CompletedProcess([], 0, b'{"milliseconds": 5.0, "memory_bytes": null}', b"")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
+    done = subprocess.CompletedProcess([], 0, b'{"milliseconds": 5.0, "memory_bytes": null}', b"")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     assert device_runner.cold(tmp_path, {"models": [{"file": "m.onnx"}]}, 0) == (5.0, None)
 
 
 def test_the_devices_speeds_take_the_place_of_the_hosts(tmp_path: Path) -> None:
-    """Forms are weighed by what the device says, not by what this host measured."""
+    """Candidates are compared by the device's times, not by this host's."""
 
     class Slow(DeviceTiming):
         def ratios(self, models: Sequence[Path], runtime: Runtime, feeds: Sequence[Feeds]) -> list[Ratio]:

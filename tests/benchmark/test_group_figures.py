@@ -20,7 +20,7 @@ KERNELS = load_target("x86-cpu").kernels
 
 
 def named(model: ir.Model) -> ir.Model:
-    """The model with a name for each node, as normalization leaves it."""
+    """The model with a name for each node, as after normalization."""
     for index, node in enumerate(model.graph):
         node.name = f"node{index}"
     return model
@@ -57,7 +57,7 @@ def test_an_error_appears_where_it_is_made(tmp_path: Path) -> None:
     assert errors["third"] == pytest.approx(20, abs=0.01)
 
 
-def test_a_value_is_compared_as_its_readers_get_it(tmp_path: Path) -> None:
+def test_a_value_is_compared_as_its_consumers_get_it(tmp_path: Path) -> None:
     model = named(parse("net (float[1, 4] x) => (float[1, 4] y) { a = Relu (x)  y = Neg (a) }"))
     built = parse("""net (float[1, 4] x) => (float[1, 4] y) {
         s = Constant <value = float {0.5}> ()

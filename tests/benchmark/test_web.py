@@ -1,4 +1,4 @@
-"""The bench in a browser without one: who is served, what is refused, and what an answer says."""
+"""The benchmark in a browser, without a browser: the server, refusals, and the page's response."""
 
 import http.client
 import json
@@ -52,7 +52,7 @@ def test_files_are_served_isolated(served: tuple[Exchange, int]) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/wrong/", "/wrong/job.json", "/wrong/answer", "//job.json"])
-def test_without_the_token_nothing_is_told(served: tuple[Exchange, int], path: str) -> None:
+def test_without_the_token_nothing_is_served(served: tuple[Exchange, int], path: str) -> None:
     exchange, port = served
     assert ask(port, "GET", path)[0] == 403
     assert ask(port, "POST", path, b"x")[0] == 403
@@ -71,7 +71,7 @@ def test_one_answer_of_limited_size(served: tuple[Exchange, int]) -> None:
 
 
 def answer(**changes: Any) -> bytes:
-    """What a page posts of two models."""
+    """A page's response for two models."""
     outputs = [
         {"model": i, "sample": 0, "name": "y", "type": "float32", "dims": [1, 3], "bytes": 12} for i in (0, 1)
     ]
@@ -128,7 +128,7 @@ def test_noise_instead_of_an_answer(models: tuple[Path, ...]) -> None:
             read_answer(body, models, EXPECTED, 1, 2)
 
 
-def test_nobody_opens_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_that_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny.project(tmp_path / "project")
     monkeypatch.setattr("edgepack.benchmark.web.bench.runtime_files", dict)
     shown: list[str] = []
@@ -141,9 +141,10 @@ def test_nobody_opens_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         bench_in_browser(Web("192.0.2.1"), [folder / "model.onnx"], RUNTIME, feeds, 3, shown.append)
 
 
-def test_what_a_browser_cannot_run_is_refused(tmp_path: Path) -> None:
-    for name, told in (("model.tflite", r"browsers run \.onnx"), ("none.onnx", "does not exist")):
-        with pytest.raises(ConfigError, match=told):
+def test_models_that_a_browser_cannot_run_are_refused(tmp_path: Path) -> None:
+    refusals = (("model.tflite", r"--web measures \.onnx models only"), ("none.onnx", "does not exist"))
+    for name, message in refusals:
+        with pytest.raises(ConfigError, match=message):
             bench_in_browser(Web(), [tmp_path / name], RUNTIME, [], 3, print)
 
 

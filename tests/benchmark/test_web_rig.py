@@ -15,7 +15,7 @@ from support import tiny
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "calibration_data" / "digits.onnx"
 HOST_FLOOR_DB = 30.0
-"""wasm rounds some additions one step apart, and 8 bits hold about 40 dB of a signal."""
+"""WebAssembly rounds some additions differently by one, and 8 bits have about 40 dB."""
 pytestmark = [
     pytest.mark.rig,
     pytest.mark.skipif(bool(missing()), reason="no browser: " + "; ".join(missing())),

@@ -1,4 +1,4 @@
-"""The command line: what it imports, what it prints, how it ends."""
+"""The command line: its imports, output and exit codes."""
 
 import json
 import resource
@@ -38,9 +38,9 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_help_is_quick(tmp_path: Path) -> None:
-    """Under 300 ms on an idle machine; here its share above a bare interpreter, the best of several.
+    """Under 300 ms on an idle machine; here relative to a bare interpreter, the best of several.
 
-    Of the processor's time, which other programs do not add to as they do to the clock on the wall.
+    In CPU time, which does not include other programs.
     """
 
     def spent() -> float:

@@ -1,4 +1,4 @@
-"""What goes wrong: a clear message, the right exit code, nothing half made, the input as it was."""
+"""Failures: a clear message, the right exit code, no partial files, unchanged inputs."""
 
 import signal
 import subprocess
@@ -33,7 +33,7 @@ Fail = Callable[..., str]
 
 @pytest.fixture
 def fail(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Fail:
-    """Run a build that must fail in this process; gives the message, and looks at what is left."""
+    """Run a build that must fail, in this process; gives the message, and checks the files that are left."""
 
     def build(code: int, *arguments: str) -> str:
         before = tiny.snapshot(folder)
@@ -109,7 +109,7 @@ def test_no_calibration_data(folder: Path, fail: Fail) -> None:
     assert "--calibration-data" in fail(CONFIG, "model.onnx", "--target", "x86-cpu")
 
 
-def test_evaluation_samples_that_calibration_has_seen(folder: Path, fail: Fail) -> None:
+def test_evaluation_samples_that_are_calibration_samples(folder: Path, fail: Fail) -> None:
     np.savez(folder / "eval.npz", x=tiny.samples(24, 1)[20:], label=np.zeros(4, int))
     message = fail(MATERIAL)
     assert "4 evaluation samples are also calibration samples" in message
@@ -196,7 +196,7 @@ def test_a_wrong_recipe(recipe: dict[str, Any], message: str, folder: Path, fail
     assert message in fail(CONFIG)
 
 
-def test_several_mistakes_are_told_at_once(folder: Path, fail: Fail) -> None:
+def test_several_mistakes_are_reported_at_once(folder: Path, fail: Fail) -> None:
     message = fail(CONFIG, "--preset", "fats", "--method", "statc", "--observer", "mzx")
     for key in ("preset", "quantize.method", "calibration.observer"):
         assert f"{key}: there is no" in message
@@ -244,7 +244,7 @@ def test_exit_codes_of_the_process(folder: Path) -> None:
 
 
 def wait_for(scratch: Path, process: subprocess.Popen[str]) -> None:
-    """Until the build has written something of its package."""
+    """Wait until the build has written a file of its package."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         if any(scratch.glob(f"{PREFIX}*/package/*")):

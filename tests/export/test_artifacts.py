@@ -1,4 +1,4 @@
-"""The files of a package in several formats: parity, refusals, sizes, what an earlier build left."""
+"""The models of a package in several formats: parity, refusals, sizes, files of an earlier build."""
 
 import json
 from collections.abc import Callable
@@ -41,7 +41,7 @@ ANY_LENGTH = """net (float[batch, 16, length] x) => (float[batch, 4, M] y) {
 
 @pytest.fixture(autouse=True)
 def warm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cold starts take processes of their own; tests/benchmark/test_bench.py has them."""
+    """Without cold starts, which are slow; tests/benchmark/test_bench.py has them."""
     monkeypatch.setattr("edgepack.benchmark.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
 
 
@@ -83,7 +83,7 @@ def test_all_files_are_checked_against_the_original_and_each_other(folder: Path)
     page = (output / "report.txt").read_text()
     start = page.index("parity")
     assert page[start:].splitlines()[0].split() == [
-        "parity", "to", "original", "to", "onnx", "to", "ort", "accuracy"
+        "parity", "against", "original", "against", "onnx", "against", "ort", "accuracy"
     ]  # fmt: skip
     assert "equal, 1.0000" in page[start:].splitlines()[2]
     assert f"{close.sqnr_db:.1f} dB" in page[start:].splitlines()[3]
@@ -92,15 +92,15 @@ def test_all_files_are_checked_against_the_original_and_each_other(folder: Path)
 
 def test_what_the_runtime_does_with_the_tflite_is_reported(folder: Path) -> None:
     report, output = run(folder)
-    told = report.runtime["tflite"]
-    assert told["xnnpack"]["partitions"] == 1
-    assert told["xnnpack"]["delegated"] == told["xnnpack"]["operators"]
-    assert told["inputs"] == [{"name": "x", "type": "float32", "shape": [1, 16], "axes": [0, 1]}]
+    tflite = report.runtime["tflite"]
+    assert tflite["xnnpack"]["partitions"] == 1
+    assert tflite["xnnpack"]["delegated"] == tflite["xnnpack"]["operators"]
+    assert tflite["inputs"] == [{"name": "x", "type": "float32", "shape": [1, 16], "axes": [0, 1]}]
     page = text(report)
     assert "XNNPACK runs all" in page and "in 1 partition" in page
     assert "input x: float32 [1, 16]" in page
     assert str(report.environment["litert"]) in page
-    assert json.loads((output / "report.json").read_text())["runtime"]["tflite"] == told
+    assert json.loads((output / "report.json").read_text())["runtime"]["tflite"] == tflite
 
 
 def test_the_recipe_may_ask_for_int8_inputs_and_outputs(folder: Path) -> None:
@@ -114,7 +114,7 @@ def test_the_recipe_may_ask_for_int8_inputs_and_outputs(folder: Path) -> None:
     assert fidelity is not None and fidelity.sqnr_db is not None and fidelity.sqnr_db > 20
 
 
-def test_a_model_without_that_form_is_told_and_the_rest_is_built(folder: Path) -> None:
+def test_an_unsupported_optional_format_is_reported_and_the_rest_is_built(folder: Path) -> None:
     replace_model(folder, UNWRITABLE, w=(16, 16))
     in_recipe(folder, metric=None)
     report, output = run(folder)
@@ -146,7 +146,7 @@ def test_without_a_runtime_for_it(folder: Path, monkeypatch: pytest.MonkeyPatch)
     recipe = load_recipe(folder / "edgepack.yaml", {})
     with pytest.raises(ConfigError, match="pip install"):
         build(Job(recipe, target, folder, "edgepack build", progress=progress))
-    assert stages == [], "found out after work was done"
+    assert stages == [], "checked before any stage"
 
 
 def test_files_of_an_earlier_build_do_not_stay_beside_the_new_ones(folder: Path) -> None:
@@ -160,7 +160,7 @@ def test_files_of_an_earlier_build_do_not_stay_beside_the_new_ones(folder: Path)
 
 
 @pytest.mark.parametrize("content", ["no json", "[]", '{"models": 3}', '{"models": [{"file": "a"}, {}]}'])
-def test_a_report_that_is_not_ours_names_no_files(tmp_path: Path, content: str) -> None:
+def test_an_unknown_report_names_no_files(tmp_path: Path, content: str) -> None:
     (tmp_path / "report.json").write_text(content)
     assert outdated(tmp_path, tmp_path / "package") == []
 
@@ -193,7 +193,7 @@ def test_a_size_that_all_samples_have_is_that_of_the_tflite(tmp_path: Path) -> N
     assert open_tflite(output / "model.tflite", 1).inputs[0].shape == (1, 16, 6)
 
 
-def test_samples_of_several_sizes_need_a_word_from_the_user(tmp_path: Path) -> None:
+def test_samples_of_several_sizes_need_a_given_size(tmp_path: Path) -> None:
     folder = varying(tmp_path, evaluation=(6, 9))
     report, _ = run(folder)
     assert "axis 2 has sizes from 6 to 9" in report.refused[0].reason
@@ -217,7 +217,7 @@ def test_sizes_by_name_by_place_and_by_samples() -> None:
         fixed_sizes([spec], {}, shapes)
 
 
-def test_a_target_is_held_to_what_it_says() -> None:
+def test_a_contradictory_target_is_refused() -> None:
     content = load_target("mobile").model_dump()
     for changes in ({"optional": ("onnx",)}, {"formats": ("onnx",)}, {"tflite": None}):
         with pytest.raises(ValueError, match=r"optional:|formats:"):
@@ -225,7 +225,7 @@ def test_a_target_is_held_to_what_it_says() -> None:
 
 
 def test_a_tflite_of_another_model_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it computes is looked at before it is called an artifact."""
+    """Its outputs are compared before it becomes an artifact."""
     from edgepack.runtime.litert import LitertRunner
 
     def upside_down(self: LitertRunner, feeds: Any) -> Any:
@@ -234,6 +234,6 @@ def test_a_tflite_of_another_model_is_refused(folder: Path, monkeypatch: pytest.
     real = LitertRunner.run
     monkeypatch.setattr(LitertRunner, "run", upside_down)
     report, _ = run(folder)
-    assert "-6.0 dB from those of model.onnx" in report.refused[0].reason
+    assert "-6.0 dB against those of model.onnx" in report.refused[0].reason
     with pytest.raises(EdgepackError, match=r"-6\.0 dB"):
         run(folder, optional=())

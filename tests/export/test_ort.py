@@ -1,4 +1,4 @@
-"""The .ort file: same bits as the .onnx, no layouts of the build host, and what a reduced build needs."""
+"""The .ort file: bit-exact with the .onnx, no layouts of the build host, operators of a reduced build."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ from edgepack.ir.files import save_model
 from edgepack.ir.model import walk_nodes
 from edgepack.runtime.session import open_optimized, open_session, run
 
-# The runtime's tool leaves the files open that it reads.
+# The runtime's tool does not close its input files.
 TOOL = "ignore::pytest.PytestUnraisableExceptionWarning"
 FEEDS = [randoms(x=(2, 3, 8, 8)), {"x": f32(np.zeros((1, 3, 8, 8)))}]
 
@@ -48,13 +48,13 @@ def quantized(type_name: str) -> ir.Model:
 
 
 def kernel_inputs(model: Path, folder: Path) -> set[ir.DataType | None]:
-    """Types of what QuantizeLinear writes in the graph of an .ort."""
+    """Output types of QuantizeLinear in the graph of an .ort."""
     _, graph = open_optimized(model, Runtime(), folder)
     zeros = [node.inputs[2] for node in walk_nodes(graph.graph) if node.op_type == "QuantizeLinear"]
     return {zero.dtype for zero in zeros if zero is not None}
 
 
-def test_it_computes_what_the_onnx_computes(net: Path, tmp_path: Path) -> None:
+def test_its_outputs_are_those_of_the_onnx(net: Path, tmp_path: Path) -> None:
     before = net.read_bytes()
     export_ort(net, tmp_path / "net.ort", Runtime(), FEEDS)
     portable = Runtime(disabled_optimizers=("NchwcTransformer",))
@@ -105,7 +105,7 @@ def test_required_operators_are_those_of_the_runtimes_own_tool(model: str, tmp_p
     assert sorted(lines(config)) == sorted(lines(tmp_path / "tool.config"))
 
 
-def test_a_file_that_computes_something_else_is_refused(
+def test_a_file_with_other_outputs_is_refused(
     net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = conv_net()
@@ -117,7 +117,7 @@ def test_a_file_that_computes_something_else_is_refused(
 
     monkeypatch.setattr("edgepack.export.ort.open_session", swapped)
     with pytest.raises(
-        ExportError, match=r"net\.ort: its outputs are -?\d+\.\d dB from those of .*net\.onnx"
+        ExportError, match=r"net\.ort: its outputs have an SQNR of -?\d+\.\d dB against those of .*net\.onnx"
     ):
         export_ort(net, tmp_path / "net.ort", Runtime(), FEEDS)
 

@@ -1,4 +1,4 @@
-"""The bytes of a ``.tflite``, read back by the code that flatc generates."""
+"""The bytes of a ``.tflite``, read by the code that flatc generates."""
 
 import numpy as np
 import pytest
@@ -22,8 +22,8 @@ def _graph(**options: float) -> Graph:
     return graph
 
 
-def test_constants_lie_where_runtimes_can_map_them() -> None:
-    """flatc's code for Python alone would put them anywhere."""
+def test_constants_are_aligned_for_memory_mapping() -> None:
+    """flatc's code for Python alone does not align them."""
     content = bytes(serialize(_graph(), "d", {"note": b"ab"}))
     model = tflite.Model.GetRootAs(content)
     buffers = [model.Buffers(i) for i in range(model.BuffersLength())]
@@ -57,7 +57,7 @@ def test_what_is_written_is_what_the_schema_reads() -> None:
     assert signature.Inputs(0).Name() == b"x" and signature.Outputs(0).Name() == b"z"
 
 
-def test_an_option_that_the_operator_has_not_is_refused() -> None:
+def test_an_unknown_option_of_an_operator_is_refused() -> None:
     with pytest.raises(AttributeError, match="AddOptionsAddAxis"):
         serialize(_graph(axis=1), "d", {})
 

@@ -1,4 +1,4 @@
-"""Every operator of the ``.tflite`` writer alone, beside the same plan in onnxruntime on int8 activations."""
+"""Each operator of the ``.tflite`` writer against the same plan in onnxruntime with int8 activations."""
 
 import subprocess
 import sys
@@ -29,12 +29,12 @@ LIGHT = {
 }
 INTEGER: dict[str, Case] = {**HEAVY, **LIGHT}
 EIGHT_BITS_DB = 28.0
-"""What eight bits leave of a normal distribution after two or three roundings."""
+"""SQNR in dB of normal values after two or three roundings to eight bits."""
 FLOAT_DB = 80.0
 
 
 def quality_db(made: Written) -> float:
-    """The .tflite against the float model."""
+    """SQNR of the .tflite against the float model."""
     got = [run_tflite(made, sample)["y"] for sample in made.samples]
     return sqnr_db([o["y"] for o in made.original], got)
 
@@ -45,15 +45,15 @@ def test_integers_are_those_of_onnxruntime(tmp_path: Path, name: str, delegate: 
     case = INTEGER[name]
     rewritten = case.normalized or name in HEAVY
     made = write(tmp_path, case.body, case.arrays(), opset=case.opset, normalized=rewritten)
-    assert "y" in made.plan.activations, "the output is no integer: nothing is compared"
-    # The reference kernel interpolates with weights of ten bits, which a third is not among.
+    assert "y" in made.plan.activations, "the output is not int8: nothing is compared"
+    # The reference kernel interpolates with 10-bit weights, which cannot represent 1/3.
     coarse = not delegate and "linear" in name
     assert made.steps(delegate=delegate) <= case.steps + coarse + 1e-3
     assert quality_db(made) > EIGHT_BITS_DB
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_products_of_activations_on_integers(tmp_path: Path, name: str) -> None:
+def test_int8_matmuls_of_activations(tmp_path: Path, name: str) -> None:
     case = PRODUCTS[name]
     made = write(tmp_path, case.body, target=device(activation_products=True), opset=case.opset)  # type: ignore[arg-type]
     assert "BATCH_MATMUL" in made.summary.operators or "FULLY_CONNECTED" in made.summary.operators
@@ -63,7 +63,7 @@ def test_products_of_activations_on_integers(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", FLOATS)
 def test_what_has_no_kernel_is_an_island(tmp_path: Path, name: str) -> None:
-    """Between integers on both sides; the reference rounds where the file does."""
+    """Between int8 operators on both sides; the reference rounds at the same places."""
     case = FLOATS[name].behind_integers()
     made = write(tmp_path, case.body, case.arrays(), opset=case.opset)
     assert made.summary.float_islands
@@ -76,7 +76,7 @@ def test_what_has_no_kernel_is_an_island(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", FLOATS)
 def test_functions_in_float(tmp_path: Path, name: str) -> None:
-    """All in float, what is composed of other operators is the function it stands for."""
+    """In float, a composition of other operators equals the function."""
     case = FLOATS[name]
     target = device("float", integer=("Conv",))
     made = write(tmp_path, case.body, case.arrays(), opset=case.opset, io="float", target=target)
@@ -92,7 +92,7 @@ OUTSIDE: dict[str, Case] = {
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_kernels_outside_of_the_delegate(tmp_path: Path, name: str) -> None:
-    """For an accelerator that knows nothing but int8, as targets/mobile.yaml says."""
+    """For an int8-only accelerator, see targets/mobile.yaml."""
     case = OUTSIDE[name].behind_integers()
     settings = load_target("mobile").tflite
     assert settings is not None
@@ -136,11 +136,11 @@ def test_cast(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("net (float[1, 8] x) => (float[1, 8] y) { y = CumSum (x, a) }", "no form of this operator"),
-        ("net (float[1, 2, 6, 6] x) => (float[1, 2, 6, 6] y) { y = LRN <size = 3> (x) }", "no form"),
+        ("net (float[1, 8] x) => (float[1, 8] y) { y = CumSum (x, a) }", "this operator is not supported"),
+        ("net (float[1, 2, 6, 6] x) => (float[1, 2, 6, 6] y) { y = LRN <size = 3> (x) }", "not supported"),
     ],
 )
-def test_what_has_no_form_is_refused_by_name(tmp_path: Path, body: str, reason: str) -> None:
+def test_unsupported_operators_are_refused_by_name(tmp_path: Path, body: str, reason: str) -> None:
     weights = {"a": ints(1)} if "CumSum" in body else None
     with pytest.raises(ExportError, match=reason) as found:
         write(tmp_path, body, weights, fixed={"y": Precision.FLOAT})
@@ -156,7 +156,7 @@ def test_a_scalar_is_fed_as_one(tmp_path: Path) -> None:
 
 
 def test_control_flow_is_refused_by_name(tmp_path: Path) -> None:
-    """Its condition is known once the sizes are; what its bodies read from outside is not."""
+    """Its condition is known with the fixed sizes; outer values in its bodies are not."""
     body = """
     net (float[n, 8] x) => (float[n, 8] y) {
         r = Relu (x)
@@ -174,7 +174,7 @@ def test_control_flow_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_what_the_writer_imports() -> None:
-    """No TensorFlow, and nothing else that a phone's build does not have anyway."""
+    """No TensorFlow, and no other heavy library."""
     code = "import edgepack.export.tflite.export, sys; print(*{n.partition('.')[0] for n in sys.modules})"
     done = subprocess.run(
         [sys.executable, "-c", code], env=tiny.environment(), capture_output=True, text=True, check=True

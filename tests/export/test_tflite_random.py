@@ -1,4 +1,4 @@
-"""Random networks as ``.tflite``: they agree with the same plan in onnxruntime, or are refused by name."""
+"""Random networks as ``.tflite`` agree with the same plan in onnxruntime, or are refused by name."""
 
 import tempfile
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from edgepack.ir.numerics import sqnr_db
 
 CHANNELS, SIDE = 4, 6
 LEAST_DB = 24.0
-"""Of the same integers under two runtimes: each rounds some entries one step apart, layer after layer."""
+"""Least dB between two runtimes with the same int8 plan: some values differ by one, in each layer."""
 Make = Callable[[np.random.Generator], dict[str, Array]]
 
 

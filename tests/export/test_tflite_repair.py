@@ -1,4 +1,4 @@
-"""A .tflite whose noisy groups go to float until it is accurate."""
+"""Repair of a .tflite: its noisiest groups go to float until it is accurate."""
 
 import time
 from pathlib import Path
@@ -20,7 +20,7 @@ NOISE = {f"c{index}": index % 7 + (index + 1) / 100 for index in range(20)}
 
 
 class Written:
-    """A file that is told of by the groups in float that it was written with last."""
+    """A fake file that records the float groups of its last version."""
 
     def __init__(self, allowed: float) -> None:
         self.allowed = allowed
@@ -45,7 +45,7 @@ def test_the_fewest_of_the_noisiest_are_in_float(count: int) -> None:
     assert list(file.methods) == noisiest[:count]
 
 
-def test_what_cannot_be_repaired_is_told() -> None:
+def test_a_file_that_cannot_be_repaired_gives_none() -> None:
     file = Written(-1.0)
     assert repair(list(NOISE), file.write, file.noise, file.accurate, 60.0) is None
     assert set(file.methods) == set(NOISE)
@@ -73,7 +73,7 @@ NOISY = """net (float[batch, 8, 32] x) => (float[batch, 4, 32] y) {
 
 
 def test_a_build_repairs_its_tflite(tmp_path: Path) -> None:
-    """One channel far above the others hides them from eight bits a tensor, and the next layer undoes it."""
+    """One channel with a large range leaves few steps of a per-tensor scale for the others."""
     rng = np.random.default_rng(3)
     folder = tiny.project(
         tmp_path / "project",

@@ -1,4 +1,4 @@
-"""The line as a whole, through its library call."""
+"""The whole build, through its Python function."""
 
 import json
 import platform
@@ -29,7 +29,7 @@ def run(folder: Path, target: str = "x86-cpu", **options: Any) -> tuple[BuildRep
 
 @pytest.fixture(autouse=True)
 def warm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cold starts take processes of their own, most of a small build's time; test_bench.py has them."""
+    """Without cold starts, whose processes take most of a small build's time; test_bench.py has them."""
     monkeypatch.setattr("edgepack.benchmark.bench.cold_start", lambda *_: ColdStart(1.0, 1_000_000))
 
 
@@ -58,7 +58,7 @@ def test_the_package_and_its_report(folder: Path) -> None:
     assert set(json.loads(written)["fingerprints"]) == {"model", "calibration", "recipe", "target"}
 
 
-def test_units_have_times_and_errors(folder: Path) -> None:
+def test_groups_have_times_and_errors(folder: Path) -> None:
     report, _ = run(folder)
     assert {u.method for u in report.units} == {"static"}
     for group in report.units:
@@ -68,7 +68,7 @@ def test_units_have_times_and_errors(folder: Path) -> None:
     assert sum(u.parameters for u in report.units) == sum(w.size for w in tiny.weights().values())
 
 
-def test_the_model_tells_what_made_it(folder: Path) -> None:
+def test_the_model_has_its_origin_in_its_metadata(folder: Path) -> None:
     report, output = run(folder)
     facts = load_model(output / "model.onnx").metadata_props
     assert facts["edgepack.target"] == "x86-cpu"
@@ -78,7 +78,7 @@ def test_the_model_tells_what_made_it(folder: Path) -> None:
 
 
 def test_names_of_constants_stay_where_the_recipe_asks_for_it(tmp_path: Path) -> None:
-    """Also those of weights that a normalization was folded into; ranges serve both builds."""
+    """Also weights with a folded BatchNormalization; ranges of either build serve the other."""
     known = set(tiny.weights())
     normed = tiny.NET.replace("r = Relu (h)", "n = BatchNormalization (h, b1, b1, b1, g) r = Relu (n)")
     weights = {**tiny.weights(), "g": np.ones(tiny.HIDDEN, np.float32)}
@@ -126,7 +126,7 @@ def test_without_evaluation_data_a_part_of_the_samples_is_held_out(tmp_path: Pat
         run(folder)
 
 
-def test_an_override_keeps_a_unit_in_float(tmp_path: Path) -> None:
+def test_an_override_keeps_a_group_in_float(tmp_path: Path) -> None:
     override = {"nodes": ["node_2"], "method": "float", "reason": "the last layer"}
     folder = tiny.project(tmp_path / "o", quantize={"method": "static", "overrides": [override]})
     report, _ = run(folder)
@@ -143,7 +143,7 @@ def test_several_formats(folder: Path) -> None:
     assert json.loads((output / "report.json").read_text())["target"] == "mobile"
 
 
-def test_the_packed_form_is_measured_and_shipped_where_the_target_asks(tmp_path: Path) -> None:
+def test_the_packed_size_is_measured_and_shipped_where_the_target_asks(tmp_path: Path) -> None:
     folder = tiny.project(tmp_path / "p")
     target = load_target("x86-cpu").model_copy(update={"name": "packed", "formats": ("onnx", "epk")})
     (folder / "packed.yaml").write_text(target.model_dump_json())
@@ -153,7 +153,7 @@ def test_the_packed_form_is_measured_and_shipped_where_the_target_asks(tmp_path:
 
 
 def test_the_gate_of_the_target_holds_where_the_recipe_has_none(tmp_path: Path) -> None:
-    """And then a limit on a metric that nobody measured is no failure."""
+    """And a limit on a metric that was not measured is no failure then."""
     folder = tiny.project(tmp_path / "g", gate=None)
     assert load_target("x86-cpu").gate.max_metric_drop is not None
     report, _ = run(folder)
@@ -184,13 +184,13 @@ def test_preset_best_searches_and_remembers(tmp_path: Path, monkeypatch: pytest.
     assert {row.name: row.sqnr_db for row in again.sensitivity}.keys() == rows
 
 
-def test_progress_is_told(folder: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    progress: Callable[[str, int, int], None] = lambda *step: told.append(step)  # noqa: E731
+def test_progress_is_reported(folder: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    progress: Callable[[str, int, int], None] = lambda *step: seen.append(step)  # noqa: E731
     run(folder, progress=progress)
-    assert ("calibrate", 24, 24) in told
-    assert ("check original", 12, 12) in told
-    assert {"load", "normalize", "round", "choose", "export", "bench"} <= {name for name, _, _ in told}
+    assert ("calibrate", 24, 24) in seen
+    assert ("check original", 12, 12) in seen
+    assert {"load", "normalize", "round", "choose", "export", "bench"} <= {name for name, _, _ in seen}
 
 
 def test_several_targets_need_a_place_each() -> None:

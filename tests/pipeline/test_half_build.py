@@ -1,4 +1,4 @@
-"""A float16 model through the whole line: integers as exact as from float32, the callers' types kept."""
+"""Builds of a float16 model: int8 as exact as from float32, inputs and outputs keep their types."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def warm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def project(folder: Path, net: str, dtype: type, **recipe: Any) -> Path:
-    """The tiny project, its weights as float16 numbers in ``dtype``, its samples in the input's type."""
+    """The tiny project with float16 weights stored in ``dtype``, and samples in the input's type."""
     tiny.project(folder, **recipe)
     weights: dict[str, Array] = {n: w.astype(np.float16).astype(dtype) for n, w in tiny.weights().items()}
     save_model(parse(net, weights=weights), folder / "model.onnx")

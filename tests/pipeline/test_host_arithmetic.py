@@ -1,4 +1,4 @@
-"""A build on a host whose integer products saturate, for devices whose do not, and the other way round."""
+"""Builds on a host whose int8 matrix products saturate, for devices whose do not, and the reverse."""
 
 import sys
 from pathlib import Path
@@ -23,7 +23,7 @@ from edgepack.runtime.host import NOTE, ExactRuntime
 from edgepack.runtime.runner import Runner, open_model
 
 JUDGED = ("evaluation.check",)
-"""Modules that open models to judge their outputs."""
+"""Modules that open models to compare their outputs."""
 TIMED = ("benchmark.bench", "benchmark.profile")
 """Modules that open models to time them."""
 
@@ -98,7 +98,7 @@ def test_outputs_are_judged_as_the_device_computes_and_files_timed_as_they_are(
 def test_figures_of_accuracy_are_the_same_for_onnx_and_ort(
     folder: Path, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The .ort holds the host's fused kernels, which no setting of a session changes any more."""
+    """The .ort has the host's fused kernels, which session settings cannot change."""
     monkeypatch.setattr(host, "overflows", lambda: True)
     report = run(folder, "x86-cpu", formats=("onnx", "ort"))
     _, onnx, ort = report.models
@@ -107,10 +107,10 @@ def test_figures_of_accuracy_are_the_same_for_onnx_and_ort(
     assert pair.sqnr_db is None, "equal"
 
 
-def test_units_are_compared_exactly(
+def test_groups_are_compared_exactly(
     folder: Path, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On any host: the exact form gives every group the fidelity that eight bits have."""
+    """On any host, with exact arithmetic, every group has the fidelity of eight bits."""
     monkeypatch.setattr(host, "overflows", lambda: True)
     levels = [group.sqnr_db for group in run(folder, "x86-cpu").units]
     assert all(level is not None and 30 < level < 80 for level in levels), levels

@@ -1,4 +1,4 @@
-"""A model with 2.5 GB of weights: built in full, and never in memory as a whole."""
+"""A model with 2.5 GB of weights is built without being in memory as a whole."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ MOST_ANONYMOUS_BYTES = 1_000_000_000
 
 
 def chain(folder: Path) -> int:
-    """MatMul and Relu, ``LAYERS`` times, with the weights in a file beside; gives their bytes."""
+    """MatMul and Relu, ``LAYERS`` times, with external data; gives the bytes of the weights."""
     rng = np.random.default_rng(0)
     weights, nodes, offset = [], [], 0
     with (folder / "model.data").open("wb") as file:
@@ -46,7 +46,7 @@ def chain(folder: Path) -> int:
 
 
 def processes(pid: int) -> list[int]:
-    """The process and all below it."""
+    """The process and all its descendants."""
     found = [pid]
     try:
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -58,7 +58,7 @@ def processes(pid: int) -> list[int]:
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Memory of a process that no file stands behind; 0 when it has ended."""
+    """Anonymous memory of a process; 0 when it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Check and bench of models that exist already."""
+"""Check and bench of existing models."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ TARGET = load_target("x86-cpu")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A project, and a second model whose weights are off by a hundredth."""
+    """A project, and a second model whose weights are off by 1%."""
     folder = tiny.project(tmp_path / "project", metric="accuracy")
     noisy = {name: (w * 1.01).astype(np.float32) for name, w in tiny.weights().items()}
     save_model(parse(tiny.NET, weights=noisy), folder / "noisy.onnx")

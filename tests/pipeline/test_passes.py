@@ -1,4 +1,4 @@
-"""The passes of a recipe: how they are written, in which order they may stand, what the report says."""
+"""The passes of a recipe: syntax, allowed order, and their lines in the report."""
 
 import json
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_training_may_stand_more_than_once() -> None:
     assert step_names(passes) == ["prune", "tune", "cluster", "tune 2"]
 
 
-def test_the_waterfall_of_a_build(tmp_path: Path) -> None:
+def test_the_stage_breakdown_of_a_build(tmp_path: Path) -> None:
     passes = [{"prune": {"sparsity": 0.5}}]
     report, output = run(tiny.project(tmp_path / "p", metric="accuracy", passes=passes))
     assert [step.name for step in report.waterfall] == ["original", "prune", "quantized"]
@@ -86,7 +86,7 @@ def test_the_waterfall_of_a_build(tmp_path: Path) -> None:
     assert "resident" in text(report)
 
 
-def test_without_passes_there_is_no_waterfall_to_read(tmp_path: Path) -> None:
+def test_without_passes_there_is_no_stage_breakdown_to_read(tmp_path: Path) -> None:
     report, _ = run(tiny.project(tmp_path / "p"))
     assert [step.name for step in report.waterfall] == ["original", "quantized"]
     assert "resident" not in text(report)
@@ -102,6 +102,6 @@ def test_lines_leave_out_what_nobody_measured() -> None:
 
 
 def test_every_pass_of_a_recipe_is_in_the_table() -> None:
-    """But `tune`, which the pipeline carries out itself."""
+    """Except `tune`, which the pipeline runs itself."""
     kinds = [get_args(field.annotation)[0] for field in Pass.model_fields.values()]
     assert set(kinds) - {Tune} == set(PASSES)

@@ -1,4 +1,4 @@
-"""The gate of a pool: what its models are compared with, on which samples, and what a miss leads to."""
+"""The gate of a pool: references and samples of its models, and the result of a miss."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def write(path: Path, first: Weight = FIRST, head: Weight = HEAD) -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A recipe with labels, its model, and what two builds of it have left."""
+    """A recipe with labels, its model, and the packages of two builds."""
     write(tmp_path / "float.onnx")
     np.savez(tmp_path / "x.npz", x=X, label=LABELS)
     recipe = {

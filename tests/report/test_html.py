@@ -58,7 +58,7 @@ def test_the_whole_report_is_on_the_page() -> None:
         waterfall=STEPS,
         models=(*REPORT.models, replace(BUILT, name="ort", file="model.ort")),
         parity=(Parity("ort", "onnx", 41.2, 0.9987),),
-        refused=(Refusal("tflite", "model.tflite", "node 'x' (Erf) has no form"),),
+        refused=(Refusal("tflite", "model.tflite", "node 'x' (Erf) is not supported"),),
     )
     page = report_html(report, TABLE)
     found = checked(page)
@@ -67,7 +67,7 @@ def test_the_whole_report_is_on_the_page() -> None:
     for expected in (
         "Pass", "4.00× smaller", "2.00× as fast", "−0.0100", "metric drop at most",
         "half of 9 weights are zero",
-        "an override of the recipe", "node 'x' (Erf) has no form", "41.2 dB · 0.9987",
+        "an override of the recipe", "node 'x' (Erf) is not supported", "41.2 dB · 0.9987",
         "Some CPU", "edgepack build",
         "1 of 3 tensors have no histogram here",
     ):  # fmt: skip

@@ -227,13 +227,13 @@ def test_more_time_finds_a_candidate_at_least_as_fast(clocked: World) -> None:
 
 
 def test_progress_shows_the_step_and_the_seconds_spent(clocked: World) -> None:
-    told: list[tuple[str, int, int]] = []
-    searched(clocked, Task(90, True, {}, lambda *line: told.append(line)))
-    assert [what for what, _, _ in told[: len(NAMES)]] == [f"group {name} alone" for name in NAMES]
-    assert told[-1][0] == "search"
-    spent = [done for _, done, _ in told]
+    steps: list[tuple[str, int, int]] = []
+    searched(clocked, Task(90, True, {}, lambda *line: steps.append(line)))
+    assert [what for what, _, _ in steps[: len(NAMES)]] == [f"group {name} alone" for name in NAMES]
+    assert steps[-1][0] == "search"
+    spent = [done for _, done, _ in steps]
     assert spent == sorted(spent)
-    assert {total for _, _, total in told} == {90}
+    assert {total for _, _, total in steps} == {90}
     assert max(spent) <= 90
 
 

@@ -40,7 +40,7 @@ def samples(seed: int, count: int) -> list[npt.NDArray[np.float32]]:
 
 
 def build(model: Path, target: str, out: Path, method: str = "static") -> Path:
-    """``model`` built for ``target`` in the folder ``out``; static: integers throughout, from 16 samples."""
+    """``model`` built for ``target`` in the folder ``out``; static: full int8, from 16 samples."""
     data = model.with_name("calibration.npz")
     np.savez(data, x=np.concatenate(samples(1, 16)))
     options = {"--target": target, "--calibration-data": data, "--method": method, "--output": out}
@@ -66,7 +66,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def inputs(network: Path) -> Path:
-    """Eight samples that calibration has not seen."""
+    """Eight samples that are not calibration samples."""
     path = network.with_name("inputs.npz")
     np.savez(path, **{f"{i}/x": x for i, x in enumerate(samples(2, 8))})  # type: ignore[arg-type]
     return path

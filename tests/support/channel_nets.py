@@ -1,4 +1,4 @@
-"""Networks whose channels are coupled in every way, for pruning whole channels."""
+"""Networks with all kinds of coupled channels, for channel pruning."""
 
 import re
 

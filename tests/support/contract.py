@@ -1,4 +1,4 @@
-"""What users and scripts hold on to, as tables read from the code; docs/contract.md holds their text."""
+"""The public contract as tables that are read from the code, to compare with docs/contract.md."""
 
 import ast
 import json
@@ -31,7 +31,7 @@ BOUNDS = {
     "maximum": "≤ {}",
     "exclusiveMaximum": "< {}",
 }
-"""Words of a JSON schema, as the tables have them."""
+"""Words of a JSON schema in the tables."""
 
 VALUES: dict[Any, str] = {
     bool: "flag",
@@ -55,7 +55,7 @@ OUTCOMES = {
     130: "stopped by SIGINT",
     143: "stopped by SIGTERM",
 }
-"""A code without a line here fails the test: say what it means."""
+"""The meaning of each exit code; a code without a line here fails the test."""
 
 WORKERS = "`edgepack tune` by several workers, as torchrun sets it"
 VARIABLES = {
@@ -76,7 +76,7 @@ KINDS: dict[type, str] = {
     list: "list",
     dict: "mapping",
 }
-"""Types of what JSON holds."""
+"""Types of JSON values."""
 INNER = frozenset({"PYTHONPATH"})
 """Read and set for processes that edgepack starts; no setting."""
 
@@ -130,24 +130,24 @@ def _default(value: object) -> str:
 
 
 def recipe_keys() -> Lines:
-    """Every key of a recipe, nested ones behind those that hold them."""
+    """All keys of a recipe, nested keys after their parents."""
     return _tables(Recipe.model_json_schema())
 
 
 def target_keys() -> Lines:
-    """The same of a target."""
+    """All keys of a target."""
     return _tables(Target.model_json_schema())
 
 
 def report_fields() -> Lines:
-    """The same of ``report.json``, where every field is written."""
+    """All fields of ``report.json``, which are always written."""
     schema = TypeAdapter(BuildReport).json_schema(mode="serialization")
     schema["properties"] = {f.name: schema["properties"][f.name] for f in fields(BuildReport)}  # as written
     return _tables(schema, defaults=False)
 
 
 def _tables(schema: Mapping[str, Any], *, defaults: bool = True) -> Lines:
-    """One table: the keys of a mapping at their first place, and a reference to that at any other."""
+    """One table: the keys of a mapping at its first place, and references at its other places."""
     head = ["| key | type | default |", "|---|---|---|"] if defaults else ["| field | type |", "|---|---|"]
     return head + [_row(*found, defaults=defaults) for found in _walk(schema, schema, "", {})]
 
@@ -178,17 +178,17 @@ def _walk(
 
 
 def _place(value: Mapping[str, Any], path: str) -> str:
-    """Where the keys of a mapping stand: in each entry of a list, under any key of a mapping, or directly."""
-    forms = value.get("anyOf", [value])
-    if any(form.get("type") == "array" for form in forms):
+    """The path of a mapping's keys: in each entry of a list, under any key of a mapping, or directly."""
+    options = value.get("anyOf", [value])
+    if any(option.get("type") == "array" for option in options):
         return f"{path}[]"
-    return f"{path}.*" if any("additionalProperties" in form for form in forms) else path
+    return f"{path}.*" if any("additionalProperties" in option for option in options) else path
 
 
 def _kind(value: Mapping[str, Any], whole: Mapping[str, Any], path: str) -> tuple[str, Any, str]:
-    """The type in words, and where it holds a mapping with known keys that mapping's schema and name."""
+    """The type in words, and the schema and the name of a contained mapping with known keys."""
     if "anyOf" in value:
-        found = [_kind(form, whole, path) for form in value["anyOf"]]
+        found = [_kind(option, whole, path) for option in value["anyOf"]]
         inner = next((f for f in found if f[1] is not None), ("", None, ""))
         return " or ".join(f[0] for f in found), inner[1], inner[2]
     if "$ref" in value:
@@ -222,7 +222,7 @@ def _kind(value: Mapping[str, Any], whole: Mapping[str, Any], path: str) -> tupl
     raise AssertionError(f"{path}: the tables have no words for {value}")
 
 
-# --- what a build writes
+# --- outputs of a build
 
 
 def built(folder: Path) -> Path:
@@ -265,7 +265,7 @@ def files(package: Path) -> Lines:
 
 
 def exit_codes() -> Lines:
-    """Every code that the program ends with, and the errors behind it."""
+    """All exit codes of the program, and their errors."""
     found = [(0, ""), (program.DEFECT, "any other exception")]
     found += [(kind.exit_code, f"`{kind.__name__}`") for kind in EdgepackError.__subclasses__()]
     found += [(program.Stopped(number).exit_code, "") for number in program.STOPPING]
@@ -286,7 +286,7 @@ def _sources() -> list[Path]:
 
 
 def _read_in(path: Path) -> set[str]:
-    """Texts of a module in the form of a variable's name, if the module reads the environment at all."""
+    """Strings of a module that look like names of variables, if the module reads the environment."""
     text = path.read_text(encoding="utf-8")
     if "os.environ" not in text and "getenv" not in text:
         return set()
@@ -302,23 +302,23 @@ READ: dict[str, Callable[[], Lines]] = {
     "report": report_fields,
     "variables": variables,
 }
-"""Tables that the code alone gives, by the name that their place in the page has."""
+"""Tables from the code, by their name in the document."""
 BUILT: dict[str, Callable[[Path], Lines]] = {"mappings": mappings, "files": files}
-"""Those that need a package, as :func:`built` makes it."""
+"""Tables from a package, see :func:`built`."""
 
 
-# --- the page
+# --- the document
 
 _BLOCK = re.compile(r"(<!-- table: ([a-z ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def places(page: str) -> list[str]:
-    """The names of the tables that ``page`` has a place for, in order."""
+    """The names of the tables in ``page``, in order."""
     return [name for _, name, _, _ in _BLOCK.findall(page)]
 
 
 def filled(page: str, found: Mapping[str, Lines]) -> str:
-    """``page`` with the tables that are ``found`` in their places; all else is left alone."""
+    """``page`` with the tables in ``found`` replaced."""
 
     def new(block: re.Match[str]) -> str:
         lines = found.get(block[2])

@@ -1,4 +1,4 @@
-"""Work as a number of calls: what grows with the input grows on a busy machine as on an idle one."""
+"""Work as a number of function calls, which does not depend on the machine's load."""
 
 import sys
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from types import FrameType
 
 
 def calls_of(function: Callable[[], object]) -> int:
-    """How many functions of Python and C run while ``function`` does; comparisons in C are not among them."""
+    """The number of calls of Python and C functions in ``function``, without comparisons in C."""
     count = 0
 
     def notice(frame: FrameType, event: str, argument: object) -> None:

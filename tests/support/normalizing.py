@@ -1,4 +1,4 @@
-"""What every normalization must keep, checked on one model."""
+"""Checks that hold for the normalization of every model."""
 
 import onnx
 import onnx_ir as ir

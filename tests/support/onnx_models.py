@@ -19,14 +19,13 @@ from edgepack.runtime.unsigned import make_weights_unsigned
 Array = npt.NDArray[Any]
 
 IR_VERSIONS = {6: 3, 7: 3, 8: 3, 9: 4, 10: 5, 11: 6, 12: 7, 13: 7, 14: 7}
-"""What exporters of the time wrote; 8 and later for newer opsets."""
+"""IR version by opset, as exporters of the time wrote it; 8 for newer opsets."""
 
 
 def parse(body: str, *, opset: int = 17, weights: Mapping[str, Array] | None = None) -> ir.Model:
     """A model from ONNX text, ``name (inputs) => (outputs) { nodes }``.
 
-    ``weights`` are added as initializers, so that random weights need not be written out; before IR version 4
-    (opset 9) among the inputs too, as they had to be then.
+    ``weights`` become initializers; before IR version 4 (opset 9) also inputs, as required then.
     """
     header = f'<ir_version: {IR_VERSIONS.get(opset, 8)}, opset_import: ["" : {opset}]>\n'
     proto = onnx.parser.parse_model(header + body)
@@ -49,7 +48,7 @@ def i64(numbers: npt.ArrayLike) -> Array:
 
 
 def run(model: ir.Model | Path, feeds: Mapping[str, Array], *, optimize: bool = True) -> dict[str, Array]:
-    """All outputs of a model by name, by onnxruntime on one thread, with exact integer products."""
+    """All outputs of a model by name, from onnxruntime on one thread, with exact int8 matrix products."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
@@ -78,7 +77,7 @@ def difference(left: Mapping[str, Array], right: Mapping[str, Array]) -> float:
 
 
 def ops(model: ir.Model) -> Counter[str]:
-    """How many nodes of each operator there are, subgraphs included."""
+    """The number of nodes of each operator type, including subgraphs."""
     return Counter(node.op_type for node in walk_nodes(model.graph))
 
 

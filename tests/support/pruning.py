@@ -1,4 +1,4 @@
-"""A small network to prune, its samples and moments."""
+"""A small network for pruning, with samples and second moments."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Single operators to quantize, and what must come of them."""
+"""Single operators to quantize, with the expected kernels and fidelity."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ STORABLE = ("Gather", "MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU")
 
 @dataclass(frozen=True)
 class Case:
-    """A float model, the integer kernels that its static form must run on, floors in dB by method."""
+    """A float model, the int8 kernels that static quantization must give, least dB by precision."""
 
     body: str
     weights: dict[str, Array]

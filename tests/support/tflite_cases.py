@@ -13,7 +13,7 @@ IMAGE = "float[1, 8, 10, 9] x"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One operator: nodes from ``x`` to ``y``, and how far its integers may be from onnxruntime's."""
+    """One operator: nodes from ``x`` to ``y``, and how far its int8 values may be from onnxruntime's."""
 
     nodes: str
     shape: str
@@ -22,10 +22,10 @@ class Case:
     constants: Mapping[str, Array] = field(default_factory=dict)
     opset: int = 17
     steps: float = 1.0
-    """2 for what is composed of several integer operators."""
+    """2 for compositions of several int8 operators."""
 
     normalized: bool = False
-    """Whether rewriting it first is part of what is tried."""
+    """Whether normalization rewrites it first."""
 
     @property
     def body(self) -> str:
@@ -33,9 +33,9 @@ class Case:
         return f"net ({self.inputs}) => ({self.shape} y) {{ {self.nodes} }}"
 
     def behind_integers(self) -> "Case":
-        """The same on integers: what is light is integer only beside what is heavy.
+        """The case after int8 heavy operators, since light groups are int8 only next to heavy ones.
 
-        A product with ones whose result has the range of what goes in gives every integer back as it was.
+        A Conv or MatMul with ones, whose output has the range of its input, keeps all int8 values.
         """
         nodes, constants, inputs = self.nodes, dict(self.constants), self.inputs
         for kind, dims, name in re.findall(r"(float)\[([\d, ]+)\] (\w+)", self.inputs):
@@ -50,7 +50,7 @@ class Case:
         return replace(self, nodes=nodes, constants=constants, inputs=inputs)
 
     def arrays(self) -> dict[str, Array]:
-        """All constants; weights of the size that keeps activations near one."""
+        """All constants; weights are scaled so that activations stay near one."""
         rng = np.random.default_rng(7)
         drawn = {
             name: rng.normal(0, np.prod(shape[1:]) ** -0.5 if len(shape) > 1 else 0.3, shape).astype(
@@ -192,7 +192,7 @@ PRODUCTS: dict[str, Case] = {
         inputs="float[1, 3, 5, 10] x, float[1, 3, 6, 10] z",
     ),
 }
-"""Products of two activations, for targets that compute them on integers."""
+"""MatMuls of two activations, for targets with int8 kernels for them."""
 TWO = "float[1, 8, 10, 9] x, float[1, 8, 10, 9] z"
 ELEMENTWISE: dict[str, Case] = {
     "Add": Case("y = Add (x, z)", SAME, inputs=TWO),
@@ -289,4 +289,4 @@ FLOATS: dict[str, Case] = {
     "Softplus": Case("y = Softplus (x)", SAME),
     "Elu": Case("y = Elu (x)", SAME),
 }
-"""What has no integer kernel inside of the delegate: a float island."""
+"""Operators without an int8 kernel in the delegate: float islands."""

@@ -46,7 +46,7 @@ class Written:
     """Outputs of the float model."""
 
     def steps(self, *, delegate: bool = True, reference: list[dict[str, Array]] | None = None) -> float:
-        """The largest difference to the reference, in steps of the output's integers."""
+        """The largest difference to the reference, in steps of the output's int8 values."""
         worst = 0.0
         got = [run_tflite(self, sample, delegate=delegate) for sample in self.samples]
         for a, b in zip(got, reference or self.reference, strict=True):
@@ -83,7 +83,7 @@ def write(
     """Plan, round and write a model; ``fixed`` sets methods by the first output of a group."""
     target = target or device(io)
     model = parse(body, opset=opset, weights=weights)
-    # Shapes are inferred by normalization, and rewrites are its business: some tests want none.
+    # Normalization infers shapes and rewrites nodes; some tests need no rewrites.
     model = normalize(model, min_opset=13, max_opset=21)[0] if normalized else named(model)
     stacked = draw(model, feeds or {})
     ranges = measured(model, target, stacked, folder)
@@ -111,7 +111,7 @@ def write(
 
 
 def named(model: ir.Model) -> ir.Model:
-    """The model with names for its nodes and shapes for its values, and nothing rewritten."""
+    """The model with names of nodes and inferred shapes, without rewrites."""
     ir.passes.common.NameFixPass()(model)
     ir.passes.common.ShapeInferencePass()(model)
     for index, node in enumerate(model.graph):
@@ -120,7 +120,7 @@ def named(model: ir.Model) -> ir.Model:
 
 
 def measured(model: ir.Model, target: Target, stacked: Mapping[str, Array], folder: Path) -> dict[str, Range]:
-    """Min-max ranges of all that the plan may need."""
+    """Min-max ranges of all tensors that the plan may need."""
     path = folder / "calibration.npz"
     np.savez(path, **stacked)  # type: ignore[arg-type]
     samples = open_samples(Data(path=str(path)), "calibration", input_specs(model), {}, base=folder)
@@ -129,7 +129,7 @@ def measured(model: ir.Model, target: Target, stacked: Mapping[str, Array], fold
 
 
 def interpreter(path: Path, *, delegate: bool = True) -> Any:
-    """The runtime with or without its delegate."""
+    """An interpreter with or without XNNPACK."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     kind = OpResolverType.AUTO if delegate else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
@@ -139,7 +139,7 @@ def interpreter(path: Path, *, delegate: bool = True) -> Any:
 
 
 def run_tflite(made: Written, sample: Mapping[str, Array], *, delegate: bool = True) -> dict[str, Array]:
-    """Outputs in the axes of the ONNX model, real where the file has int8."""
+    """Outputs in the axes of the ONNX model, dequantized."""
     opened = interpreter(made.path, delegate=delegate)
     for detail in opened.get_input_details():
         order = made.summary.inputs[detail["name"]]
@@ -160,7 +160,7 @@ def run_tflite(made: Written, sample: Mapping[str, Array], *, delegate: bool = T
 
 
 def left_out(path: Path) -> list[str]:
-    """Operators that the delegate did not take, by name."""
+    """Names of operators that are not delegated."""
     rows = interpreter(path)._get_ops_details()
     makers = {int(out): row for row in rows if row["op_name"] != "DELEGATE" for out in row["outputs"]}
     taken: set[int] = set()
@@ -176,5 +176,5 @@ def left_out(path: Path) -> list[str]:
 
 
 def partitions(path: Path) -> int:
-    """Into how many pieces the delegate took the graph."""
+    """The number of delegated partitions."""
     return sum(row["op_name"] == "DELEGATE" for row in interpreter(path)._get_ops_details())

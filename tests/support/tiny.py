@@ -1,4 +1,4 @@
-"""A project that builds in a few seconds: a small model, samples, a recipe; and the command line."""
+"""A project that builds in a few seconds: a small model, samples and a recipe; runs the command line."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def weights(seed: int = 0) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def project(folder: Path, *, seed: int = 0, **recipe: Any) -> Path:
-    """Write model.onnx, calib.npz, eval.npz, edgepack.yaml; ``recipe`` replaces keys, None removes."""
+    """Write model.onnx, calib.npz, eval.npz, edgepack.yaml; ``recipe`` sets keys, ``None`` removes one."""
     folder.mkdir(parents=True, exist_ok=True)
     save_model(parse(NET, weights=weights(seed)), folder / "model.onnx")
     np.savez(folder / "calib.npz", x=samples(24, 1))
@@ -58,7 +58,7 @@ def project(folder: Path, *, seed: int = 0, **recipe: Any) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """That of a process which imports the same edgepack as this one, whatever its working directory."""
+    """Environment of a process that imports the same edgepack as this one, in any working directory."""
     return {**os.environ, "PYTHONPATH": str(Path(edgepack.__file__).parent.parent), "COLUMNS": "200"}
 
 
@@ -71,7 +71,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The same, in the background."""
+    """:func:`run` in the background."""
     command = [sys.executable, "-m", "edgepack", *arguments]
     return subprocess.Popen(
         command,
@@ -84,6 +84,6 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def snapshot(folder: Path) -> Mapping[str, tuple[bytes, int]]:
-    """Content and time of change of each file, by path."""
+    """Content and modification time of each file, by path."""
     files = (p for p in sorted(folder.rglob("*")) if p.is_file() and "__pycache__" not in p.parts)
     return {str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}

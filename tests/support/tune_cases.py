@@ -1,4 +1,4 @@
-"""The ONNX project's own node tests, those that torch has types and operators for."""
+"""The node tests of the ONNX project whose types and operators torch supports."""
 
 import functools
 import warnings
@@ -17,7 +17,7 @@ from edgepack.training.graph import as_tensor, compile_model, run_program, unsup
 Array = npt.NDArray[Any]
 
 TYPES = frozenset(["float32", "float64", "float16", "int8", "uint8", "int16", "int32", "int64", "bool"])
-"""Of values that torch computes with; the others (uint16, float8, strings, sequences) are not trained."""
+"""Types of values that torch supports; others (uint16, float8, strings, sequences) are not trained."""
 AS_THE_RUNTIME = frozenset(
     {
         "test_resize_downsample_scales_linear_align_corners",
@@ -28,7 +28,7 @@ AS_THE_RUNTIME = frozenset(
 
 
 class Case(NamedTuple):
-    """One model with a set of inputs and the outputs that it must give."""
+    """One model with inputs and expected outputs."""
 
     name: str
     model: ir.Model
@@ -40,7 +40,7 @@ class Case(NamedTuple):
 
 @functools.cache
 def cases() -> dict[str, Case]:
-    """All that can be run, by name."""
+    """All cases that can be run, by name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the loader casts values that overflow, on purpose
         return {case.name: case for case in _cases()}

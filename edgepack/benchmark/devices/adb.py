@@ -1,4 +1,4 @@
-"""An Android device, or another that speaks its debug bridge, by the plain ``adb`` program."""
+"""An Android device, or another with its debug bridge, through the ``adb`` program."""
 
 import re
 import subprocess
@@ -11,20 +11,20 @@ from edgepack.benchmark.devices.protocol import LONG_S, Done, Shell, ShellDevice
 from edgepack.errors import ConfigError, DeviceError
 
 PARENT = "/data/local/tmp"
-"""The one folder of Android that a shell may write to and run from."""
+"""The only folder of Android that a shell can write to and execute from."""
 LOST = re.compile(r"^(adb|error): (device|no devices|connect|protocol|closed|more than one)|^error: ", re.M)
 
 
 @dataclass(frozen=True, slots=True)
 class AdbDevice:
-    """A shell, and adb's own transfer of files."""
+    """A shell for commands; ``adb push`` and ``adb pull`` for files."""
 
     shell_device: ShellDevice
     adb: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        """As the user named it."""
+        """The address that the user gave."""
         return self.shell_device.name
 
     @property
@@ -63,8 +63,8 @@ def open_adb(address: str) -> AdbDevice:
     """A new folder on the device ``adb`` or ``adb:serial``.
 
     Raises:
-        ConfigError: the serial number cannot be one.
-        DeviceError: there is no such device, or more than one, or it takes no folder.
+        ConfigError: an invalid serial number.
+        DeviceError: there is no such device, or more than one, or no folder can be made on it.
     """
     serial = address.partition(":")[2]
     if serial.startswith("-") or (":" in address and not serial):
@@ -72,6 +72,6 @@ def open_adb(address: str) -> AdbDevice:
     adb = ("adb", *(("-s", serial) if serial else ()))
     there = call([*adb, "get-state"], address)
     if there.code or there.stdout.strip() != "device":
-        raise DeviceError(f"{address}: cannot be reached: {there.reason}; `adb devices` lists those that can")
+        raise DeviceError(f"{address}: cannot be reached: {there.reason}; see `adb devices`")
     shell = Shell(address, (*adb, "shell"))
     return AdbDevice(ShellDevice(shell, shell.make_folder(PARENT)), adb)

@@ -1,4 +1,4 @@
-"""The bench on a device: there with a bundle, back with figures, and nothing left behind."""
+"""The benchmark on a device: sends a bundle, runs it, gets the figures, and removes it."""
 
 import json
 import tempfile
@@ -25,17 +25,17 @@ from edgepack.results import DeviceFigures, DeviceRun, finite
 
 BUNDLE = "bench.pyz"
 LEAST_DB = -100.0
-"""Stands for noise without any signal: infinities do not go into JSON."""
+"""SQNR of noise without any signal, since JSON has no infinity."""
 KINDS = ("local", "ssh", "adb", "docker")
 LACKING, NO_SPACE, REFUSED, HOST_GONE = 10, 11, 12, 13
 """Exit codes of the program in the bundle, see :mod:`edgepack.benchmark.devices.device_runner`."""
 
 
 def open_device(address: str) -> Device:
-    """The device that the user named, with a new folder on it.
+    """The device at ``address``, with a new folder on it.
 
     Raises:
-        ConfigError: no such kind of device, or an address that cannot be one.
+        ConfigError: an unknown kind of device, or an invalid address.
         DeviceError: it cannot be reached.
     """
     kind = address.partition(":")[0]
@@ -55,7 +55,7 @@ def open_device(address: str) -> Device:
 
 @contextmanager
 def opened(address: str, *, keep: bool) -> Iterator[Device]:
-    """A device whose folder is removed in the end, unless it is to be kept.
+    """A device whose folder is removed on exit, unless ``keep`` is set.
 
     Raises:
         ConfigError, DeviceError: see :func:`open_device`.
@@ -64,17 +64,17 @@ def opened(address: str, *, keep: bool) -> Iterator[Device]:
     try:
         yield device
     except DeviceError:
-        # The first reason is the one to tell: a device that was lost cannot be cleaned up, it does so itself.
-        _remove_what_can_be_reached(device)
+        # Report the first error: a lost device cannot be cleaned up from here, it removes the folder itself.
+        _try_to_remove(device)
         raise
     except BaseException:
-        _remove_what_can_be_reached(device)
+        _try_to_remove(device)
         raise
     if not keep:
         device.remove()
 
 
-def _remove_what_can_be_reached(device: Device) -> None:
+def _try_to_remove(device: Device) -> None:
     try:
         device.remove()
     except DeviceError:
@@ -91,43 +91,44 @@ def bench_on(
     python: str = "python3",
     keep: bool = False,
 ) -> DeviceRun:
-    """Measure ``models`` on the device ``address``, taking turns on ``feeds``.
+    """Measure ``models`` on the device ``address``, interleaved, on ``feeds``.
 
-    ``python``: the interpreter there; ``keep``: leave the bundle and its results on the device.
+    ``python``: the device's interpreter; ``keep``: leave the bundle and its results on the device.
 
     Raises:
-        ConfigError, ModelError: an address, or a model that this host's runtime refuses.
-        DeviceError: the device cannot be reached, was lost, or cannot run the bench.
+        ConfigError: an invalid address.
+        ModelError: this host's runtime or the device's refuses a model.
+        DeviceError: the device cannot be reached, was lost, or cannot run the benchmark.
     """
     with tempfile.TemporaryDirectory(prefix="edgepack-device-") as scratch:
         here = Path(scratch)
-        answers = write_bundle(here / BUNDLE, models, runtime, feeds, job)
+        reference = write_bundle(here / BUNDLE, models, runtime, feeds, job)
         with opened(address, keep=keep) as device:
             device.push(here / BUNDLE, BUNDLE)
             words = [python, f"{device.folder}/{BUNDLE}", f"{device.folder}/work", "--watch"]
             _judge(device, device.run(words, LONG_S), python, models)
             for name in ("result.json", "outputs.npz"):
                 device.pull(f"work/{name}", here / name)
-        return _figures(address, here, models, runtime, answers, len(feeds))
+        return _figures(address, here, models, runtime, reference, len(feeds))
 
 
 def _judge(device: Device, done: Done, python: str, models: Sequence[Path]) -> None:
-    """Say why the bench failed, where it did."""
+    """Raise the error of a benchmark that failed."""
     if not done.code:
         return
     reasons: Mapping[int, str] = {
         NOT_FOUND: f"there is no {python!r}; name its Python with --device-python",
         NOT_EXECUTABLE: f"{python!r} does not run on its processor: {done.reason}",
-        LACKING: f"its Python lacks a library ({done.reason}); install numpy and onnxruntime there, "
+        LACKING: f"its Python lacks a library ({done.reason}); install numpy and onnxruntime on it, "
         "or ai-edge-litert for .tflite, built for its processor",
-        NO_SPACE: f"no space is left in {device.folder} ({done.reason}); make space, or name another folder",
-        HOST_GONE: "lost this host and stopped",
+        NO_SPACE: f"no space is left in {device.folder} ({done.reason}); free some, or name another folder",
+        HOST_GONE: "it lost the connection to this host and stopped",
     }
     if done.code == REFUSED:
         listed = ", ".join(map(str, models))
         raise ModelError(f"{device.name}: refuses one of {listed}: {done.reason}")
     if "exec format error" in (done.stdout + done.stderr).lower():
-        raise DeviceError(f"{device.name}: {python!r} is of another architecture than its processor")
+        raise DeviceError(f"{device.name}: {python!r} is not built for its processor")
     reason = reasons.get(done.code, f"the bench ended with exit code {done.code}: {done.reason}")
     raise DeviceError(f"{device.name}: {reason}")
 
@@ -137,10 +138,10 @@ def _figures(
     here: Path,
     models: Sequence[Path],
     runtime: Runtime,
-    answers: Mapping[str, Array],
+    reference: Mapping[str, Array],
     samples: int,
 ) -> DeviceRun:
-    """The device's JSON and outputs as figures.
+    """The figures in the device's JSON and outputs.
 
     Raises:
         DeviceError: they are broken.
@@ -150,7 +151,7 @@ def _figures(
         with np.load(here / "outputs.npz") as archive:
             outputs = dict(archive)
         rows = [
-            _row(model, row, answers, outputs) for model, row in zip(models, result["models"], strict=True)
+            _row(model, row, reference, outputs) for model, row in zip(models, result["models"], strict=True)
         ]
         date = datetime.now(UTC).isoformat(timespec="seconds")
         return DeviceRun(
@@ -158,22 +159,22 @@ def _figures(
             **result["machine"],
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, EOFError, OSError) as error:
-        raise DeviceError(f"{address}: what it sent back cannot be read ({error})") from error
+        raise DeviceError(f"{address}: its results cannot be read ({error})") from error
 
 
 def _row(
-    model: Path, row: Mapping[str, Any], answers: Mapping[str, Array], outputs: Mapping[str, Array]
+    model: Path, row: Mapping[str, Any], reference: Mapping[str, Array], outputs: Mapping[str, Array]
 ) -> DeviceFigures:
     values = dict(row)
     place = values.pop("id")
-    own = {key: array for key, array in answers.items() if key.startswith(f"{place}-")}
+    own = {key: array for key, array in reference.items() if key.startswith(f"{place}-")}
     exact, sqnr_db = parity(own, outputs)
     size = model_bytes(model) if model.suffix == ".onnx" else model.stat().st_size
     return DeviceFigures(model=str(model), size_bytes=size, exact=exact, sqnr_db=finite(sqnr_db), **values)
 
 
 def parity(expected: Mapping[str, Array], found: Mapping[str, Array]) -> tuple[bool, float]:
-    """Whether two sets of outputs are the same bits, and the ratio of signal to noise in dB.
+    """Whether two sets of outputs are bit-exact, and their SQNR in dB.
 
     Raises:
         KeyError, ValueError: an output is missing or of another shape.
@@ -182,13 +183,15 @@ def parity(expected: Mapping[str, Array], found: Mapping[str, Array]) -> tuple[b
     for key, array in expected.items():
         other = found[key]
         if other.shape != array.shape:
-            raise ValueError(f"output {key} has shape {other.shape} there and {array.shape} here")
+            raise ValueError(
+                f"output {key} has shape {other.shape} on the device and {array.shape} on this host"
+            )
         exact &= other.dtype == array.dtype and other.tobytes() == array.tobytes()
         if array.dtype.kind not in "fiub":
             continue
         wide = array.astype(np.float64)
         if not np.array_equal(np.isfinite(wide), np.isfinite(other)):
-            raise ValueError(f"output {key} has NaN or infinity in other places than here")
+            raise ValueError(f"output {key} has NaN or infinity in other places than on this host")
         wide, other = np.where(np.isfinite(wide), wide, 0), np.where(np.isfinite(wide), other, 0)
         signal += float((wide**2).sum())
         noise += float(((wide - other) ** 2).sum())

@@ -1,10 +1,10 @@
-"""The program inside a bench bundle: measures the models beside it and writes ``result.json``.
+"""The program of a bundle: measures the models in it and writes ``result.json``.
 
 It runs on the device as ``python3 bench.pyz FOLDER`` and needs Python 3.8, NumPy, and onnxruntime, LiteRT or
-tflite-runtime; nothing of edgepack. Models take turns; in a turn a model is called at least twice and the
-first call is left out, since it finds the caches filled by another model. A cold start is measured in a
-process of its own. Where standard input ends before the work does, the host is gone: the folder above FOLDER
-is removed, and the program stops.
+tflite-runtime; nothing of edgepack. Models are interleaved. In a turn a model is called at least twice; the
+first call is left out, since it runs with another model's data in the caches. A cold start is measured in a
+new process. Where standard input ends before the measurement, the host is gone: the program removes the
+folder above FOLDER and stops.
 
 Exit codes: 0 good, 10 a library is missing, 11 no space, 12 a model is refused, 13 the host is gone.
 """
@@ -35,7 +35,7 @@ TURN_SECONDS = 1e-3
 MOST_CALLS = 50
 COLD_STARTS = 3
 COLD_SECONDS = 3.0
-"""No other cold start is measured after this: a slow device's are long."""
+"""No further cold start is measured after this time, for slow devices."""
 LITE = ("ai_edge_litert", "tflite_runtime")
 
 
@@ -48,7 +48,7 @@ class Stop(Exception):  # not an error of the program
 
 
 def need(name: str) -> Any:
-    """Import a library, or say which is missing."""
+    """Import a library, or stop with its name."""
     try:
         return __import__(name, fromlist=["_"])
     except ImportError as error:
@@ -97,7 +97,7 @@ class Lite:
 
 
 def lite() -> Any:
-    """The module with the interpreter."""
+    """The module with the LiteRT interpreter."""
     for name in LITE:
         try:
             return __import__(name + ".interpreter", fromlist=["_"])
@@ -107,12 +107,12 @@ def lite() -> Any:
 
 
 def open_model(path: Path, runtime: Job) -> Any:
-    """The model ``path``, by what reads it."""
+    """The model ``path`` in the runtime of its format."""
     try:
         return Lite(path, runtime) if path.suffix == ".tflite" else Ort(path, runtime)
     except Stop:
         raise
-    except Exception as error:  # noqa: BLE001  # runtimes share no base of their errors
+    except Exception as error:  # noqa: BLE001  # the runtimes' errors have no common base class
         raise Stop(REFUSED, f"{path.name}: {str(error).splitlines()[0]}")  # noqa: B904
 
 
@@ -129,7 +129,7 @@ def feeds_of(folder: Path, model: Job) -> list[Feed]:
 def measure(
     runners: list[Any], feeds: list[list[Feed]], job: Job
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """Milliseconds of each call by model, and the fastest call of every turn by round."""
+    """Milliseconds of each call by model, and of the fastest call of each turn."""
     turns = []
     for runner, own in zip(runners, feeds):  # noqa: B905  # Python 3.8
         for _ in range(job["warmup"]):
@@ -155,9 +155,9 @@ def clocked(runner: Any, feed: Feed) -> float:
 
 
 def cold(folder: Path, job: Job, place: int) -> tuple[float, int | None]:
-    """Median milliseconds and greatest memory of the first result in new processes.
+    """Median milliseconds and peak memory of the first result in new processes.
 
-    ``None`` for the memory where the system does not tell.
+    The memory is ``None`` where the system does not report it.
     """
     command = [sys.executable, str(Path(sys.argv[0]).absolute()), str(folder), "--cold", str(place)]
     results: list[dict[str, Any]] = []
@@ -168,7 +168,7 @@ def cold(folder: Path, job: Job, place: int) -> tuple[float, int | None]:
             reason = done.stderr.decode("utf-8", "replace").strip().splitlines() or [
                 f"exit {done.returncode}"
             ]
-            raise Stop(REFUSED, f"a process of its own for {job['models'][place]['file']}: {reason[-1]}")
+            raise Stop(REFUSED, f"{job['models'][place]['file']} in a separate process: {reason[-1]}")
         results.append(json.loads(done.stdout))
     times = sorted(r["milliseconds"] for r in results)
     known = [r["memory_bytes"] for r in results if r["memory_bytes"] is not None]
@@ -176,7 +176,7 @@ def cold(folder: Path, job: Job, place: int) -> tuple[float, int | None]:
 
 
 def cold_once(folder: Path, job: Job, place: int) -> dict[str, float | None]:
-    """In a process of its own: open a model, run it once."""
+    """Open a model and run it once, in a new process."""
     model = job["models"][place]
     feed = feeds_of(folder, dict(model, samples=1))[0]
     lite() if model["file"].endswith(".tflite") else need("onnxruntime")
@@ -190,13 +190,13 @@ def cold_once(folder: Path, job: Job, place: int) -> dict[str, float | None]:
 
 
 def memory_bytes() -> int | None:
-    """The most memory that was resident, ``None`` where the system does not tell."""
+    """Peak resident memory; ``None`` where the system does not report it."""
     found = [line for line in read("/proc/self/status").splitlines() if line.startswith("VmHWM")]
     return int(found[0].split()[1]) * 1024 if found else None
 
 
 def operator_us(folder: Path, model: Job, feed: Feed, job: Job) -> dict[str, float]:
-    """Microseconds of a run by type of operator; nothing for runtimes that do not tell."""
+    """Microseconds per run by operator type; empty for LiteRT."""
     if model["file"].endswith(".tflite") or not job["ops"]:
         return {}
     runner = Ort(folder / model["file"], job["runtime"], folder / "profile")
@@ -212,7 +212,7 @@ def operator_us(folder: Path, model: Job, feed: Feed, job: Job) -> dict[str, flo
 
 
 def read(path: Any) -> str:
-    """A file of the system as text; empty where there is none."""
+    """A system file as text; empty where there is none."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -220,20 +220,20 @@ def read(path: Any) -> str:
 
 
 def temperature_c() -> float | None:
-    """The warmest sensor's degrees Celsius, ``None`` without sensors."""
+    """Degrees Celsius of the warmest sensor; ``None`` without sensors."""
     found = [read(path).strip() for path in Path("/sys/class/thermal").glob("thermal_zone*/temp")]
     values = [int(text) / 1000 for text in found if text.lstrip("-").isdigit()]
     return max(values) if values else None
 
 
 def clock_mhz() -> float | None:
-    """The first core's clock, ``None`` where the system does not tell."""
+    """Clock of the first core; ``None`` where the system does not report it."""
     text = read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq").strip()
     return int(text) / 1000 if text.isdigit() else None
 
 
 def machine() -> dict[str, Any]:
-    """What measured, without names or paths."""
+    """The machine and its versions, without host name or paths."""
     fields: dict[str, str] = {}
     for line in read("/proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
@@ -288,12 +288,12 @@ def bench(folder: Path, job: Job) -> dict[str, Any]:
             cold_start_ms=start_ms, peak_memory_bytes=peak,
             ops_us=operator_us(folder, models[place], feeds[place][0], job),
         )  # fmt: skip
-    told = {"clock_mhz": clock, "temperature_before_c": warm, "temperature_after_c": temperature_c()}
-    return {"machine": dict(machine(), **told), "models": rows}
+    state = {"clock_mhz": clock, "temperature_before_c": warm, "temperature_after_c": temperature_c()}
+    return {"machine": dict(machine(), **state), "models": rows}
 
 
 def watch_host(folder: Path) -> None:
-    """Remove the folder and stop once standard input ends: whoever asked is no longer there."""
+    """Remove the folder and stop when standard input ends: the host is gone."""
     while sys.stdin.buffer.read(1):
         pass
     shutil.rmtree(str(folder.parent), ignore_errors=True)
@@ -301,7 +301,7 @@ def watch_host(folder: Path) -> None:
 
 
 def main() -> int:
-    """Unpack, measure, write ``result.json``; a reason on standard error where that fails."""
+    """Unpack, measure, write ``result.json``; print the reason of a failure on standard error."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -337,4 +337,4 @@ def main() -> int:
 if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
-    os._exit(code)  # the thread that waits for standard input would hold up the end
+    os._exit(code)  # the thread that waits for standard input would block the exit

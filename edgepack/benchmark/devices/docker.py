@@ -1,4 +1,4 @@
-"""A container of an image that has Python and the runtime, by the plain ``docker`` program."""
+"""A container of an image with Python and the runtime, through the ``docker`` program."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from edgepack.errors import ConfigError, DeviceError
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A shell in a container that goes when the bench is done."""
+    """A shell in a container, which is removed after the benchmark."""
 
     inside: ShellDevice
     identity: str
 
     @property
     def name(self) -> str:
-        """As the user named it."""
+        """The address that the user gave."""
         return self.inside.name
 
     @property
@@ -38,7 +38,7 @@ class Container:
         self.inside.pull(name, file)
 
     def remove(self) -> None:
-        """The container, and so its folder."""
+        """Remove the container and its folder."""
         call(["docker", "rm", "--force", self.identity], self.name)
 
 
@@ -46,7 +46,7 @@ def open_docker(address: str) -> Container:
     """A container of ``docker:IMAGE`` or ``docker:linux/arm64@IMAGE``, without a network.
 
     Raises:
-        ConfigError: there is no image's name.
+        ConfigError: the address has no image.
         DeviceError: docker cannot start it, or cannot run it on this processor.
     """
     platform, at, image = address.partition(":")[2].partition("@")
@@ -55,7 +55,7 @@ def open_docker(address: str) -> Container:
     if not image or image.startswith("-"):
         raise ConfigError(f"--device {address!r}: no image; write docker:IMAGE or docker:linux/arm64@IMAGE")
     where = ("--platform", platform) if platform else ()
-    # The shell ends with the hour, so that a container of a killed edgepack does not stay.
+    # The container ends after an hour, also where edgepack was killed.
     start = ["docker", "run", "--detach", "--rm", "--network=none", *where, "--entrypoint", "sleep", image]
     done = call([*start, f"{LONG_S:.0f}"], address, timeout_s=LONG_S)
     if done.code:

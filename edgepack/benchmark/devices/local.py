@@ -1,10 +1,10 @@
-"""This machine, by the same way as any other device."""
+"""This machine as a device."""
 
 from edgepack.benchmark.devices.protocol import Shell, ShellDevice
 
 
 def open_local(folder: str) -> ShellDevice:
-    """A folder of this machine in the folder ``folder``.
+    """A new folder of this machine, in ``folder``.
 
     Raises:
         DeviceError: it cannot be made.

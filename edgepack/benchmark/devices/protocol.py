@@ -1,4 +1,4 @@
-"""What a device must be able to do, and the commands that reach a shell on it."""
+"""The interface of a device, and the commands that reach a shell on it."""
 
 import subprocess
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import IO, Protocol
 from edgepack.errors import DeviceError
 
 SHORT_S = 60.0
-"""For all but the transfer of files and the bench itself, seconds."""
+"""Timeout in seconds of all commands but file transfers and the benchmark."""
 LONG_S = 3600.0
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """Exit codes of a POSIX shell."""
@@ -18,7 +18,7 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How a command on a device ended."""
+    """The result of a command on a device."""
 
     code: int
     stdout: str
@@ -26,31 +26,31 @@ class Done:
 
     @property
     def reason(self) -> str:
-        """The last line that it said of itself."""
-        said = [line.strip() for line in f"{self.stdout}\n{self.stderr}".splitlines() if line.strip()]
-        return said[-1] if said else f"exit code {self.code}"
+        """The last line of its output."""
+        lines = [line.strip() for line in f"{self.stdout}\n{self.stderr}".splitlines() if line.strip()]
+        return lines[-1] if lines else f"exit code {self.code}"
 
 
 class Device(Protocol):
-    """A place that runs the bench: a folder of its own on another machine, or on this one."""
+    """A folder on another machine, or on this one, in which the benchmark runs."""
 
     @property
     def name(self) -> str:
-        """As the user named it."""
+        """The address that the user gave."""
 
     @property
     def folder(self) -> str:
-        """The folder on the device that all of the bench is in."""
+        """The folder of the benchmark on the device."""
 
     def push(self, file: Path, name: str) -> None:
         """Copy ``file`` into the folder.
 
         Raises:
-            DeviceError: it did not arrive whole.
+            DeviceError: it was not copied completely.
         """
 
     def run(self, words: Sequence[str], timeout_s: float) -> Done:
-        """Run a program with its arguments, none of which a shell interprets; standard input stays open.
+        """Run a program with its arguments, which no shell interprets; standard input stays open.
 
         Raises:
             DeviceError: the device was lost, or it took too long.
@@ -60,21 +60,21 @@ class Device(Protocol):
         """Copy a file of the folder to ``file``.
 
         Raises:
-            DeviceError: it did not arrive.
+            DeviceError: it was not copied.
         """
 
     def remove(self) -> None:
-        """Remove the folder and all that was started for it."""
+        """Remove the folder, and the container where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shell:
-    """The way to a POSIX shell: ``words`` and one more word, the command line that it runs there."""
+    """A POSIX shell: ``words`` and one more argument, the command line for the device."""
 
     name: str
     words: tuple[str, ...]
     lost_codes: tuple[int, ...] = ()
-    """Exit codes by which the program on this side says that it did not get through."""
+    """Exit codes of the program on this host that mean a failed connection."""
 
     def run(
         self,
@@ -84,7 +84,7 @@ class Shell:
         stdout: IO[bytes] | int = subprocess.PIPE,
         timeout_s: float = SHORT_S,
     ) -> Done:
-        """Run a command line, in which all that users gave must be quoted.
+        """Run a command line; values from users must be quoted in it.
 
         Raises:
             DeviceError: the device was not reached, or it took longer than ``timeout_s``.
@@ -95,7 +95,7 @@ class Shell:
         return done
 
     def make_folder(self, parent: str) -> str:
-        """A new folder in ``parent``, for nobody else to read.
+        """A new folder in ``parent`` that other users cannot read.
 
         Raises:
             DeviceError: it cannot be made.
@@ -115,9 +115,9 @@ def call(
     stdout: IO[bytes] | int = subprocess.PIPE,
     timeout_s: float = SHORT_S,
 ) -> Done:
-    """Run a program of this machine that speaks to the device ``name``.
+    """Run a program of this host that talks to the device ``name``.
 
-    ``stdin`` may be ``PIPE``: it then stays open as long as the program runs, and ends with this process.
+    ``stdin`` may be ``PIPE``: it then stays open while the program runs, and closes when this process ends.
 
     Raises:
         DeviceError: the program is not installed, or takes longer than ``timeout_s``.
@@ -126,7 +126,7 @@ def call(
         process = subprocess.Popen(words, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE)
     except FileNotFoundError as error:
         raise DeviceError(f"{name}: needs the program {words[0]!r}, which is not installed here") from error
-    held, process.stdin = process.stdin, None  # or communicate() would close it at once
+    stdin_pipe, process.stdin = process.stdin, None  # communicate() would close it at once
     try:
         out, err = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
@@ -135,25 +135,25 @@ def call(
         if process.poll() is None:
             process.kill()
             process.wait()
-        if held:
-            held.close()
+        if stdin_pipe:
+            stdin_pipe.close()
     return Done(process.returncode, *((part or b"").decode("utf-8", "replace") for part in (out, err)))
 
 
 @dataclass(frozen=True, slots=True)
 class ShellDevice:
-    """A device that a shell is all there is to know of: files go through its standard input and output."""
+    """A device with a shell only: files are copied through standard input and output."""
 
     shell: Shell
     folder: str
 
     @property
     def name(self) -> str:
-        """As the user named it."""
+        """The address that the user gave."""
         return self.shell.name
 
     def push(self, file: Path, name: str) -> None:
-        """See :class:`Device`; what arrived in part is removed with the folder, even if this side is gone."""
+        """See :class:`Device`; the device removes its folder where a file is incomplete."""
         path, folder = quote(f"{self.folder}/{name}"), quote(self.folder)
         size = file.stat().st_size
         whole = f'[ "$(wc -c < {path})" -eq {size} ]'
@@ -164,7 +164,7 @@ class ShellDevice:
         if done.code:
             raise DeviceError(
                 f"{self.name}: {size} bytes could not be written to {self.folder}: "
-                f"{done.reason}; make space there"
+                f"{done.reason}; free some space there"
             )
 
     def run(self, words: Sequence[str], timeout_s: float) -> Done:
@@ -177,7 +177,7 @@ class ShellDevice:
             path = quote(f"{self.folder}/{name}")
             done = self.shell.run(f"cat {path}", stdout=content, timeout_s=LONG_S)
         if done.code:
-            raise DeviceError(f"{self.name}: {name} did not come back: {done.reason}")
+            raise DeviceError(f"{self.name}: {name} could not be copied back: {done.reason}")
 
     def remove(self) -> None:
         """See :class:`Device`."""

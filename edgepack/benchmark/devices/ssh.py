@@ -1,4 +1,4 @@
-"""A device by ssh: the user's own program, configuration, agent and known hosts."""
+"""A device through the user's ``ssh`` program, with its configuration, agent and known hosts."""
 
 from urllib.parse import unquote, urlsplit
 
@@ -6,9 +6,9 @@ from edgepack.benchmark.devices.protocol import Shell, ShellDevice
 from edgepack.errors import ConfigError
 
 LOST = 255
-"""What ssh itself returns when it fails, as no command that is sent here does."""
-PATIENCE = (
-    *("-o", "BatchMode=yes"),  # a question for a password would wait for ever
+"""Exit code of ssh for a failed connection."""
+OPTIONS = (
+    *("-o", "BatchMode=yes"),  # a password prompt would wait for ever
     *("-o", "ConnectTimeout=15"),
     *("-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3"),
 )
@@ -18,7 +18,7 @@ def ssh_words(address: str) -> tuple[tuple[str, ...], str]:
     """Given ``ssh://user@host:port/folder`` / Result: the words of the command, and the folder or ``""``.
 
     Raises:
-        ConfigError: it is no such address.
+        ConfigError: an invalid address.
     """
     try:
         parts = urlsplit(address)
@@ -34,12 +34,12 @@ def ssh_words(address: str) -> tuple[tuple[str, ...], str]:
     )  # fmt: skip
     if wrong or host is None:
         raise ConfigError(f"--device {address!r} {wrong}: write ssh://user@host[:port][/folder]")
-    # The address's own spelling: names in the user's configuration may have capitals.
+    # As spelled in the address: host names in the user's configuration may have capitals.
     named = parts.netloc.rpartition("@")[2]
     host = named[named.lower().index(host) :][: len(host)]
     where = ("-p", str(port)) if port else ()
     who = ("-l", user) if user else ()
-    return ("ssh", *PATIENCE, *where, *who, "--", host), unquote(parts.path).rstrip("/")
+    return ("ssh", *OPTIONS, *where, *who, "--", host), unquote(parts.path).rstrip("/")
 
 
 def open_ssh(address: str) -> ShellDevice:
@@ -47,7 +47,7 @@ def open_ssh(address: str) -> ShellDevice:
 
     Raises:
         ConfigError: the address is wrong.
-        DeviceError: the host cannot be reached, or the folder not be made.
+        DeviceError: the host cannot be reached, or the folder cannot be made.
     """
     words, parent = ssh_words(address)
     shell = Shell(address, words, (LOST,))

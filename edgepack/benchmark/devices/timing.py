@@ -1,4 +1,4 @@
-"""A device that times the forms and artifacts of a build in the place of the build host."""
+"""A device that times the candidates and artifacts of a build instead of the build host."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,13 +16,13 @@ ROUNDS = 25
 
 @dataclass(frozen=True, slots=True)
 class DeviceTiming:
-    """Where to time, and by which Python there."""
+    """The device's address, and its Python."""
 
     address: str
     python: str = "python3"
 
     def ratios(self, models: Sequence[Path], runtime: Runtime, feeds: Sequence[Feeds]) -> list[Ratio]:
-        """Speed of ``models`` relative to the first, from one run in which they take turns.
+        """Speed of ``models`` relative to the first, from one interleaved run.
 
         Raises:
             ModelError, DeviceError: see :func:`edgepack.benchmark.devices.bench.bench_on`.
@@ -34,7 +34,7 @@ class DeviceTiming:
     def latencies(
         self, models: Mapping[str, Path], runtime: Runtime, feeds: Sequence[Feeds], runs: int
     ) -> tuple[dict[str, Latency], DeviceRun]:
-        """Latency by name, and all that the device told.
+        """Latency by name, and the device's run for the report.
 
         Raises:
             ModelError, DeviceError: see :func:`edgepack.benchmark.devices.bench.bench_on`.

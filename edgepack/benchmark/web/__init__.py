@@ -1,1 +1,1 @@
-"""Benchmarks in a browser with onnxruntime-web: a page, a server for it, and its results."""
+"""Benchmarks in a browser with onnxruntime-web: a page, its server, and its results."""

@@ -1,4 +1,4 @@
-"""onnxruntime-web: fetched once with npm, checked at every use, kept in the cache; nothing is vendored."""
+"""onnxruntime-web: downloaded once with npm, kept in the cache, and verified at every use."""
 
 import base64
 import hashlib
@@ -14,23 +14,23 @@ from edgepack.errors import ConfigError, DeviceError
 
 VERSION = "1.30.0"
 SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-"""Of the package's archive, base64, as registries publish it."""
+"""Of the package's archive, base64, as npm publishes it."""
 FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 FETCH_S = 300.0
 
 
 def archive_path() -> Path:
-    """Where the archive is kept: in ``$EDGEPACK_CACHE``, or ``~/.cache/edgepack``."""
+    """The path of the archive, in ``$EDGEPACK_CACHE`` or ``~/.cache/edgepack``."""
     cache = Path(os.environ.get("EDGEPACK_CACHE") or Path.home() / ".cache" / "edgepack")
     return cache / f"onnxruntime-web-{VERSION}.tgz"
 
 
 def runtime_files() -> dict[str, bytes]:
-    """The files of onnxruntime-web that a page needs, by name; fetched if they are not there.
+    """The files of onnxruntime-web that the page needs, by name; downloaded if they are missing.
 
     Raises:
-        ConfigError: they are not there, and neither is npm.
-        DeviceError: npm cannot fetch the package, or it is not the one that is expected.
+        ConfigError: the files and npm are missing.
+        DeviceError: npm cannot download the package, or its digest is wrong.
     """
     path = archive_path()
     if not path.exists():

@@ -1,7 +1,7 @@
-// Runs the models of one bench, taking turns, and posts times and outputs back.
+// Runs the models of one benchmark, interleaved, and posts times and outputs back.
 import * as ort from "./ort/ort.wasm.min.mjs";
 
-const TURN_MS = 5; // clocks of browsers are coarse: a turn is at least so long
+const TURN_MS = 5; // browsers' clocks are coarse: the least duration of a turn
 const MOST_CALLS = 200;
 const ARRAYS = {
   float32: Float32Array, float64: Float64Array, int8: Int8Array, uint8: Uint8Array, int16: Int16Array,
@@ -50,7 +50,7 @@ const show = (job, times, cold) => {
 
 const turn = async (session, feed) => {
   const release = (outputs) => Object.values(outputs).forEach((tensor) => tensor.dispose());
-  release(await session.run(feed)); // finds the caches filled by another model
+  release(await session.run(feed)); // runs with another model's data in the caches
   let calls = 0;
   const started = performance.now();
   let spent = 0;
@@ -68,7 +68,7 @@ const measure = async (job, models, feeds) => {
   const outputs = [];
   const times = job.models.map(() => []);
   const open = (i) => ort.InferenceSession.create(models[i].slice(0), { executionProviders: ["wasm"] });
-  await (await open(0)).release(); // starts the runtime itself, which is nobody's cold start
+  await (await open(0)).release(); // starts the runtime, which is not part of a cold start
   for (let i = 0; i < models.length; i++) {
     stage(`${job.models[i].name}: first run`, i / models.length / 5);
     await breathe();

@@ -1,4 +1,4 @@
-"""The bench in a browser: what the page is given, and what its answer says."""
+"""The benchmark in a browser: the files for the page, and the figures in its response."""
 
 import hashlib
 import json
@@ -24,44 +24,44 @@ from edgepack.results import DeviceFigures, DeviceRun, finite
 from edgepack.runtime.runner import open_model
 
 WAIT_S = 1800.0
-"""How long a browser has to open the page, run and answer."""
+"""Timeout in seconds for opening the page and running the benchmark."""
 HEAD_BYTES = 4_000_000
-"""Room in an answer for what is not outputs: times and facts."""
+"""Most bytes of a response besides the outputs: times and facts."""
 MOST_MODEL_BYTES = 1_000_000_000
-"""Memory of wasm ends at 4 GB, and a page needs a model more than once."""
-MOST_TOLD = 200
+"""WebAssembly has 4 GB of memory, and a page needs several copies of a model."""
+MOST_CHARACTERS = 200
 TYPES = {np.dtype(np.bool_): "bool"}
 Show = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Web:
-    """Where the page is served."""
+    """The address of the page, and the timeout."""
 
     host: str = "127.0.0.1"
     port: int = 0
-    """0: any that is free."""
+    """0: any free port."""
     wait_s: float = WAIT_S
 
 
 def bench_in_browser(
     web: Web, models: Sequence[Path], runtime: Runtime, feeds: Sequence[Feeds], runs: int, show: Show
 ) -> DeviceRun:
-    """Serve a page that measures ``models`` on ``feeds``, and wait for its answer; ``show`` gets the address.
+    """Serve a page that measures ``models`` on ``feeds``, and await its response; ``show`` gets the address.
 
     Raises:
-        ConfigError: a model that browsers cannot run, or an address that this host has not.
+        ConfigError: a model that browsers cannot run, or an address that this host does not have.
         ModelError: this host's runtime refuses a model.
-        DeviceError: nobody opened the page, it failed, or its answer is broken.
+        DeviceError: the page was not opened, it failed, or its response is broken.
     """
     _check_models(models)
-    answers = _answers(models, runtime, feeds)
-    room = sum(array.nbytes for array in answers.values()) + HEAD_BYTES
+    reference = _reference(models, runtime, feeds)
+    room = sum(array.nbytes for array in reference.values()) + HEAD_BYTES
     exchange = Exchange(_files(models, runtime, feeds, runs), room)
     try:
         server = Server(web.host, web.port, exchange)
     except OSError as error:
-        raise ConfigError(f"--host {web.host}, port {web.port}: cannot be listened at ({error})") from error
+        raise ConfigError(f"--host {web.host}, port {web.port}: cannot listen there ({error})") from error
     with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
         thread.start()
@@ -74,20 +74,20 @@ def bench_in_browser(
     if exchange.failure is not None:
         raise DeviceError(f"the page failed: {exchange.failure}")
     if exchange.answer is None:
-        how = "was opened, but sent no answer" if exchange.opened else "was not opened"
+        how = "was opened, but sent no response" if exchange.opened else "was not opened"
         raise DeviceError(f"the page {how} within {web.wait_s:.0f} s")
-    return read_answer(exchange.answer, models, answers, len(feeds), runs)
+    return read_answer(exchange.answer, models, reference, len(feeds), runs)
 
 
 def _check_models(models: Sequence[Path]) -> None:
     for path in models:
         if path.suffix != ".onnx":
-            raise ConfigError(f"{path}: browsers run .onnx here; leave it out with --web")
+            raise ConfigError(f"{path}: --web measures .onnx models only")
         if not path.is_file():
             raise ConfigError(f"{path}: does not exist")
         size = model_bytes(path)
         if size != path.stat().st_size:
-            raise ConfigError(f"{path}: its weights lie in other files; a page takes one file a model")
+            raise ConfigError(f"{path}: has external data; --web needs each model in one file")
         if size > MOST_MODEL_BYTES:
             raise ConfigError(f"{path}: {size} bytes are too many for a browser")
 
@@ -96,8 +96,8 @@ def _address(host: str, port: int, token: str) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/{token}/"
 
 
-def _answers(models: Sequence[Path], runtime: Runtime, feeds: Sequence[Feeds]) -> dict[str, Array]:
-    """What this host computes, by model, sample and output."""
+def _reference(models: Sequence[Path], runtime: Runtime, feeds: Sequence[Feeds]) -> dict[str, Array]:
+    """This host's outputs, by model, sample and output."""
     found = {}
     for i, path in enumerate(models):
         runner = open_model(path, runtime)
@@ -107,7 +107,7 @@ def _answers(models: Sequence[Path], runtime: Runtime, feeds: Sequence[Feeds]) -
 
 
 def _files(models: Sequence[Path], runtime: Runtime, feeds: Sequence[Feeds], runs: int) -> dict[str, bytes]:
-    """Everything that the page may ask for."""
+    """All files that the page may request, by path."""
     own, style = files("edgepack.benchmark.web"), files("edgepack.report.html").joinpath("style.css")
     found = {name: own.joinpath(name).read_bytes() for name in ("bench.js", "bench.css")}
     found[""] = own.joinpath("page.html").read_bytes()
@@ -128,18 +128,18 @@ def _files(models: Sequence[Path], runtime: Runtime, feeds: Sequence[Feeds], run
 
 
 def _label(path: Path, models: Sequence[Path]) -> str:
-    """The file's name, with its folder where another has the same."""
+    """The file's name, with its folder where another model has the same name."""
     unique = sum(other.name == path.name for other in models) == 1
     return path.name if unique else f"{path.parent.name}/{path.name}"
 
 
 def read_answer(
-    body: bytes, models: Sequence[Path], answers: Mapping[str, Array], samples: int, runs: int
+    body: bytes, models: Sequence[Path], reference: Mapping[str, Array], samples: int, runs: int
 ) -> DeviceRun:
-    """The page's answer as figures: a length, JSON, and the bytes of all outputs.
+    """The figures in the page's response, which is a length, JSON, and the bytes of all outputs.
 
     Raises:
-        DeviceError: it is broken, or not of this bench.
+        DeviceError: it is broken, or of another benchmark.
     """
     try:
         length = int.from_bytes(body[:4], "little")
@@ -147,26 +147,28 @@ def read_answer(
         outputs = dict(_outputs(head["outputs"], memoryview(body)[4 + length :]))
         times = np.array(head["times"], np.float64)
         if times.shape != (len(models), runs) or not (np.isfinite(times).all() and (times > 0).all()):
-            raise ValueError("times are missing or no times")
+            raise ValueError("times are missing or invalid")
         rows = []
         for i, path in enumerate(models):
-            own = {key: array for key, array in answers.items() if key.startswith(f"{i}-")}
+            own = {key: array for key, array in reference.items() if key.startswith(f"{i}-")}
             rows.append(_row(path, times[[0, i]], float(head["cold"][i]), own, outputs))
-        browser = _told(head["browser"])
+        browser = _printable(head["browser"])
         return DeviceRun(
-            device=f"web, {browser}", machine="wasm", cpu=_told(head["agent"]), cores=int(head["cores"]),
-            system=_told(head["system"]), python="", numpy=None, onnxruntime=f"web {VERSION}", litert=None,
+            device=f"web, {browser}", machine="wasm", cpu=_printable(head["agent"]),
+            cores=int(head["cores"]),
+            system=_printable(head["system"]), python="", numpy=None,
+            onnxruntime=f"web {VERSION}", litert=None,
             clock_mhz=None, temperature_before_c=None, temperature_after_c=None,
             threads=int(head["threads"]), samples=samples,
             date=datetime.now(UTC).isoformat(timespec="seconds"), models=tuple(rows),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise DeviceError(f"the page's answer cannot be read ({error!r})") from error
+        raise DeviceError(f"the page's response cannot be read ({error!r})") from error
 
 
-def _told(text: object) -> str:
-    """What a browser says of itself, one short line."""
-    return "".join(c for c in str(text) if c.isprintable())[:MOST_TOLD]
+def _printable(text: object) -> str:
+    """A browser's text as one short line."""
+    return "".join(c for c in str(text) if c.isprintable())[:MOST_CHARACTERS]
 
 
 def _outputs(described: Sequence[Mapping[str, Any]], data: memoryview) -> Iterator[tuple[str, Array]]:
@@ -184,7 +186,7 @@ def _outputs(described: Sequence[Mapping[str, Any]], data: memoryview) -> Iterat
 def _row(
     path: Path, pair: Array, cold_ms: float, expected: Mapping[str, Array], outputs: Mapping[str, Array]
 ) -> DeviceFigures:
-    """``pair``: milliseconds of every round, of the yardstick and of this model."""
+    """``pair``: milliseconds of each round, of the first model and of this one."""
     exact, sqnr_db = parity(expected, outputs)
     ratios = pair[0] / pair[1]
     digest = hashlib.sha256()
@@ -192,7 +194,7 @@ def _row(
         array = outputs[key]
         digest.update(f"{array.dtype.str} {array.shape}".encode() + array.tobytes())
     if not math.isfinite(cold_ms):
-        raise ValueError("a cold start is no time")
+        raise ValueError("a cold start is invalid")
     return DeviceFigures(
         model=str(path), size_bytes=path.stat().st_size,
         p50_ms=float(np.median(pair[1])), p90_ms=float(np.quantile(pair[1], 0.9)),

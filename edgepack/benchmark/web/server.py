@@ -1,4 +1,4 @@
-"""A small server of one bench: files by exact name behind a token, one answer, and an end."""
+"""The HTTP server of one benchmark: serves files by exact name behind a token, and takes one response."""
 
 import hmac
 import secrets
@@ -11,9 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 REQUEST_S = 60.0
-"""A connection that is silent for so long is closed."""
+"""Timeout in seconds of an idle connection."""
 HEADERS = {
-    # Without these two a browser gives wasm no threads.
+    # Browsers need these two for WebAssembly threads.
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -31,20 +31,20 @@ TYPES = {
 
 @dataclass(slots=True)
 class Exchange:
-    """What one bench gives to a browser, and what it gets back."""
+    """The files for a browser, and its response."""
 
     files: Mapping[str, bytes]
-    """By the path behind the token."""
+    """By the path after the token."""
     most_bytes: int
-    """A longer answer is refused."""
+    """A longer response is refused."""
     token: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     answer: bytes | None = None
     failure: str | None = None
     opened: bool = False
     first: threading.Lock = field(default_factory=threading.Lock)
-    """Taken by the first answer, and never let go."""
+    """Acquired by the first response, and never released."""
     done: threading.Event = field(default_factory=threading.Event)
-    """Set when the page has been told that its answer is there."""
+    """Set after the page got the reply to its response."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -72,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         length = self.headers.get("Content-Length", "")
         if not length.isdigit():
-            self._reply(411, b"say how long it is\n")
+            self._reply(411, b"Content-Length is missing\n")
         elif int(length) > self.exchange.most_bytes:
             self._reply(413, b"too long\n")
         elif name not in ("answer", "failure"):
@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._take(name, body)
 
     def _take(self, name: str, body: bytes) -> None:
-        """The first answer counts; the page is told before the server ends."""
+        """Take the first response; reply to the page before the server ends."""
         if not self.exchange.first.acquire(blocking=False):
             self._reply(409, b"there is an answer already\n")
             return
@@ -95,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.exchange.done.set()
 
     def _allowed(self) -> str | None:
-        """The path behind the token; a request without it is refused, whatever it asks for."""
+        """The path after the token; ``None``, and a reply 403, for a request without the token."""
         token, _, name = urlsplit(self.path).path.lstrip("/").partition("/")
         if hmac.compare_digest(token.encode(), self.exchange.token.encode()):
             return name
@@ -113,11 +113,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the token would be in it."""
+        """Log nothing: the token is part of the path."""
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one exchange; requests never outlive it."""
+    """Serves one exchange; its threads end with the process."""
 
     daemon_threads = True
 
@@ -127,4 +127,4 @@ class Server(ThreadingHTTPServer):
         super().__init__((host, port), handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing: a browser that closes a connection is no error."""
+        """Ignore it: a browser may close a connection."""

@@ -1,4 +1,4 @@
-"""From a float model and its plan to a graph of TFLite operators, group by group."""
+"""Conversion of a float model and its plan to a graph of TFLite operators, group by group."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -48,7 +48,7 @@ WRITERS: Mapping[str, Write] = {
     "Conv": linear.conv, "ConvTranspose": linear.conv_transpose, "Gemm": linear.gemm,
     "MatMul": linear.matmul,
 }
-"""What writes each ONNX operator."""
+"""The function that lowers each ONNX operator."""
 # fmt: on
 
 SPATIAL = frozenset(
@@ -67,7 +67,7 @@ def convert(
     """The graph of a model of fixed shapes, and the order of axes of each of its inputs and outputs.
 
     Raises:
-        ExportError: an operator has no form, naming the node and the reason.
+        ExportError: an operator cannot be written; it has the node and the reason.
     """
     low = Lowering({name: quant_of(params) for name, params in plan.activations.items()})
     low.tasks = _tasks(model, plan, weights)
@@ -79,7 +79,7 @@ def convert(
             continue
         write = WRITERS.get(task.node.op_type)
         if write is None or task.node.domain not in ("", "ai.onnx"):
-            raise task.refuse("there is no form of this operator")
+            raise task.refuse("this operator is not supported")
         write(low, task)
         _refuse_oversight(low, task)
     for value in model.graph.outputs:
@@ -89,7 +89,7 @@ def convert(
 
 
 def _tasks(model: ir.Model, plan: QuantPlan, weights: Mapping[str, Rounded]) -> dict[str, Task]:
-    """Groups in topological order; those that became constants with the shapes are gone."""
+    """Groups in topological order, without those that were folded with the fixed shapes."""
     nodes = {node.name: node for node in model.graph}
     tasks = {}
     for group_plan in plan.groups:
@@ -108,22 +108,22 @@ def _tasks(model: ir.Model, plan: QuantPlan, weights: Mapping[str, Rounded]) -> 
 
 
 def _refuse_oversight(low: Lowering, task: Task) -> None:
-    """No used output may be left without a tensor."""
+    """Refuse a group with a used output that got no tensor."""
     outputs = [task.output] if task.plan.group.activation else task.node.outputs
     for value in outputs:
         used = value.uses() or value.is_graph_output()
         views = [k for k in ((value.name, True), (value.name, False)) if k in low.views]
         if used and not views and task.plan.group.name not in low.joined:
-            raise task.refuse(f"its output {value.name!r} has no form")
+            raise task.refuse(f"its output {value.name!r} is not supported")
 
 
 def _input(low: Lowering, value: ir.Value, io: Io) -> Order:
-    """State a graph input, an image as NHWC where it is read so first."""
+    """Add a graph input; an image is NHWC where its first consumer reads NHWC."""
     name, shape = name_of(value), low.shape(value)
     order = channels_last(len(shape)) if len(shape) in (3, 4) and _is_image(value) else native(len(shape))
     dtype = dtype_of(value)
     if dtype not in TENSOR_TYPES:
-        raise ExportError(f"input {name!r} is {dtype}, which a .tflite does not know")
+        raise ExportError(f"input {name!r} is {dtype}, which .tflite does not support")
     kind = low.params.get(name) if io == "int8" else None
     tensor = low.graph.add(Tensor(name, arranged(shape, order), dtype if kind is None else INT8, kind))
     low.graph.inputs.append(tensor)
@@ -132,20 +132,20 @@ def _input(low: Lowering, value: ir.Value, io: Io) -> Order:
 
 
 def _is_image(value: ir.Value) -> bool:
-    """Whether the first operator that is not entry by entry reads NHWC."""
+    """Whether the first operator that is not elementwise reads NHWC."""
     while True:
-        readers = [use.node for use in value.uses()]
-        if not readers:
+        consumers = [use.node for use in value.uses()]
+        if not consumers:
             return False
-        if readers[0].op_type in SPATIAL:
+        if consumers[0].op_type in SPATIAL:
             return True
-        if readers[0].op_type not in _ENTRY_BY_ENTRY:
+        if consumers[0].op_type not in _ENTRY_BY_ENTRY:
             return False
-        value = readers[0].outputs[0]
+        value = consumers[0].outputs[0]
 
 
 def _output(low: Lowering, value: ir.Value, io: Io) -> Order:
-    """State a graph output in the order of ONNX, or an image as NHWC where it lies so."""
+    """Add a graph output in the order of ONNX, or an image as NHWC where it is stored so."""
     name, shape = name_of(value), low.shape(value)
     rank = len(shape)
     order = native(rank)
@@ -170,7 +170,7 @@ def _output(low: Lowering, value: ir.Value, io: Io) -> Order:
 
 
 def _prune(low: Lowering) -> None:
-    """Remove what nothing reads: operators first, then tensors."""
+    """Remove unused operators, then unused tensors."""
     graph = low.graph
     needed = set(graph.outputs)
     kept = []

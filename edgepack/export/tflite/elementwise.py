@@ -1,4 +1,4 @@
-"""Operators that work entry by entry."""
+"""Elementwise operators."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -26,22 +26,22 @@ FIXED: Mapping[str, Quant] = {
     "Tanh": quant(1 / 128, 0),
     "LogSoftmax": quant(16 / 256, 127),
 }
-"""Output parameters that the int8 kernels take for granted."""
+"""Output parameters that the int8 kernels require."""
 GROUP = quant(1 / 255, -128)
-"""Parameters of what lies between 0 and 1."""
+"""Parameters of values between 0 and 1."""
 LEAST_OF_SUM = 2.0**-9
-"""Least scale of a constant over that of a sum; half of it the delegate does not take."""
+"""Least scale of a constant relative to that of a sum; XNNPACK does not delegate half of it."""
 
 
 def operands(low: Lowering, task: Task, *, integer: bool) -> tuple[list[int], Order]:
-    """All inputs in one order, with the rank of the output."""
+    """All inputs in one order of axes, with the rank of the output."""
     rank = len(low.shape(task.output))
     order = low.common_order(task.node.inputs, rank)
     return [low.read(v, order, integer=integer) for v in task.node.inputs if v is not None], order
 
 
 def arithmetic(low: Lowering, task: Task) -> None:
-    """Add, Sub, Mul, Div; int8 division, which has no kernel, as a float island."""
+    """Add, Sub, Mul, Div; an int8 Div, which has no kernel, as a float island."""
     op = ARITHMETIC[task.node.op_type]
     if op == "DIV" and task.integer:
         _in_float(low, task, "there is no int8 kernel for a division", lambda t: arithmetic(low, t))
@@ -54,7 +54,7 @@ def arithmetic(low: Lowering, task: Task) -> None:
 
 
 def _coarser(low: Lowering, tensor: int, least: float) -> int:
-    """A constant whose scale is so small that the delegate would not add it, under a larger one."""
+    """A constant with a larger scale, where the delegate does not take its own."""
     source = low.graph.tensors[tensor]
     if source.data is None or source.quant is None or source.quant.scale[0] >= least:
         return tensor
@@ -96,7 +96,7 @@ def where(low: Lowering, task: Task) -> None:
 
 
 def unary(low: Lowering, task: Task) -> None:
-    """Functions of one entry that have a kernel of their own."""
+    """Unary functions with their own kernel."""
     op = task.node.op_type
     tensors, order = operands(low, task, integer=task.integer)
     low.write(task, UNARY[op], tensors, Output(order, kind=FIXED.get(op) if task.integer else None))
@@ -115,7 +115,7 @@ def leaky_relu(low: Lowering, task: Task) -> None:
 
 
 def prelu(low: Lowering, task: Task) -> None:
-    """PRelu; the slope is symmetric int8, as the kernels want it."""
+    """PRelu; the slope is symmetric int8, as the kernels require."""
     source, slope = task.node.inputs[0], task.node.inputs[1]
     array = constant(slope)
     if array is None:
@@ -123,7 +123,7 @@ def prelu(low: Lowering, task: Task) -> None:
     rank = len(low.shape(source))
     order = low.common_order([source], rank)
     tensor = low.read(source, order, integer=task.integer)
-    # The kernel wants the slope without the axis of the batch, and no other of one entry left out.
+    # The kernel takes the slope without the batch axis, but with all other axes of size 1.
     wide = array.reshape((1,) * (rank - array.ndim) + array.shape)
     if wide.shape[0] != 1 or order[0] != 0:
         order = native(rank)
@@ -138,7 +138,7 @@ def prelu(low: Lowering, task: Task) -> None:
 
 
 def clip(low: Lowering, task: Task) -> None:
-    """A Clip or Relu of its own: saturation where the parameters of the output say it, else bounds."""
+    """A Clip or Relu that is not fused: by saturation of the output's parameters, else with bounds."""
     bounds = activation_bounds(task.node)
     for value in task.node.inputs[1:]:
         if value is not None and constant(value) is None:
@@ -152,9 +152,9 @@ def clip(low: Lowering, task: Task) -> None:
 
 
 def hard_sigmoid(low: Lowering, task: Task) -> None:
-    """``clip(alpha x + beta, 0, 1)``: saturation of parameters that end at 0 and 1 clips.
+    """``clip(alpha x + beta, 0, 1)``; the clip is the saturation of parameters for the range from 0 to 1.
 
-    The product with alpha keeps the integers and changes their scale, so that one rounding is left.
+    Multiplying by alpha only changes the scale of the int8 values, so that one rounding is left.
     """
     alpha = task.node.attributes.get_float("alpha", 0.2)
     beta = task.node.attributes.get_float("beta", 0.5)
@@ -173,7 +173,7 @@ def hard_sigmoid(low: Lowering, task: Task) -> None:
 
 
 def hard_swish(low: Lowering, task: Task) -> None:
-    """HardSwish; int8 as a product with its gate, since the delegate has no int8 HARD_SWISH."""
+    """HardSwish; in int8 as ``x * HardSigmoid(x)``, since XNNPACK has no int8 HARD_SWISH."""
     tensors, order = operands(low, task, integer=task.integer)
     if not task.integer:
         low.write(task, "HARD_SWISH", tensors, Output(order))
@@ -196,13 +196,13 @@ def _hard_sigmoid(low: Lowering, tensor: int, alpha: float, beta: float, name: s
 
 
 def _exact(low: Lowering, array: "np.typing.NDArray[np.float32]", name: str) -> int:
-    """A constant of one number, exact as int8."""
+    """A scalar constant that is exact in int8."""
     kind = quant(max(abs(float(array.flat[0])) / 127, 1e-12), 0)
     return low.constant(stored_as(array, kind), name, kind)
 
 
 def batch_normalization(low: Lowering, task: Task) -> None:
-    """``a x + b`` by channel, as a depthwise 1x1 convolution for int8, as MUL and ADD for float."""
+    """``a x + b`` per channel, as a depthwise 1x1 convolution in int8, as MUL and ADD in float."""
     node = task.node
     found = [constant(v) for v in node.inputs[1:5]]
     if any(array is None for array in found):
@@ -215,7 +215,7 @@ def batch_normalization(low: Lowering, task: Task) -> None:
 def affine(
     low: Lowering, task: Task, factor: "np.typing.NDArray[np.float64]", shift: "np.typing.NDArray[np.float64]"
 ) -> None:
-    """``factor x + shift`` with one of each by channel, axis 1."""
+    """``factor x + shift``, both per channel (axis 1)."""
     rank = len(low.shape(task.output))
     shape = (1, -1, *(1,) * (rank - 2))
     if task.integer and rank in (3, 4):
@@ -234,32 +234,32 @@ def affine(
         low.put(inner.output, tensor, order)
 
     if task.integer:
-        _in_float(low, task, "no int8 form for this rank", compute)
+        _in_float(low, task, "no int8 kernel for this rank", compute)
     else:
         compute(task)
 
 
 def _in_float(low: Lowering, task: Task, reason: str, compute: Callable[[Task], None]) -> None:
-    """An integer group as a float island; whoever reads it as int8 gets a QUANTIZE."""
+    """An int8 group as a float island; int8 consumers get a QUANTIZE."""
     low.islands[task.plan.group.name] = reason
     compute(Task(task.node, task.plan, task.rounded, task.output, task.bounds, False))
 
 
-# --- functions made of others, in float -----------------------------------------------------------------
+# --- functions composed of other operators, in float ----------------------------------------------------
 
 
 def compose(low: Lowering, op: str, inputs: Sequence[int], shape: Shape, name: str, **options: float) -> int:
-    """A float operator inside of a composition."""
+    """A float operator of a composition."""
     return low.emit(op, inputs, shape, FLOAT, name, **options)
 
 
 def number(low: Lowering, value: float, rank: int) -> int:
-    """A float constant of one entry."""
+    """A float scalar constant."""
     return low.constant(np.full((1,) * rank, value, np.float32), "number")
 
 
 def power(low: Lowering, task: Task) -> None:
-    """Pow: a product for squares, SQRT for roots, else POW."""
+    """Pow: MUL for squares, SQRT for square roots, else POW."""
     exponent = constant(task.node.inputs[1])
     whole = float(exponent.flat[0]) if exponent is not None and exponent.size == 1 else None
     rank = len(low.shape(task.output))
@@ -314,7 +314,7 @@ def erf_tensor(low: Lowering, x: int, name: str) -> int:
         polynomial = apply("MUL", apply("ADD", polynomial, constant_(factor)), t)
     bell = apply("EXP", apply("MUL", apply("MUL", x, x), constant_(-1.0)))
     rest = apply("SUB", constant_(1.0), apply("MUL", polynomial, bell))
-    # The sign without SIGN, which runtimes of 2.14 do not all have: x / |x|, 0 at 0 by a hair's breadth.
+    # The sign without SIGN, which not all 2.14 runtimes have: x / max(|x|, tiny), which is 0 at 0.
     sign = apply("DIV", x, apply("MAXIMUM", size, constant_(1e-30)))
     return apply("MUL", rest, sign)
 

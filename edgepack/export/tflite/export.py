@@ -1,4 +1,4 @@
-"""A plan as a ``.tflite`` file: shapes fixed, operators lowered, metadata written."""
+"""Writes a plan as a ``.tflite`` file: fixes shapes, lowers operators, writes metadata."""
 
 import json
 from collections import Counter
@@ -25,10 +25,10 @@ LAYOUT = f"{PREFIX}layout"
 
 @dataclass(frozen=True, slots=True)
 class TfliteSummary:
-    """What was written."""
+    """Facts of the written file."""
 
     operators: Mapping[str, int]
-    """How many of each TFLite operator, most frequent first."""
+    """Counts of TFLite operators, most frequent first."""
     float_islands: tuple[tuple[str, str], ...]
     """Nodes that compute in float, with the reason."""
     transposes: int
@@ -51,17 +51,17 @@ def export_tflite(
     """Write ``path`` from the normalized float model, its plan and the rounded weights.
 
     Args:
-        model: the normalized float model; stays as it is.
+        model: the normalized float model; it is not changed.
         plan: of :func:`plan_tflite` for this model.
         weights: stored integers and biases by group name.
         path: the file.
-        io: whether inputs and outputs that are integers inside are float or int8 outside.
-        dims: sizes by the name of a dimension, or by its place (``x[3]``); the first of an input is 1 if not
-            given.
+        io: whether inputs and outputs of int8 operators are float or int8.
+        dims: sizes by the name of a dimension, or by its place (``x[3]``); the first dimension of an input is
+            1 by default.
         facts: metadata entries, written as ``edgepack.<key>``.
 
     Raises:
-        ExportError: a dimension without a size, an operator without a form, or the disk.
+        ExportError: a dimension without a size, an unsupported operator, or an error of the disk.
     """
     low, orders = convert(fix_shapes(model, dims), plan, weights, io)
     metadata = {LAYOUT: json.dumps(orders)} | {

@@ -1,6 +1,6 @@
-"""A TFLite graph as plain data, and its bytes.
+"""A TFLite graph as plain data, and its serialization.
 
-The bytes of a weight are copied once, into a buffer that was made large enough at the start.
+The bytes of a weight are copied once, into a buffer of sufficient size.
 """
 
 import hashlib
@@ -19,27 +19,27 @@ Array = npt.NDArray[Any]
 Options = Mapping[str, float]
 
 ALIGNMENT = 16
-"""Bytes; runtimes map weights where they lie in the file."""
+"""Alignment in bytes; runtimes memory-map the weights."""
 _ROOM_PER_ITEM = 400
-"""More bytes than the tables of a tensor or an operator take."""
+"""Upper bound of the bytes of the tables of a tensor or an operator."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quant:
-    """``real = (stored - zero_point) * scale``; arrays of one entry, or of one per index of ``axis``."""
+    """``real = (stored - zero_point) * scale``; arrays of one entry, or of one per channel of ``axis``."""
 
     scale: npt.NDArray[np.float32]
     zero_point: npt.NDArray[np.int64]
     axis: int = 0
 
     def same(self, other: "Quant") -> bool:
-        """Whether integers mean the same under both."""
+        """Whether both have equal scales and zero points."""
         return np.array_equal(self.scale, other.scale) and np.array_equal(self.zero_point, other.zero_point)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
-    """A tensor of the graph; ``data`` where it is constant."""
+    """A tensor of the graph; a constant has ``data``."""
 
     name: str
     shape: tuple[int, ...]
@@ -50,7 +50,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """One operator; inputs and outputs are indices of tensors, -1 for an absent input."""
+    """One operator; inputs and outputs are indices of tensors, -1 for an omitted input."""
 
     name: str
     inputs: tuple[int, ...]
@@ -77,14 +77,14 @@ class Graph:
 def serialize(graph: Graph, description: str, metadata: Mapping[str, bytes]) -> memoryview:
     """The file: one subgraph with a signature, and named byte strings as metadata.
 
-    Tensors of equal bytes have one buffer, such as a table and the product with it.
+    Tensors of equal bytes share one buffer, such as tied embeddings.
     """
     datas, buffer_of = _contents(graph)
     texts = [np.frombuffer(text, np.uint8) for text in metadata.values()]
     size = sum(d.nbytes + ALIGNMENT for d in (*datas, *texts))
     size += _ROOM_PER_ITEM * (len(graph.tensors) + len(graph.operators) + 16)
     builder = flatbuffers.Builder(size + sum(q.scale.nbytes * 3 for q in _quants(graph)))
-    # The runtime takes buffer 0 as "no data".
+    # Buffer 0 means "no data".
     buffers = [_buffer(builder, None), *(_buffer(builder, d) for d in (*datas, *texts))]
     buffer_vector = _vector(builder, buffers)
     codes = list(dict.fromkeys((op.name, op.version) for op in graph.operators))
@@ -114,9 +114,9 @@ def _quants(graph: Graph) -> list[Quant]:
 
 
 def _table(builder: flatbuffers.Builder, table: str, /, **fields: float | None) -> int:
-    """A table of the schema with fields by their names there; those that are ``None`` are left out.
+    """A table of the schema, with fields by name; those that are ``None`` are left out.
 
-    A field is a number, or the offset of what it points to.
+    A field is a number, or the offset of another object.
     """
     getattr(tflite, f"{table}Start")(builder)
     for field_name, content in fields.items():
@@ -140,7 +140,7 @@ def _numbers(builder: flatbuffers.Builder, numbers: Sequence[int]) -> int:
 def _buffer(builder: flatbuffers.Builder, data: Array | None) -> int:
     content = None
     if data is not None and data.nbytes:
-        # By hand: flatc's code for Python leaves out the alignment that the schema asks for.
+        # By hand: flatc's code for Python ignores the alignment in the schema.
         raw = np.atleast_1d(data).reshape(-1).view(np.uint8).data
         builder.StartVector(1, raw.nbytes, ALIGNMENT)
         head = builder.head - raw.nbytes
@@ -159,7 +159,7 @@ def _code(builder: flatbuffers.Builder, name: str, version: int) -> int:
 
 
 def _contents(graph: Graph) -> tuple[list[Array], list[int]]:
-    """Different contents, and for each tensor the number of its buffer: 0 for none, else from 1."""
+    """Distinct contents, and for each tensor the index of its buffer: 0 for no data, else from 1."""
     datas: list[Array] = []
     known: dict[bytes, int] = {}
     buffer_of = []

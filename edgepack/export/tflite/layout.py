@@ -1,10 +1,9 @@
-"""Orders of axes: how a tensor of the file lies in relation to the tensor of the ONNX graph.
+"""Orders of axes: the layout of a tensor of the file relative to the tensor of the ONNX graph.
 
-An order names ONNX axes in the order in which they are stored: ``(0, 2, 3, 1)`` is an NCHW tensor stored
-as NHWC. Two orders are the same data where axes of more than one entry come in the same sequence; then a
-RESHAPE, or nothing, leads from one to the other. Transpose, Reshape, Squeeze, Unsqueeze and Flatten of ONNX
-mostly only change the order, and no operator is written for them until somebody wants the axes in another
-sequence.
+An order lists ONNX axes as they are stored: ``(0, 2, 3, 1)`` is an NCHW tensor stored as NHWC. Two orders
+store the same data where axes of a size above 1 come in the same sequence; then at most a RESHAPE converts
+one to the other. Transpose, Reshape, Squeeze, Unsqueeze and Flatten of ONNX mostly only change the order; no
+operator is written for them until a consumer needs the axes in another sequence.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,17 +18,17 @@ def native(rank: int) -> Order:
 
 
 def channels_last(rank: int) -> Order:
-    """Axis 1 moved to the end: NHWC for four axes."""
+    """The order with axis 1 last: NHWC for four axes."""
     return native(rank) if rank < 3 else (0, *range(2, rank), 1)
 
 
 def arranged(shape: Shape, order: Order) -> Shape:
-    """The stored shape of a tensor of ONNX shape ``shape``."""
+    """The stored shape of a tensor with ONNX shape ``shape``."""
     return tuple(shape[axis] for axis in order)
 
 
 def sequence(shape: Shape, order: Order) -> Order:
-    """The axes of more than one entry, in stored order: what the bytes depend on."""
+    """The axes of a size above 1 in stored order, which determine the bytes."""
     return tuple(axis for axis in order if shape[axis] != 1)
 
 
@@ -39,7 +38,7 @@ def same_data(shape: Shape, left: Order, right: Order) -> bool:
 
 
 def padded(order: Order, rank: int) -> Order:
-    """The order of a tensor that gets leading axes of one entry, as broadcasting adds them."""
+    """The order of a tensor with leading axes of size 1, as broadcasting adds them."""
     extra = rank - len(order)
     return (*range(extra), *(axis + extra for axis in order))
 
@@ -50,14 +49,14 @@ def axis_last(order: Order, axis: int) -> Order:
 
 
 def permutation(have: Order, want: Order) -> tuple[int, ...]:
-    """What a TRANSPOSE needs to make ``want`` of ``have``."""
+    """The permutation of a TRANSPOSE from ``have`` to ``want``."""
     return tuple(have.index(axis) for axis in want)
 
 
 def merged_permutation(shape: Shape, have: Order, want: Order) -> tuple[Shape, tuple[int, ...]]:
-    """The same with neighbours that stay together made one axis: stored shape, and permutation.
+    """:func:`permutation` with adjacent axes that stay adjacent merged: stored shape and permutation.
 
-    The fewer the axes the faster the kernel, and runtimes transpose at most six.
+    The kernel is faster with fewer axes, and runtimes transpose at most six.
     """
     old, new = sequence(shape, have), sequence(shape, want)
     runs: list[list[int]] = []
@@ -73,9 +72,9 @@ def merged_permutation(shape: Shape, have: Order, want: Order) -> tuple[Shape, t
 
 
 def reshaped_order(before: Shape, order: Order, after: Shape) -> Order | None:
-    """The order in which data stored in ``order`` hold the tensor reshaped from ``before`` to ``after``.
+    """The order of the tensor reshaped from ``before`` to ``after``, for data stored in ``order``.
 
-    ``None`` where they do not: where axes that are not neighbours in the file become one.
+    ``None`` where there is none: where axes that are not adjacent in the file are merged.
 
     >>> reshaped_order((1, 8, 4, 4), (0, 2, 3, 1), (1, 2, 4, 4, 4))  # groups of channels
     (0, 3, 4, 1, 2)
@@ -95,8 +94,8 @@ def reshaped_order(before: Shape, order: Order, after: Shape) -> Order | None:
 
 
 def joined_order(before: Shape, order: Order, after: Shape) -> Order:
-    """The order nearest to ``order`` from which a reshape to ``after`` needs no other: axes that become one
-    side by side, in their sequence.
+    """The order nearest to ``order`` from which a reshape to ``after`` moves no data: merged axes adjacent
+    and in sequence.
 
     >>> joined_order((1, 2, 4, 8, 8), (0, 3, 4, 2, 1), (1, 8, 8, 8))  # shuffled channels
     (0, 3, 4, 1, 2)
@@ -112,7 +111,7 @@ def joined_order(before: Shape, order: Order, after: Shape) -> Order:
 
 
 def with_groups(shape: Shape, axes: Sequence[int]) -> Order:
-    """An order with ``axes`` in their sequence, and each axis of one entry behind its predecessor."""
+    """An order with ``axes`` in sequence, and each axis of size 1 after its predecessor."""
     result = list(axes)
     for axis, size in enumerate(shape):
         if size == 1 and axis not in result:
@@ -121,7 +120,7 @@ def with_groups(shape: Shape, axes: Sequence[int]) -> Order:
 
 
 def _groups(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]] | None:
-    """Smallest groups of neighbouring axes with equal products, groups left out; ``None`` with empty axes."""
+    """Smallest groups of adjacent axes, before and after, of equal size; ``None`` where a size is 0."""
     if 0 in before or 0 in after:
         return None
     left = [a for a, size in enumerate(before) if size != 1]

@@ -1,4 +1,4 @@
-"""Operators with weights: convolutions and matrix products."""
+"""Operators with weights: convolutions, Gemm and MatMul."""
 
 from typing import Any
 
@@ -21,9 +21,9 @@ Weights = tuple[Array, Array | None, Quant | None]
 
 
 def stored_weights(low: Lowering, task: Task) -> Weights:
-    """Weight, bias and parameters: what rounding gave where the group is integer, else what the model has.
+    """Weight, bias and parameters: the rounded ones of an int8 group, else the model's.
 
-    The weight keeps the layout of ONNX; the bias is float32 ``[outputs]``.
+    The weight has the layout of ONNX; the bias is float32 ``[outputs]``.
     """
     node = task.node
     if task.integer:
@@ -42,7 +42,7 @@ def stored_weights(low: Lowering, task: Task) -> Weights:
 
 
 def weight_tensor(low: Lowering, task: Task, array: Array, kind: Quant | None, axis: int) -> int:
-    """The constant weight, laid out for the file; ``axis`` holds its outputs."""
+    """The weight as a constant tensor; ``axis`` is its output channel axis."""
     name = name_of_weight(task)
     if kind is not None:
         kind = Quant(kind.scale, kind.zero_point, axis if kind.scale.size > 1 else 0)
@@ -57,7 +57,7 @@ def name_of_weight(task: Task) -> str:
 def bias_tensor(
     low: Lowering, task: Task, bias: Array | None, outputs: int, x: int, weight: Quant | None
 ) -> int:
-    """The bias: float32, or int32 with the scale of input times weight, which runtimes take for granted."""
+    """The bias: float32, or int32 with the scale of input times weight, as the kernels require."""
     bias = np.zeros(outputs, np.float32) if bias is None else np.broadcast_to(bias, (outputs,))
     name = task.plan.group.bias or f"{name_of_weight(task)}_bias"
     if weight is None:
@@ -66,13 +66,13 @@ def bias_tensor(
     params = QuantParams(
         QuantType.INT32, scale, np.zeros(scale.shape, np.int32), 0 if scale.size > 1 else None
     )
-    # As in the .onnx, to the bit: a bias one off shifts every entry that lies on the edge of a step.
+    # Bit-exact as in the .onnx: a bias that is off by one changes values at rounding boundaries.
     stored = quantize(np.asarray(bias, np.float32), params)
     return low.constant(stored, name, Quant(scale, np.zeros(scale.shape, np.int64)))
 
 
 def conv(low: Lowering, task: Task) -> None:
-    """Conv of one or two axes, with groups, as CONV_2D or DEPTHWISE_CONV_2D."""
+    """Conv with one or two spatial axes, also grouped, as CONV_2D or DEPTHWISE_CONV_2D."""
     node = task.node
     x = low.shape(node.inputs[0])
     if len(x) not in (3, 4):
@@ -103,7 +103,7 @@ def conv(low: Lowering, task: Task) -> None:
 
 
 def conv_transpose(low: Lowering, task: Task) -> None:
-    """ConvTranspose as TRANSPOSE_CONV; groups one by one; padding that SAME does not say is cut off."""
+    """ConvTranspose as TRANSPOSE_CONV, one for each group; padding unlike SAME is sliced off."""
     node = task.node
     x = low.shape(node.inputs[0])
     if len(x) not in (3, 4):
@@ -155,7 +155,7 @@ def _pair(numbers: Any, first: int) -> tuple[int, int]:
 
 
 def _spread(image: Array, node: ir.Node) -> Array:
-    """A dilated kernel as a dense one with zeros between its entries: TRANSPOSE_CONV knows no dilation."""
+    """A dilated kernel as a dense one with zeros: TRANSPOSE_CONV has no dilation."""
     dilations = _pair(node.attributes.get_ints("dilations", [1] * (len(node.inputs[1].shape) - 2)), 1)  # type: ignore[arg-type, union-attr]
     if dilations == (1, 1):
         return image
@@ -168,7 +168,7 @@ def _spread(image: Array, node: ir.Node) -> Array:
 def _cut_before(
     task: Task, low: Lowering, strides: tuple[int, int], size: tuple[int, ...]
 ) -> tuple[int, int]:
-    """How many rows and columns of the full result padding takes away at its start."""
+    """Rows and columns that padding removes at the start of the full result."""
     node, lengths = task.node, low.image_shape(task.node.inputs[0])[1:3]  # type: ignore[arg-type]
     outputs = low.image_shape(task.output)[1:3]
     attributes = node.attributes
@@ -193,14 +193,14 @@ def _cut_before(
 def _transposed_padding(
     source: Shape, shape: Shape, strides: tuple[int, int], size: tuple[int, ...], before: tuple[int, int]
 ) -> tuple[Padding, Shape]:
-    """The padding to state, and the shape to compute, of which the end is wanted."""
+    """The padding mode, and the shape to compute, whose end is the result."""
     same = True
     full = []
     for axis in (0, 1):
         outputs, stride, inputs = shape[axis + 1], strides[axis], source[axis + 1]
         total = max((inputs - 1) * stride + size[axis] - outputs, 0)
         same &= -(-outputs // stride) == inputs and total // 2 == before[axis]
-        # The kernel wants the size that a convolution with these strides would make the input of.
+        # The kernel requires a size from which a convolution with these strides gives the input's size.
         full.append(max((inputs - 1) * stride + size[axis], before[axis] + outputs))
     if same and before != (0, 0):
         return Padding.SAME, shape
@@ -231,7 +231,7 @@ def gemm(low: Lowering, task: Task) -> None:
 
 
 def _gemm_operands(low: Lowering, task: Task) -> Weights:
-    """Weight and bias with the factors of a float Gemm multiplied in."""
+    """Weight and bias, with alpha and beta of a float Gemm multiplied in."""
     node = task.node
     if task.integer:
         return stored_weights(low, task)
@@ -248,7 +248,7 @@ def _gemm_operands(low: Lowering, task: Task) -> Weights:
 
 
 def matmul(low: Lowering, task: Task) -> None:
-    """MatMul with a constant matrix on the right, or of two activations."""
+    """MatMul with a constant right operand, or of two activations."""
     node = task.node
     left, right = node.inputs[0], node.inputs[1]
     a, b = low.shape(left), low.shape(right)
@@ -264,17 +264,17 @@ def matmul(low: Lowering, task: Task) -> None:
 
 
 def _row_order(low: Lowering, value: ir.Value | None, rank: int) -> Order:
-    """An order with the summed axis last; the others lie as they do."""
+    """An order with the reduced axis last; the others keep their sequence."""
     known = low.orders(value) or [native(rank)]
     fitting = [order for order in known if order[-1] == rank - 1]
     return fitting[0] if fitting else axis_last(known[0], rank - 1)
 
 
 def _bias_behind(low: Lowering, task: Task) -> tuple[Task, Array | None]:
-    """The Add of a constant row behind a product, which becomes its bias: one rounding less.
+    """Fold the Add of a constant row after a MatMul into its bias, which saves one rounding.
 
-    Given: ``MatMul(x, w) -> Add(b)``, both integer or both float. Result: the product with a bias, in the
-    parameters of the sum.
+    Given: ``MatMul(x, w) -> Add(b)``, both int8 or both float. Result: the MatMul with a bias, with the
+    output parameters of the Add.
     """
     add = only_consumer(task.node.outputs[0]) if task.plan.group.activation is None else None
     follower = low.tasks.get(add.name or "") if add is not None and add.op_type == "Add" else None
@@ -298,8 +298,8 @@ def _product(
 ) -> None:
     """Rows of ``x`` times ``matrix`` ``[outputs, K]``, as a 1x1 convolution.
 
-    FULLY_CONNECTED with a scale for each output is unknown to runtimes of 2.14 and older; the convolution is
-    the same kernel in the delegate. A vector, ``order`` of one axis, is one row.
+    Runtimes up to 2.14 have no FULLY_CONNECTED with per-channel scales; XNNPACK runs both with the same
+    kernel. A vector, ``order`` of one axis, is one row.
     """
     outputs, inputs = matrix.shape
     shape = low.graph.tensors[x].shape
@@ -318,18 +318,18 @@ def _product(
 
 
 def _batch_matmul(low: Lowering, task: Task) -> None:
-    """A product of two activations; a transposed one is read as it lies."""
+    """MatMul of two activations; a transposed right operand is read without a TRANSPOSE."""
     left, right = task.node.inputs[0], task.node.inputs[1]
     a, b = low.shape(left), low.shape(right)
     rank = max(len(a), len(b))
     if min(len(a), len(b)) < 2:
-        raise task.refuse("a product with a vector of activations")
+        raise task.refuse("a matrix product with a vector of activations")
     tensors, flipped = [], []
     for value, own in ((left, a), (right, b)):
         order = native(len(own))
         swapped = (*order[:-2], order[-1], order[-2])
         known = low.orders(value)
-        # Only the right side: the delegate has no kernel for a transposed left one.
+        # Only the right operand: the delegate has no kernel for a transposed left one.
         flip = value is right and order not in known and swapped in known
         wide = tuple(range(rank - len(own)))
         chosen = swapped if flip else order
@@ -346,7 +346,7 @@ def _batch_matmul(low: Lowering, task: Task) -> None:
 
 
 def depthwise_affine(low: Lowering, task: Task, factor: Array, shift: Array) -> None:
-    """``factor x + shift`` by channel as an int8 depthwise convolution of size 1."""
+    """``factor x + shift`` per channel, as an int8 depthwise 1x1 convolution."""
     source = low.read_image(task.node.inputs[0], integer=True)
     channels = factor.size
     scale = np.maximum(np.abs(factor) / 127, 1e-12).astype(np.float32)
@@ -365,7 +365,7 @@ def depthwise_affine(low: Lowering, task: Task, factor: Array, shift: Array) -> 
 
 
 def average_by_convolution(low: Lowering, task: Task, view: Window) -> None:
-    """The mean of each window of an int8 image, padding counted as zeros, as a depthwise convolution."""
+    """AveragePool of an int8 image, padding counted as zeros, as a depthwise convolution."""
     source = low.read_image(task.node.inputs[0], integer=True)
     tensor, padding = padded(low, source, view)
     channels = low.graph.tensors[source].shape[3]

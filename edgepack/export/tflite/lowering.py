@@ -1,8 +1,8 @@
-"""The state of a conversion: which tensors of the file hold which value of the graph, in what order of axes.
+"""The state of a conversion: the tensors of the file that hold each value of the graph, and their layout.
 
-A value may lie in the file several times: as int8 and as float32, in several orders (:mod:`.layout`). Each
-place is a :class:`View`. :meth:`Lowering.read` gives a tensor in the form that an operator wants and writes
-the QUANTIZE, DEQUANTIZE, TRANSPOSE or RESHAPE that is missing, each once.
+A value may be in the file several times: as int8 and as float32, in several orders of axes (:mod:`.layout`).
+Each is a :class:`View`. :meth:`Lowering.read` gives a tensor in the type and order that an operator needs,
+and writes the missing QUANTIZE, DEQUANTIZE, TRANSPOSE or RESHAPE, each once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,13 +49,13 @@ FUSED: Mapping[Bounds, Activation] = {
     (0.0, 6.0): Activation.RELU6,
 }
 PRODUCT_RATIO = (2.0**-8, 2.0**7)
-"""Scale of an input over that of the output between which the delegate multiplies; it takes twice as much."""
+"""Bounds of input scale over output scale of a MUL; XNNPACK accepts twice this range."""
 _DEDUPLICATED_BYTES = 4096
 
 
 @dataclass(slots=True)
 class Lowering:
-    """The graph so far and where each value lies in it."""
+    """The graph so far, and the tensors of each value."""
 
     params: Mapping[str, Quant]
     """Planned parameters by value name."""
@@ -64,17 +64,17 @@ class Lowering:
     """By value name and whether the tensor is int8."""
     done: dict[tuple[object, ...], int] = field(default_factory=dict)
     origins: dict[int, int] = field(default_factory=dict)
-    """What a RESHAPE was made of, so that one of a RESHAPE starts there too."""
+    """The input of each RESHAPE, so that a RESHAPE of its output starts there."""
     islands: dict[str, str] = field(default_factory=dict)
-    """Nodes that compute in float though the plan has them integer, with the reason."""
+    """Nodes that compute in float though their plan is int8, with the reason."""
     tasks: Mapping[str, "Task"] = field(default_factory=dict)
     """All groups by name."""
     joined: set[str] = field(default_factory=set)
-    """Groups whose operator writes the output of the next one."""
+    """Groups whose operator writes the output of the next group."""
     skipped: set[str] = field(default_factory=set)
-    """Groups that an earlier one has written along with itself."""
+    """Groups that were written together with an earlier one."""
 
-    # --- what is there -----------------------------------------------------------------------------------
+    # --- look-ups ----------------------------------------------------------------------------------------
 
     def shape(self, value: ir.Value | None) -> Shape:
         """The ONNX shape of a value."""
@@ -86,11 +86,11 @@ class Lowering:
         return tuple(int(d) for d in value.shape)  # type: ignore[arg-type]
 
     def is_integer(self, value: ir.Value | None) -> bool:
-        """Whether an int8 tensor holds the value already."""
+        """Whether an int8 tensor of the value exists."""
         return value is not None and (name_of(value), True) in self.views
 
     def orders(self, value: ir.Value | None) -> list[Order]:
-        """Orders in which the value lies in the file; none for constants, which lie in any."""
+        """Orders in which the value is in the file; empty for constants, which are written in any order."""
         if value is None or constant(value) is not None:
             return []
         name = name_of(value)
@@ -103,7 +103,7 @@ class Lowering:
         return found
 
     def planned(self, value: ir.Value) -> Quant:
-        """Parameters that the plan has for a value."""
+        """Parameters of a value in the plan."""
         return self.params[name_of(value)]
 
     # --- operators ---------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ class Lowering:
         name: str,
         **options: float,
     ) -> int:
-        """Write an operator with one output; ``kind`` is the output's type, int8 where it is a Quant."""
+        """Write an operator with one output; ``kind`` is the output's type, a Quant means int8."""
         (output,) = self.emit_many(op, inputs, [shape], kind, [name], **options)
         return output
 
@@ -130,7 +130,7 @@ class Lowering:
         names: Sequence[str],
         **options: float,
     ) -> list[int]:
-        """The same with several outputs of one type."""
+        """Write an operator with several outputs of one type."""
         found = kind if isinstance(kind, Quant) else None
         dtype = INT8 if isinstance(kind, Quant) else kind
         outputs = [
@@ -143,7 +143,7 @@ class Lowering:
         return outputs
 
     def constant(self, array: Array, name: str, kind: Quant | None = None) -> int:
-        """A constant tensor; small ones of equal content become one."""
+        """A constant tensor; small ones with equal content are shared."""
         array = np.asarray(array)
         if array.nbytes > _DEDUPLICATED_BYTES:
             return self.graph.add(Tensor(name, tuple(array.shape), array.dtype, kind, array))
@@ -154,7 +154,7 @@ class Lowering:
         return self.done[key]
 
     def numbers(self, numbers: Sequence[int] | Array) -> int:
-        """A constant of int32, as shapes, axes and sizes are."""
+        """An int32 constant, for shapes, axes and sizes."""
         return self.constant(np.asarray(numbers, np.int32), "numbers")
 
     def reshape(self, tensor: int, shape: Shape) -> int:
@@ -173,10 +173,10 @@ class Lowering:
         return self.done[key]
 
     def requantize(self, tensor: int, kind: Quant) -> int:
-        """An int8 tensor under other parameters: its product with one, which rounds as ONNX does.
+        """An int8 tensor with other parameters: a MUL by one, which rounds as ONNX does.
 
-        QUANTIZE from int8 to int8 multiplies with eight bits in the delegate, and is a step off in 5 of 100
-        cases; a product multiplies with the bits of a float and costs the same.
+        QUANTIZE from int8 to int8 has an 8-bit multiplier in XNNPACK, and is off by one in 5% of cases; MUL
+        has a float multiplier and costs the same.
         """
         before = self.quant(tensor)
         if before.same(kind):
@@ -194,7 +194,7 @@ class Lowering:
         return self.done[key]
 
     def clamp(self, tensor: int, bounds: Bounds) -> int:
-        """An operator for what is neither fused nor done by saturation."""
+        """An operator for an activation that is neither fused nor a saturation."""
         source = self.graph.tensors[tensor]
         if bounds == UNBOUNDED:
             return tensor
@@ -216,16 +216,16 @@ class Lowering:
     # --- values ------------------------------------------------------------------------------------------
 
     def put(self, value: ir.Value, tensor: int, order: Order) -> None:
-        """State that ``tensor`` holds ``value``, stored in ``order``."""
+        """Record that ``tensor`` holds ``value``, stored in ``order``."""
         integer = self.graph.tensors[tensor].quant is not None
         views = self.views.setdefault((name_of(value), integer), [])
         if not any(same_data(self.shape(value), v.order, order) for v in views):
             views.append(View(tensor, order))
 
     def read(self, value: ir.Value | None, order: Order, *, integer: bool) -> int:
-        """A tensor with the shape of ``value`` in ``order``, int8 or as it is in the ONNX graph.
+        """A tensor with the shape of ``value`` in ``order``, int8 or the type of the ONNX graph.
 
-        An ``order`` of more axes than the value has asks for leading axes of one entry.
+        An ``order`` with more axes than the value adds leading axes of size 1.
         """
         assert value is not None
         extra = len(order) - len(self.shape(value))
@@ -258,7 +258,7 @@ class Lowering:
         fuses: bool = False,
         options: Options | None = None,
     ) -> None:
-        """Write the operator whose output is the output of the group; ``fuses`` if it takes an activation."""
+        """Write the operator that computes the group's output; ``fuses``: it can fuse an activation."""
         value, bounds = task.output, task.bounds
         stored = arranged(self.shape(value), output.order) if output.shape is None else output.shape
         if fuses and bounds in FUSED:
@@ -272,7 +272,7 @@ class Lowering:
         self.put(value, tensor, output.order)
 
     def _view(self, value: ir.Value, order: Order, *, integer: bool) -> View:
-        """A view in the order asked for, made where it is missing."""
+        """A view in ``order``, written where it is missing."""
         name, shape = name_of(value), self.shape(value)
         views = self.views.get((name, integer), [])
         for view in views:
@@ -285,7 +285,7 @@ class Lowering:
         return self._view(value, order, integer=integer)
 
     def _convert(self, value: ir.Value, order: Order, *, integer: bool) -> None:
-        """Quantize or dequantize; what is transposed besides is transposed as int8, which are fewer bytes."""
+        """Quantize or dequantize; a TRANSPOSE besides is done in int8, which is fewer bytes."""
         name, shape = name_of(value), self.shape(value)
         others = self.views.get((name, not integer), [])
         assert others, f"{name!r} is read before it is written"
@@ -322,9 +322,9 @@ class Lowering:
     # --- orders ------------------------------------------------------------------------------------------
 
     def common_order(self, values: Sequence[ir.Value | None], rank: int) -> Order:
-        """The order in which the fewest entries of ``values`` need to be transposed.
+        """The order in which the fewest elements of ``values`` need a TRANSPOSE.
 
-        Values of fewer axes than ``rank`` are broadcast and follow.
+        Values with fewer axes than ``rank`` are broadcast and do not count.
         """
         full = [v for v in values if v is not None and constant(v) is None and len(self.shape(v)) == rank]
         candidates = list(dict.fromkeys(order for v in full for order in self.orders(v)))

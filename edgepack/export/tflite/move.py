@@ -1,4 +1,4 @@
-"""Operators that move data: most of them are a matter of the order of axes and write nothing."""
+"""Operators that move data; most only change the order of axes, and no operator is written."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ from edgepack.export.tflite.window import repeat_border
 from edgepack.ir.model import constant, name_of
 
 MOST_AXES = 5
-"""Runtimes slice tensors of up to five axes."""
+"""Most axes of a tensor that runtimes slice."""
 
 
 def _augmented(low: Lowering, value: ir.Value | None) -> list[View]:
@@ -33,7 +33,7 @@ def _augmented(low: Lowering, value: ir.Value | None) -> list[View]:
 
 
 def reshape(low: Lowering, task: Task) -> None:
-    """Reshape, Flatten, Squeeze, Unsqueeze: the same bytes, where axes that become one lie side by side."""
+    """Reshape, Flatten, Squeeze, Unsqueeze: the same bytes, where merged axes are adjacent."""
     source = task.node.inputs[0]
     before, after = low.shape(source), low.shape(task.output)
     found = False
@@ -51,7 +51,7 @@ def reshape(low: Lowering, task: Task) -> None:
 
 
 def transpose(low: Lowering, task: Task) -> None:
-    """Transpose: the same bytes with other names for the axes."""
+    """Transpose: the same bytes in another order of axes."""
     source = task.node.inputs[0]
     rank = len(low.shape(source))
     perm = list(task.node.attributes.get_ints("perm", range(rank - 1, -1, -1)))
@@ -66,7 +66,7 @@ def identity(low: Lowering, task: Task) -> None:
 
 
 def _moving(low: Lowering, task: Task) -> bool:
-    """Whether to move int8: always where there are some, since moving is exact."""
+    """Whether to move the int8 tensor: always where there is one, since moving is exact."""
     return task.integer or low.is_integer(task.node.inputs[0])
 
 
@@ -86,7 +86,7 @@ def _moved(
 
 
 def split(low: Lowering, task: Task) -> None:
-    """Split: SPLIT into equal parts, else a SLICE each."""
+    """Split: SPLIT for equal parts, else a SLICE for each."""
     node = task.node
     source = node.inputs[0]
     shape = low.shape(source)
@@ -112,14 +112,14 @@ def split(low: Lowering, task: Task) -> None:
 
 
 def slice_(low: Lowering, task: Task) -> None:
-    """Slice with constant bounds: SLICE, also for steps that divide their axis, by way of a view."""
+    """Slice with constant bounds as SLICE; steps that divide their axis through a RESHAPE."""
     node = task.node
     source = node.inputs[0]
     shape = low.shape(source)
     ranges = _ranges(task, shape)
     order = low.common_order([source], len(shape))
     tensor = low.read(source, order, integer=_moving(low, task))
-    wide: list[int] = []  # the stored shape with stepped axes taken apart
+    wide: list[int] = []  # the stored shape with stepped axes split
     begin, size = [], []
     for axis in order:
         start, count, step = ranges[axis]
@@ -167,7 +167,7 @@ def slice_(low: Lowering, task: Task) -> None:
 
 
 def _ranges(task: Task, shape: Shape) -> list[tuple[int, int, int]]:
-    """First entry, number of entries and step of every axis."""
+    """Start, length and step of each axis."""
     given = [constant(v) if v is not None else None for v in task.node.inputs[1:]]
     given += [None] * (4 - len(given))
     starts, ends = given[0], given[1]
@@ -179,7 +179,7 @@ def _ranges(task: Task, shape: Shape) -> list[tuple[int, int, int]]:
     for start, end, axis, step in zip(starts.tolist(), ends.tolist(), axes, steps, strict=True):
         place = axis % len(shape)
         span = range(shape[place])[slice(int(start), int(end), int(step))]
-        # A slice of Python cannot say "to before the first" with a number; that of ONNX says it with -2**63.
+        # Python has no number for "to before the first"; ONNX has -2**63.
         if step < 0 and end < -shape[place]:
             span = range(shape[place])[int(start) :: int(step)]
         ranges[place] = (span.start if len(span) else 0, len(span), int(step))
@@ -187,7 +187,7 @@ def _ranges(task: Task, shape: Shape) -> list[tuple[int, int, int]]:
 
 
 def gather(low: Lowering, task: Task) -> None:
-    """Gather: SLICE where constant indices are neighbours, else GATHER; rows of stored tables as int8."""
+    """Gather: SLICE for consecutive constant indices, else GATHER; embeddings are stored as int8."""
     node = task.node
     data, index = node.inputs[0], node.inputs[1]
     shape = low.shape(data)
@@ -217,7 +217,7 @@ def gather(low: Lowering, task: Task) -> None:
 
 
 def _gathered_order(order: Order, axis: int, rank: int) -> Order:
-    """The order of what is gathered: the axes of the indices stand for the axis that they pick from."""
+    """The order of the output: the axes of the indices replace the gathered axis."""
     result: list[int] = []
     for old in order:
         if old == axis:
@@ -232,10 +232,10 @@ def _indices(low: Lowering, value: ir.Value | None) -> int:
 
 
 def _table(low: Lowering, task: Task, axis: int) -> None:
-    """An embedding: rows of int8, then real numbers.
+    """An embedding with int8 rows, which are dequantized after the GATHER.
 
     Given: ``Gather(table, ids) -> y``. Result: ``GATHER(table int8) -> DEQUANTIZE(1) -> MUL(scales)``; where
-    each row has a scale, that of a product tied to the table, those are gathered too.
+    each row has a scale (tied embeddings), the scales are gathered too.
     """
     node, params = task.node, task.plan.weight
     assert task.rounded is not None
@@ -256,13 +256,13 @@ def _table(low: Lowering, task: Task, axis: int) -> None:
 
 
 def pad(low: Lowering, task: Task) -> None:
-    """Pad with a constant (PAD for zero, else PADV2) or a mirror image."""
+    """Pad with a constant (PAD for zero, else PADV2) or by reflection."""
     node = task.node
     source = node.inputs[0]
     shape = low.shape(source)
     given = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     if given is None:
-        raise task.refuse("its amounts are computed at run time")
+        raise task.refuse("its pads are computed at run time")
     axes_value = node.inputs[3] if len(node.inputs) > 3 else None
     listed = np.arange(len(shape)) if axes_value is None else constant(axes_value)
     if listed is None:
@@ -271,11 +271,11 @@ def pad(low: Lowering, task: Task) -> None:
     amounts = np.zeros((len(shape), 2), np.int32)
     amounts[axes] = np.asarray(given).reshape(2, -1).T
     if amounts.min() < 0:
-        raise task.refuse("it cuts off instead of padding; use a Slice")
+        raise task.refuse("its pads are negative; use a Slice")
     filler = node.inputs[2] if len(node.inputs) > 2 else None
     filling = np.zeros(()) if filler is None else constant(filler)
     if filling is None:
-        raise task.refuse("its filling is computed at run time")
+        raise task.refuse("its constant value is computed at run time")
     fill = float(filling.reshape(()))
     mode = node.attributes.get_string("mode", "constant")
     integer = task.integer or (low.is_integer(source) and (mode != "constant" or fill == 0.0))
@@ -309,7 +309,7 @@ def expand(low: Lowering, task: Task) -> None:
 
 
 def depth_to_space(low: Lowering, task: Task) -> None:
-    """DepthToSpace; the column order CRD by way of reordered channels."""
+    """DepthToSpace; mode CRD with reordered channels."""
     node = task.node
     block = node.attributes.get_int("blocksize", 1)
     tensor = low.read_image(node.inputs[0], integer=_moving(low, task))
@@ -333,7 +333,7 @@ def _blocks(low: Lowering, task: Task, op: str, tensor: int, block: int) -> None
 
 
 def cast(low: Lowering, task: Task) -> None:
-    """Cast between types that the file has."""
+    """Cast between types of the TFLite schema."""
     source = task.node.inputs[0]
     assert source is not None
     before, after = dtype_of(source), dtype_of(task.output)

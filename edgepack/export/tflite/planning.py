@@ -1,4 +1,4 @@
-"""The plan of a ``.tflite``: the same ranges under the kernels that its runtime has."""
+"""The plan of a ``.tflite``: the same ranges, for the kernels of its runtime."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ NORMALIZATION = Reason(Cause.NO_KERNEL, "part of a layer normalization, which co
 
 
 def tensors_for(model: ir.Model, target: Target) -> list[str]:
-    """Values whose ranges the plans of all formats of ``target`` need: one calibration serves them all."""
+    """Values whose ranges the plans of all formats of ``target`` need, for one calibration."""
     tables = [target.kernels]
     if target.tflite is not None:
         tables.append(target.tflite.kernels)
@@ -28,7 +28,7 @@ def tensors_for(model: ir.Model, target: Target) -> list[str]:
 def plan_tflite(model: ir.Model, ranges: Mapping[str, Range], target: Target, fixed: Precisions) -> QuantPlan:
     """The plan of the ``.tflite`` of a normalized model: int8 wherever there is a kernel.
 
-    ``fixed`` are the groups that the user decided on; a form that TFLite does not have is float.
+    ``fixed`` are the precisions that the user set; one that TFLite does not support becomes float.
 
     Raises:
         ConfigError: the target has no ``tflite`` section.
@@ -54,9 +54,7 @@ def tflite_of(target: Target) -> Tflite:
         ConfigError: it has none.
     """
     if target.tflite is None:
-        raise ConfigError(
-            f"target {target.name!r} has no `tflite:` section, which says what the runtime can do"
-        )
+        raise ConfigError(f"target {target.name!r} has no `tflite:` section with the runtime's kernels")
     return target.tflite
 
 
@@ -66,22 +64,22 @@ def _default(group: FusionGroup) -> Precision:
 
 
 def _layer_normalizations(model: ir.Model) -> Sequence[str]:
-    """Means that are subtracted from what they are the mean of: eight bits are too few for what follows.
+    """First nodes of layer normalizations, for whose variance eight bits are too few.
 
     Given: ``m = ReduceMean(x); d = Sub(x, m); v = ReduceMean(d * d) ...``. Result: the name of the first
-    ReduceMean; what follows is float because it reads float.
+    ReduceMean; the nodes after it are float since their input is float.
     """
     found = []
     for node in model.graph:
         if node.op_type != "ReduceMean":
             continue
-        readers = [use.node for use in node.outputs[0].uses()]
-        if any(r.op_type == "Sub" and r.inputs[0] is node.inputs[0] for r in readers):
+        consumers = [use.node for use in node.outputs[0].uses()]
+        if any(r.op_type == "Sub" and r.inputs[0] is node.inputs[0] for r in consumers):
             found.append(name_of_node(node))
     return found
 
 
 def name_of_node(node: ir.Node) -> str:
-    """The name of a node, which normalize gives to each."""
-    assert node.name, f"a node without a name, that makes {name_of(node.outputs[0])}"
+    """The name of a node; normalization names all nodes."""
+    assert node.name, f"the node that computes {name_of(node.outputs[0])} has no name"
     return node.name

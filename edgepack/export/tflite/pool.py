@@ -1,4 +1,4 @@
-"""Pools over windows, over whole images, and changes of size."""
+"""Pooling over windows and whole images, and Resize."""
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from edgepack.graph.resampling import coordinates, nearest
 from edgepack.ir.model import constant, name_of
 
 MOST_COPIES = 4
-"""A joined CONCATENATION of this many tensors stays with the delegate."""
+"""Most inputs of a CONCATENATION that XNNPACK delegates."""
 
 
 def _filter(view: Window) -> dict[str, float]:
@@ -22,13 +22,13 @@ def _filter(view: Window) -> dict[str, float]:
 
 
 def max_pool(low: Lowering, task: Task) -> None:
-    """MaxPool; padding is the lowest value there is."""
+    """MaxPool; padding is the lowest value of the type."""
     node = task.node
     size = tuple(node.attributes.get_ints("kernel_shape", []))
     if len(size) > 2:
         raise task.refuse(f"it has {len(size)} spatial axes, there are kernels for one and two")
     if len(node.outputs) > 1 and (node.outputs[1].uses() or node.outputs[1].is_graph_output()):
-        raise task.refuse("the places of the maxima are wanted")
+        raise task.refuse("its output Indices is used")
     view = window(low, node, size)
     if view.dilations != (1, 1):
         raise task.refuse("there is no kernel for a dilated pool")
@@ -37,12 +37,12 @@ def max_pool(low: Lowering, task: Task) -> None:
     kind = low.graph.tensors[tensor].quant or dtype_of(task.output)
     padding = Padding.SAME if view.is_same and view.needs_padding else Padding.VALID
     if view.needs_padding and padding is Padding.VALID:
-        # A ReLU leaves nothing below its zero point, so zero is as good as the lowest value.
+        # After a ReLU no value is below zero, so zero pads as the lowest value does.
         lowest = isinstance(kind, Quant) and int(kind.zero_point[0]) == QMIN
         if lowest:
             tensor = pad_image(low, tensor, view.before, view.after)
         else:
-            # What is on the border is in every window that reaches beyond it.
+            # A window that reaches beyond the border contains it, so repeating the border is exact.
             tensor = repeat_border(low, tensor, [(0, 0), *zip(view.before, view.after, strict=True), (0, 0)])
     result = low.emit(
         "MAX_POOL_2D", [tensor], low.image_shape(task.output), kind, name_of(task.output),
@@ -52,11 +52,11 @@ def max_pool(low: Lowering, task: Task) -> None:
 
 
 def average_pool(low: Lowering, task: Task) -> None:
-    """AveragePool; what padding counts for is exact.
+    """AveragePool, with exact treatment of padding.
 
-    int8, where each window counts all of its entries: a depthwise convolution with equal weights, which the
-    delegate takes, as it does not take the pool. Else in float, where SAME of TFLite leaves padding out of
-    the average, as ONNX does by default, and other averages are corrected.
+    int8, where each window counts all of its entries: a depthwise convolution with equal weights, which
+    XNNPACK delegates, unlike the int8 pool. Else float: SAME of TFLite excludes padding from the average, as
+    ONNX does by default, and other averages are corrected.
     """
     node = task.node
     size = tuple(node.attributes.get_ints("kernel_shape", []))
@@ -89,7 +89,7 @@ def average_pool(low: Lowering, task: Task) -> None:
 
 
 def _declared(task: Task, view: Window) -> tuple[Pair, Pair]:
-    """The padding that counts: what ``pads`` says, not what ceil_mode reads beyond."""
+    """The padding that counts: that of ``pads``, without that of ceil_mode."""
     axes = len(task.node.attributes.get_ints("kernel_shape", []))
     pads = task.node.attributes.get_ints("pads", [0] * (2 * axes))
     if task.node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
@@ -99,7 +99,7 @@ def _declared(task: Task, view: Window) -> tuple[Pair, Pair]:
 
 
 def _factors(view: Window, counted: tuple[Pair, Pair]) -> npt.NDArray[np.float64]:
-    """Size of the window over the number of entries that count, ``[height, width]`` of the output."""
+    """Window size over the number of counted entries, ``[height, width]`` of the output."""
     sides = []
     for axis in (0, 1):
         start = np.arange(view.outputs[axis]) * view.strides[axis] - view.before[axis]
@@ -111,7 +111,7 @@ def _factors(view: Window, counted: tuple[Pair, Pair]) -> npt.NDArray[np.float64
 
 
 def global_pool(low: Lowering, task: Task) -> None:
-    """GlobalAveragePool as MEAN, GlobalMaxPool as a pool over the whole image."""
+    """GlobalAveragePool as MEAN, GlobalMaxPool as MAX_POOL_2D over the whole image."""
     rank = len(low.shape(task.output))
     if rank not in (3, 4):
         raise task.refuse(f"it has {rank - 2} spatial axes, there are kernels for one and two")
@@ -135,7 +135,7 @@ def global_pool(low: Lowering, task: Task) -> None:
 
 
 def resize(low: Lowering, task: Task) -> None:
-    """Resize of height and width: nearest by whatever means give exactly ONNX's entries, or bilinear."""
+    """Resize of height and width: nearest, exactly as ONNX, or bilinear."""
     node = task.node
     attributes = node.attributes
     before, after = low.shape(node.inputs[0]), low.shape(task.output)
@@ -164,7 +164,7 @@ def resize(low: Lowering, task: Task) -> None:
 
 
 def _scale(task: Task, axis: int, before: Shape, after: Shape) -> float:
-    """The factor of an axis: as given, or what the sizes say."""
+    """The scale of an axis: as given, or from the sizes."""
     scales = constant(task.node.inputs[2]) if len(task.node.inputs) > 2 else None
     if scales is None or scales.size == 0:
         return after[axis] / before[axis]
@@ -179,7 +179,7 @@ def _nearest(
     sides: list[npt.NDArray[np.float64]],
     kind: "Quant | np.dtype[np.generic]",
 ) -> int:
-    """Copies where the factor is whole and small, else a look-up of rows and columns."""
+    """Copies for a small integer factor, else a GATHER of rows and columns."""
     rounding = task.node.attributes.get_string("nearest_mode", "round_prefer_floor")
     tensor = source
     for axis, side in ((2, sides[1]), (1, sides[0])):
@@ -200,7 +200,7 @@ def _nearest(
 
 
 def _repeated(low: Lowering, tensor: int, axis: int, times: int, kind: "Quant | np.dtype[np.generic]") -> int:
-    """Each entry of an axis ``times`` over: the tensor beside itself along the axis behind, read anew.
+    """Each entry of an axis repeated: the tensor concatenated with itself on the next axis, then reshaped.
 
     Given: ``[N, H, W, C]`` and axis 2. Result: ``CONCATENATION -> [N, H, W, 2 C] -> [N, H, 2 W, C]``.
     """
@@ -224,7 +224,7 @@ def _linear(
     sides: list[npt.NDArray[np.float64]],
     kind: "Quant | np.dtype[np.generic]",
 ) -> int:
-    """RESIZE_BILINEAR, in whichever of its two ways of placing entries is that of the node."""
+    """RESIZE_BILINEAR, with the coordinate transformation of the node."""
     shape = low.image_shape(task.output)
     lengths = low.graph.tensors[source].shape[1:3]
     for align, half in ((False, True), (True, False), (False, False)):
@@ -241,7 +241,7 @@ def _linear(
                 "RESIZE_BILINEAR", [source, sizes], shape, kind, name_of(task.output),
                 align_corners=align, half_pixel_centers=half,
             )  # fmt: skip
-    raise task.refuse("there is no kernel that interpolates between the same places")
+    raise task.refuse("there is no kernel with its coordinate transformation")
 
 
 def _tflite_places(length: int, outputs: int, align: bool, half: bool) -> npt.NDArray[np.float64]:

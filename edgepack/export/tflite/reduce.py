@@ -1,4 +1,4 @@
-"""Operators along an axis: sums, means, softmax, concatenation, the place of the largest, normalization."""
+"""Operators along an axis: reductions, Softmax, Concat, ArgMax, LayerNormalization."""
 
 import numpy as np
 
@@ -48,12 +48,12 @@ def _axes(task: Task, rank: int) -> list[int]:
 
 
 def _without(order: Order, axes: list[int]) -> Order:
-    """The order of a tensor that has lost ``axes``."""
+    """The order of a tensor without ``axes``."""
     return tuple(axis - sum(gone < axis for gone in axes) for axis in order if axis not in axes)
 
 
 def softmax(low: Lowering, task: Task) -> None:
-    """Softmax and LogSoftmax over one axis, which is made the last of the file's tensor."""
+    """Softmax and LogSoftmax over one axis, which is stored last."""
     node, source = task.node, task.node.inputs[0]
     rank = len(low.shape(source))
     axis = node.attributes.get_int("axis", -1) % rank
@@ -69,7 +69,7 @@ def softmax(low: Lowering, task: Task) -> None:
 
 
 def concat(low: Lowering, task: Task) -> None:
-    """Concat; int8 inputs under the parameters of the output."""
+    """Concat; int8 inputs get the parameters of the output."""
     node = task.node
     rank = len(low.shape(task.output))
     axis = node.attributes.get_int("axis", 0) % rank
@@ -82,10 +82,10 @@ def concat(low: Lowering, task: Task) -> None:
 
 
 def arg_extreme(low: Lowering, task: Task) -> None:
-    """ArgMax and ArgMin: the first of the largest; int8 where there are int8, which have the same order."""
+    """ArgMax and ArgMin, first index; on int8 where there is an int8 tensor, which has the same order."""
     node, source = task.node, task.node.inputs[0]
     if node.attributes.get_int("select_last_index", 0):
-        raise task.refuse("the last of equal entries is wanted, the kernel gives the first")
+        raise task.refuse("select_last_index is set, the kernel gives the first index")
     shape = low.shape(source)
     axis = node.attributes.get_int("axis", 0) % len(shape)
     order = low.common_order([source], len(shape))

@@ -1,6 +1,6 @@
-"""The part of the TFLite schema that is written here: which operators, with which versions and options.
+"""The part of the TFLite schema that is used here: operators with their versions and options.
 
-Codes, slots and defaults come from ``tflite``, the code that flatc generates from the public ``schema.fbs``.
+Codes, slots and defaults come from the package ``tflite``, which flatc generates from ``schema.fbs``.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ TENSOR_TYPES: Mapping[np.dtype[np.generic], int] = {
 
 
 class Padding(IntEnum):
-    """How a window operator treats the border."""
+    """Padding mode of a convolution or pool."""
 
     SAME = tflite.Padding.SAME
     VALID = tflite.Padding.VALID
@@ -39,7 +39,7 @@ class Activation(IntEnum):
 class OpSpec:
     """An operator: the versions of its float and int8 kernels, and its table of options.
 
-    The versions are the lowest with these kernels, all within what a 2.14 runtime registers.
+    The versions are the lowest with these kernels; a 2.14 runtime has all of them.
     ``options`` is empty where the operator needs none.
     """
 
@@ -116,4 +116,4 @@ OPS: Mapping[str, OpSpec] = {
     "TRANSPOSE": OpSpec(options="TransposeOptions"),
     "TRANSPOSE_CONV": OpSpec(version=3, integer_version=3, options="TransposeConvOptions"),
 }
-"""Every operator that the writer can emit, by its name in the schema."""
+"""All operators that can be written, by name in the schema."""

@@ -1,4 +1,4 @@
-"""Fixed shapes: a model in which every dimension is a number, with all arithmetic on shapes carried out."""
+"""Fixed shapes: replaces symbolic dimensions by numbers, and folds arithmetic on shapes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,21 +14,21 @@ from edgepack.graph.opset import opset_of
 from edgepack.ir.model import clone, constant, name_of, new_initializer
 
 SMALL_ELEMENTS = 4096
-"""Constants up to this size may be shapes, sizes or indices, so inference is told what they hold."""
+"""Constants up to this size may be shapes, sizes or indices; shape inference gets their values."""
 _UNFOLDABLE = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"})
 
 Array = npt.NDArray[Any]
 
 
 def fix_shapes(model: ir.Model, dims: Mapping[str, int]) -> ir.Model:
-    """A copy of ``model`` with every input dimension a number and every value of known shape.
+    """A copy of ``model`` in which all input dimensions are numbers and all shapes are known.
 
     ``dims`` gives sizes by the name of a dimension, or by its place (``x[3]`` is the fourth of input ``x``);
-    the first of each input is 1 where nothing else is said. What can be computed from shapes and constants
-    alone becomes a constant.
+    the default of the first dimension of an input is 1. Values that depend on shapes and constants only
+    become constants.
 
     Raises:
-        ExportError: a dimension has no size, or the shape of a value follows from data only.
+        ExportError: a dimension has no size, or the shape of a value depends on data.
     """
     fixed = clone(model)
     graph = fixed.graph
@@ -56,7 +56,7 @@ def fix_shapes(model: ir.Model, dims: Mapping[str, int]) -> ir.Model:
 def _fix_inputs(graph: ir.Graph, dims: Mapping[str, int]) -> None:
     for value in graph.inputs:
         if value.shape is None:
-            raise ExportError(f"input {value.name!r} has no known rank, which a .tflite must state")
+            raise ExportError(f"input {value.name!r} has an unknown rank; a .tflite needs it")
         sizes = []
         for axis, dim in enumerate(value.shape):
             place = f"{value.name}[{axis}]"
@@ -74,13 +74,13 @@ def _fix_inputs(graph: ir.Graph, dims: Mapping[str, int]) -> None:
 
 
 def _refuse_bodies(node: ir.Node) -> None:
-    """Bodies read values from outside of their node: neither folding nor inference of one node sees those."""
+    """Refuse control flow: its bodies use outer values, which folding and inference of one node lack."""
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
-        raise ExportError(f"{node.op_type} {node.name!r}: control flow has no form in a .tflite")
+        raise ExportError(f"{node.op_type} {node.name!r}: control flow is not supported in a .tflite")
 
 
 def _fold(node: ir.Node, data: list[Array | None], opset: int) -> dict[str, Array] | None:
-    """The outputs of a node that does not depend on what is fed, by name."""
+    """The outputs, by name, of a node that does not depend on the inputs' data; else ``None``."""
     if node.domain not in ("", "ai.onnx") or node.op_type in _UNFOLDABLE:
         return None
     if node.op_type in ("Shape", "Size") and node.inputs[0] is not None and node.inputs[0].shape is not None:
@@ -93,7 +93,7 @@ def _fold(node: ir.Node, data: list[Array | None], opset: int) -> dict[str, Arra
         return None
     if not node.inputs and node.op_type != "Constant":
         return None
-    from onnx.reference import ReferenceEvaluator  # noqa: PLC0415  # takes its time to import
+    from onnx.reference import ReferenceEvaluator  # noqa: PLC0415  # slow to import
 
     names = [name_of(v) for v in node.outputs]
     given = {name_of(v): a for v, a in zip(node.inputs, data, strict=True) if v is not None}
@@ -109,7 +109,7 @@ def _fold(node: ir.Node, data: list[Array | None], opset: int) -> dict[str, Arra
 
 
 def _infer(node: ir.Node, data: list[Array | None], model: ir.Model) -> None:
-    """State type and shape of each output of one node."""
+    """Set the type and shape of each output of a node."""
     types, contents = {}, {}
     for value, array in zip(node.inputs, data, strict=True):
         if value is None:
@@ -144,8 +144,8 @@ def _infer(node: ir.Node, data: list[Array | None], model: ir.Model) -> None:
             sizes = [d.dim_value if d.HasField("dim_value") else None for d in proto.tensor_type.shape.dim]
         if proto is None or sizes is None or None in sizes:
             raise ExportError(
-                f"{node.op_type} {node.name!r}: the shape of its output {value.name!r} follows from data, "
-                "not from the sizes of the inputs; a .tflite needs it fixed"
+                f"{node.op_type} {node.name!r}: the shape of its output {value.name!r} depends on data, "
+                "not only on the sizes of the inputs; a .tflite needs a fixed shape"
             )
         value.shape = ir.Shape(sizes)
         value.dtype = ir.DataType(proto.tensor_type.elem_type)

@@ -1,4 +1,4 @@
-"""What lowering works on: views of tensors, a group's task, types and parameters."""
+"""Types of the lowering: views of tensors, the task of a fusion group, types and parameters."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ SCHEME = QuantScheme(QuantType.INT8, symmetric=False)
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A tensor of the file that holds a value; its bytes are the value's in ``order``, whatever its shape."""
+    """A tensor of the file that holds a value; its bytes are the value's in ``order``, in any shape."""
 
     tensor: int
     order: Order
@@ -30,30 +30,30 @@ class View:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Output:
-    """How an operator leaves the output of its group in the file."""
+    """The layout and the parameters of an operator's output."""
 
     order: Order
     shape: Shape | None = None
-    """Where the operator's own differs from the value's in ``order``, by axes of one entry."""
+    """The operator's own shape, where it differs from the value's in ``order`` by axes of size 1."""
     kind: Quant | None = None
-    """Where the operator's parameters are not those planned, so that they are converted."""
+    """The operator's own parameters, where they differ from the planned ones and are converted."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """One group to be written."""
+    """A group to be written."""
 
     node: ir.Node
     plan: GroupPlan
     rounded: Rounded | None
     output: ir.Value
-    """What leaves the group, behind its activation."""
+    """The group's output, after its activation."""
     bounds: Bounds
-    """What its activation clamps to; unbounded where saturation does it."""
+    """The bounds of its activation; unbounded where saturation clamps."""
     integer: bool
 
     def refuse(self, reason: str) -> ExportError:
-        """An error that names the node."""
+        """An error with the node's name."""
         return ExportError(
             f"{self.node.op_type} {self.node.name!r} cannot be written as .tflite: {reason}; "
             "change the model, or take tflite out of the target's formats"
@@ -61,7 +61,7 @@ class Task:
 
 
 def quant_of(params: QuantParams, axis: int = 0) -> Quant:
-    """Parameters of the file for those of a plan: int8, where the plan may say uint8 with the same scale."""
+    """The int8 parameters for those of a plan, which may be uint8 with the same scale."""
     shift = 128 if params.type is QuantType.UINT8 else 0
     zero_point = np.atleast_1d(params.zero_point).astype(np.int64) - shift
     scale = np.atleast_1d(params.scale).astype(np.float32)
@@ -69,7 +69,7 @@ def quant_of(params: QuantParams, axis: int = 0) -> Quant:
 
 
 def quant(scale: float, zero_point: int) -> Quant:
-    """Parameters of a whole tensor."""
+    """Per-tensor parameters."""
     return Quant(np.asarray([scale], np.float32), np.asarray([zero_point], np.int64))
 
 
@@ -80,6 +80,6 @@ def dtype_of(value: ir.Value) -> np.dtype[np.generic]:
 
 
 def stored_as(array: Array, kind: Quant) -> Array:
-    """int8 integers of real numbers."""
+    """Real numbers quantized to int8."""
     params = QuantParams(QuantType.INT8, kind.scale[0], kind.zero_point.astype(np.int8)[0])
     return quantize(np.asarray(array, np.float32), params)

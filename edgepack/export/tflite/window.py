@@ -1,4 +1,4 @@
-"""Windows over images: strides, dilations and padding of ONNX as TFLite has them."""
+"""Windows of convolutions and pools: strides, dilations and padding of ONNX for TFLite."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A window on height and width (one axis: height 1)."""
+    """A window over height and width; for one spatial axis the height is 1."""
 
     size: Pair
     strides: Pair
     dilations: Pair
     before: Pair
     after: Pair
-    """Padding before and behind each axis, in entries."""
+    """Padding before and after each axis, in entries."""
     inputs: Pair
     outputs: Pair
 
     @property
     def reach(self) -> Pair:
-        """Entries that the window covers, dilation included."""
+        """Entries that the window spans, including dilation."""
         reach = [(size - 1) * d + 1 for size, d in zip(self.size, self.dilations, strict=True)]
         return reach[0], reach[1]
 
@@ -41,7 +41,7 @@ class Window:
 
     @property
     def is_same(self) -> bool:
-        """Whether the padding is what SAME of TFLite means, at both ends of both axes."""
+        """Whether the padding equals SAME of TFLite, at both ends of both axes."""
         for axis in (0, 1):
             length, stride = self.inputs[axis], self.strides[axis]
             total = max((-(-length // stride) - 1) * stride + self.reach[axis] - length, 0)
@@ -53,8 +53,8 @@ class Window:
 def window(low: Lowering, node: ir.Node, size: tuple[int, ...]) -> Window:
     """The window of a convolution or pool with a kernel of ``size``; one axis becomes two.
 
-    ``after`` is what the output, whose size shape inference knows, needs: ceil_mode reads beyond the padding,
-    and what no window reaches is not padded.
+    ``after`` is computed from the inferred size of the output: it includes the padding of ceil_mode, and no
+    padding that no window reaches.
     """
     axes = len(size)
     value = node.inputs[0]
@@ -65,7 +65,7 @@ def window(low: Lowering, node: ir.Node, size: tuple[int, ...]) -> Window:
     auto = node.attributes.get_string("auto_pad", "NOTSET")
     if min(pads) < 0:
         raise ExportError(
-            f"{node.op_type} {node.name!r}: negative padding has no form in a .tflite; use a Slice"
+            f"{node.op_type} {node.name!r}: negative padding is not supported in a .tflite; use a Slice"
         )
     before, after = [], []
     for axis in range(axes):
@@ -78,7 +78,7 @@ def window(low: Lowering, node: ir.Node, size: tuple[int, ...]) -> Window:
             start = 0 if auto == "VALID" else pads[axis]
         before.append(start)
         after.append(max(needed - start, 0))
-    # SAME of TFLite also pads what no window reaches; say so where it is all the same.
+    # SAME of TFLite also pads what no window reaches; count that as SAME where it changes nothing.
     filled = [
         _unreached(lengths[a], outputs[a], strides[a], (size[a] - 1) * dilations[a] + 1, before[a], after[a])
         for a in range(axes)
@@ -115,9 +115,9 @@ def options(view: Window, padding: Padding) -> dict[str, float]:
 
 
 def padded(low: Lowering, tensor: int, view: Window, fill: float | None = None) -> tuple[int, Padding]:
-    """An image tensor as the operator wants it, padded by an operator of its own where SAME is not meant.
+    """An image tensor and the padding mode, padded by a separate operator where the padding is not SAME.
 
-    ``fill``: the stored value to pad with; without, zero (its zero point for int8).
+    ``fill``: the stored value of the padding; by default that of zero.
     """
     if not view.needs_padding:
         return tensor, Padding.VALID
@@ -127,7 +127,7 @@ def padded(low: Lowering, tensor: int, view: Window, fill: float | None = None) 
 
 
 def pad_image(low: Lowering, tensor: int, before: Pair, after: Pair, fill: float | None = None) -> int:
-    """``[N, H, W, C]`` with rows and columns around it."""
+    """``[N, H, W, C]`` with padded rows and columns."""
     key = ("pad", tensor, before, after, fill)
     if key not in low.done:
         source = low.graph.tensors[tensor]
@@ -137,7 +137,7 @@ def pad_image(low: Lowering, tensor: int, before: Pair, after: Pair, fill: float
             np.array([[0, 0], [before[0], after[0]], [before[1], after[1]], [0, 0]], np.int32)
         )
         kind = source.quant or source.dtype
-        # PAD fills with zero, and stays with the delegate, which has no PADV2.
+        # PAD fills with zero, and XNNPACK delegates it, unlike PADV2.
         if fill is None or (isinstance(kind, Quant) and fill == int(kind.zero_point[0])):
             low.done[key] = low.emit("PAD", [tensor, amounts], shape, kind, source.name)
         else:
@@ -147,8 +147,8 @@ def pad_image(low: Lowering, tensor: int, before: Pair, after: Pair, fill: float
 
 
 def repeat_border(low: Lowering, tensor: int, amounts: Sequence[Sequence[int]]) -> int:
-    """Entries of the border once more, before and behind each axis: what the delegate takes, as it does
-    neither PADV2 nor MIRROR_PAD."""
+    """Entries of the border repeated before and after each axis; XNNPACK delegates neither PADV2 nor
+    MIRROR_PAD."""
     for axis, counts in enumerate(amounts):
         source = low.graph.tensors[tensor]
         shape, kind = source.shape, source.quant or source.dtype
