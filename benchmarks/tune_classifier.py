@@ -42,7 +42,7 @@ from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.rounding import Rounder, round_weights, with_trained
 from edgepack.runtime.host import for_accuracy
 from edgepack.runtime.runner import open_model
-from edgepack.training.aware import train_integers
+from edgepack.training.quantization_aware import train_integers
 from edgepack.training.train import TrainingRun, Tuned, tune
 
 

@@ -19,7 +19,7 @@ from edgepack.ir.files import save_model, weight_bytes
 from edgepack.ir.fingerprint import fingerprint
 from edgepack.ir.model import LARGE_BYTES, clone
 from edgepack.runtime.session import open_session
-from edgepack.runtime.unsigned import make_weights_unsigned
+from edgepack.runtime.unsigned_weights import make_weights_unsigned
 
 LEVELS_8_BIT = 255
 

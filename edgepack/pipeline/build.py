@@ -32,7 +32,7 @@ from edgepack.ir.fingerprint import fingerprint
 from edgepack.ir.model import LARGE_BYTES
 from edgepack.ir.scheme import Granularity
 from edgepack.pack.epk import Packed
-from edgepack.pipeline.choosing import Quantizable, choose_candidate
+from edgepack.pipeline.candidate_selection import Quantizable, choose_candidate
 from edgepack.pipeline.job import PROBES, Job, counter, output_folder, probes, sparing
 from edgepack.pipeline.limits import floor_of, limits, with_recipe_settings
 from edgepack.pipeline.passes import run_passes

@@ -89,7 +89,7 @@ def trained(
         return rounder, rounding_inputs.table
     if rounding_inputs.large:
         raise ConfigError("quantize.tune: a large model is never in memory as a whole; remove the key")
-    from edgepack.training.aware import train_integers  # noqa: PLC0415  # an extra that most builds do without
+    from edgepack.training.quantization_aware import train_integers  # noqa: PLC0415  # an extra that most builds do without
     from edgepack.training.train import TrainingRun  # noqa: PLC0415
 
     with clock.stage("tune int8") as notes:

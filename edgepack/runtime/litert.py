@@ -21,7 +21,7 @@ from edgepack.ir.arrays import Array, Feeds
 from edgepack.ir.inputs import InputSpec
 from edgepack.ir.numerics import dequantize, quantize
 from edgepack.ir.scheme import QuantParams, QuantType
-from edgepack.runtime.quiet import without_notes
+from edgepack.runtime.quiet_stderr import without_notes
 from edgepack.runtime.tflite_metadata import read_metadata
 
 LIBRARIES = ("ai_edge_litert", "tflite_runtime")

@@ -8,7 +8,7 @@ from edgepack.config.target import Runtime
 from edgepack.errors import ModelError
 from edgepack.ir.arrays import Array, Feeds
 from edgepack.ir.inputs import InputSpec
-from edgepack.runtime.exact import open_exact
+from edgepack.runtime.exact_session import open_exact
 from edgepack.runtime.host import ExactRuntime
 from edgepack.runtime.litert import litert, open_tflite
 from edgepack.runtime.session import OrtRunner, open_session

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edgepack.ir.arrays import Array
-from edgepack.training.exchange import Exchange
+from edgepack.training.gradient_exchange import Exchange
 from edgepack.training.parameters import Parameters
 from edgepack.training.zeros import Zeros
 

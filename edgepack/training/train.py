@@ -22,7 +22,7 @@ from edgepack.quantization.weights.codebook_scales import set_codebook_scales
 from edgepack.training.checkpoint import load_checkpoint, run_identity
 from edgepack.training.coupled import couple
 from edgepack.training.distillation_data import DistillationData, can_be_stacked, prepare_distillation
-from edgepack.training.exchange import Exchange
+from edgepack.training.gradient_exchange import Exchange
 from edgepack.training.graph import compile_model, run_program
 from edgepack.training.loop import Loop, OnStep, Student
 from edgepack.training.objective import Objective, choose_objective, matching

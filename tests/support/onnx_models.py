@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from edgepack.ir.model import clone, walk_nodes
 from edgepack.runtime.host import overflows
-from edgepack.runtime.unsigned import make_weights_unsigned
+from edgepack.runtime.unsigned_weights import make_weights_unsigned
 
 Array = npt.NDArray[Any]
 

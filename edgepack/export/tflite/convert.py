@@ -7,7 +7,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from edgepack.errors import ExportError
-from edgepack.export.tflite import elementwise, linear, move, pool, reduce
+from edgepack.export.tflite import concat, elementwise, linear, move, pool, reduce
 from edgepack.export.tflite.flatbuffer import Tensor
 from edgepack.export.tflite.layout import Order, arranged, channels_last, native, same_data
 from edgepack.export.tflite.lowering import INT8, Lowering
@@ -41,7 +41,7 @@ WRITERS: Mapping[str, Write] = {
     "LeakyRelu": elementwise.leaky_relu,
     "PRelu": elementwise.prelu, "Pow": elementwise.power, "Reciprocal": elementwise.reciprocal,
     "Softplus": elementwise.softplus, "Where": elementwise.where,
-    "Concat": reduce.concat, "LayerNormalization": reduce.layer_normalization,
+    "Concat": concat.concat, "LayerNormalization": reduce.layer_normalization,
     "Cast": move.cast, "DepthToSpace": move.depth_to_space, "Gather": move.gather, "Pad": move.pad,
     "Slice": move.slice_, "SpaceToDepth": move.space_to_depth, "Split": move.split,
     "Transpose": move.transpose,

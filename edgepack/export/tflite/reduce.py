@@ -68,19 +68,6 @@ def softmax(low: Lowering, task: Task) -> None:
     low.write(task, op, [tensor], Output(order, low.graph.tensors[tensor].shape, kind), options=options)
 
 
-def concat(low: Lowering, task: Task) -> None:
-    """Concat; int8 inputs get the parameters of the output."""
-    node = task.node
-    rank = len(low.shape(task.output))
-    axis = node.attributes.get_int("axis", 0) % rank
-    order = low.common_order(node.inputs, rank)
-    inputs = [v for v in node.inputs if v is not None and 0 not in low.shape(v)]
-    tensors = [low.read(v, order, integer=task.integer) for v in inputs]
-    if task.integer:
-        tensors = [low.requantize(t, low.planned(task.output)) for t in tensors]
-    low.write(task, "CONCATENATION", tensors, Output(order), options={"axis": order.index(axis)})
-
-
 def arg_extreme(low: Lowering, task: Task) -> None:
     """ArgMax and ArgMin, first index; on int8 where there is an int8 tensor, which has the same order."""
     node, source = task.node, task.node.inputs[0]

@@ -14,6 +14,7 @@ from edgepack.ir.numerics import dequantize, quantize, weight_limit
 from edgepack.ir.scheme import QuantParams
 from edgepack.quantization.groups import FusionGroup, Role
 from edgepack.quantization.plan.types import GroupPlan, Precision, QuantPlan
+from edgepack.quantization.weights.bias_correction import mean_error
 from edgepack.quantization.weights.codebook_scales import codebook_scales_of
 from edgepack.quantization.weights.gptq import round_gptq, shrink_moments
 from edgepack.quantization.weights.low_bit import LowBit, scale_by_error
@@ -86,8 +87,7 @@ class Rounder:
         actual, intended = means[0 if stored is not None else 1] / factors, means[1] / factors
         matrix = to_groups(node, weight)
         real = to_groups(node, integers).astype(np.float32) * _scales(node, params)
-        shift = np.einsum("gok,gk->go", real - matrix, actual)
-        shift = (shift + np.einsum("gok,gk->go", matrix, actual - intended)).reshape(-1)
+        shift = mean_error(matrix, real, actual, intended)
         # A MatMul has no bias to correct, and an Add would cost a kernel.
         if bias is None and node.op_type == "MatMul":
             return Rounded(integers, None)

@@ -24,7 +24,7 @@ def open_exact(path: Path, runtime: Runtime) -> "ort.InferenceSession":
         ConfigError, ModelError: see :func:`edgepack.runtime.session.open_session`.
     """
     from edgepack.ir.files import load_model, save_model  # noqa: PLC0415  # half a second, as in session.py
-    from edgepack.runtime.unsigned import make_weights_unsigned  # noqa: PLC0415
+    from edgepack.runtime.unsigned_weights import make_weights_unsigned  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory(prefix="edgepack-exact-", ignore_cleanup_errors=True) as folder:
         optimized = path.suffix == ".ort"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edgepack.config.training import Gradients
 from edgepack.ir.files import save_model
-from edgepack.training.exchange import Exchange
+from edgepack.training.gradient_exchange import Exchange
 from edgepack.training.gradients import Coder, lay_out, noise_of
 
 BITS = st.sampled_from([4, 8])
@@ -133,7 +133,7 @@ MEMBER = """
 import sys
 import numpy as np, torch
 from edgepack.config.training import Gradients
-from edgepack.training.exchange import Exchange
+from edgepack.training.gradient_exchange import Exchange
 from edgepack.training.workers import joined
 
 bits, folder = sys.argv[1:]

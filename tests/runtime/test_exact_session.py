@@ -20,7 +20,7 @@ from edgepack.ir.scheme import Granularity, QuantType
 from edgepack.quantization.plan.types import Precision
 from edgepack.runtime.host import ExactRuntime, cpu, overflows
 from edgepack.runtime.runner import open_model
-from edgepack.runtime.unsigned import make_weights_unsigned
+from edgepack.runtime.unsigned_weights import make_weights_unsigned
 
 CONV, GEMM = "Conv <pads = [1, 1, 1, 1]>", "Gemm <transB = 1>"
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from edgepack.runtime.quiet import without_notes
+from edgepack.runtime.quiet_stderr import without_notes
 
 
 def test_informational_lines_are_dropped_and_others_kept(capfd: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ from edgepack.quantization.plan.types import Precision, QuantPlan, Request
 from edgepack.quantization.rewrite.apply import apply_plan
 from edgepack.quantization.weights.low_bit import LowBit
 from edgepack.quantization.weights.rounding import Rounder, with_trained
-from edgepack.training.aware import train_integers
+from edgepack.training.quantization_aware import train_integers
 from edgepack.training.train import TrainingRun
 
 NET = """net (float[batch, 4, 8, 8] x) => (float[batch, 5] y) {
