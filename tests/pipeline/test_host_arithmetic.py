@@ -81,17 +81,17 @@ def test_outputs_are_judged_as_the_device_computes_and_files_timed_as_they_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(host, "overflows", lambda: overflows)
-    exact_units: list[bool] = []
+    exact_groups: list[bool] = []
 
     def errors(*_: Any, exact: bool, **__: Any) -> dict[str, float]:
-        exact_units.append(exact)
+        exact_groups.append(exact)
         return {}
 
-    monkeypatch.setattr("edgepack.benchmark.group_figures.unit_errors", errors)
+    monkeypatch.setattr("edgepack.benchmark.group_figures.group_errors", errors)
     report = run(folder, target)
     assert all(sessions.kinds[module] == {judged} for module in JUDGED)
     assert all(sessions.kinds[module] == {Runtime} for module in TIMED)
-    assert exact_units == [judged is ExactRuntime]
+    assert exact_groups == [judged is ExactRuntime]
     assert (NOTE in report.notes) is (judged is ExactRuntime)
 
 

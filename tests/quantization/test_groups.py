@@ -77,8 +77,6 @@ def test_bounds_of_activations() -> None:
 G = "net (float[5,16] x) => (float[5,12] y) {{ y = Gemm{}(x, w{}) }}"
 GEMM = {"w": weight(16, 12)}
 REASONS = {
-    "alpha": (G.format("<alpha=0.5>", ""), GEMM, "alpha or beta is not 1"),
-    "beta": (G.format("<beta=2.0>", ", b"), GEMM | {"b": weight(12)}, "alpha or beta is not 1"),
     "transA": (
         "net (float[16,5] x) => (float[5,12] y) { y = Gemm<transA=1>(x, w) }", GEMM, "transA is set",
     ),
@@ -149,6 +147,16 @@ def test_a_group_that_must_stay_float_has_a_reason(name: str) -> None:
     body, weights, reason = REASONS[name]
     group = groups(body, weights)["y"]
     assert (group.role, group.reason.text) == (Role.FLOAT, reason)
+
+
+@pytest.mark.parametrize(("attribute", "bias"), [("<alpha=0.5>", ""), ("<beta=2.0>", ", b")])
+def test_a_gemm_with_a_factor_stays_float_unless_it_is_normalized(attribute: str, bias: str) -> None:
+    weights = GEMM | ({"b": weight(12)} if bias else {})
+    model = parse(G.format(attribute, bias), weights=weights)
+    model.graph[0].name = "gemm"
+    (group,) = find_fusion_groups(model, KERNELS)
+    assert (group.role, group.reason.text) == (Role.FLOAT, "alpha or beta is not 1")
+    assert groups(G.format(attribute, bias), weights)["y"].role is Role.HEAVY
 
 
 def test_a_split_with_an_unused_output_stays_float() -> None:

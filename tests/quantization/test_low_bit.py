@@ -260,6 +260,6 @@ def test_a_tflite_without_support_is_an_error_with_its_reason(tmp_path: Path) ->
     folder = tiny.project(tmp_path / "p", target="mobile", quantize={"method": "static", "weight_bits": 6})
     done = tiny.run(folder, "build")
     assert "model.tflite is not built" in done.stderr
-    assert "written with weights of 8 bits" in done.stderr
+    assert "has 8-bit weights only" in done.stderr
     weights = constant(next(n for n in load_model(folder / "dist/mobile/model.onnx").graph).inputs[0])
     assert weights is None or np.abs(weights).max() <= 31

@@ -157,6 +157,12 @@ LINEAR: dict[str, Case] = {
     "Gemm, one-row bias": Case(
         "y = Gemm (x, w, b)", "float[4, 6]", inputs="float[4, 10] x", weights={"w": (10, 6), "b": (1, 6)}
     ),
+    "Gemm, alpha and beta": Case(
+        "y = Gemm <alpha = 0.5, beta = 2.0, transB = 1> (x, w, b)",
+        "float[4, 6]",
+        inputs="float[4, 10] x",
+        weights={"w": (6, 10), "b": (6,)},
+    ),
     "Gemm, relu": Case(
         "g = Gemm (x, w, b) y = Relu (g)",
         "float[4, 6]",
@@ -240,12 +246,6 @@ ELEMENTWISE: dict[str, Case] = {
     "Where": Case("p = Greater (x, z) y = Where (p, x, z)", SAME, inputs=TWO),
 }
 FLOATS: dict[str, Case] = {
-    "Gemm, alpha and beta": Case(
-        "y = Gemm <alpha = 0.5, beta = 2.0, transB = 1> (x, w, b)",
-        "float[4, 6]",
-        inputs="float[4, 10] x",
-        weights={"w": (6, 10), "b": (6,)},
-    ),
     "Gemm, transA": Case(
         "y = Gemm <transA = 1> (x, w)", "float[4, 6]", inputs="float[10, 4] x", weights={"w": (10, 6)}
     ),
